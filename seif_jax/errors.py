@@ -1,0 +1,5 @@
+"""The error that a user can mend: one clear line, exit code 2, no traceback."""
+
+
+class UserError(ValueError):
+    """Wrong usage or input; the message names the file, key, row, shape or number at fault."""
