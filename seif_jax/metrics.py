@@ -1,0 +1,126 @@
+"""The one place where numbers are written: metrics.jsonl, and the same numbers for TensorBoard."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from tensorboardX import SummaryWriter
+
+from seif_jax.files import remove, write_text
+
+STAGES = ("instructor", "generate", "follower", "evaluate")  # the order within a round
+
+Place = tuple[int, int, int]  # round, position in STAGES, step: the order of a run
+
+
+class Writer:
+    """Appends to DIR/metrics.jsonl, one object a line, and to DIR/tensorboard.
+
+    In TensorBoard a tag is `stage/name`; its step goes on where the stage's last round ended. A run
+    that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point there.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.folder = Path(workdir) / "tensorboard"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._open(read(self.path) if self.path.exists() else [])
+
+    def write(self, round: int, stage: str, step: int, numbers: Mapping[str, Any]) -> None:
+        """numbers: Python, numpy or jax scalars. NaN and infinities become null."""
+        line = {"round": round, "stage": stage, "step": step}
+        _place(line)
+        line |= {name: _number(value) for name, value in numbers.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()  # a killed run has every line of the steps that it finished
+        self._show(line)
+        self._board.flush()
+
+    def resume(self, round: int, stage: str, step: int) -> None:
+        """Drops the lines that come at or after this place in the run."""
+        start = (round, STAGES.index(stage), step)
+        self.close()
+        self._open([line for line in read(self.path) if _place(line) < start])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+    def _open(self, lines: list[dict[str, Any]]) -> None:
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        remove(self.folder)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(self.folder))
+        self._lengths: dict[tuple[str, int], int] = {}  # (stage, round): steps written
+        for line in lines:
+            self._show(line)
+
+    def _global_step(self, line: Mapping[str, Any]) -> int:
+        stage, round, step = line["stage"], line["round"], line["step"]
+        self._lengths[stage, round] = max(step + 1, self._lengths.get((stage, round), 0))
+        earlier = [n for (s, r), n in self._lengths.items() if s == stage and r < round]
+        return sum(earlier) + step
+
+    def _show(self, line: Mapping[str, Any]) -> None:
+        global_step = self._global_step(line)
+        for name, value in line.items():
+            if name not in ("round", "stage", "step") and value is not None:
+                self._board.add_scalar(f"{line['stage']}/{name}", value, global_step)
+
+
+class Phases:
+    """Adds up wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._secs: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._secs[name] = self._secs.get(name, 0.0) + self._clock() - start
+
+    def take(self) -> dict[str, float]:
+        """{"secs/NAME": seconds} since the last call; the next step starts from nothing."""
+        taken = {f"secs/{name}": secs for name, secs in self._secs.items()}
+        self._secs = {}
+        return taken
+
+
+def host() -> dict[str, int]:
+    """What this process holds of the host's memory, in bytes."""
+    return {"host/resident_bytes": psutil.Process().memory_info().rss}
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut off is left out.
+
+    Raises ValueError naming the line where another one is not JSON.
+    """
+    texts = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = []
+    for number, text in enumerate(texts[:-1], 1):  # the last is what follows the last line end
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+    return lines
+
+
+def _place(line: Mapping[str, Any]) -> Place:
+    return line["round"], STAGES.index(line["stage"]), line["step"]
+
+
+def _number(value: Any) -> int | float | None:
+    """A finite Python number, or None. Raises TypeError on what is no scalar."""
+    if isinstance(value, int) or getattr(getattr(value, "dtype", None), "kind", "f") in "iub":
+        return int(value)
+    return float(value) if math.isfinite(value) else None
