@@ -1,0 +1,90 @@
+"""What the roles share: the reply formats, putting a chat together, quoting data in it."""
+
+import re
+from collections.abc import Sequence
+
+from seif_jax.errors import UserError
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Turn = tuple[str, str]  # user text, assistant text
+
+# One system prompt a format; an empty one leaves the system turn out.
+SYSTEM = {
+    "think_answer": (
+        "Reason first, then answer. Put your reasoning inside <think> and </think>, then the "
+        "final answer inside <answer> and </answer>. Use each of these four tags exactly once, "
+        "in this order, and write nothing outside them:\n"
+        "<think>your reasoning</think>\n<answer>your answer</answer>"
+    ),
+    "plain": "",
+}
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
+THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+
+
+def choose(table: dict[str, str], key: str, what: str) -> str:
+    """The entry of a table of texts; UserError names an unknown key and those that exist."""
+    if key not in table:
+        raise UserError(f"{what}={key!r} is unknown, it is one of {', '.join(sorted(table))}")
+    return table[key]
+
+
+def system(format: str) -> str:
+    """The system prompt of "think_answer" or "plain" ("": none); UserError for another name."""
+    return choose(SYSTEM, format, "format")
+
+
+def strip_thoughts(text: str) -> str:
+    """The text without <think>…</think>, and without white space around it.
+
+    Chat templates of reasoning models may open the thought themselves, so a lone </think> ends a
+    thought that began before the text. A text that opens a thought and never closes it is empty.
+    """
+    text = THOUGHT.sub("", text).rpartition("</think>")[2].strip()
+    return "" if text.startswith("<think>") else text
+
+
+def read(reply: str, format: str) -> str | None:
+    """The answer part of a whole reply (prefill included), or None if it is not in the format.
+
+    "think_answer": each tag once, in order, nothing but white space outside; "plain": everything
+    but the thoughts, so never None. White space around the answer is dropped; it may be empty.
+    """
+    system(format)
+    if format == "plain":
+        return strip_thoughts(reply)
+    match = THINK_ANSWER.fullmatch(reply)
+    if match is None or any(reply.count(tag) != 1 for tag in TAGS):
+        return None
+    return match[1].strip()
+
+
+def write(thought: str, answer: str, format: str) -> str:
+    """A few-shot reply in the format: what `read` takes apart again; "plain" has no thought."""
+    system(format)
+    if format == "plain":
+        return answer
+    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
+
+
+def quote(text: str) -> str:
+    """Every line of the text behind "> ", so that no data can end its own block in a prompt.
+
+    All line breaks that Unicode knows become newlines. An empty text is one empty quoted line.
+    """
+    return "\n".join(f"> {line}" for line in text.splitlines() or [""])
+
+
+def dialogue(system_text: str, turns: Sequence[Turn], shots: int, user: str) -> list[Message]:
+    """System turn (if any), the first `shots` few-shot turns, then the user turn to be answered.
+
+    UserError if there are fewer turns than `shots`.
+    """
+    if not 0 <= shots <= len(turns):
+        raise UserError(f"{shots=} few-shot turns were asked for, there are 0 to {len(turns)}")
+    messages = [{"role": "system", "content": system_text}] if system_text else []
+    for question, answer in turns[:shots]:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    return [*messages, {"role": "user", "content": user}]

@@ -1,0 +1,113 @@
+"""The Instructor: reads a seed question and proposes constraints that make it harder."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seif_jax.errors import UserError
+from seif_jax.roles import instructor_prompts as prompts
+from seif_jax.roles.flat_json import NotFlat, read_pairs
+from seif_jax.roles.format import Message, dialogue, read, system, write
+
+VARIANTS = {"soft": 5, "hard": 3}  # number of constraints
+REASONS = ("format", "parse", "count", "duplicate", "repeats_seed")
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a reply holds: its constraints, or the reason (one of REASONS) why there are none."""
+
+    constraints: list[str] | None
+    reason: str | None = None
+    detail: str = ""  # one line for the samples file, naming the key at fault
+
+
+def _known(variant: str) -> int:
+    if variant not in VARIANTS:
+        raise UserError(f"{variant=} is unknown, it is one of {', '.join(VARIANTS)}")
+    return VARIANTS[variant]
+
+
+def messages(seed: str, variant: str, *, format: str, shots: int) -> list[Message]:
+    """The chat that asks for the constraints of the "soft" or "hard" variant on `seed`.
+
+    "think_answer" has the full guide in its system turn; "plain" has one line in every user turn,
+    short enough for a 135M model. The first `shots` (0 to 3) examples come before the seed.
+    Reasoning models' chat templates cut the thoughts out of examples: use 0 shots with those.
+    UserError for other values.
+    """
+    _known(variant)
+    guide = f"{system(format)}\n\n{prompts.GUIDES[variant]}" if format != "plain" else ""
+    ask = prompts.TURNS[format][variant]
+    turns = []
+    for example, thought, constraints in prompts.SHOTS[variant]:
+        keyed = ", ".join(f'"c{i}": "{text}"' for i, text in enumerate(constraints, 1))
+        turns.append((ask.format(seed=example), write(thought, f"{{{keyed}}}", format)))
+    return dialogue(guide or system(format), turns, shots, ask.format(seed=seed))
+
+
+def instruction(seed: str, constraints: Sequence[str]) -> str:
+    """The constrained instruction: the seed as it is, then one constraint a line."""
+    return "\n".join([seed, *constraints])
+
+
+def parse(reply: str, variant: str, seed: str, *, format: str) -> Parsed:
+    """The constraints of a whole reply (prefill included), each one line, in the order c1, c2, …
+
+    Never raises on a reply: `reason` is "format" (tags), "parse" (no readable object of non-empty
+    strings, unknown or doubled keys), "count" (not exactly c1 to c5, or c3), "duplicate" or
+    "repeats_seed" (same words, whatever the case and punctuation). UserError for an unknown
+    variant or format.
+    """
+    wanted = [f"c{i}" for i in range(1, _known(variant) + 1)]
+    answer = read(reply, format)
+    if answer is None:
+        return Parsed(None, "format", "the reply is not <think>…</think><answer>…</answer>")
+    try:
+        found = _named(answer)
+    except NotFlat as error:
+        return Parsed(None, "parse", str(error))
+    if sorted(found) != wanted:
+        names = ", ".join(found)
+        return Parsed(None, "count", f"found {names}, expected c1 to {wanted[-1]}")
+    constraints = {name: found[name] for name in wanted}
+    return _repetition(constraints, seed) or Parsed(list(constraints.values()))
+
+
+def _named(answer: str) -> dict[str, str]:
+    """The constraints by key, each on one line; NotFlat for keys and values that are none."""
+    found: dict[str, str] = {}
+    for key, value in read_pairs(answer):
+        name = key.strip().casefold()
+        if not re.fullmatch(r"c\d+", name):
+            raise NotFlat(f"unknown key {key!r}")
+        if name in found:
+            raise NotFlat(f"{name} occurs twice")
+        if not isinstance(value, str):
+            raise NotFlat(f"{name} is not a string")
+        if not re.search(r"\w", value):
+            raise NotFlat(f"{name} is empty")
+        # One line each: a line break inside would read as a further constraint.
+        found[name] = " ".join(value.split())
+    return found
+
+
+def _words(text: str) -> str:
+    """The words in lower case with single spaces between and around, for comparison."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return f" {' '.join(WORD.findall(text))} "
+
+
+def _repetition(constraints: dict[str, str], seed: str) -> Parsed | None:
+    """The refusal if a constraint repeats an earlier one or a stretch of the seed, else None."""
+    seen: dict[str, str] = {}
+    for name, text in constraints.items():
+        words = _words(text)
+        if words in seen:
+            return Parsed(None, "duplicate", f"{name} repeats {seen[words]}")
+        if words in _words(seed):
+            return Parsed(None, "repeats_seed", f"{name} repeats the seed question")
+        seen[words] = name
+    return None
