@@ -22,7 +22,7 @@ class Writer:
     """Appends to DIR/metrics.jsonl, one object a line, and to DIR/tensorboard.
 
     In TensorBoard a tag is `stage/name`; its step goes on where the stage's last round ended. A run
-    that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point there.
+    that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point.
     """
 
     def __init__(self, workdir: str | Path):
