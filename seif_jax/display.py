@@ -16,17 +16,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-# The numbers of a step that are shown where the step has them, and how they are called there.
+# The numbers of a step that are shown, and how: a narrow terminal has room for the first ones only.
 SHOWN = {
-    "reward": "reward",
-    "format_valid": "format",
-    "kept": "kept",
-    "followed": "followed",
-    "kl": "KL",
-    "reply_tokens": "tokens",
-    "clipped_share": "cut off",
-    "tokens_per_sec": "tokens/s",
+    "reward": "reward {}",
+    "tokens_per_sec": "{} tokens/s",
+    "format_valid": "format {}",
+    "kept": "kept {}",
+    "followed": "followed {}",
+    "kl": "KL {}",
+    "reply_tokens": "length {}",
+    "clipped_share": "cut off {}",
 }
+BAR = 10  # columns
+BESIDE = 16  # columns of a bar's line that are neither title, bar nor numbers
 
 
 class Display(contextlib.AbstractContextManager["Display"]):
@@ -80,15 +82,19 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._step_secs.append(now - self._started)
         self._started = now
         self._done += 1
-        words = [f"{SHOWN[key]} {compact(numbers[key])}" for key in SHOWN if key in numbers]
         if self._done < self._steps:
-            words.append(f"{duration(self._secs_left())} left")
-        shown = "  ".join(words)
-        if self._bars:
-            self._bars.update(self._bar, completed=self._done, shown=shown)
+            words = [f"{duration(self._secs_left())} left"]
         else:
-            secs = duration(self._step_secs[-1])
-            self._say(f"{self._title} {self._done}/{self._steps}  {shown}  (took {secs})")
+            words = [f"done in {duration(sum(self._step_secs))}"]
+        words += [how.format(compact(numbers[key])) for key, how in SHOWN.items() if key in numbers]
+        if self._bars:
+            room = self._out.width - len(self._title) - BAR - BESIDE
+            while len("  ".join(words)) > room and len(words) > 1:
+                words.pop()
+            self._bars.update(self._bar, completed=self._done, shown="  ".join(words))
+        else:
+            words.append(f"took {duration(self._step_secs[-1])}")
+            self._say("  ".join([f"{self._title} {self._done}/{self._steps}", *words]))
 
     def note(self, text: str) -> None:
         """One line above the bars."""
@@ -162,7 +168,7 @@ def _bars(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=BAR),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[shown]}", markup=False),
         console=console,
