@@ -19,7 +19,7 @@ from rich.text import Text
 # The numbers of a step that are shown, and how: a narrow terminal has room for the first ones only.
 SHOWN = {
     "reward": "reward {}",
-    "tokens_per_sec": "{} tokens/s",
+    "tokens_per_sec": "{} tok/s",
     "format_valid": "format {}",
     "kept": "kept {}",
     "followed": "followed {}",
@@ -27,8 +27,7 @@ SHOWN = {
     "reply_tokens": "length {}",
     "clipped_share": "cut off {}",
 }
-BAR = 10  # columns
-BESIDE = 16  # columns of a bar's line that are neither title, bar nor numbers
+BAR = 8  # columns
 
 
 class Display(contextlib.AbstractContextManager["Display"]):
@@ -88,7 +87,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
             words = [f"done in {duration(sum(self._step_secs))}"]
         words += [how.format(compact(numbers[key])) for key, how in SHOWN.items() if key in numbers]
         if self._bars:
-            room = self._out.width - len(self._title) - BAR - BESIDE
+            count = f"{self._done}/{self._steps}"
+            room = self._out.width - max(20, len(self._title)) - BAR - len(count) - len("✓    ")
             while len("  ".join(words)) > room and len(words) > 1:
                 words.pop()
             self._bars.update(self._bar, completed=self._done, shown="  ".join(words))
