@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Installs what is needed and runs every check: ruff, pyright, and the tests on the CPU.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/install.sh test
+export JAX_PLATFORMS=cpu
+.venv/bin/ruff check .
+.venv/bin/pyright
+.venv/bin/pytest -q
