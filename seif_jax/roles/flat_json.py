@@ -15,7 +15,7 @@ _START = re.compile(rf"\{{\s*+{_Q}?\w+{_Q}?\s*+[:：]")
 # A key after {, a comma, the closing quote of a value, or at the start of a line.
 _KEY = re.compile(rf"([{{,，\n]|(?<!\\){_Q})[^\S\n]*+(?:{_Q}(\w+){_Q}|(c\d+))\s*+[:：]\s*+")
 _END = re.compile(rf"(?<!\\)({_Q})\s*+[,，]?+\s*+\}}")
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nrtbf]|[^\w\s])")
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nr]|[^\w\s])")
 
 
 class NotFlat(ValueError):
@@ -79,11 +79,11 @@ def _value(raw: str, name: str) -> str:
 
 def _paired(inner: str, family: str) -> bool:
     """Whether the unescaped quotes of one family open and close in turn, apostrophes aside."""
-    is_open = False
+    is_open, padded = False, f" {inner} "
     for match in re.finditer(rf"(?<!\\){_Q}", inner):
         if _FAMILY[match[0]] != family:
             continue
-        before, after = inner[: match.start()][-1:] or " ", inner[match.end() :][:1] or " "
+        before, after = padded[match.start()], padded[match.end() + 1]
         apostrophe = after.isalnum() or (after == " " and not is_open)  # don't, the students' work
         if family == "'" and before.isalnum() and apostrophe:
             continue
@@ -94,7 +94,8 @@ def _paired(inner: str, family: str) -> bool:
 
 
 def _unescape(match: re.Match[str]) -> str:
+    # \t, \b and \f are left alone: outside proper JSON they begin \text, \begin and \frac.
     code = match[1]
     if code[0] == "u":
         return chr(int(code[1:], 16))
-    return " " if code in "nrtbf" else code
+    return " " if code in "nr" else code

@@ -41,7 +41,9 @@ def strip_thoughts(text: str) -> str:
     Chat templates of reasoning models may open the thought themselves, so a lone </think> ends a
     thought that began before the text. A text that opens a thought and never closes it is empty.
     """
-    text = THOUGHT.sub("", text).rpartition("</think>")[2].strip()
+    # Searched only up to the last end: a run of opened thoughts would take quadratic time.
+    head, end, tail = text.rpartition("</think>")
+    text = (THOUGHT.sub("", head + end).rpartition("</think>")[2] + tail).strip()
     return "" if text.startswith("<think>") else text
 
 
@@ -54,10 +56,10 @@ def read(reply: str, format: str) -> str | None:
     system(format)
     if format == "plain":
         return strip_thoughts(reply)
-    match = THINK_ANSWER.fullmatch(reply)
-    if match is None or any(reply.count(tag) != 1 for tag in TAGS):
+    if any(reply.count(tag) != 1 for tag in TAGS):
         return None
-    return match[1].strip()
+    match = THINK_ANSWER.fullmatch(reply)
+    return match and match[1].strip()
 
 
 def write(thought: str, answer: str, format: str) -> str:

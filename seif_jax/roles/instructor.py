@@ -89,6 +89,8 @@ def _named(answer: str) -> dict[str, str]:
             raise NotFlat(f"{name} is not a string")
         if not re.search(r"\w", value):
             raise NotFlat(f"{name} is empty")
+        # JSON can spell half a character (\ud83d), which cannot be encoded as text.
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         # One line each: a line break inside would read as a further constraint.
         found[name] = " ".join(value.split())
     return found

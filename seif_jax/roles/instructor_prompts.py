@@ -48,9 +48,9 @@ For inspiration, 25 types of constraint; take five different ones that suit the 
 words to use or avoid; elements to include; meaning or theme; word count; sentence count; \
 paragraph count; number of documents; tone and emotion; form and style; audience; style of an \
 author; basic format such as a list or table; made-up format; specialist format such as code or a \
-recipe; effect on the reader; sentence structure; word forms; sound, such as rhyme or alliteration; a role to \
-speak in; task-specific demands; a complex situation; following an example; leaving something out; \
-contrast between two sides; a rule to apply.
+recipe; effect on the reader; sentence structure; word forms; sound, such as rhyme or \
+alliteration; a role to speak in; task-specific demands; a complex situation; following an \
+example; leaving something out; contrast between two sides; a rule to apply.
 
 {_RULES}
 4. The answer is one JSON object and nothing else: {{"c1": "...", "c2": "...", "c3": "...", \

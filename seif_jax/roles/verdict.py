@@ -5,7 +5,8 @@ import re
 from seif_jax.roles.format import strip_thoughts
 
 VERDICT = re.compile(r"(?<!\[)\[\[ *([01]) *\]\](?!\])")
-QUOTES = "\"'`“”‘’«»"
+QUOTES = frozenset("\"'`“”‘’«»")
+WORD = re.compile(r"\w")
 
 
 def verdict(text: str) -> bool | None:
@@ -18,9 +19,9 @@ def verdict(text: str) -> bool | None:
     """
     text = strip_thoughts(text)
     for match in reversed(list(VERDICT.finditer(text))):
-        before, after = text[: match.start()][-1:], text[match.end() :]
-        quoted = before and before in QUOTES and after[:1] and after[:1] in QUOTES
-        if quoted and re.search(r"\w", after):
+        start, end = match.span()
+        quoted = start > 0 and text[start - 1] in QUOTES and text[end : end + 1] in QUOTES
+        if quoted and WORD.search(text, end):
             continue
         return match[1] == "1"
     return None
