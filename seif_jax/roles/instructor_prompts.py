@@ -78,7 +78,7 @@ SHOTS = {
             "Lowercase bullet points can use the word 'light' twice.",
             (
                 "The response should use the word 'light' at least 2 times.",
-                "The response should contain exactly 3 bullet points that start with *.",
+                "The response should contain exactly 3 bullet points.",
                 "The response should be in all lowercase letters.",
             ),
         ),
