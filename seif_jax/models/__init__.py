@@ -1,0 +1,173 @@
+"""Decoder models: made, loaded, exported and run, the same way for every family.
+
+Weights are nested dicts of arrays, `{"embed": [V, D], "layers": {"q": [L, D, N, H], …}, …}`; the
+nnx modules of a family say their names, shapes, axes and initialisation and do nothing else.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx, traverse_util
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from seif_jax.errors import UserError
+from seif_jax.models import gguf, hf, layers, llama
+from seif_jax.models.layers import Config, Segment
+
+FAMILIES: dict[str, Any] = {"llama": llama}  # by config.json's model_type
+MODULES = {"llama": llama.Llama}
+
+Params = dict[str, Any]
+
+
+class Source(Protocol):
+    """A checkpoint as Hugging Face names and layouts, whatever file holds it."""
+
+    config: dict[str, Any]
+
+    def names(self) -> list[str]: ...
+    def get(self, name: str) -> np.ndarray: ...
+
+
+class Model(NamedTuple):
+    """What is fixed about a model: its shape, and what its config.json said."""
+
+    config: Config
+    hf_config: dict[str, Any]
+
+
+def open_source(path: str | Path | None) -> Source:
+    """A GGUF file or a Hugging Face folder; None is the embedded SmolLM2-135M-Instruct."""
+    path = gguf.embedded_path() if path is None else Path(path)
+    return gguf.open_gguf(path) if path.suffix == ".gguf" else hf.open_hf(path)
+
+
+def describe(hf_config: dict[str, Any]) -> Model:
+    """Reads config.json. UserError: unknown model_type, or something that is not computed here."""
+    kind = hf_config.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
+    missing = [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in hf_config]
+    if missing:
+        raise UserError(f"config.json has no {missing[0]!r}")
+    return Model(FAMILIES[kind].config(hf_config), hf_config)
+
+
+def _module(model: Model, seed: int = 0) -> nnx.Module:
+    return MODULES[model.hf_config["model_type"]](model.config, nnx.Rngs(seed))
+
+
+def init(model: Model, seed: int) -> Params:
+    """Random float32 weights."""
+    return nnx.to_pure_dict(nnx.state(_module(model, seed)))
+
+
+def shapes(model: Model) -> Params:
+    """The tree of weights as `jax.ShapeDtypeStruct`, nothing allocated."""
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: _module(model))))
+
+
+def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
+    """All weights, checked both ways: shape, missing, unexpected."""
+    names = FAMILIES[model.hf_config["model_type"]].NAMES
+    unused = set(source.names())
+    flat = {}
+
+    def get(name: str, shape: tuple[int, ...], stacked: bool) -> np.ndarray:
+        if name not in unused:
+            raise UserError(f"weight {name} is missing")
+        unused.discard(name)
+        value = source.get(name)
+        value = value.T if stacked and value.ndim == 2 else value
+        if value.size != np.prod(shape) or value.shape[:1] != shape[:1] and value.ndim == 1:
+            raise UserError(f"weight {name} has shape {source.get(name).shape}, ours is {shape}")
+        return np.asarray(value, np.float32).reshape(shape)
+
+    for key, leaf in traverse_util.flatten_dict(shapes(model), sep="/").items():
+        if "{}" in names[key]:
+            parts = [get(names[key].format(i), leaf.shape[1:], True) for i in range(leaf.shape[0])]
+            flat[key] = jnp.asarray(np.stack(parts), dtype)
+        else:
+            flat[key] = jnp.asarray(get(names[key], leaf.shape, False), dtype)
+    unused -= {"lm_head.weight"} if model.config.tied else set()  # some tied exports repeat it
+    if unused:
+        raise UserError(f"weight {min(unused)} is not one of this model's ({len(unused)} such)")
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights under their Hugging Face names and in their layout, one at a time."""
+    names = FAMILIES[model.hf_config["model_type"]].NAMES
+    for key, value in traverse_util.flatten_dict(params, sep="/").items():
+        value = np.asarray(value)
+        if "{}" not in names[key]:
+            yield names[key], value.astype(dtype)
+            continue
+        outputs = _output_axes(key)
+        for i, part in enumerate(value):
+            if part.ndim > 1:
+                rows = int(np.prod(part.shape[:-outputs]))
+                part = np.ascontiguousarray(part.reshape(rows, -1).T)
+            yield names[key].format(i), part.astype(dtype)
+
+
+def _output_axes(key: str) -> int:
+    """How many trailing axes of a layer's weight are its outputs: q, k, v give (heads, head_dim)."""
+    return 2 if key.split("/")[-1] in ("q", "k", "v") else 1
+
+
+def forward(
+    c: Config,
+    params: Mapping[str, Any],
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    context: Sequence[Segment] = (),
+    *,
+    dtype: Any,
+    remat: bool = False,
+) -> tuple[Float[Array, "B T D"], Segment]:
+    """Runs T new tokens after `context`; layers are scanned.
+
+    context: keys and values of what came before, stacked over layers: k, v [L, b, K, S, H], mask
+    [b, 1, S]. Within the new tokens attention is causal by index; a row's padding must therefore
+    be on the right, where nothing that counts can see it.
+
+    Returns the final hidden state (normed, float32) and the new keys and values, k, v
+    [L, B, K, T, H] in `dtype` with a mask that hides nothing.
+    """
+    T = tokens.shape[1]
+    r = layers.rope(c, positions)
+    causal = jnp.tril(jnp.ones((1, T, T), bool))
+
+    def layer(x: Array, scanned: tuple[Any, list[tuple[Array, Array]]]):
+        w, before = scanned
+        past = [Segment(k, v, s.mask) for (k, v), s in zip(before, context, strict=True)]
+        x, new = layers.block(c, w, x, r, lambda k, v: [*past, Segment(k, v, causal)], dtype)
+        return x, (new.k, new.v)
+
+    body = jax.checkpoint(layer) if remat else layer
+    x = jnp.take(params["embed"], tokens, axis=0).astype(jnp.float32)
+    x, (k, v) = lax.scan(body, x, (params["layers"], [(s.k, s.v) for s in context]))
+    hidden = layers.rms_norm(x, params["norm"], c.norm_eps)
+    return hidden, Segment(k, v, jnp.ones((1, 1, T), bool))
+
+
+def logits(
+    params: Mapping[str, Any], hidden: Float[Array, "*B D"], dtype: Any
+) -> Float[Array, "*B V"]:
+    """Output projection, float32."""
+    head = params["head"] if "head" in params else params["embed"]
+    flat = layers.dot("BD,VD->BV", hidden.reshape(-1, hidden.shape[-1]), head, dtype)
+    return flat.reshape(*hidden.shape[:-1], -1)
+
+
+def visible(length: Int[Array, "b"], size: int) -> Bool[Array, "b 1 S"]:
+    """Mask of a right-padded segment."""
+    return (jnp.arange(size) < length[:, None])[:, None]

@@ -1,0 +1,132 @@
+"""Inference on the host's side: requests of any length in, fixed shapes to the jitted programs.
+
+Lengths are rounded up to a short ladder of sizes and batches are padded, so that the number of
+programs stays small; what prompts have in common at their start is computed once.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seif_jax.models.layers import Config
+from seif_jax.sampling import engine
+from seif_jax.sampling.engine import Samples
+from seif_jax.sampling.methods import Method
+
+LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
+
+Ids = Sequence[int]
+
+
+def round_up(n: int) -> int:
+    """Smallest size of the ladder that holds n tokens (at least 32)."""
+    return min(size for size in LADDER[1:] if size >= n)
+
+
+def common_prefix(prompts: Sequence[Ids]) -> int:
+    """Tokens that all prompts share at their start, leaving each at least one; rounded down to the
+    ladder."""
+    first, last = min(prompts), max(prompts)  # what these two share, all share
+    limit = min(map(len, prompts)) - 1
+    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return max(size for size in LADDER if size <= shared)
+
+
+def pad(rows: Sequence[Ids], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded int32 [n, width], and the lengths [n]."""
+    tokens = np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, np.array([len(row) for row in rows], np.int32)
+
+
+def split(prompts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts as a common prefix [S], the padded rests [P, T] and their lengths [P]."""
+    shared = common_prefix(prompts)
+    rests = [prompt[shared:] for prompt in prompts]
+    tokens, lengths = pad(rests, round_up(max(map(len, rests))))
+    return np.array(prompts[0][:shared], np.int32), tokens, lengths
+
+
+class Engine:
+    """One set of weights that can be sampled from and asked for probabilities."""
+
+    def __init__(self, config: Config, params: Any, dtype: Any, device: Any = None):
+        """`params` are cast to `dtype` and, if a device is given, moved there; nothing is copied
+        that is already so."""
+        self.config, self.dtype = config, dtype
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        self.params = params if device is None else jax.device_put(params, device)
+
+    def sample(
+        self,
+        prompts: Sequence[Ids],
+        keys: jax.Array,
+        *,
+        group: int,
+        max_tokens: int,
+        method: Method,
+        stop_ids: tuple[int, ...],
+        batch_size: int,
+    ) -> Samples:
+        """`group` samples of each prompt, in the order of the prompts, as numpy [P·group, …].
+
+        keys: [P·group], one a sample. batch_size: samples in one program at a time.
+        """
+        per_call = max(1, batch_size // group)
+        parts = []
+        for start, part in _batches(prompts, per_call):
+            rows = np.arange(start * group, start * group + per_call * group) % (len(prompts) * group)
+            prefix, tokens, lengths = split(part)
+            out = engine.sample(
+                self.config,
+                self.params,
+                prefix,
+                tokens,
+                lengths,
+                keys[rows],
+                group=group,
+                max_tokens=max_tokens,
+                method=method,
+                stop_ids=stop_ids,
+                dtype=self.dtype,
+            )
+            kept = min(per_call, len(prompts) - start) * group
+            parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[:kept], out))
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def next_logp(
+        self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
+    ) -> np.ndarray:
+        """Log-probability of each option as the next token of each prompt, float32 [P, O].
+
+        Prompts of like length share a batch, and all share one prefix.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        result = np.zeros((len(prompts), len(options)), np.float32)
+        shared = common_prefix(prompts)
+        prefix = np.array(prompts[0][:shared], np.int32)
+        for start, part in _batches([prompts[i][shared:] for i in order], batch_size):
+            tokens, lengths = pad(part, round_up(max(map(len, part))))
+            out = engine.next_logp(
+                self.config, self.params, prefix, tokens, lengths, options=options, dtype=self.dtype
+            )
+            rows = order[start : start + batch_size]
+            result[rows] = np.asarray(out)[: len(rows)]
+        return result
+
+
+def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:
+    """One key a row, each a function of `key` and the row's number alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(rows, jnp.uint32))
+
+
+def _batches(rows: Sequence[Ids], size: int) -> Iterator[tuple[int, list[Ids]]]:
+    """Batches of exactly `size` rows with the number of their first; the last is filled up with
+    the first rows again."""
+    for start in range(0, len(rows), size):
+        part = list(rows[start : start + size])
+        yield start, part + [rows[i % len(rows)] for i in range(size - len(part))]

@@ -1,0 +1,123 @@
+"""The jitted programs of inference: sampling, and the log-probabilities of the next token."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from seif_jax.models import layers, logits
+from seif_jax.models.layers import Config, Segment
+from seif_jax.models.tree import read
+from seif_jax.sampling.methods import Method, pick
+
+
+class Samples(NamedTuple):
+    tokens: Int[Array, "B C"]  # right-padded with 0
+    logp: Float[Array, "B C"]  # of each token, as `methods.pick` says
+    lengths: Int[Array, "B"]  # the stop token, where there is one, included
+    stopped: Bool[Array, "B"]  # ended by a stop token; False: cut at C tokens
+
+
+class State(NamedTuple):
+    """Carried through the decoding loop."""
+
+    step: Int[Array, ""]
+    hidden: Float[Array, "B D"]  # final hidden state of the last token: says what comes next
+    cache: list[tuple[Array, Array]]  # a layer's keys, values of the completions [B, K, C, H]
+    out: Samples
+
+
+@partial(jax.jit, static_argnames=("c", "group", "max_tokens", "method", "stop_ids", "dtype"))
+def sample(
+    c: Config,
+    params: Mapping[str, Any],
+    prefix: Int[Array, "S"],
+    prompts: Int[Array, "P T"],
+    lengths: Int[Array, "P"],
+    keys: Array,
+    *,
+    group: int,
+    max_tokens: int,
+    method: Method,
+    stop_ids: tuple[int, ...],
+    dtype: Any,
+) -> Samples:
+    """Samples `group` completions of each prompt, all in one program.
+
+    Prompts follow the common prefix and are right-padded; prefix and prompts are computed once,
+    however many samples attend to them. `keys` [B] holds one key per sample: a sample depends on
+    its prompt and its key alone, not on what else is in the batch. Ends when all have stopped.
+    """
+    last, context = read(c, params, prefix, prompts, lengths, dtype=dtype)
+    B = prompts.shape[0] * group
+    start = prefix.shape[0] + jnp.repeat(lengths, group)
+    # Layers are unrolled when decoding (slices inside a scan would copy every weight every step).
+    unstack = [jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(c.layers)]
+    past = [[Segment(s.k[i], s.v[i], s.mask) for s in context] for i in range(c.layers)]
+
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (max_tokens,)))(keys).T
+
+    def record(out: Samples, step: Array, token: Array, logp: Array) -> Samples:
+        live = ~out.stopped
+        stop = jnp.isin(token, jnp.array(stop_ids, jnp.int32)) if stop_ids else False
+        return Samples(
+            out.tokens.at[:, step].set(jnp.where(live, token, 0)),
+            out.logp.at[:, step].set(jnp.where(live, logp, 0.0)),
+            out.lengths + live,
+            out.stopped | (live & stop),
+        )
+
+    def advance(cache: list, step: Array, token: Array) -> tuple[Array, list]:
+        """Hidden state after `token`, whose keys and values enter the cache at `step`."""
+        r = layers.rope(c, (start + step)[:, None])
+        x = jnp.take(params["embed"], token, axis=0).astype(jnp.float32)[:, None]
+        seen = (jnp.arange(max_tokens) <= step)[None, None]
+        grown = []
+        for w, before, kv in zip(unstack, past, cache, strict=True):
+
+            def see(k: Array, v: Array, before: list[Segment] = before, kv: tuple = kv):
+                at = (0, 0, step, 0)
+                k, v = (lax.dynamic_update_slice(c, n, at) for c, n in zip(kv, (k, v), strict=True))
+                return [*before, Segment(k, v, seen)]
+
+            x, own = layers.block(c, w, x, r, see, dtype)
+            grown.append((own.k, own.v))
+        return layers.rms_norm(x[:, 0], params["norm"], c.norm_eps), grown
+
+    def decode(s: State) -> State:
+        token, logp = pick(logits(params, s.hidden, dtype), uniform[s.step], method)
+        hidden, cache = advance(s.cache, s.step, token)
+        return State(s.step + 1, hidden, cache, record(s.out, s.step, token, logp))
+
+    empty = jnp.zeros((B, c.kv_heads, max_tokens, c.head_dim), dtype)
+    out = Samples(
+        jnp.zeros((B, max_tokens), jnp.int32),
+        jnp.zeros((B, max_tokens), jnp.float32),
+        jnp.zeros(B, jnp.int32),
+        jnp.zeros(B, bool),
+    )
+    first = State(jnp.int32(0), jnp.repeat(last, group, axis=0), [(empty, empty)] * c.layers, out)
+    return lax.while_loop(
+        lambda s: (s.step < max_tokens) & ~jnp.all(s.out.stopped), decode, first
+    ).out
+
+
+@partial(jax.jit, static_argnames=("c", "options", "dtype"))
+def next_logp(
+    c: Config,
+    params: Mapping[str, Any],
+    prefix: Int[Array, "S"],
+    prompts: Int[Array, "P T"],
+    lengths: Int[Array, "P"],
+    *,
+    options: Sequence[int],
+    dtype: Any,
+) -> Float[Array, "P O"]:
+    """Log-probability of each of `options` (token ids) as the next token of each prompt."""
+    last, _ = read(c, params, prefix, prompts, lengths, dtype=dtype)
+    logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
+    return logp[:, jnp.array(options)]

@@ -1,0 +1,158 @@
+"""Sampling and the tree forward: cached decoding equals the full forward pass, keys, methods."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seif_jax import models
+from seif_jax.models.tree import completion_logp
+from seif_jax.sampling import Engine, common_prefix, methods, round_up, row_keys, split
+from seif_jax.sampling.methods import Method, pick
+
+MODEL = models.describe(tiny.tiny_config(96))
+C = MODEL.config
+PARAMS = models.init(MODEL, 3)
+SHARED = list(range(5, 45))  # 40 tokens: 32 of them become the prefix
+PROMPTS = [SHARED + [7, 8, 9], SHARED + [1], SHARED + list(range(50, 90)), SHARED + [2] * 12]
+PLAIN = Method()
+
+
+def engine():
+    return Engine(C, PARAMS, jnp.float32)
+
+
+def draw(prompts=PROMPTS, group=3, keys=None, tokens=10, method=PLAIN, stop=(), batch_size=12):
+    keys = row_keys(jax.random.key(0), range(len(prompts) * group)) if keys is None else keys
+    return engine().sample(
+        prompts, keys, group=group, max_tokens=tokens, method=method, stop_ids=stop,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+@jax.jit
+def plain_forward(tokens):
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, _ = models.forward(C, PARAMS, tokens, positions, dtype=jnp.float32)
+    return jax.nn.log_softmax(models.logits(PARAMS, hidden, jnp.float32))[0]
+
+
+def full_logp(ids, temperature=1.0):
+    """One sequence through the plain forward pass, no prefix and no cache, numpy [len, V]."""
+    tokens = np.zeros((1, 128), np.int32)
+    tokens[0, : len(ids)] = ids
+    logp = np.asarray(plain_forward(tokens))[: len(ids)] / temperature
+    return logp - np.log(np.exp(logp).sum(-1, keepdims=True))
+
+
+def test_greedy_decoding_is_the_full_forward_pass():
+    out = draw(group=1, method=Method(temperature=0.0))
+    for prompt, tokens, logp in zip(PROMPTS, out.tokens, out.logp, strict=True):
+        ids = list(prompt)
+        for token, value in zip(tokens, logp, strict=True):
+            full = full_logp(ids)[-1]
+            assert token == np.argmax(full)
+            assert value == pytest.approx(full[token], abs=1e-4)
+            ids.append(int(token))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_learner_report_the_same(temperature):
+    """The sampler's log-probabilities against the scanned learner's and a plain forward's."""
+    out = draw(method=Method(temperature))
+    prefix, prompts, lengths = split(PROMPTS)
+    learner = completion_logp(
+        C, PARAMS, prefix, prompts, lengths, out.tokens, temperature=temperature,
+        dtype=jnp.float32, remat=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(out.logp, learner, atol=1e-4)
+    for row, tokens in enumerate(out.tokens):
+        prompt = PROMPTS[row // 3]
+        full = full_logp([*prompt, *tokens], temperature)[len(prompt) - 1 : -1]
+        np.testing.assert_allclose(out.logp[row], full[np.arange(10), tokens], atol=1e-4)
+
+
+def test_next_logp():
+    got = engine().next_logp(PROMPTS, (4, 60), batch_size=3)
+    for prompt, row in zip(PROMPTS, got, strict=True):
+        np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+
+
+def test_sample_depends_on_its_key_alone():
+    """Other prompts, another batch size, another place in the batch: the same tokens."""
+    keys = row_keys(jax.random.key(5), range(12))
+    whole = draw(keys=keys)
+    halves = draw(keys=keys, batch_size=6)
+    np.testing.assert_array_equal(whole.tokens, halves.tokens)
+    alone = draw(prompts=[PROMPTS[2]], keys=keys[6:9])
+    np.testing.assert_array_equal(whole.tokens[6:9], alone.tokens)
+    assert len({tuple(row) for row in whole.tokens.tolist()}) == 12  # and no two keys agree
+
+
+def test_stop_tokens_are_part_of_the_sample_and_end_it():
+    free = draw()
+    stops = (int(free.tokens[0, 3]), int(free.tokens[4, 5]))
+    out = draw(stop=stops)
+    for row in range(12):
+        hits = np.flatnonzero(np.isin(free.tokens[row], stops))
+        length = hits[0] + 1 if len(hits) else 10
+        assert out.lengths[row] == length and out.stopped[row] == bool(len(hits))
+        np.testing.assert_array_equal(out.tokens[row, :length], free.tokens[row, :length])
+        assert not out.tokens[row, length:].any() and not out.logp[row, length:].any()
+
+
+def test_frequencies_follow_the_softmax():
+    logits = jnp.array(np.random.default_rng(0).normal(size=600) * 2, jnp.float32)
+    n = 20_000
+    uniform = (jnp.arange(n) + 0.5) / n
+    for method in (Method(1.0), Method(0.5), Method(1.0, top_k=5), Method(1.0, top_p=0.6)):
+        token, logp = pick(jnp.tile(logits, (n, 1)), uniform, method)
+        p = np.asarray(jax.nn.softmax(logits / method.temperature), np.float64)
+        np.testing.assert_allclose(logp, np.log(p)[token], atol=1e-4)
+        order = np.argsort(-p)
+        if method.top_k:
+            p[order[5:]] = 0
+        if method.top_p < 1:
+            p[order[np.searchsorted(np.cumsum(p[order]), 0.6) + 1 :]] = 0
+        seen = np.bincount(token, minlength=600) / n
+        np.testing.assert_allclose(seen, p / p.sum(), atol=3 / n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.0, 1e-30, 1e-3, 1.0]), min_size=700, max_size=700),
+    uniform=st.floats(0, 1, exclude_max=True, width=32),
+)
+def test_a_token_of_no_weight_is_never_picked(weights, uniform):
+    w = np.array(weights, np.float32)
+    if w.sum() > 0:
+        assert w[methods._invert(jnp.array(w)[None], jnp.array([uniform]))[0]] > 0
+
+
+def test_a_bad_method_is_refused():
+    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -3}):
+        with pytest.raises(ValueError, match="not a sampling method"):
+            Method(**bad)
+
+
+def test_sizes():
+    assert [round_up(n) for n in (1, 32, 33, 64, 100, 130)] == [32, 32, 48, 64, 128, 192]
+    assert common_prefix(PROMPTS) == 32  # 40 are shared
+    assert common_prefix([[1, 2, 3]] * 2) == 0
+    assert common_prefix([list(range(65))]) == 64  # at least one token is left
+
+
+def test_padding_cannot_be_seen():
+    """Rubbish in the padding of prompts and completions changes nothing that counts."""
+    prefix, prompts, lengths = split(PROMPTS)
+    completions = np.arange(4 * 6).reshape(4, 6) % 96
+    junk_prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 77)
+    junk = completions.copy()
+    junk[:, 4:] = 33
+    kw = {"temperature": 1.0, "dtype": jnp.float32}
+    a = completion_logp(C, PARAMS, prefix, prompts, lengths, completions, **kw)
+    b = completion_logp(C, PARAMS, prefix, junk_prompts, lengths, junk, **kw)
+    np.testing.assert_array_equal(a[:, :4], b[:, :4])
