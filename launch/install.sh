@@ -43,8 +43,10 @@ print(digest.hexdigest())
 EOF
 )"
 stamp="$venv/installed-$extra"
-for done in "$stamp" ${extra:-"$venv"/installed-*}; do  # the extras hold what the base has
-    if [[ -f "$done" && "$(<"$done")" == "$fingerprint" ]]; then
+enough=("$stamp")
+[[ -z "$extra" ]] && enough=("$venv"/installed-*) # with an extra there is all of the base, too
+for stamped in "${enough[@]}"; do
+    if [[ -f "$stamped" && "$(<"$stamped")" == "$fingerprint" ]]; then
         exit 0
     fi
 done
@@ -54,14 +56,15 @@ lock="requirements-$version.lock"
 constraint=()
 if [[ -f "$lock" ]]; then
     constraint=(-c "$lock")
-    echo "Installing the versions of $lock (about 800 MB, a few minutes)"
+    echo "Installing the versions of $lock (takes a few minutes)"
 else
-    echo "Installing the newest versions: there is no tested lock for Python $version"
+    echo "Installing the newest versions, as no tested ones are kept for Python $version (takes a few minutes)"
 fi
 
 # Shows the larger downloads; the whole output is in the log, its end is shown if pip fails.
 install() {
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" \
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check \
+        --progress-bar off --no-compile "$@" \
         2>&1 | tee -a "$log" | awk '
             $1 == "Downloading" && $NF == "MB)" { n = split($2, path, "/"); print "  " path[n], $3, $4 }
             /^Installing collected packages/ { print "  unpacking" }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,10 +19,6 @@ import pyarrow.parquet as pq
 
 from seif_jax.errors import UserError
 from seif_jax.files import beside
-
-if TYPE_CHECKING:
-    import grain
-    import numpy as np
 
 SOFT = "soft"  # the instruction id of a constraint that has no rule
 FILES = (".parquet", ".jsonl", ".json")
@@ -149,11 +145,11 @@ def cut_samples(path: str | Path, step: int) -> None:
         append_samples(path, [], step)
 
 
-def order(n: int, epochs: int, batch: int, seed: int) -> "grain.MapDataset[np.ndarray]":
-    """Which rows each step reads: `order(...)[step]` is an int array [batch] of numbers in 0..n-1.
+def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
+    """Which rows each step reads: `order(...)[step]` holds `batch` row numbers in 0..n-1.
 
-    Random access, so a resumed run needs no state. Every epoch has its own permutation; no row
-    comes twice in an epoch, and the n % batch rows left over are dropped. `len()` counts the steps.
+    Every epoch has its own permutation; no row comes twice in an epoch, and the n % batch rows left
+    over are dropped. A function of its arguments, so a resumed run needs no state.
     Raises UserError where n < batch.
     """
     if not 0 < batch <= n:
@@ -161,7 +157,8 @@ def order(n: int, epochs: int, batch: int, seed: int) -> "grain.MapDataset[np.nd
     import grain  # takes 2 seconds: only stages that train need it
 
     rows = grain.MapDataset.range(n).shuffle(seed=seed)
-    return rows.batch(batch, drop_remainder=True).repeat(epochs)
+    batches = rows.batch(batch, drop_remainder=True).repeat(epochs)
+    return [[int(row) for row in step] for step in batches]
 
 
 Rows = Iterable[tuple[int, dict[str, Any]]]

@@ -1,0 +1,303 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seif_jax import data
+from seif_jax.errors import UserError
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def told(message, call, *args):
+    """The call raises one line with this text in it."""
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+SEEDS = [{"prompt": "Name a river.", "n": 1}, {"prompt": "Translate: 猫\n", "n": 2}]
+TEXTS = ["Name a river.", "Translate: 猫\n"]
+
+
+def test_seeds_from_each_kind_of_file(tmp_path):
+    whole = tmp_path / "seeds.json"
+    whole.write_text(json.dumps(SEEDS), encoding="utf-8")
+    folder = tmp_path / "n=3"  # no column is taken from the name of a folder
+    folder.mkdir()
+    sources = [jsonl(tmp_path / "a.jsonl", SEEDS), parquet(folder / "a.parquet", SEEDS), str(whole)]
+    assert [data.load_seeds(source) for source in sources] == [TEXTS] * 3
+
+
+def test_seeds_from_another_column(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "no", "question": "Why?"}])
+    assert data.load_seeds(path, "question") == ["Why?"]
+
+
+def test_seeds_packaged():
+    seeds = data.load_seeds(None)
+    assert len(seeds) >= 100
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_seeds_from_a_data_set_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    parquet(folder / "train.parquet", SEEDS)
+    assert data.load_seeds(str(folder)) == TEXTS
+
+
+def test_seeds_from_the_hub_are_its_train_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return SEEDS
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert data.load_seeds("someone/seeds") == TEXTS
+    assert asked == [("someone/seeds", "train")]
+
+
+def test_hub_failure_is_one_line(monkeypatch):
+    import datasets
+
+    def load_dataset(name, split):
+        raise ConnectionError("cannot reach the hub\nlong story")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    told("someone/seeds: neither a file nor a data set: cannot", data.load_seeds, "someone/seeds")
+
+
+def test_seeds_from_tfds_are_decoded(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class SeifTestSeeds(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"prompt": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(), "dev": iter([(0, {"prompt": "Dev?"})])}
+
+        def _generate_examples(self):
+            yield 0, {"prompt": "Où ?"}
+
+    SeifTestSeeds(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    source = tfds.data_source
+    monkeypatch.setattr(
+        tfds, "data_source", lambda name, split: source(name, split=split, data_dir=tmp_path)
+    )
+    assert data.load_seeds("tfds:seif_test_seeds") == ["Où ?"]
+    assert data.load_seeds("tfds:seif_test_seeds/dev") == ["Dev?"]
+    told(
+        "no column 'text', the columns are 'prompt'",
+        data.load_seeds,
+        "tfds:seif_test_seeds",
+        "text",
+    )
+
+
+def test_tfds_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", None)
+    told("pip install 'seif_jax[tfds]'", data.load_seeds, "tfds:any")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no rows"),
+        ('{"prompt": "a"}\n\n{"prompt": 3}\n', "row 3: 'prompt' must be text, it is 3"),
+        ('{"prompt": "a"}\n{"prompt": "  "}\n', "row 2: 'prompt' must be text, it is '  '"),
+        (
+            '{"question": "a", "n": 1}\n',
+            "row 1: no column 'prompt', the columns are 'question', 'n'",
+        ),
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
+        ('{"prompt": "a"}\n[1]\n', "row 2 is not an object"),
+    ],
+)
+def test_bad_seed_files(tmp_path, text, message):
+    path = tmp_path / "seeds.jsonl"
+    path.write_text(text)
+    told(f"{path}: ", data.load_seeds, str(path))
+    told(message, data.load_seeds, str(path))
+
+
+def test_bad_seed_sources(tmp_path):
+    told("no such file", data.load_seeds, str(tmp_path / "none.parquet"))
+    told("no such file", data.load_seeds, str(tmp_path / "none.csv"))
+    path = parquet(tmp_path / "a.parquet", [{"question": "a", "n": 1}])
+    told("a.parquet: no column 'prompt', the columns are 'question', 'n'", data.load_seeds, path)
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    told("torn.parquet: not .parquet inside", data.load_seeds, str(tmp_path / "torn.parquet"))
+    (tmp_path / "seeds.txt").write_text("a")
+    told(".parquet, .jsonl, .json", data.load_seeds, str(tmp_path / "seeds.txt"))
+
+
+ROWS = [
+    {
+        "seed_question": "Name a river.",
+        "constraint": ["Do not use any commas.", "Be formal."],
+        "prompt": "Name a river.\nDo not use any commas.\nBe formal.",
+        "kwargs": [{}, {"num_bullets": 3}],
+        "instruction_id_list": ["soft", "soft"],
+        "variant": "soft",
+        "kept": True,
+        "reason": None,
+    },
+    {
+        "seed_question": "Name a lake.",
+        "constraint": [],
+        "prompt": "Name a lake.",
+        "kwargs": [],
+        "instruction_id_list": [],
+        "variant": "hard",
+        "kept": False,
+        "reason": "parse",
+    },
+]
+
+
+def test_instructions_come_back_as_they_were_saved(tmp_path):
+    path = tmp_path / "instructions.parquet"
+    data.save_instructions(path, ROWS)
+    assert data.load_instructions(path) == [
+        data.Instruction(
+            "Name a river.",
+            ("Do not use any commas.", "Be formal."),
+            "Name a river.\nDo not use any commas.\nBe formal.",
+            ({}, {"num_bullets": 3}),
+            ("soft", "soft"),
+        )
+    ]
+
+
+def test_instructions_file_has_the_types_of_the_authors_files(tmp_path):
+    path = tmp_path / "instructions.parquet"
+    rule = {"keywords": ["sea", "salt"], "relation": "at least", "num_words": 40}
+    row = {"constraint": ["a"], "prompt": "p", "kwargs": [rule], "instruction_id_list": ["soft"]}
+    data.save_instructions(path, [row])
+    schema = pq.read_schema(path)
+    assert schema.names == [
+        *("seed_question", "constraint", "prompt", "kwargs"),
+        *("instruction_id_list", "variant", "kept", "reason"),
+    ]
+    assert schema.field("constraint").type.value_type == pa.string()
+    kwargs = schema.field("kwargs").type.value_type
+    assert pa.types.is_struct(kwargs) and kwargs.num_fields == 24
+    [read] = pq.read_table(path)["kwargs"].to_pylist()[0]
+    assert {name: value for name, value in read.items() if value is not None} == rule
+    assert data.load_instructions(path)[0].kwargs == (rule,)  # kept is null here: not dropped
+
+
+def test_instructions_refuse_what_the_file_cannot_hold(tmp_path):
+    for row in ({"prompt": "p", "score": 1}, {"prompt": "p", "kwargs": [{"num_emoji": 2}]}):
+        with pytest.raises(ValueError, match="score|num_emoji"):
+            data.save_instructions(tmp_path / "i.parquet", [row])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kwargs", [[None, {"n": 3, "m": None}], '[{}, {"n": 3}]', ["{}", '{"n": 3}'], [{}, {"n": 3}]]
+)
+@pytest.mark.parametrize("column", ["constraint", "constraints"])
+def test_instructions_in_other_writings(tmp_path, column, kwargs):
+    row = {column: ["a", "b"], "prompt": "p", "kwargs": kwargs}
+    [got] = data.load_instructions(jsonl(tmp_path / "i.jsonl", [row]))
+    assert got == data.Instruction("", ("a", "b"), "p", ({}, {"n": 3}), ("soft", "soft"))
+
+
+def test_instructions_without_kwargs(tmp_path):
+    path = jsonl(tmp_path / "i.jsonl", [{"constraint": ["a", "b"], "prompt": "p", "kwargs": None}])
+    assert data.load_instructions(path)[0].kwargs == ({}, {})
+
+
+GOOD = {"constraint": ["a", "b"], "prompt": "p"}
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"constraint": ["a"]}, "row 2: no column 'prompt', the columns are 'constraint'"),
+        ({"prompt": "p", "x": 1}, "row 2: no column 'constraint', the columns are 'prompt', 'x'"),
+        (GOOD | {"constraint": []}, "row 2: no constraints in 'constraint'"),
+        (GOOD | {"constraint": ["a", ""]}, "row 2: the prompt and every constraint must be text"),
+        (GOOD | {"prompt": None}, "row 2: the prompt and every constraint must be text, not None"),
+        (GOOD | {"instruction_id_list": ["soft"]}, "row 2: 2 in 'constraint', 1 in 'instruction_"),
+        (GOOD | {"kwargs": [{}]}, "and 1 in 'kwargs' must be the same number"),
+        (GOOD | {"kwargs": "[{}, 3]"}, "row 2: 'kwargs' must hold objects, not 3"),
+        (GOOD | {"kwargs": "{"}, "row 2: 'kwargs' is not a list of objects"),
+    ],
+)
+def test_bad_instructions(tmp_path, row, message):
+    told(message, data.load_instructions, jsonl(tmp_path / "i.jsonl", [GOOD, row]))
+
+
+def test_no_instructions(tmp_path):
+    told("no rows", data.load_instructions, jsonl(tmp_path / "i.jsonl", []))
+    data.save_instructions(tmp_path / "i.parquet", ROWS[1:])
+    told("none of its 1 rows is kept", data.load_instructions, tmp_path / "i.parquet")
+
+
+def test_instruction_ids_are_those_of_the_rules(tmp_path):
+    row = GOOD | {"instruction_id_list": ["punctuation:no_comma", "soft"]}
+    [got] = data.load_instructions(jsonl(tmp_path / "a.jsonl", [row]))
+    assert got.instruction_ids == ("punctuation:no_comma", "soft")
+    row = GOOD | {"instruction_id_list": ["punctuation:no_coma", "soft"]}
+    path = jsonl(tmp_path / "b.jsonl", [row])
+    told("row 1: unknown instruction id 'punctuation:no_coma'", data.load_instructions, path)
+
+
+def test_samples_of_a_step_are_there_once(tmp_path):
+    path = tmp_path / "samples.parquet"
+    data.append_samples(path, [{"text": "a", "why": None}, {"text": "b", "why": None}], 0)
+    data.append_samples(path, [{"text": "c", "why": "parse", "verdicts": [0.25]}], 1)
+    data.append_samples(path, [{"text": "d", "why": None, "verdicts": []}], 2)
+    data.append_samples(path, [{"text": "e", "why": "empty", "verdicts": None}], 1)
+    assert pq.read_table(path).to_pylist() == [
+        {"step": 0, "text": "a", "why": None, "verdicts": None},
+        {"step": 0, "text": "b", "why": None, "verdicts": None},
+        {"step": 1, "text": "e", "why": "empty", "verdicts": None},
+    ]
+    data.cut_samples(path, 1)
+    assert pq.read_table(path)["text"].to_pylist() == ["a", "b"]
+    data.cut_samples(path, 0)
+    data.append_samples(path, [{"text": "f"}], 0)
+    assert pq.read_table(path)["text"].to_pylist() == ["f"]
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.parquet"]
+
+
+def test_cutting_no_samples(tmp_path):
+    data.cut_samples(tmp_path / "samples.parquet", 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_order_is_a_function_of_its_arguments():
+    steps = data.order(n=10, epochs=3, batch=4, seed=5)
+    assert len(steps) == 6  # 2 full batches an epoch
+    for first, second in zip(steps[::2], steps[1::2], strict=True):
+        assert len(set(first + second)) == 8 and set(first + second) <= set(range(10))
+    assert len({tuple(step) for step in steps}) == 6
+    assert data.order(n=10, epochs=3, batch=4, seed=5) == steps
+    assert data.order(n=10, epochs=1, batch=4, seed=5) == steps[:2]
+    assert data.order(n=10, epochs=3, batch=4, seed=6) != steps
+
+
+def test_order_of_too_few_rows():
+    told("3 rows of data do not fill a batch of 4", data.order, 3, 1, 4, 0)
