@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,6 +7,8 @@ import pytest
 
 from seif_jax import data
 from seif_jax.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def jsonl(path, rows):
@@ -301,3 +304,15 @@ def test_order_is_a_function_of_its_arguments():
 
 def test_order_of_too_few_rows():
     told("3 rows of data do not fill a batch of 4", data.order, 3, 1, 4, 0)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the authors' files are not here")
+def test_the_authors_files(tmp_path):
+    assert len(data.load_seeds(str(SHARED / "seed.parquet"))) == 5119
+    rows = data.load_instructions(SHARED / "qwen7b_T3.parquet")
+    assert len(rows) == 5114
+    assert rows[0].constraints[1] == "The response must not include any commas."
+    assert rows[0].kwargs == ({"num_bullets": 3},) * 3
+    ours = tmp_path / "instructions.parquet"
+    data.save_instructions(ours, pq.read_table(SHARED / "qwen7b_T3.parquet").to_pylist())
+    assert data.load_instructions(ours) == rows
