@@ -8,7 +8,6 @@ import importlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import pyarrow.parquet as pq
 
 from seif_jax.errors import UserError
 from seif_jax.files import beside
+from seif_jax.instruction import SOFT, Instruction
 
-SOFT = "soft"  # the instruction id of a constraint that has no rule
 FILES = (".parquet", ".jsonl", ".json")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -45,17 +44,6 @@ INSTRUCTIONS = pa.schema(
         ("reason", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One row of the Follower's data; the three tuples have one entry a constraint."""
-
-    seed_question: str  # "" where the file has none
-    constraints: tuple[str, ...]
-    prompt: str  # the whole instruction: seed, then the constraints
-    kwargs: tuple[dict[str, Any], ...]  # the rule's arguments, nulls left out
-    instruction_ids: tuple[str, ...]  # an IFEval id, or "soft"
 
 
 def load_seeds(source: str | None, column: str = "prompt") -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 
 from seif_jax import data
 from seif_jax.errors import UserError
+from seif_jax.instruction import Instruction
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -181,7 +182,7 @@ def test_instructions_come_back_as_they_were_saved(tmp_path):
     path = tmp_path / "instructions.parquet"
     data.save_instructions(path, ROWS)
     assert data.load_instructions(path) == [
-        data.Instruction(
+        Instruction(
             "Name a river.",
             ("Do not use any commas.", "Be formal."),
             "Name a river.\nDo not use any commas.\nBe formal.",
@@ -223,7 +224,7 @@ def test_instructions_refuse_what_the_file_cannot_hold(tmp_path):
 def test_instructions_in_other_writings(tmp_path, column, kwargs):
     row = {column: ["a", "b"], "prompt": "p", "kwargs": kwargs}
     [got] = data.load_instructions(jsonl(tmp_path / "i.jsonl", [row]))
-    assert got == data.Instruction("", ("a", "b"), "p", ({}, {"n": 3}), ("soft", "soft"))
+    assert got == Instruction("", ("a", "b"), "p", ({}, {"n": 3}), ("soft", "soft"))
 
 
 def test_instructions_without_kwargs(tmp_path):
