@@ -134,6 +134,13 @@ _ARGUMENTS: dict[str, dict[str, _Reader]] = {
     "startend:quotation": {},
 }
 IDS = frozenset(_ARGUMENTS)
+# what the package's own table leaves out: "Section 1" has both cases; a first word is English
+_CONFLICTS = (
+    {"change_case:english_lowercase", "detectable_format:multiple_sections"},
+    {"change_case:english_capital", "detectable_format:multiple_sections"},
+    {"language:response_language", "length_constraints:nth_paragraph_first_word"},
+    {"language:response_language", "keywords:letter_frequency"},
+)
 _KEYS = frozenset(key for arguments in _ARGUMENTS.values() for key in arguments)
 
 
@@ -159,6 +166,19 @@ def check(instruction_id: str, kwargs: Mapping[str, Any], reply: str, prompt: st
         return bool(checker.check_following(reply))
     except RecursionError:  # thousands of open brackets are no JSON
         return False
+
+
+def conflict(first: str, second: str) -> bool:
+    """Whether two rules should not be asked of one reply: the package's table and a few more pairs.
+
+    Every rule conflicts with itself. Raises UserError for an unknown id.
+    """
+    for instruction_id in (first, second):
+        if instruction_id not in IDS:
+            raise UserError(f"{instruction_id!r} is no IFEval instruction id")
+    registry = importlib.import_module("if_verifiable.ifeval.instructions_registry")
+    table = registry.INSTRUCTION_CONFLICTS
+    return second in table[first] or first in table[second] or {first, second} in _CONFLICTS
 
 
 def _arguments(instruction_id: str, kwargs: Mapping[str, Any], prompt: str) -> dict[str, Any]:

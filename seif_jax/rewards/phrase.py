@@ -1,0 +1,222 @@
+"""Rule-checked constraints in plain words: the inverse of `recognise`, to train small models on.
+
+Each kind draws its arguments, modest enough for a reply of a few sentences, and one of several
+sentences that say it. What it writes, `recognise` reads back as the same id and arguments.
+"""
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from seif_jax.errors import UserError
+from seif_jax.rewards import rules
+from seif_jax.rewards.phrasings import PHRASINGS
+
+# Words that fit most subjects and are long enough not to be found inside others by accident.
+WORDS = tuple(
+    """answer better careful choose common discover enough example friend future gentle golden
+    history journey kitchen language lesson matter moment morning nature pattern picture promise
+    reason river season simple story strong summer teacher travel useful water window
+    wonder""".split()
+)
+# Words that replies use unasked, so that doing without them takes an effort; none is in an ending.
+_FREQUENT = "also because even good great have help important make many more most people very with"
+_ENDINGS = (
+    "That is all.", "I hope this helps!", "Thank you for asking.", "And that is the whole story.",
+    "Is there anything else you would like to know?",
+)  # fmt: skip
+_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_ORDINALS = ("first", "second", "third")
+_LANGUAGES = ("de", "es", "fr", "it", "pt")
+
+_Draw = Callable[[random.Random, Sequence[str]], dict[str, Any]]
+
+
+def _nothing(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    return {}
+
+
+def _whole(key: str, low: int, high: int) -> _Draw:
+    return lambda rng, words: {key: rng.randint(low, high)}
+
+
+def _bounded(number: str, relation: str, at_least: range, less_than: range) -> _Draw:
+    def draw(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+        chosen = rng.choice(rules.RELATIONS)
+        return {
+            number: rng.choice(at_least if chosen == "at least" else less_than),
+            relation: chosen,
+        }
+
+    return draw
+
+
+def _frequency(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    bound = _bounded("frequency", "relation", range(2, 4), range(3, 5))(rng, words)
+    return {"keyword": rng.choice(words), **bound}
+
+
+def _letter(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    absent = [letter for letter in "jkqvxz" if letter not in "".join(words).lower()]
+    # a letter to be rare must not be in the words that other constraints ask for
+    if absent and rng.random() < 0.5:
+        return {"letter": rng.choice(absent), "let_frequency": 3, "let_relation": "less than"}
+    number = rng.randint(5, 12)
+    return {"letter": rng.choice("aeiost"), "let_frequency": number, "let_relation": "at least"}
+
+
+def _keywords(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    return {"keywords": rng.sample(words, min(len(words), rng.randint(1, 3)))}
+
+
+def _forbidden(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    asked = {word.lower() for word in words}
+    free = [word for word in _FREQUENT.split() if word not in asked]
+    return {"forbidden_words": rng.sample(free, rng.randint(1, 3))}
+
+
+def _first_word(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    total = rng.randint(2, 3)
+    word = rng.choice(words).capitalize()
+    return {"num_paragraphs": total, "nth_paragraph": rng.randint(1, total), "first_word": word}
+
+
+def _sections(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+    return {"section_spliter": rng.choice(("Section", "Part")), "num_sections": rng.randint(2, 3)}
+
+
+def _choice(key: str, values: Sequence[str]) -> _Draw:
+    return lambda rng, words: {key: rng.choice(values)}
+
+
+_DRAWS: dict[str, _Draw] = {
+    "change_case:capital_word_frequency": _bounded(
+        "capital_frequency", "capital_relation", range(2, 5), range(3, 6)
+    ),
+    "change_case:english_capital": _nothing,
+    "change_case:english_lowercase": _nothing,
+    "combination:repeat_prompt": _nothing,
+    "combination:two_responses": _nothing,
+    "detectable_content:number_placeholders": _whole("num_placeholders", 2, 3),
+    "detectable_content:postscript": _choice("postscript_marker", ("P.S.", "P.P.S")),
+    "detectable_format:constrained_response": _nothing,
+    "detectable_format:json_format": _nothing,
+    "detectable_format:multiple_sections": _sections,
+    "detectable_format:number_bullet_lists": _whole("num_bullets", 2, 4),
+    "detectable_format:number_highlighted_sections": _whole("num_highlights", 2, 3),
+    "detectable_format:title": _nothing,
+    "keywords:existence": _keywords,
+    "keywords:forbidden_words": _forbidden,
+    "keywords:frequency": _frequency,
+    "keywords:letter_frequency": _letter,
+    "language:response_language": _choice("language", _LANGUAGES),
+    "length_constraints:nth_paragraph_first_word": _first_word,
+    "length_constraints:number_paragraphs": _whole("num_paragraphs", 2, 4),
+    "length_constraints:number_sentences": _bounded(
+        "num_sentences", "relation", range(2, 5), range(3, 6)
+    ),
+    "length_constraints:number_words": _bounded(
+        "num_words", "relation", range(20, 61, 5), range(20, 61, 5)
+    ),
+    "punctuation:no_comma": _nothing,
+    "startend:end_checker": _choice("end_phrase", _ENDINGS),
+    "startend:quotation": _nothing,
+}
+KINDS = frozenset(_DRAWS)
+_BOUNDS = {  # how to say a relation, and what to add to the number
+    "at least": (("at least", 0), ("no fewer than", 0), ("a minimum of", 0)),
+    "less than": (("less than", 0), ("fewer than", 0), ("at most", -1), ("no more than", -1)),
+}
+
+
+def write(
+    instruction_id: str, rng: random.Random, words: Sequence[str] = WORDS
+) -> tuple[str, dict[str, Any]]:
+    """A plain sentence that demands the rule, and the kwargs that check it.
+
+    `words` are what keywords are drawn from: at least one, of 4 letters or more each.
+    Raises UserError for an unknown id and for words that will not do.
+    """
+    if instruction_id not in KINDS:
+        raise UserError(f"{instruction_id!r} is no IFEval instruction id")
+    bad = [word for word in words if len(word) < 4 or not word.isalpha()]
+    if bad or not words:
+        raise UserError(f"keywords must be words of 4 letters or more, not {bad[:5]}")
+    kwargs = _DRAWS[instruction_id](rng, list(dict.fromkeys(words)))
+    template = rng.choice(PHRASINGS[instruction_id])
+    return template.format(**kwargs | _helpers(kwargs, rng)), kwargs
+
+
+def _helpers(kwargs: dict[str, Any], rng: random.Random) -> dict[str, str]:
+    """What templates may name beside the arguments; small numbers are said in words or digits."""
+    in_words = rng.random() < 0.5
+
+    def say(number: int) -> str:
+        return _NUMBERS[number] if in_words and number < len(_NUMBERS) else str(number)
+
+    helpers = {key: say(value) for key, value in kwargs.items() if isinstance(value, int)}
+    relation = next(
+        (value for key, value in kwargs.items() if key.endswith("relation")), "at least"
+    )
+    for key in helpers:
+        phrase, step = rng.choice(_BOUNDS[relation])
+        helpers = helpers | {"bound": f"{phrase} {say(kwargs[key] + step)}"}
+    words = kwargs.get("keywords") or kwargs.get("forbidden_words")
+    if words:
+        helpers |= {"all": _listed(words, "and"), "any": _listed(words, "or")}
+    if "nth_paragraph" in kwargs:
+        helpers["ordinal"] = _ORDINALS[kwargs["nth_paragraph"] - 1]
+    if "language" in kwargs:
+        helpers["name"] = rules.LANGUAGES[kwargs["language"]]
+    return helpers
+
+
+def _listed(words: Sequence[str], joint: str) -> str:
+    """The words quoted: word 'a'; words 'a' and 'b'; words 'a', 'b', and 'c'."""
+    *first, last = [f"'{word}'" for word in words]
+    if not first:
+        return f"word {last}"
+    comma = "," if len(first) > 1 else ""
+    return f"words {', '.join(first)}{comma} {joint} {last}"
+
+
+def instructions(
+    seeds: Sequence[str], kinds: Sequence[str], per_prompt: int, seed: int
+) -> list[dict[str, Any]]:
+    """One row per seed question, in the format of instructions.parquet; a function of `seed`.
+
+    Each prompt is its seed question and `per_prompt` constraints of different kinds that go
+    together, one a line. Raises UserError for an unknown kind, or where too few go together.
+    """
+    if per_prompt < 1:
+        raise UserError(f"{per_prompt=} must be at least 1")
+    kinds = list(dict.fromkeys(kinds))
+    apart = {pair for pair in itertools.permutations(kinds, 2) if rules.conflict(*pair)}
+    rows = []
+    for place, question in enumerate(seeds):
+        rng = random.Random(f"{seed} {place}")
+        chosen = _together(rng.sample(kinds, len(kinds)), per_prompt, apart)
+        written = [write(kind, rng) for kind in chosen]
+        constraints = [sentence for sentence, _ in written]
+        kwargs = [arguments for _, arguments in written]
+        if "combination:repeat_prompt" in chosen:
+            kwargs[chosen.index("combination:repeat_prompt")] = {"prompt_to_repeat": question}
+        rows.append(
+            {
+                "seed_question": question,
+                "constraint": constraints,
+                "prompt": "\n".join([question, *constraints]),
+                "kwargs": kwargs,
+                "instruction_id_list": list(chosen),
+            }
+        )
+    return rows
+
+
+def _together(kinds: Sequence[str], number: int, apart: set[tuple[str, str]]) -> tuple[str, ...]:
+    """The first `number` of the kinds, in their order, of which no two conflict."""
+    for chosen in itertools.combinations(kinds, number):
+        if not any(pair in apart for pair in itertools.combinations(chosen, 2)):
+            return chosen
+    raise UserError(f"no {number} of these {len(kinds)} kinds go together: {', '.join(kinds)}")
