@@ -53,7 +53,9 @@ class Tokenizer:
             raise UserError(f"{source}: no end token (eos_token) is named")
         pad = fast.pad_token_id
         self.pad_id = int(self.stop_ids[0] if pad is None else pad)
-        expected = self._expected_probe()  # before the backend is told to leave control text alone
+        expected = None  # asked for before the backend is told to leave control text alone
+        if fast.chat_template is not None:
+            expected = self._render(PROBE, tokenize=True, return_dict=False)
         self._backend = fast.backend_tokenizer
         self._control = _control_tokens(self._backend)
         self._backend.encode_special_tokens = True
@@ -93,11 +95,12 @@ class Tokenizer:
         given += str(self._fast.chat_template)
         sentinel = next(chr(code) for code in SENTINELS if chr(code) not in given)
         # A sentinel inside every control token of the data leaves only the template's own whole.
-        broken = [
-            {key: self._marker_start.sub(rf"\1{sentinel}", value) for key, value in turn.items()}
+        broken = rf"\1{sentinel}"
+        hidden = [
+            {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
             for turn in messages
         ]
-        text = self._render(broken) + self._marker_start.sub(rf"\1{sentinel}", prefill)
+        text = self._render(hidden, tokenize=False) + self._marker_start.sub(broken, prefill)
         ids: list[int] = []
         start = 0
         for match in self._marker.finditer(text):
@@ -118,24 +121,15 @@ class Tokenizer:
         for name, content in self._files.items():
             (folder / name).write_bytes(content)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]], **options: Any) -> Any:
         import jinja2
 
         if self._fast.chat_template is None:
             raise UserError(f"{self._source}: the tokenizer has no chat template")
         try:
-            return self._fast.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            return self._fast.apply_chat_template(messages, add_generation_prompt=True, **options)
         except jinja2.TemplateError as error:
             raise UserError(f"{self._source}: the chat template says: {error}") from error
-
-    def _expected_probe(self) -> list[int] | None:
-        if self._fast.chat_template is None:
-            return None
-        return self._fast.apply_chat_template(
-            PROBE, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
 
     def _check(self, expected: list[int] | None) -> None:
         """Refuses tokenizers for which text cannot be encoded piece by piece around the markers."""

@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json and safetensors weights, read lazily and written whole."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,9 @@ from seif_jax.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MODEL_SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 SHARD_BYTES = 5_000_000_000
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Saves(Protocol):
@@ -29,9 +32,7 @@ class HFSource:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.config = _read_json(folder / "config.json")
-        generation = folder / "generation_config.json"
-        self.generation_config = _read_json(generation) if generation.is_file() else {}
+        self.config, self.generation_config = read_configs(folder)
         self._shards = _open_shards(folder)
 
     def names(self) -> list[str]:
@@ -40,6 +41,31 @@ class HFSource:
     def get(self, name: str) -> np.ndarray:
         """The stored dtype and shape, [out, in] for a matrix; bfloat16 is ml_dtypes' one."""
         return self._shards[name].get_tensor(name)
+
+
+def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json, and generation_config.json or {} where there is none."""
+    generation = folder / "generation_config.json"
+    return (
+        _read_json(folder / "config.json"),
+        _read_json(generation) if generation.is_file() else {},
+    )
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the Hugging Face hub (cached there); needs a network the first time.
+
+    Raises UserError where neither a folder nor a hub model of that name can be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{name}: no such folder, and not to be had from the hub ({reason})") from None
 
 
 def open_hf(folder: str | Path) -> HFSource:
@@ -78,13 +104,26 @@ def write_hf(
         key = "dtype" if "dtype" in config else "torch_dtype"
         if len(dtypes) == 1:
             config = {**config, key: dtypes.pop()}
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "generation_config.json", generation_config)
-        tokenizer.save(folder)
+        write_base(folder, config, tokenizer, generation_config)
+
+
+def write_base(
+    folder: Path,
+    config: Mapping[str, Any],
+    tokenizer: Saves,
+    generation_config: Mapping[str, Any],
+) -> None:
+    """Everything of a model folder but the weights."""
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", generation_config)
+    tokenizer.save(folder)
 
 
 def _replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / "config.json").is_file() or not any(path.iterdir()))
+    """Whether a folder is empty, or a model and nothing but that (a run's folder is not)."""
+    held = list(path.iterdir()) if path.is_dir() else [path]
+    ours = all(entry.is_file() and entry.suffix in MODEL_SUFFIXES for entry in held)
+    return not held or ours and any(entry.suffix == ".safetensors" for entry in held)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

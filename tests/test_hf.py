@@ -1,0 +1,157 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from tiny import tiny_config, tiny_tokenizer
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from seif_jax.errors import UserError
+from seif_jax.models import hf
+from seif_jax.tokenizer import Tokenizer
+
+
+class NoFiles:
+    def save(self, folder: Path) -> None: ...
+
+
+def weights(dtype: Any = np.float32):
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    return {"a": values.astype(dtype), "b": values.T.astype(dtype), "c": values[1].astype(dtype)}
+
+
+def write(dst, tensors, config=None, **options):
+    options = {"tokenizer": NoFiles(), "generation_config": {"eos_token_id": 2}, **options}
+    hf.write_hf(dst, config or tiny_config(300), tensors.items(), **options)
+    return dst
+
+
+def message(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 100])
+def test_round_trip(tmp_path, dtype, shard_bytes):
+    tensors = weights(dtype)
+    source = hf.open_hf(write(tmp_path / "m", tensors, shard_bytes=shard_bytes))
+    assert sorted(source.names()) == ["a", "b", "c"]
+    for name, value in tensors.items():
+        got = source.get(name)
+        assert got.dtype == value.dtype
+        np.testing.assert_array_equal(got, value)
+    assert source.generation_config == {"eos_token_id": 2}
+
+
+def test_strided_arrays_are_written_in_order(tmp_path):
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    views = {"t": base.T, "step": base[::2, ::3], "scalar": np.float32(3).reshape(())}
+    source = hf.open_hf(write(tmp_path / "m", views))
+    assert source.get("t").tolist() == [[i, i + 6, i + 12, i + 18] for i in range(6)]
+    assert source.get("step").tolist() == [[0, 3], [12, 15]]
+    assert source.get("scalar").shape == ()
+
+
+def test_shards(tmp_path):
+    folder = write(tmp_path / "m", weights(), shard_bytes=200)  # 96 + 96 bytes, then 24
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 216}
+    assert index["weight_map"] == {"a": names[0], "b": names[0], "c": names[1]}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*names, "config.json", "generation_config.json", "model.safetensors.index.json"]
+    )
+    with safe_open(folder / names[0], framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}  # transformers refuses a file without it
+
+
+def test_config_is_kept_but_for_the_dtype(tmp_path):
+    config = {"z_unknown": [1, None], **tiny_config(300), "torch_dtype": "bfloat16"}
+    folder = write(tmp_path / "m", weights(), config)
+    written = hf.open_hf(folder).config
+    assert written == {**config, "torch_dtype": "float32"}
+    assert list(written) == list(config)
+    newer = {**tiny_config(300), "dtype": "float32"}
+    del newer["torch_dtype"]
+    folder = write(tmp_path / "n", weights(ml_dtypes.bfloat16), newer)
+    assert hf.open_hf(folder).config == {**newer, "dtype": "bfloat16"}
+
+
+def test_transformers_reads_the_folder(tmp_path):
+    tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path / "t"))
+    folder = write(tmp_path / "m", weights(), tokenizer=tokenizer)
+    config = AutoConfig.from_pretrained(folder)
+    assert (config.model_type, config.vocab_size, str(config.dtype)) == ("llama", 300, "float32")
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == 2
+    text = "The response should contain 2 words."
+    assert AutoTokenizer.from_pretrained(folder).encode(text) == tokenizer.encode(text)
+
+
+def test_nothing_half_written(tmp_path):
+    folder = write(tmp_path / "m", weights())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def breaks():
+        yield "a", np.ones(3, np.float32)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        hf.write_hf(folder, {}, breaks(), tokenizer=NoFiles(), generation_config={})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_may_be_replaced(tmp_path):
+    folder = write(tmp_path / "m", weights(), shard_bytes=100)
+    source = hf.open_hf(folder)
+    write(folder, {name: source.get(name) + 1 for name in source.names()})  # onto itself
+    assert hf.open_hf(folder).get("c").tolist() == [7, 8, 9, 10, 11, 12]
+    assert not list(folder.glob("*.index.json"))
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", weights())
+
+
+@pytest.mark.parametrize("kept", ["thesis.txt", "config.json", "model.safetensors/thesis.txt"])
+def test_what_may_not_be_replaced(tmp_path, kept):
+    path = tmp_path / "work" / kept
+    path.parent.mkdir(parents=True)
+    path.write_text("years")
+    assert "not a model folder" in message(write, tmp_path / "work", weights())
+    assert path.read_text() == "years"
+
+
+def test_folders_without_config_or_weights(tmp_path):
+    assert "no such model folder" in message(hf.open_hf, tmp_path / "absent")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    assert f"{folder / 'config.json'}: no such file" in message(hf.open_hf, folder)
+    (folder / "config.json").write_text("{} {}")
+    assert "config.json: not valid JSON" in message(hf.open_hf, folder)
+    (folder / "config.json").write_text("[]")
+    assert "config.json: expected a JSON object" in message(hf.open_hf, folder)
+    (folder / "config.json").write_text("{}")
+    assert message(hf.open_hf, folder).startswith(f"{folder}: no weights")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert "pytorch_model.bin is a pickle" in message(hf.open_hf, folder)
+
+
+def test_broken_weights(tmp_path):
+    folder = write(tmp_path / "m", weights(), shard_bytes=100)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    whole = shard.read_bytes()
+    for size in (0, 4, 40, len(whole) - 4):
+        shard.write_bytes(whole[:size])
+        assert f"{shard}: broken or incomplete" in message(hf.open_hf, folder)
+    save_file({"other": np.ones(2)}, shard)
+    assert f"{shard}: weight b is missing" in message(hf.open_hf, folder)
+    shard.unlink()
+    assert f"{shard}: no such file" in message(hf.open_hf, folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "no weight_map" in message(hf.open_hf, folder)
