@@ -75,6 +75,7 @@ install() {
     fi
 }
 
+rm -f "$venv"/installed-*  # whatever happens now, it is not what they say
 : >"$log"
 install ${constraint[@]+"${constraint[@]}"} -e ".${extra:+[$extra]}"
 install --no-deps "${extra_wheels[@]}"

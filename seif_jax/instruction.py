@@ -1,4 +1,4 @@
-"""One row of the Follower's data: a seed question with constraints, each and its rule, if any."""
+"""One row of the Follower's data: a seed question, constraints, and the rules that some have."""
 
 from dataclasses import dataclass
 from typing import Any
