@@ -65,7 +65,9 @@ def download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{name}: no such folder, and not to be had from the hub ({reason})") from None
+        raise UserError(
+            f"{name}: no such folder, and not to be had from the hub ({reason})"
+        ) from None
 
 
 def open_hf(folder: str | Path) -> HFSource:
