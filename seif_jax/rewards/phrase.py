@@ -159,9 +159,10 @@ def _helpers(kwargs: dict[str, Any], rng: random.Random) -> dict[str, str]:
     relation = next(
         (value for key, value in kwargs.items() if key.endswith("relation")), "at least"
     )
-    for key in helpers:
+    number = next((value for value in kwargs.values() if isinstance(value, int)), None)
+    if number is not None:
         phrase, step = rng.choice(_BOUNDS[relation])
-        helpers = helpers | {"bound": f"{phrase} {say(kwargs[key] + step)}"}
+        helpers["bound"] = f"{phrase} {say(number + step)}"
     words = kwargs.get("keywords") or kwargs.get("forbidden_words")
     if words:
         helpers |= {"all": _listed(words, "and"), "any": _listed(words, "or")}

@@ -52,12 +52,10 @@ def _bound(match: re.Match[str]) -> tuple[str, int] | None:
 
 
 def _plain_words(quotes: tuple[str, ...]) -> list[str] | None:
-    """Quoted words without the comma that American usage puts inside; None where a full stop may be
-    either the word's or the sentence's."""
-    words = [quote.rstrip(",").strip() for quote in quotes]
-    if not all(words) or any(word.endswith((".", ":", ";")) for word in words):
+    """The quoted words; None where a full stop may be either the word's or the sentence's."""
+    if not all(quotes) or any(word.endswith((".", ":", ";")) for word in quotes):
         return None
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(quotes))
 
 
 def _findable(words: list[str]) -> bool:

@@ -82,8 +82,8 @@ SENTENCES: dict[str, list[str]] = {
         rf"(?:@ must have a|the) number of {_UNIT}s(?: must be)? {_REL} {_N}",
     ],
     "one": [
-        rf"(?:@ must )?(?:have |be |be written )?(?:in )?(?:exactly|only) 1 {_UNIT}",
-        rf"(?:@ must )?(?:be |be written )?(?:in )?1 {_UNIT}",
+        rf"(?:@ must )?{_BE}(?:in )?(?:exactly|only) 1 {_UNIT}",
+        rf"(?:@ must )?(?:be |be written |answer |reply |respond )?(?:in )?1 {_UNIT}",
     ],
     "paragraphs": [
         rf"(?:@ must (?:have|be (?:divided|split) into) )?{_EXACTLY}{_N} paragraphs?{_BY}{_STARS}",
@@ -98,7 +98,7 @@ SENTENCES: dict[str, list[str]] = {
         r"(?:@ must (?:have|be in|be (?:presented|formatted|given) as) )?"
         rf"exactly {_N} (?:markdown )?bullet points?(?:{_BULLETS_LIKE})?",
         rf"@ must have exactly {_N} bullet points?\. use (?:the )?markdown bullet points"
-        r"(?: such as:?(?: \* [\w .]+)+)?",
+        r"(?: such as:?(?: \* (?:this is )?point \d+\.?)+)?",
     ],
     "highlights": [
         rf"@ must highlight at least {_N} {_HIGHLIGHTS} {_MARKDOWN_LIKE}",

@@ -38,8 +38,8 @@ _LABEL = re.compile(rf"(?:{_LABELS})\s*(?::|-(?=\s))\s*")
 
 _WHOLE = r"(?:entire |whole |full |complete )"
 _IMPERATIVES = """add answer avoid begin choose conclude contain employ enclose end feature finish
-format give have highlight include incorporate keep limit make mention place provide put refrain reply
-respond restrict start surround use wrap write""".split()
+format give have highlight include incorporate keep limit make mention place provide put refrain
+reply respond restrict start surround use wrap write""".split()
 _HAVE = r"(?:contain|include|use|feature|incorporate|employ|comprise|consist of|write|provide)"
 _LESS, _MORE = r"(?:less|fewer|lower|shorter|smaller)", r"(?:more|greater|longer|higher)"
 
@@ -128,8 +128,9 @@ def wordings(sentence: str) -> list[Wording]:
         content = next(group for group in match.groups() if group is not None).strip()
         if not content.strip("*"):  # a divider is a sign, not a text
             return content
-        quotes.append(content)
-        return f"‹{len(quotes) - 1}›"
+        word = content.rstrip(", ")  # American usage puts the sentence's comma inside
+        quotes.append(word)
+        return f"‹{len(quotes) - 1}›{content[len(word) :]}"
 
     text = _QUOTED.sub(lift, text).replace("\\*", "*").lower()
     unlabelled = _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
