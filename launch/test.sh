@@ -5,5 +5,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh test
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
-.venv/bin/pyright
+.venv/bin/pyright --pythonpath .venv/bin/python
 .venv/bin/pytest -q

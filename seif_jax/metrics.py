@@ -13,9 +13,10 @@ from tensorboardX import SummaryWriter
 
 from seif_jax.files import remove, write_text
 
-STAGES = ("instructor", "generate", "follower", "evaluate")  # the order within a round
+# The order within a round; a model is evaluated after steps of its Follower stage.
+STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 
-Place = tuple[int, int, int]  # round, position in STAGES, step: the order of a run
+Place = tuple[int, int, int]  # round, position of the stage, step: the order of a run
 
 
 class Writer:
@@ -38,24 +39,24 @@ class Writer:
         line |= {name: _number(value) for name, value in numbers.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()  # a killed run has every line of the steps that it finished
-        self._show(line)
-        self._board.flush()
+        self._show(line).flush()
 
     def resume(self, round: int, stage: str, step: int) -> None:
         """Drops the lines that come at or after this place in the run."""
-        start = (round, STAGES.index(stage), step)
+        start = (round, STAGES[stage], step)
         self.close()
         self._open([line for line in read(self.path) if _place(line) < start])
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
 
     def _open(self, lines: list[dict[str, Any]]) -> None:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         remove(self.folder)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(self.folder))
+        self._board: SummaryWriter | None = None
         self._lengths: dict[tuple[str, int], int] = {}  # (stage, round): steps written
         for line in lines:
             self._show(line)
@@ -66,11 +67,14 @@ class Writer:
         earlier = [n for (s, r), n in self._lengths.items() if s == stage and r < round]
         return sum(earlier) + step
 
-    def _show(self, line: Mapping[str, Any]) -> None:
+    def _show(self, line: Mapping[str, Any]) -> SummaryWriter:
+        # Made with the first numbers: without any, Python 3.12 cannot close it on leaving.
+        self._board = self._board or SummaryWriter(str(self.folder))
         global_step = self._global_step(line)
         for name, value in line.items():
             if name not in ("round", "stage", "step") and value is not None:
                 self._board.add_scalar(f"{line['stage']}/{name}", value, global_step)
+        return self._board
 
 
 class Phases:
@@ -116,7 +120,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _place(line: Mapping[str, Any]) -> Place:
-    return line["round"], STAGES.index(line["stage"]), line["step"]
+    return line["round"], STAGES[line["stage"]], line["step"]
 
 
 def _number(value: Any) -> int | float | None:
