@@ -309,6 +309,8 @@ NOT_SAYABLE: list[str] = [
     "Start your response with the word 'Indeed'.",
     "Summarize the 3 bullet points.",
     "Explain why a limit of 50 words is useful.",
+    "ALL-CAPS Word Frequency: The word 'TIGER' should appear at least twice.",
+    "No Commas: The response must contain at least 30 words.",
     # negations
     "The response should not be in all lowercase.",
     "Do not answer in JSON.",

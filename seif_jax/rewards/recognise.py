@@ -11,7 +11,7 @@ from typing import Any
 
 from seif_jax.rewards import rules
 from seif_jax.rewards.sentences import SENTENCES
-from seif_jax.rewards.wording import wordings
+from seif_jax.rewards.wording import DEMANDS, wordings
 
 Rule = tuple[str, dict[str, Any]]
 _Build = Callable[[re.Match[str], tuple[str, ...]], Rule | None]
@@ -31,11 +31,11 @@ _LANGUAGES = {name.lower(): code for code, name in rules.LANGUAGES.items()}
 
 def recognise(sentence: str) -> Rule | None:
     """The IFEval id and kwargs that check the sentence, or None: a judge must read it."""
-    for skeleton, quotes in wordings(sentence):
-        for pattern, build in _TABLE:
+    for skeleton, quotes, label in wordings(sentence):
+        for kind, pattern in _TABLE:
             match = pattern.fullmatch(skeleton)
-            if match:
-                return build(match, quotes)
+            if match and DEMANDS.get(label, kind) == kind:
+                return _BUILDERS[kind](match, quotes)
     return None
 
 
@@ -192,7 +192,5 @@ _BUILDERS: dict[str, _Build] = {
     "forbidden": _forbidden,
 }
 _TABLE = [
-    (re.compile(pattern), _BUILDERS[kind])
-    for kind, patterns in SENTENCES.items()
-    for pattern in patterns
+    (kind, re.compile(pattern)) for kind, patterns in SENTENCES.items() for pattern in patterns
 ]

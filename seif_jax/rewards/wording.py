@@ -30,11 +30,19 @@ QUOTE = r"‹\d+›"
 # Labels that name a kind of constraint and no part of the reply: "Sentence length: at most 20
 # words" and "Title: in all caps" are not about the whole reply and keep their label.
 _LABELS = r"""(?:word|sentence|paragraph|bullet(?: point)?) count(?: constraint| limit)?|word limit
-(?:response |word )?length(?: constraint| limit)?|(?:letter|keyword|word|all-caps word) frequency
+(?:response |word )?length(?: constraint| limit)?|(?:letter|keyword|word) frequency
 lexical(?: content)? constraint|(?:element|format|rule|language)(?: constraint)|fundamental format
-(?:response|output) (?:format|language)|no commas?|punctuation|english all (?:lowercase|caps)
-exact ending|(?:required |forbidden )?(?:key)?words?(?=.*‹)""".replace("\n", "|")
-_LABEL = re.compile(rf"(?:{_LABELS})\s*(?::|-(?=\s))\s*")
+(?:response|output) (?:format|language)|punctuation|exact ending
+(?:required )?(?:key)?words?(?=.*‹)""".replace("\n", "|")
+# labels that are demands themselves, with the kind of sentence that repeats the same demand
+DEMANDS = {
+    "no comma": "no_comma",
+    "no commas": "no_comma",
+    "english all lowercase": "lowercase",
+    "english all caps": "capitals",
+    "all-caps word frequency": "capital_words",
+}
+_LABEL = re.compile(rf"({_LABELS}|{'|'.join(DEMANDS)})\s*(?::|-(?=\s))\s*")
 
 _WHOLE = r"(?:entire |whole |full |complete )"
 _IMPERATIVES = """add answer avoid begin choose conclude contain employ enclose end feature finish
@@ -115,6 +123,7 @@ _NUMBER_WORD = re.compile(
 class Wording(NamedTuple):
     skeleton: str  # canonical, lower case; ‹0›, ‹1›, … stand for the quoted strings
     quotes: tuple[str, ...]  # what was quoted, as written
+    label: str = ""  # what was taken off the front
 
 
 def wordings(sentence: str) -> list[Wording]:
@@ -133,8 +142,11 @@ def wordings(sentence: str) -> list[Wording]:
         return f"‹{len(quotes) - 1}›{content[len(word) :]}"
 
     text = _QUOTED.sub(lift, text).replace("\\*", "*").lower()
-    unlabelled = _LABEL.sub("", text, count=1) if _LABEL.match(text) else text
-    return [Wording(_canonical(form), tuple(quotes)) for form in dict.fromkeys((text, unlabelled))]
+    forms = [Wording(_canonical(text), tuple(quotes))]
+    label = _LABEL.match(text)
+    if label:
+        forms.append(Wording(_canonical(text[label.end() :]), tuple(quotes), label[1]))
+    return forms
 
 
 def _canonical(text: str) -> str:
