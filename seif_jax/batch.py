@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -33,7 +35,7 @@ class Batch:
     advantages: Float[Array, "B"]
     trained: Bool[Array, "B"]  # False: left out of the loss (no verdict, masked, equal group)
 
-    def slice(self, start: int, prompts: int) -> "Batch":
+    def slice(self, start: int | Array, prompts: int) -> "Batch":
         """The part with `prompts` prompts from prompt `start` on, and their samples."""
         group = self.completions.shape[0] // self.prompts.shape[0]
 
@@ -42,6 +44,11 @@ class Batch:
             if name == "prefix":
                 return x
             size = 1 if name in ("prompts", "prompt_lengths") else group
-            return x[start * size : (start + prompts) * size]
+            return lax.dynamic_slice_in_dim(x, start * size, prompts * size)
 
         return Batch(**{f.name: cut(f.name) for f in fields(self)})
+
+    def mask(self) -> Bool[Array, "B C"]:
+        """The tokens that are trained on."""
+        inside = jnp.arange(self.completions.shape[1]) < self.lengths[:, None]
+        return inside & self.trained[:, None]

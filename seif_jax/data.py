@@ -86,13 +86,18 @@ def load_instructions(path: str | Path) -> list[Instruction]:
     if not rows:
         raise UserError(f"{path}: no rows")
     kept = [
-        _instruction(f"{path}: row {number}", row)
+        instruction(f"{path}: row {number}", row)
         for number, row in rows
         if row.get("kept") is not False
     ]
     if not kept:
         raise UserError(f"{path}: none of its {len(rows)} rows is kept (column 'kept')")
     return kept
+
+
+def all_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """With every rule's argument, those not used null: parquet needs one type for all rows."""
+    return {field.name: kwargs.get(field.name) for field in KWARGS}
 
 
 def save_instructions(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -228,7 +233,8 @@ def _known(instruction_id: str) -> bool:
     return rules.known(instruction_id)
 
 
-def _instruction(where: str, row: dict[str, Any]) -> Instruction:
+def instruction(where: str, row: dict[str, Any]) -> Instruction:
+    """A row as an Instruction; UserErrors begin with `where`."""
     column = "constraints" if "constraints" in row else "constraint"
     _need(column, row, where)
     constraints, prompt = row[column], row["prompt"]

@@ -22,7 +22,7 @@ KL_LIMIT = 10.0
 def advantages(
     rewards: Float[Array, "P G"],
     scored: Bool[Array, "P G"],
-    kind: Literal["grpo", "rloo", "dr_grpo"] = "grpo",
+    kind: Literal["grpo", "rloo", "dr_grpo", "zero"] = "grpo",
 ) -> Float[Array, "P G"]:
     """Advantage of each sample in its group of G.
 
@@ -33,6 +33,7 @@ def advantages(
     - grpo: (r - mean) / (std + 1e-6), the deviation with n - 1
     - rloo: r minus the mean of the others
     - dr_grpo: r - mean
+    - zero: 0, a control that can learn nothing
     """
     n = jnp.sum(scored, axis=1, keepdims=True, dtype=jnp.float32)
     mean = jnp.sum(jnp.where(scored, rewards, 0.0), axis=1, keepdims=True) / jnp.maximum(n, 1.0)
@@ -43,8 +44,10 @@ def advantages(
         scale = 1.0 / (jnp.sqrt(variance) + STD_EPSILON)
     elif kind == "rloo":
         scale = n / jnp.maximum(n - 1.0, 1.0)
+    elif kind == "zero":
+        scale = 0.0
     elif kind != "dr_grpo":
-        raise ValueError(f"advantage {kind!r} is none of grpo, rloo, dr_grpo")
+        raise ValueError(f"advantage {kind!r} is none of grpo, rloo, dr_grpo, zero")
     best = jnp.max(jnp.where(scored, rewards, -jnp.inf), axis=1, keepdims=True)
     worst = jnp.min(jnp.where(scored, rewards, jnp.inf), axis=1, keepdims=True)
     return jnp.where(best > worst, centred * scale, 0.0)

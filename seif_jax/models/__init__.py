@@ -4,7 +4,6 @@ Weights are nested dicts of arrays, `{"embed": [V, D], "layers": {"q": [L, D, N,
 nnx modules of a family say their names, shapes, axes and initialisation and do nothing else.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -43,9 +42,19 @@ class Model(NamedTuple):
     hf_config: dict[str, Any]
 
 
-def open_source(path: str | Path | None) -> Source:
-    """A GGUF file or a Hugging Face folder; None is the embedded SmolLM2-135M-Instruct."""
-    path = gguf.embedded_path() if path is None else Path(path)
+def resolve(path: str | Path | None) -> Path:
+    """The path itself; None is the embedded SmolLM2-135M-Instruct. A name that is no path here is
+    looked up on the Hugging Face hub."""
+    if path is None:
+        return gguf.embedded_path()
+    found = Path(path).expanduser()
+    if found.exists() or not hf.HUB_NAME.fullmatch(str(path)):
+        return found
+    return hf.download(str(path))
+
+
+def open_source(path: Path) -> Source:
+    """A GGUF file or a Hugging Face folder."""
     return gguf.open_gguf(path) if path.suffix == ".gguf" else hf.open_hf(path)
 
 
@@ -54,10 +63,10 @@ def describe(hf_config: dict[str, Any]) -> Model:
     kind = hf_config.get("model_type")
     if kind not in FAMILIES:
         raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
-    missing = [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in hf_config]
-    if missing:
-        raise UserError(f"config.json has no {missing[0]!r}")
-    return Model(FAMILIES[kind].config(hf_config), hf_config)
+    try:
+        return Model(FAMILIES[kind].config(hf_config), hf_config)
+    except KeyError as error:
+        raise UserError(f"config.json has no {error}") from None
 
 
 def _module(model: Model, seed: int = 0) -> nnx.Module:

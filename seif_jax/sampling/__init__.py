@@ -17,13 +17,14 @@ from seif_jax.sampling.engine import Samples
 from seif_jax.sampling.methods import Method
 
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
+WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
 Ids = Sequence[int]
 
 
-def round_up(n: int) -> int:
-    """Smallest size of the ladder that holds n tokens (at least 32)."""
-    return min(size for size in LADDER[1:] if size >= n)
+def round_up(n: int, ladder: Sequence[int] = LADDER[1:]) -> int:
+    """Smallest size of the ladder that holds n tokens."""
+    return min(size for size in ladder if size >= n)
 
 
 def common_prefix(prompts: Sequence[Ids]) -> int:
@@ -47,7 +48,7 @@ def split(prompts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Prompts as a common prefix [S], the padded rests [P, T] and their lengths [P]."""
     shared = common_prefix(prompts)
     rests = [prompt[shared:] for prompt in prompts]
-    tokens, lengths = pad(rests, round_up(max(map(len, rests))))
+    tokens, lengths = pad(rests, round_up(max(map(len, rests)), WIDE))
     return np.array(prompts[0][:shared], np.int32), tokens, lengths
 
 

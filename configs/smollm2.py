@@ -1,0 +1,32 @@
+"""SmolLM2-135M-Instruct, embedded: all roles at the smallest size that says anything.
+
+    seif run --config=configs/smollm2.py --workdir=DIR
+
+Hardware: a CPU, or any accelerator. A 135M model cannot hold the think/answer format and needs
+few-shot turns and a prefill to play Instructor, hence the plain format. Its verdicts are close to
+guesses, so rules decide where there is one.
+"""
+
+from default import get_config as default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = default()
+    c.format = "plain"
+    c.sample_batch = 32
+    for role in (c.instructor, c.follower):
+        role.rollout_prompts, role.optimizer_prompts, role.micro_prompts = 8, 8, 2
+        role.group_size = 4
+        role.max_prompt_tokens, role.max_response_tokens = 384, 128
+    c.instructor.shots = 2
+    c.instructor.prefill = '{"c1": "The response should'
+    c.instructor.soft_share = 0.0
+    c.follower.epochs = (1,)
+    c.generate.prompts = 32
+    for judge in (c.filter, c.judger):
+        judge.mode = "verdict"
+        judge.max_prompt_tokens, judge.max_tokens, judge.batch_size = 1024, 128, 16
+    c.optim.learning_rate = 1e-5
+    c.checkpoint.every_steps = 5
+    return c

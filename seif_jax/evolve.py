@@ -1,0 +1,322 @@
+"""The rounds: which stage is next, what it reads, what it leaves behind."""
+
+import importlib.metadata
+import json
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from seif_jax import data, generate, settings, train
+from seif_jax.checkpoint import Base, load_params
+from seif_jax.display import Display
+from seif_jax.errors import UserError
+from seif_jax.files import write_json
+from seif_jax.instruction import Instruction
+from seif_jax.metrics import Writer
+from seif_jax.models import resolve
+from seif_jax.rewards import phrase
+from seif_jax.rewards.judge import Judge
+from seif_jax.rewards.score import Checker
+from seif_jax.sampling import Engine
+from seif_jax.speaker import Decoding, Speaker
+from seif_jax.tasks import Answerer, FollowerTask, InstructorTask
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
+DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
+
+
+def run(config: ConfigDict, workdir: Path, display: Display) -> None:
+    """Starts or resumes the run in `workdir` and brings it to its end."""
+    settings.check(config)
+    base = Base.load(config.model)
+    evolution = Evolution(config, workdir, base, display)
+    open_workdir(config, workdir, base)
+    writer = Writer(workdir)
+    try:
+        for round in range(1, config.rounds + 1):
+            for stage in settings.STAGES:
+                if stage in config.stages:
+                    evolution.stage(round, stage, writer)
+    finally:
+        writer.close()
+    report(config, workdir, display)
+
+
+def open_workdir(config: ConfigDict, workdir: Path, base: Base) -> None:
+    """Makes the run's folder, or makes sure that it is this config's. UserError: it is not."""
+    path = workdir / "config.json"
+    wanted = json.loads(config.to_json())
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8"))["config"]
+        changed = sorted(_flat(held).items() ^ _flat(wanted).items())
+        if changed:
+            key = changed[0][0]
+            raise UserError(
+                f"{workdir} holds a run of another config: {key} is {_flat(held).get(key)} there, "
+                f"{_flat(wanted).get(key)} here; give another --workdir"
+            )
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} holds other files and no run; give another --workdir")
+    base.save(workdir / "model")
+    write_json(
+        path,
+        {
+            "config": wanted,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "git_commit": _git_commit(),
+            "devices": [str(device) for device in jax.devices()],
+        },
+    )
+
+
+class Evolution:
+    """A run's config with what its stages share: the base model, seeds, frozen models."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, base: Base, display: Display):
+        self.config, self.workdir, self.base, self.display = config, workdir, base, display
+        self.key = jax.random.key(config.seed)
+        self.seeds = data.load_seeds(config.data.seeds, config.data.column)
+        if config.data.limit:
+            self.seeds = self.seeds[: config.data.limit]
+        if config.data.instructions and "generate" in config.stages:
+            raise UserError("config.data.instructions is given, so take 'generate' out of stages")
+        self.given = self.rule_set(config.data.rules) or (
+            data.load_instructions(config.data.instructions) if config.data.instructions else None
+        )
+        if "follower" in config.stages and "generate" not in config.stages and not self.given:
+            raise UserError(
+                "the Follower has no data: add 'generate' to config.stages, or give "
+                "config.data.instructions or config.data.rules"
+            )
+        self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
+        self.frozen: dict[tuple[str, str, str], Engine] = {}
+
+    def rule_set(self, s: ConfigDict) -> list[Instruction]:
+        """A data file's rows, or rule-checked instructions written from the seeds."""
+        if s.path:
+            return data.load_instructions(s.path)
+        if not s.kinds:
+            return []
+        seeds = self.seeds[s.first : s.last or None]
+        rows = phrase.instructions(seeds, s.kinds, s.per_prompt, s.seed)
+        return [data.instruction(f"rules {s.kinds}: row {n}", row) for n, row in enumerate(rows, 1)]
+
+    # Where weights come from: `role` after round `round`, or what it starts from.
+    def weights(self, role: str, round: int) -> Path:
+        if round and role in self.config.stages:
+            return self.workdir / f"round_{round}" / role
+        return resolve(self.config[role].init or self.config.model)
+
+    def engine(self, path: Path, dtype: str, devices: str) -> Engine:
+        """Frozen weights; the same ones are held once, whoever asks for them."""
+        held = (str(path), dtype, devices)
+        if held not in self.frozen:
+            params = load_params(path, self.base.model, settings.dtype(dtype))
+            device = None if devices == "shared" else _device(devices)
+            self.frozen[held] = Engine(
+                self.base.model.config, params, settings.dtype(dtype), device
+            )
+        return self.frozen[held]
+
+    def keep_only(self, *paths: Path) -> None:
+        """Lets go of frozen weights that the coming stage does not use."""
+        names = {str(path) for path in paths}
+        self.frozen = {key: engine for key, engine in self.frozen.items() if key[0] in names}
+
+    def stage(self, round: int, name: str, writer: Writer) -> None:
+        """Runs one stage unless it has ended."""
+        folder = self.workdir / f"round_{round}" / name
+        if (folder / DONE).exists():
+            return
+        index = settings.STAGES.index(name)
+        key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
+        if name == "generate":
+            numbers = self.generate(round, folder, key, writer)
+        else:
+            numbers = train.run(self.training(round, name, folder, key), writer, self.display)
+        if name == "follower":
+            path = self.weights("follower", round)
+            params = load_params(path, self.base.model, settings.dtype("bfloat16"))
+            self.base.export(folder / "hf", params, "bfloat16")
+        write_json(folder / DONE, numbers)
+
+    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
+        c = self.config
+        role = c[name]
+        start = self.weights(name, round - 1)
+        self.keep_only(start, self.weights("follower", round - 1), self.judger_path(round))
+        task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
+        follower = name == "follower"
+        decoding = settings.decoding(c, c.follower, c.eval.temperature)
+        return train.Stage(
+            name=name,
+            round=round,
+            rounds=c.rounds,
+            folder=folder,
+            base=self.base,
+            start=partial(load_params, start, self.base.model),
+            reference=partial(self.engine, start, c.dtype, "shared"),
+            task=task,
+            decoding=settings.decoding(c, role, role.temperature),
+            grouping=settings.grouping(c, role),
+            sizes=settings.sizes(role, round),
+            algorithm=settings.algorithm(c),
+            key=key,
+            order_seed=c.seed * 1000 + round,
+            checkpoint_every=c.checkpoint.every_steps,
+            max_no_verdict=c.judger.max_no_verdict,
+            dtype=settings.dtype(c.dtype),
+            evaluations=self.evaluation_tasks(round, decoding) if follower else {},
+            evaluate_every=c.eval.every_steps if follower else 0,
+        )
+
+    def speaker(self, path: Path, dtype: str, devices: str = "shared") -> Speaker:
+        return Speaker(self.engine(path, dtype, devices), self.base.tokenizer)
+
+    def judger_path(self, round: int) -> Path:
+        fixed = self.config.judger.model
+        return resolve(fixed) if fixed else self.weights("follower", round - 1)
+
+    def checker(self, round: int) -> Checker:
+        """The Judger is F_{t-1}, or a fixed model; with rules alone there is none."""
+        c = self.config.judger
+        checks = self.config.reward.checks
+        if checks == "rules":
+            return Checker(None, checks)
+        speaker = self.speaker(self.judger_path(round), c.dtype or self.config.dtype, c.devices)
+        return Checker(Judge(speaker, c.mode, c.shots, settings.verdict_decoding(c)), checks)
+
+    def follower_task(self, round: int) -> FollowerTask:
+        rows = self.given
+        if rows is None:
+            rows = data.load_instructions(self.instructions(round))
+        c = self.config
+        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots)
+
+    def evaluation_tasks(
+        self, round: int, decoding: Decoding
+    ) -> dict[str, tuple[FollowerTask, Decoding]]:
+        c, checker = self.config, self.checker(round)
+        return {
+            name: (FollowerTask(rows, checker, c.format, c.follower.shots), decoding)
+            for name, rows in self.evaluations.items()
+        }
+
+    def instructor_task(self, round: int) -> InstructorTask:
+        c = self.config
+        evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
+        answers = settings.decoding(c, c.follower, c.answer.temperature)
+        return InstructorTask(
+            rows=self.seeds,
+            checker=self.checker(round),
+            answerer=Answerer(evaluator, answers, c.format, c.follower.shots),
+            filter=self.filter(evaluator) if c.filter.on else None,
+            format=c.format,
+            shots=c.instructor.shots,
+            soft_share=c.instructor.soft_share,
+            seed=f"{c.seed}/{round}",
+        )
+
+    def filter(self, evaluator: Speaker) -> Judge:
+        c = self.config.filter
+        return Judge(evaluator, c.mode, c.shots, settings.verdict_decoding(c))
+
+    def instructions(self, round: int) -> Path:
+        return self.workdir / f"round_{round}" / "instructions.parquet"
+
+    def generate(
+        self, round: int, folder: Path, key: jax.Array, writer: Writer
+    ) -> dict[str, float]:
+        """I_t writes constraints for every seed; the Filter drops contradictory ones."""
+        c = self.config
+        author = self.weights("instructor", round)
+        self.keep_only(author, self.weights("follower", round - 1))
+        evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
+        task = InstructorTask(
+            rows=self.seeds,
+            checker=Checker(None, "rules"),
+            answerer=Answerer(None, None, c.format, 0),
+            filter=self.filter(evaluator) if c.generate.filter else None,
+            format=c.format,
+            shots=c.instructor.shots,
+            soft_share=c.instructor.soft_share,
+            seed=f"{c.seed}/{round}/generate",
+        )
+        stage = generate.Stage(
+            round=round,
+            rounds=c.rounds,
+            folder=folder,
+            speaker=self.speaker(author, c.dtype),
+            task=task,
+            decoding=settings.decoding(c, c.instructor, c.generate.temperature),
+            batch=c.generate.prompts,
+            key=key,
+        )
+        return generate.run(stage, self.instructions(round), writer, self.display)
+
+
+def report(config: ConfigDict, workdir: Path, display: Display) -> None:
+    """What happened, a line a round, and where to look next."""
+    columns = {
+        "instr. reward": ("instructor", "reward"),
+        "format valid": ("instructor", "format_valid"),
+        "Filter kept": ("generate", "kept"),
+        "instructions": ("generate", "instructions"),
+        "followed": ("follower", "followed"),
+        "follower reward": ("follower", "reward"),
+        "judge=rule": ("follower", "judge_agreement"),
+        "tokens/s": ("follower", "tokens_per_sec"),
+    }
+    rows = []
+    for round in range(1, config.rounds + 1):
+        stages = {}
+        for name in config.stages:
+            path = workdir / f"round_{round}" / name / DONE
+            stages[name] = json.loads(path.read_text(encoding="utf-8"))
+        rows.append([round, *(stages.get(s, {}).get(key) for s, key in columns.values())])
+    used = [i for i in range(len(columns) + 1) if any(row[i] is not None for row in rows)]
+    names = ["round", *columns]
+    display.table(
+        "Means over each stage's steps",
+        [names[i] for i in used],
+        [[row[i] for i in used] for row in rows],
+    )
+    last = workdir / f"round_{config.rounds}" / config.stages[-1]
+    display.note(f"numbers      {workdir}/metrics.jsonl, or: tensorboard --logdir {workdir}")
+    display.note(f"completions  {last}/samples.parquet")
+    if "follower" in config.stages:
+        display.note(f"try it       seif generate --model={last}/hf --prompt='…'")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as {"a.b": JSON text}."""
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    flat = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _device(number: str) -> Any:
+    if not number.isdigit() or int(number) >= len(jax.devices()):
+        raise UserError(
+            f"config.judger.devices={number!r}: neither 'shared' nor one of the devices "
+            f"0 to {len(jax.devices()) - 1}"
+        )
+    return jax.devices()[int(number)]
+
+
+def _git_commit() -> str | None:
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None

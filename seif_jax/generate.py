@@ -1,0 +1,111 @@
+"""The data stage: the trained Instructor writes constraints for every seed, the Filter sorts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import pyarrow.parquet as pq
+
+from seif_jax import data, metrics
+from seif_jax.display import Display
+from seif_jax.metrics import Phases, Writer
+from seif_jax.rollout import UNREADABLE
+from seif_jax.speaker import Decoding, Reply, Speaker
+from seif_jax.tasks import InstructorTask, Proposal
+
+
+@dataclass(frozen=True)
+class Stage:
+    round: int
+    rounds: int
+    folder: Path
+    speaker: Speaker  # the Instructor, frozen
+    task: InstructorTask
+    decoding: Decoding
+    batch: int  # seeds a step
+    key: jax.Array  # a function of seed, round and stage
+
+
+def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str, float]:
+    """Writes instructions.parquet at `path`: every seed has a row, kept or dropped with the reason.
+
+    Goes on after the last step in the stage's samples.parquet.
+    """
+    samples = stage.folder / "samples.parquet"
+    seeds = len(stage.task.rows)
+    steps = -(-seeds // stage.batch)
+    done = max(pq.read_table(samples)["step"].to_pylist()) if samples.exists() else 0
+    writer.resume(stage.round, "generate", done + 1)
+    display.start_stage(stage.round, stage.rounds, "generate", steps, done)
+    for step in range(done + 1, steps + 1):
+        rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
+        found, numbers = _step(stage, rows, step)
+        data.append_samples(samples, found, step)
+        writer.write(stage.round, "generate", step, numbers)
+        display.step(numbers)
+    held = pq.read_table(samples).to_pylist()
+    names = data.INSTRUCTIONS.names
+    data.save_instructions(path, [_instruction(row, names) for row in held])
+    return _shares([row["reason"] for row in held])
+
+
+def _step(
+    stage: Stage, rows: Sequence[int], step: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    phases = Phases()
+    key = jax.random.fold_in(stage.key, step)
+    with phases("sample"):
+        dialogues = [stage.task.dialogue(row, step) for row in rows]
+        replies = stage.speaker.reply(dialogues, stage.decoding, jax.random.fold_in(key, 0))
+    with phases("filter"):
+        proposals = stage.task.propose(rows, step, replies, jax.random.fold_in(key, 1))
+    secs = phases.take()
+    tokens = sum(len(reply.ids) for reply in replies if reply)
+    numbers = {
+        **_shares([p.reason for p in proposals]),
+        "sampled_tokens": tokens,
+        "tokens_per_sec": tokens / secs["secs/sample"],
+        **secs,
+        **metrics.host(),
+    }
+    return [_row(*pair) for pair in zip(proposals, replies, strict=True)], numbers
+
+
+def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
+    """A row of the stage's samples.parquet: the instruction, and the reply that it came from."""
+    return {
+        "seed_question": p.instruction.seed_question,
+        "constraint": list(p.instruction.constraints),
+        "prompt": p.instruction.prompt,
+        "kwargs": [data.all_kwargs(k) for k in p.instruction.kwargs],
+        "instruction_id_list": list(p.instruction.instruction_ids),
+        "variant": p.variant,
+        "kept": not p.reason,
+        "reason": p.reason,
+        "detail": p.detail,
+        "completion": reply.text if reply else None,
+        "tokens": len(reply.ids) if reply else 0,
+        "filter": asdict(p.filter) if p.filter else None,
+    }
+
+
+def _instruction(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The columns of instructions.parquet."""
+    kwargs = [{k: v for k, v in each.items() if v is not None} for each in row["kwargs"]]
+    return {name: row[name] for name in names} | {"kwargs": kwargs}
+
+
+def _shares(reasons: Sequence[str]) -> dict[str, float]:
+    """format_valid: of all; kept: of those that the Filter saw."""
+    seen = [r for r in reasons if r not in (*UNREADABLE, "prompt_too_long")]
+    kept = sum(r == "" for r in reasons)
+    out = {
+        "instructions": kept,
+        "format_valid": len(seen) / len(reasons),
+        "kept": kept / max(len(seen), 1),
+    }
+    for reason in sorted(set(reasons) - {""}):
+        out[f"reason/{reason}"] = sum(r == reason for r in reasons) / len(reasons)
+    return out

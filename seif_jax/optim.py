@@ -1,0 +1,63 @@
+"""The optimizer: AdamW under a learning-rate schedule, gradient clipping, skipping bad steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from seif_jax.batch import pytree
+from seif_jax.errors import UserError
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@pytree
+class State:
+    """What training changes, and a checkpoint holds."""
+
+    params: Any  # float32 master weights
+    optimizer: Any  # float32 moments and the number of updates taken
+
+
+def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
+    """Learning rate by update: linear from 0 over `warmup` updates, then constant, or linear or
+    cosine down to `end`·peak at the last of `updates`."""
+    if kind not in SCHEDULES:
+        raise UserError(f"optim.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
+    rest = max(updates - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, end * peak, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, end),
+    }[kind]
+    if not warmup:
+        return after
+    # The first update has rate peak/warmup, not 0.
+    climb = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else after
+    return optax.join_schedules([climb, after], [warmup])
+
+
+def adamw(
+    rate: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW as torch has it: every weight decays, norms included."""
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: State, gradient: Any, clip_norm: float
+) -> tuple[State, Float[Array, ""], Bool[Array, ""]]:
+    """One update with the gradient clipped to a global norm.
+
+    Returns the new state, the norm before clipping, and whether the update was taken: with a norm
+    that is not finite everything stays as it was, moments and their count included.
+    """
+    norm = optax.global_norm(gradient)
+    good = jnp.isfinite(norm)
+    scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
+    gradient = jax.tree.map(lambda g: g * scale, gradient)
+    change, moments = optimizer.update(gradient, state.optimizer, state.params)
+    new = State(optax.apply_updates(state.params, change), moments)
+    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state), norm, good

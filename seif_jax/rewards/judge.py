@@ -1,0 +1,80 @@
+"""Questions answered by [[1]] or [[0]], put to a frozen model: the Filter's and the Judger's."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from seif_jax.roles import verdict
+
+OPTIONS = ("0", "1")
+PREFILL = "[["
+MIN_MASS = 0.01  # verdict mode: below this, the model was about to write something else
+
+
+class Speaker(Protocol):
+    """What of `seif_jax.speaker.Speaker` is used here; this room knows text only."""
+
+    def reply(self, dialogues: Sequence[Any], decoding: Any, key: Any) -> Sequence[Any]: ...
+    def choose(
+        self,
+        dialogues: Sequence[Any],
+        prefill: str,
+        options: tuple[str, ...],
+        *,
+        max_prompt_tokens: int,
+        batch_size: int,
+    ) -> Sequence[list[float] | None]: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    value: bool | None  # None: no verdict could be read
+    prob: float | None = None  # verdict mode: probability of 1 against 0
+    text: str = ""  # generate mode: the analysis
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One role that gives verdicts: which model, and how it is asked.
+
+    mode "verdict" reads the probability of 1 against 0 after the prefill, with no decoding;
+    "generate" lets the model write its analysis first (the paper's way). A verdict that is not
+    there, is cut off, or does not fit the prompt limit is None: never a 0.
+    """
+
+    speaker: Speaker
+    mode: str
+    shots: int
+    decoding: Any  # speaker.Decoding; in verdict mode its limits and prefill only
+
+    def ask(
+        self, messages: Callable[..., Any], questions: Sequence[tuple[str, ...]], key: Any
+    ) -> list[Verdict]:
+        """`messages(*question, shots=…, mode=…)` makes a question's dialogue."""
+        dialogues = [messages(*q, shots=self.shots, mode=self.mode) for q in questions]
+        if not dialogues:
+            return []
+        if self.mode == "verdict":
+            pairs = self.speaker.choose(
+                dialogues,
+                self.decoding.prefill + PREFILL,
+                OPTIONS,
+                max_prompt_tokens=self.decoding.max_prompt_tokens,
+                batch_size=self.decoding.batch_size,
+            )
+            return [_weigh(pair) for pair in pairs]
+        replies = self.speaker.reply(dialogues, self.decoding, key)
+        return [_read(reply) for reply in replies]
+
+
+def _weigh(pair: list[float] | None) -> Verdict:
+    if pair is None or sum(pair) < MIN_MASS:
+        return Verdict(None)
+    prob = pair[1] / sum(pair)
+    return Verdict(prob > 0.5, prob)
+
+
+def _read(reply: Any) -> Verdict:
+    if reply is None:
+        return Verdict(None)
+    return Verdict(verdict.verdict(reply.text) if reply.finished else None, text=reply.text)

@@ -1,0 +1,137 @@
+"""From verdicts to rewards: the Follower's share of constraints met, the Instructor's 1 minus it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from seif_jax.errors import RunError
+from seif_jax.instruction import SOFT, Instruction
+from seif_jax.rewards import rules
+from seif_jax.rewards.judge import Judge, Verdict
+from seif_jax.rewards.recognise import recognise
+from seif_jax.roles import judger
+
+CHECKS = ("judge", "rules", "hybrid")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is known about one constraint of one reply."""
+
+    constraint: str
+    instruction_id: str  # IFEval id, given or recognised; "soft": no rule
+    rule: bool | None  # what the rule says; None: there is none
+    judge: bool | None  # what the Judger says; None: not asked, or no verdict
+    judge_prob: float | None
+    judge_text: str
+    value: bool | None  # what counts, by `checks`
+
+
+@dataclass(frozen=True)
+class Score:
+    """A sample's reward, and why it is what it is.
+
+    reward None: there was no verdict at all, the sample is left out of its group. reason: "" where
+    the reward is the share of constraints, else why it is 0 (or None): truncated, format, parse,
+    count, duplicate, repeats_seed, contradiction, no_verdict, empty, answer_format.
+    """
+
+    reward: float | None
+    reason: str = ""
+    detail: str = ""
+    answer: str = ""
+    prompt: str = ""  # the instruction that was answered
+    marks: tuple[Mark, ...] = ()
+    filter: Verdict | None = None
+
+    @property
+    def followed(self) -> float | None:
+        """Share of the constraints with a verdict that are met."""
+        values = [m.value for m in self.marks if m.value is not None]
+        return sum(values) / len(values) if values else None
+
+    def columns(self) -> dict[str, Any]:
+        """As columns of samples.parquet."""
+        marks = [asdict(m) for m in self.marks]
+        return {
+            "reward": self.reward,
+            "reason": self.reason,
+            "detail": self.detail,
+            "answer": self.answer,
+            "instruction": self.prompt,
+            "followed": self.followed,
+            "verdicts": marks,
+            "filter": asdict(self.filter) if self.filter else None,
+        }
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Scores answers against constraints. checks: "judge" (the Judger alone), "rules" (rules alone,
+    constraints without one have no verdict) or "hybrid" (the rule where there is one).
+
+    With the Judger asked, rules still run beside it: their agreement is how far it can be trusted.
+    """
+
+    judge: Judge | None
+    checks: str
+
+    def marks(
+        self, items: Sequence[tuple[Instruction, str]], key: Any
+    ) -> list[tuple[Mark, ...]]:
+        """items: instruction and answer. All of a call's constraints are judged in one go."""
+        flat = [(i, j) for i, (row, _) in enumerate(items) for j in range(len(row.constraints))]
+        if self.checks == "rules" or self.judge is None:
+            verdicts = [Verdict(None)] * len(flat)
+        else:
+            questions = [(items[i][0].prompt, items[i][1], items[i][0].constraints[j]) for i, j in flat]
+            verdicts = self.judge.ask(judger.messages, questions, key)
+        result: list[list[Mark]] = [[] for _ in items]
+        for (i, j), verdict in zip(flat, verdicts, strict=True):
+            result[i].append(self._mark(*items[i], j, verdict))
+        return [tuple(marks) for marks in result]
+
+    def _mark(self, row: Instruction, answer: str, j: int, verdict: Verdict) -> Mark:
+        name, kwargs = row.instruction_ids[j], row.kwargs[j]
+        if name == SOFT:
+            name, kwargs = recognise(row.constraints[j]) or (SOFT, {})
+        rule = None
+        if name != SOFT:
+            try:
+                rule = rules.check(name, kwargs, answer, row.seed_question)
+            except Exception as error:
+                raise RunError(
+                    f"rule {name} with {kwargs} failed on the answer {answer[:80]!r} to "
+                    f"{row.prompt[:80]!r}: {error}"
+                ) from error
+        value = {"judge": verdict.value, "rules": rule, "hybrid": rule}[self.checks]
+        if self.checks == "hybrid" and rule is None:
+            value = verdict.value
+        return Mark(
+            row.constraints[j], name, rule, verdict.value, verdict.prob, verdict.text, value
+        )
+
+
+def metrics(scores: Sequence[Score], asked: bool) -> dict[str, float]:
+    """Shares over the samples of a step. asked: whether a Judger gave verdicts."""
+    n = len(scores)
+    rewards = [s.reward for s in scores if s.reward is not None]
+    shares = [s.followed for s in scores if s.followed is not None]
+    out = {
+        "reward": sum(rewards) / max(len(rewards), 1),
+        "unscored": 1 - len(rewards) / n,
+        "followed": sum(shares) / max(len(shares), 1),
+    }
+    for reason in sorted({s.reason for s in scores} - {""}):
+        out[f"reason/{reason}"] = sum(s.reason == reason for s in scores) / n
+    marks = [m for s in scores for m in s.marks]
+    if marks:
+        out["rule_share"] = sum(m.rule is not None for m in marks) / len(marks)
+    if marks and asked:
+        out["no_verdict"] = sum(m.judge is None for m in marks) / len(marks)
+        both = [m for m in marks if m.rule is not None and m.judge is not None]
+        out["judge_yes"] = sum(m.judge is True for m in marks) / len(marks)
+        if both:
+            out["judge_agreement"] = sum(m.rule == m.judge for m in both) / len(both)
+            out["judge_agreement_count"] = len(both)
+    return out

@@ -1,0 +1,147 @@
+"""Prompts to samples to rewards to a Batch: the one place where text meets tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from seif_jax import grpo
+from seif_jax.batch import Batch
+from seif_jax.metrics import Phases
+from seif_jax.rewards import score as scoring
+from seif_jax.rewards.score import Score
+from seif_jax.sampling import WIDE, pad, round_up, split
+from seif_jax.speaker import Decoding, Reply, Speaker
+from seif_jax.tasks import FollowerTask, InstructorTask
+
+Task = FollowerTask | InstructorTask
+# Reasons for which a reply does not have the form that was asked for.
+UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_seed")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    batch: Batch  # numpy; old_logp and ref_logp still empty
+    samples: list[dict[str, Any]]  # rows of samples.parquet
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How scores become advantages."""
+
+    size: int  # samples a prompt
+    advantage: str
+    skip_equal: bool  # leave groups of equal rewards out of the update
+    mask_truncated: bool  # leave samples cut at the length limit out of it
+
+
+def rollout(
+    task: Task,
+    policy: Speaker,
+    rows: Sequence[int],
+    step: int,
+    key: jax.Array,
+    decoding: Decoding,
+    grouping: Grouping,
+    phases: Phases,
+) -> Rollout:
+    """Samples a group for each row, scores it, and makes the batch to be trained on."""
+    with phases("sample"):
+        dialogues = [task.dialogue(row, step) for row in rows]
+        replies = policy.reply(dialogues, decoding, jax.random.fold_in(key, 0), grouping.size)
+    whole = [reply for reply in replies if reply is not None]
+    assert len(whole) == len(replies), "over-long prompts are dropped before training"
+    repeated = [row for row in rows for _ in range(grouping.size)]
+    with phases("reward"):
+        scores = task.score(repeated, step, whole, jax.random.fold_in(key, 1))
+    batch = make_batch(whole, scores, grouping, decoding.max_tokens)
+    samples = [
+        _sample(task, row, step, g % grouping.size, reply, score, advantage)
+        for g, (row, reply, score, advantage) in enumerate(
+            zip(repeated, whole, scores, batch.advantages.tolist(), strict=True)
+        )
+    ]
+    asked = task.checker.judge is not None and task.checker.checks != "rules"
+    metrics = {
+        **scoring.metrics(scores, asked),
+        **reply_metrics(whole, scores),
+        "equal_groups": float(np.mean(~batch.advantages.reshape(-1, grouping.size).any(axis=1))),
+        "trained_samples": float(batch.trained.mean()),
+    }
+    return Rollout(batch, samples, metrics)
+
+
+def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str, float]:
+    """Shape of the replies: lengths in tokens, shares in 0..1."""
+    lengths = np.array([len(reply.ids) for reply in replies])
+    reasons = [score.reason for score in scores]
+    readable = [reason for reason in reasons if reason not in UNREADABLE]
+    out = {
+        "format_valid": len(readable) / len(reasons),
+        "reply_tokens": float(lengths.mean()),
+        "reply_tokens_max": float(lengths.max()),
+        "reply_tokens_min": float(lengths.min()),
+        "clipped_share": float(np.mean([not reply.finished for reply in replies])),
+        "entropy": float(-np.mean(np.concatenate([reply.logp for reply in replies]))),
+        "sampled_tokens": int(lengths.sum()),
+    }
+    if any(score.filter for score in scores):
+        rejected = sum(score.filter is not None and not score.filter.value for score in scores)
+        out["kept"] = 1 - rejected / max(len(readable), 1)
+    return out
+
+
+def make_batch(
+    replies: Sequence[Reply], scores: Sequence[Score], grouping: Grouping, max_tokens: int
+) -> Batch:
+    """Replies and scores, in groups, as arrays. Without a reward, or masked: not trained on."""
+    prefix, prompts, prompt_lengths = split([r.prompt_ids for r in replies[:: grouping.size]])
+    longest = max(len(r.ids) for r in replies)
+    width = min(round_up(longest, WIDE), max_tokens)
+    completions, lengths = pad([r.ids.tolist() for r in replies], width)
+    logp = np.zeros(completions.shape, np.float32)
+    for i, reply in enumerate(replies):
+        logp[i, : len(reply.logp)] = reply.logp
+    scored = np.array([score.reward is not None for score in scores])
+    if grouping.mask_truncated:
+        scored &= np.array([reply.finished for reply in replies])
+    rewards = np.array([score.reward or 0.0 for score in scores], np.float32)
+    shape = (-1, grouping.size)
+    advantages = np.asarray(
+        grpo.advantages(rewards.reshape(shape), scored.reshape(shape), grouping.advantage)
+    )
+    trained = scored.reshape(shape)
+    if grouping.skip_equal:
+        trained = trained & advantages.any(axis=1, keepdims=True)
+    empty = np.zeros_like(logp)
+    return Batch(
+        prefix,
+        prompts,
+        prompt_lengths,
+        completions,
+        lengths,
+        logp,
+        empty,
+        empty,
+        advantages.reshape(-1),
+        trained.reshape(-1),
+    )
+
+
+def _sample(
+    task: Task, row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
+) -> dict[str, Any]:
+    return {
+        "row": int(row),
+        "sample": i,
+        **task.columns(row, step),
+        "completion": reply.text,
+        "tokens": len(reply.ids),
+        "finish_reason": "stop" if reply.finished else "length",
+        **score.columns(),
+        "advantage": advantage,
+        "logp": float(reply.logp.sum()),
+    }

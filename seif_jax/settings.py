@@ -1,0 +1,117 @@
+"""From the config to what the rooms take: frozen dataclasses, checked at the door."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from seif_jax import optim
+from seif_jax.errors import UserError
+from seif_jax.rewards.score import CHECKS
+from seif_jax.rollout import Grouping
+from seif_jax.speaker import Decoding
+from seif_jax.train import Algorithm, Sizes
+
+STAGES = ("instructor", "generate", "follower")
+# key: the values that it may have
+CHOICES = {
+    "format": ("think_answer", "plain"),
+    "dtype": ("bfloat16", "float32"),
+    "filter.mode": ("generate", "verdict"),
+    "judger.mode": ("generate", "verdict"),
+    "reward.checks": CHECKS,
+    "grpo.advantage": ("grpo", "rloo", "dr_grpo", "zero"),
+    "grpo.kl": ("k1", "abs", "k2", "k3"),
+    "optim.schedule": optim.SCHEDULES,
+}
+POSITIVE = (
+    "rounds", "sample_batch", "generate.prompts", "checkpoint.every_steps", "filter.batch_size",
+    "judger.batch_size", "optim.learning_rate", "optim.clip_norm",
+)  # fmt: skip
+ROLE_POSITIVE = (
+    "rollout_prompts", "optimizer_prompts", "micro_prompts", "max_prompt_tokens",
+    "max_response_tokens", "temperature",
+)  # fmt: skip
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def check(config: ConfigDict) -> None:
+    """UserError naming the first key whose value cannot be."""
+    for key, values in CHOICES.items():
+        if get(config, key) not in values:
+            raise UserError(f"config.{key}={get(config, key)!r} is none of {', '.join(values)}")
+    roles = [f"{role}.{key}" for role in ("instructor", "follower") for key in ROLE_POSITIVE]
+    for key in (*POSITIVE, *roles):
+        if get(config, key) <= 0:
+            raise UserError(f"config.{key}={get(config, key)} must be more than 0")
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"config.stages: {stage!r} is none of {', '.join(STAGES)}")
+    if not config.stages:
+        raise UserError(f"config.stages is empty, it takes some of {', '.join(STAGES)}")
+    if not 0 <= config.instructor.soft_share <= 1:
+        raise UserError(f"config.instructor.soft_share={config.instructor.soft_share} is no share")
+    for role in ("instructor", "follower"):
+        if role in config.stages:
+            if not config[role].epochs or min(config[role].epochs) < 1:
+                raise UserError(f"config.{role}.epochs={config[role].epochs} must be 1 or more")
+            sizes(config[role], 1).check(config[role].group_size)
+
+
+def sizes(role: ConfigDict, round: int) -> Sizes:
+    epochs = role.epochs[min(round, len(role.epochs)) - 1]
+    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_prompts, epochs)
+
+
+def grouping(config: ConfigDict, role: ConfigDict) -> Grouping:
+    g = config.grpo
+    return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
+
+
+def decoding(config: ConfigDict, role: ConfigDict, temperature: float) -> Decoding:
+    """How a trained role, or the frozen Follower, replies."""
+    return Decoding(
+        role.max_prompt_tokens,
+        role.max_response_tokens,
+        config.sample_batch,
+        role.prefill,
+        temperature,
+        role.top_k,
+        role.top_p,
+    )
+
+
+def verdict_decoding(role: ConfigDict) -> Decoding:
+    return Decoding(
+        role.max_prompt_tokens, role.max_tokens, role.batch_size, role.prefill, role.temperature
+    )
+
+
+def algorithm(config: ConfigDict) -> Algorithm:
+    g, o = config.grpo, config.optim
+    return Algorithm(
+        clip_low=g.clip_low,
+        clip_high=g.clip_high,
+        clip_dual=g.clip_dual,
+        kl=g.kl,
+        kl_coef=g.kl_coef,
+        learning_rate=o.learning_rate,
+        schedule=o.schedule,
+        warmup_updates=o.warmup_updates,
+        end_rate=o.end_rate,
+        b1=o.b1,
+        b2=o.b2,
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        clip_norm=o.clip_norm,
+    )
+
+
+def dtype(name: str) -> Any:
+    return {"bfloat16": jnp.bfloat16, "float32": jnp.float32}[name]

@@ -1,0 +1,129 @@
+"""A model one can talk to: dialogues in, replies or probabilities out. Weights plus tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from seif_jax.errors import UserError
+from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling.methods import Method
+from seif_jax.tokenizer import Tokenizer
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are made. Lengths in tokens; batch_size in samples at a time."""
+
+    max_prompt_tokens: int
+    max_tokens: int
+    batch_size: int
+    prefill: str = ""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @property
+    def method(self) -> Method:
+        return Method(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str  # prefill and what was sampled, control tokens left out
+    prompt_ids: list[int]  # the prefill included
+    ids: np.ndarray  # sampled, int32 [C], the stop token included
+    logp: np.ndarray  # of each, float32 [C], at the sampling temperature
+    finished: bool  # by a stop token; False: cut at max_tokens
+
+
+class Speaker:
+    def __init__(self, engine: Engine, tokenizer: Tokenizer):
+        self.engine, self.tokenizer = engine, tokenizer
+
+    def encode(self, dialogues: Sequence[list[Message]], prefill: str) -> list[list[int]]:
+        return [self.tokenizer.encode_chat(dialogue, prefill) for dialogue in dialogues]
+
+    def reply(
+        self,
+        dialogues: Sequence[list[Message]],
+        decoding: Decoding,
+        key: jax.Array,
+        group: int = 1,
+    ) -> list[Reply | None]:
+        """`group` replies to each dialogue, in their order; None for one that is too long.
+
+        Reply i of dialogue j depends on the dialogue, `key` and j·group + i alone.
+        """
+        prompts = self.encode(dialogues, decoding.prefill)
+        return self.complete(prompts, decoding, key, group)
+
+    def complete(
+        self, prompts: Sequence[list[int]], decoding: Decoding, key: jax.Array, group: int = 1
+    ) -> list[Reply | None]:
+        """As `reply`, for prompts that are encoded already, the prefill included."""
+        self._fits(decoding)
+        fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
+        replies: list[Reply | None] = [None] * (len(prompts) * group)
+        if not fit:
+            return replies
+        rows = [i * group + g for i in fit for g in range(group)]
+        out = self.engine.sample(
+            [prompts[i] for i in fit],
+            row_keys(key, rows),
+            group=group,
+            max_tokens=decoding.max_tokens,
+            method=decoding.method,
+            stop_ids=self.tokenizer.stop_ids,
+            batch_size=decoding.batch_size,
+        )
+        for n, row in enumerate(rows):
+            ids = out.tokens[n, : out.lengths[n]]
+            replies[row] = Reply(
+                decoding.prefill + self.tokenizer.decode(ids),
+                prompts[row // group],
+                ids,
+                out.logp[n, : out.lengths[n]],
+                bool(out.stopped[n]),
+            )
+        return replies
+
+    def choose(
+        self,
+        dialogues: Sequence[list[Message]],
+        prefill: str,
+        options: tuple[str, ...],
+        *,
+        max_prompt_tokens: int,
+        batch_size: int,
+    ) -> list[list[float] | None]:
+        """Probability of each option as what follows the prefill; None for a dialogue too long.
+
+        An option must be one token there (UserError): then a forward pass says it all.
+        """
+        ids = tuple(self._token(prefill, option) for option in options)
+        prompts = self.encode(dialogues, prefill)
+        fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
+        result: list[list[float] | None] = [None] * len(prompts)
+        if fit:
+            logp = self.engine.next_logp([prompts[i] for i in fit], ids, batch_size)
+            for i, row in zip(fit, np.exp(logp.astype(np.float64)), strict=True):
+                result[i] = row.tolist()
+        return result
+
+    def _token(self, prefill: str, option: str) -> int:
+        before, after = self.tokenizer.encode(prefill), self.tokenizer.encode(prefill + option)
+        if after[:-1] != before:
+            raise UserError(f"{option!r} is not one token after the prefill {prefill!r}")
+        return after[-1]
+
+    def _fits(self, decoding: Decoding) -> None:
+        limit = self.engine.config.max_positions
+        if decoding.max_prompt_tokens + decoding.max_tokens > limit:
+            raise UserError(
+                f"max_prompt_tokens={decoding.max_prompt_tokens} and "
+                f"max_tokens={decoding.max_tokens} exceed the model's {limit} positions"
+            )
