@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seif_jax import models
 from seif_jax.models.tree import completion_logp
-from seif_jax.sampling import Engine, common_prefix, methods, round_up, row_keys, split
+from seif_jax.sampling import Engine, common_prefix, methods, round_up, row_keys, split, stems
 from seif_jax.sampling.methods import Method, pick
 
 MODEL = models.describe(tiny.tiny_config(96))
@@ -81,6 +81,23 @@ def test_next_logp():
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
 
 
+def test_next_logp_of_a_tree():
+    """Prompts that share stems, in families of unequal size, against one at a time."""
+    rng = np.random.default_rng(1)
+    stem_a, stem_b = rng.integers(0, 96, (2, 50)).tolist()
+    tails = [rng.integers(0, 96, n).tolist() for n in (3, 17, 1, 40, 8, 5)]
+    prompts = [SHARED + s + t for s, t in zip([stem_a] * 3 + [stem_b] * 3, tails, strict=True)]
+    prompts.append(SHARED + [3, 4])
+    runs = stems(prompts)
+    assert [members for _, members in runs] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [len(stem) for stem, _ in runs] == [90, 90, 41]
+    got = engine().next_logp(prompts, (4, 60), batch_size=6)
+    alone = [engine().next_logp([prompt], (4, 60), batch_size=1)[0] for prompt in prompts]
+    np.testing.assert_allclose(got, alone, atol=1e-4)
+    for prompt, row in zip(prompts, got, strict=True):
+        np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+
+
 def test_sample_depends_on_its_key_alone():
     """Other prompts, another batch size, another place in the batch: the same tokens."""
     keys = row_keys(jax.random.key(5), range(12))
@@ -142,7 +159,8 @@ def test_sizes():
     assert [round_up(n) for n in (1, 32, 33, 64, 100, 130)] == [32, 32, 48, 64, 128, 192]
     assert common_prefix(PROMPTS) == 32  # 40 are shared
     assert common_prefix([[1, 2, 3]] * 2) == 0
-    assert common_prefix([list(range(65))]) == 64  # at least one token is left
+    assert common_prefix([list(range(66))]) == 64  # at least two tokens are left
+    assert common_prefix([list(range(65))]) == 48
 
 
 def test_padding_cannot_be_seen():

@@ -78,9 +78,16 @@ def init(model: Model, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.state(_module(model, seed)))
 
 
+def weights(model: Model) -> dict[str, nnx.Param]:
+    """Every weight by its path ("layers/q"), with shape, dtype and `axes`; nothing allocated."""
+    state = nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: _module(model))))
+    return {"/".join(map(str, path)): param for path, param in state}
+
+
 def shapes(model: Model) -> Params:
-    """The tree of weights as `jax.ShapeDtypeStruct`, nothing allocated."""
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: _module(model))))
+    """The tree of weights as `jax.ShapeDtypeStruct`."""
+    flat = {key: param.get_value() for key, param in weights(model).items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
@@ -89,22 +96,22 @@ def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
     unused = set(source.names())
     flat = {}
 
-    def get(name: str, shape: tuple[int, ...], stacked: bool) -> np.ndarray:
+    def get(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> np.ndarray:
         if name not in unused:
             raise UserError(f"weight {name} is missing")
         unused.discard(name)
-        value = source.get(name)
-        value = value.T if stacked and value.ndim == 2 else value
-        if value.size != np.prod(shape) or value.shape[:1] != shape[:1] and value.ndim == 1:
-            raise UserError(f"weight {name} has shape {source.get(name).shape}, ours is {shape}")
-        return np.asarray(value, np.float32).reshape(shape)
+        value, wanted = source.get(name), flat_shape(shape, axes)
+        if value.shape != wanted:
+            raise UserError(f"weight {name} has shape {value.shape}, not {wanted}")
+        return value.reshape(shape)
 
-    for key, leaf in traverse_util.flatten_dict(shapes(model), sep="/").items():
-        if "{}" in names[key]:
-            parts = [get(names[key].format(i), leaf.shape[1:], True) for i in range(leaf.shape[0])]
+    for key, param in weights(model).items():
+        shape, axes = param.shape, param.axes
+        if axes[0] == "layer":
+            parts = [get(names[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])]
             flat[key] = jnp.asarray(np.stack(parts), dtype)
         else:
-            flat[key] = jnp.asarray(get(names[key], leaf.shape, False), dtype)
+            flat[key] = jnp.asarray(get(names[key], shape, axes), dtype)
     unused -= {"lm_head.weight"} if model.config.tied else set()  # some tied exports repeat it
     if unused:
         raise UserError(f"weight {min(unused)} is not one of this model's ({len(unused)} such)")
@@ -114,22 +121,21 @@ def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
 def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Weights under their Hugging Face names and in their layout, one at a time."""
     names = FAMILIES[model.hf_config["model_type"]].NAMES
-    for key, value in traverse_util.flatten_dict(params, sep="/").items():
-        value = np.asarray(value)
-        if "{}" not in names[key]:
-            yield names[key], value.astype(dtype)
-            continue
-        outputs = _output_axes(key)
-        for i, part in enumerate(value):
-            if part.ndim > 1:
-                rows = int(np.prod(part.shape[:-outputs]))
-                part = np.ascontiguousarray(part.reshape(rows, -1).T)
-            yield names[key].format(i), part.astype(dtype)
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for key, param in weights(model).items():
+        value, axes = np.asarray(flat[key]), param.axes
+        stacked = axes[0] == "layer"
+        for i, part in enumerate(value if stacked else [value]):
+            shape = flat_shape(part.shape, axes[stacked:])
+            yield names[key].format(i), part.reshape(shape).astype(dtype)
 
 
-def _output_axes(key: str) -> int:
-    """How many trailing axes of a layer's weight are its outputs: q, k, v give (heads, head_dim)."""
-    return 2 if key.split("/")[-1] in ("q", "k", "v") else 1
+def flat_shape(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:
+    """Shape in Hugging Face's files, where a head and its dimensions are one axis."""
+    if "head_dim" not in axes:
+        return shape
+    i = axes.index("head_dim")
+    return (*shape[: i - 1], shape[i - 1] * shape[i], *shape[i + 1 :])
 
 
 def forward(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,16 +50,22 @@ def weight(
     return nnx.Param(value, axes=tuple(axes.split()))
 
 
+def cache_dtype(dtype: Any) -> Any:
+    """In which attention is computed, and keys and values are held: XLA's CPU backend has no
+    bf16 x bf16 -> float32 for batched products."""
+    return jnp.float32 if jax.default_backend() == "cpu" else dtype
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def dot(equation: str, x: Array, w: Array, dtype: jnp.dtype) -> Array:
+def dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
     """Einsum with operands in `dtype` and the sum, the result and both gradients in float32.
 
     The casts sit inside, so float32 master weights get float32 gradients, while every product,
     backward ones included, runs at the speed of `dtype`.
     """
     left, right, out = equation.replace("->", ",").split(",")
-    if jax.default_backend() == "cpu" and set(left) & set(right) & set(out):
-        dtype = jnp.float32  # XLA's CPU backend has no bf16 x bf16 -> float32 for batched products
+    if set(left) & set(right) & set(out):
+        dtype = cache_dtype(dtype)
     return jnp.einsum(
         equation,
         x.astype(dtype),
@@ -69,11 +75,11 @@ def dot(equation: str, x: Array, w: Array, dtype: jnp.dtype) -> Array:
     )
 
 
-def _dot_forward(equation: str, x: Array, w: Array, dtype: jnp.dtype):
+def _dot_forward(equation: str, x: Array, w: Array, dtype: Any):
     return dot(equation, x, w, dtype), (x, w)
 
 
-def _dot_backward(equation: str, dtype: jnp.dtype, saved: tuple[Array, Array], gradient: Array):
+def _dot_backward(equation: str, dtype: Any, saved: tuple[Array, Array], gradient: Array):
     x, w = saved
     inputs, out = equation.split("->")
     left, right = inputs.split(",")
@@ -134,7 +140,7 @@ class Segment(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "B N T H"], segments: Sequence[Segment], dtype: jnp.dtype
+    q: Float[Array, "B N T H"], segments: Sequence[Segment], dtype: Any
 ) -> Float[Array, "B N T H"]:
     """Softmax attention over all segments together, grouped-query, scores in float32."""
     B, N, T, H = q.shape
@@ -162,16 +168,17 @@ def block(
     x: Float[Array, "B T D"],
     r: Rope,
     see: Callable[[Array, Array], Sequence[Segment]],
-    dtype: jnp.dtype,
+    dtype: Any,
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """One layer. `see` turns the new keys and values into all the segments that queries attend to,
     the one that holds the new ones last; that one is returned."""
     h = rms_norm(x, w["attn_norm"], c.norm_eps)
-    q = rotate(dot("BTD,DNH->BNTH", h, w["q"], dtype), r)
-    k = rotate(dot("BTD,DKH->BKTH", h, w["k"], dtype), r)
-    v = dot("BTD,DKH->BKTH", h, w["v"], dtype)
-    segments = see(k.astype(dtype), v.astype(dtype))
-    x = x + dot("BNTH,NHD->BTD", attend(q, segments, dtype), w["o"], dtype)
+    q = rotate(dot("BTD,NHD->BTNH", h, w["q"], dtype).swapaxes(1, 2), r)
+    k = rotate(dot("BTD,KHD->BTKH", h, w["k"], dtype).swapaxes(1, 2), r)
+    v = dot("BTD,KHD->BTKH", h, w["v"], dtype).swapaxes(1, 2)
+    segments = see(k.astype(cache_dtype(dtype)), v.astype(cache_dtype(dtype)))
+    seen = attend(q, segments, dtype).swapaxes(1, 2)
+    x = x + dot("BTNH,DNH->BTD", seen, w["o"], dtype)
     h = rms_norm(x, w["mlp_norm"], c.norm_eps)
-    gate, up = dot("BTD,DF->BTF", h, w["gate"], dtype), dot("BTD,DF->BTF", h, w["up"], dtype)
-    return x + dot("BTF,FD->BTD", jax.nn.silu(gate) * up, w["down"], dtype), segments[-1]
+    gate, up = dot("BTD,FD->BTF", h, w["gate"], dtype), dot("BTD,FD->BTF", h, w["up"], dtype)
+    return x + dot("BTF,DF->BTD", jax.nn.silu(gate) * up, w["down"], dtype), segments[-1]

@@ -7,7 +7,7 @@ from flax import nnx
 from seif_jax.errors import UserError
 from seif_jax.models.layers import Config, weight
 
-# ours -> Hugging Face; `{}` is the layer. Two-dimensional layer weights are stored transposed there.
+# ours -> Hugging Face; `{}` is the layer. Both hold [out, in]: only heads are told apart in ours.
 NAMES = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
@@ -82,14 +82,14 @@ class Layers(nnx.Module):
     def __init__(self, c: Config, rngs: nnx.Rngs):
         L, D, N, K, H, F = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp
         self.attn_norm = weight(rngs, (L, D), "layer embed")
-        self.q = weight(rngs, (L, D, N, H), "layer embed heads head_dim", D)
-        self.k = weight(rngs, (L, D, K, H), "layer embed kv_heads head_dim", D)
-        self.v = weight(rngs, (L, D, K, H), "layer embed kv_heads head_dim", D)
-        self.o = weight(rngs, (L, N, H, D), "layer heads head_dim embed", N * H)
+        self.q = weight(rngs, (L, N, H, D), "layer heads head_dim embed", D)
+        self.k = weight(rngs, (L, K, H, D), "layer kv_heads head_dim embed", D)
+        self.v = weight(rngs, (L, K, H, D), "layer kv_heads head_dim embed", D)
+        self.o = weight(rngs, (L, D, N, H), "layer embed heads head_dim", N * H)
         self.mlp_norm = weight(rngs, (L, D), "layer embed")
-        self.gate = weight(rngs, (L, D, F), "layer embed mlp", D)
-        self.up = weight(rngs, (L, D, F), "layer embed mlp", D)
-        self.down = weight(rngs, (L, F, D), "layer mlp embed", F)
+        self.gate = weight(rngs, (L, F, D), "layer mlp embed", D)
+        self.up = weight(rngs, (L, F, D), "layer mlp embed", D)
+        self.down = weight(rngs, (L, D, F), "layer embed mlp", F)
 
 
 class Llama(nnx.Module):

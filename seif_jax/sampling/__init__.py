@@ -5,7 +5,7 @@ programs stays small; what prompts have in common at their start is computed onc
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from seif_jax.sampling.engine import Samples
 from seif_jax.sampling.methods import Method
 
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
+MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; prompts that share a stem
 WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
 Ids = Sequence[int]
+Row = TypeVar("Row")
 
 
 def round_up(n: int, ladder: Sequence[int] = LADDER[1:]) -> int:
@@ -28,10 +30,10 @@ def round_up(n: int, ladder: Sequence[int] = LADDER[1:]) -> int:
 
 
 def common_prefix(prompts: Sequence[Ids]) -> int:
-    """Tokens that all prompts share at their start, leaving each at least one; rounded down to the
+    """Tokens that all prompts share at their start, leaving each at least two; rounded down to the
     ladder."""
     first, last = min(prompts), max(prompts)  # what these two share, all share
-    limit = min(map(len, prompts)) - 1
+    limit = max(min(map(len, prompts)) - 2, 0)
     shared = next((i for i in range(limit) if first[i] != last[i]), limit)
     return max(size for size in LADDER if size <= shared)
 
@@ -78,17 +80,19 @@ class Engine:
         keys: [P·group], one a sample. batch_size: samples in one program at a time.
         """
         per_call = max(1, batch_size // group)
+        unstacked = engine.unstack(self.params["layers"])
         parts = []
         for start, part in _batches(prompts, per_call):
-            rows = np.arange(start * group, start * group + per_call * group) % (len(prompts) * group)
+            rows = np.arange(len(part) * group) + start * group
             prefix, tokens, lengths = split(part)
             out = engine.sample(
                 self.config,
                 self.params,
+                unstacked,
                 prefix,
                 tokens,
                 lengths,
-                keys[rows],
+                keys[rows % (len(prompts) * group)],
                 group=group,
                 max_tokens=max_tokens,
                 method=method,
@@ -102,22 +106,57 @@ class Engine:
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
     ) -> np.ndarray:
-        """Log-probability of each option as the next token of each prompt, float32 [P, O].
+        """Log-probability of each option as the next token of each prompt, float32 [n, O].
 
-        Prompts of like length share a batch, and all share one prefix.
+        What prompts share is computed once: the start that is common to all, and the stem that
+        neighbours have in common (one reply judged against several constraints).
+        batch_size: prompts in one program at a time.
         """
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        result = np.zeros((len(prompts), len(options)), np.float32)
         shared = common_prefix(prompts)
         prefix = np.array(prompts[0][:shared], np.int32)
-        for start, part in _batches([prompts[i][shared:] for i in order], batch_size):
-            tokens, lengths = pad(part, round_up(max(map(len, part))))
-            out = engine.next_logp(
-                self.config, self.params, prefix, tokens, lengths, options=options, dtype=self.dtype
+        families = stems([prompt[shared:] for prompt in prompts])
+        size = max(len(members) for _, members in families)
+        families.sort(key=lambda family: len(family[0]))  # like lengths share a batch
+        result = np.zeros((len(prompts), len(options)), np.float32)
+        for _, part in _batches(families, max(1, batch_size // size)):
+            stem, stem_lengths = _padded([tokens for tokens, _ in part])
+            # A smaller family is filled up with its last member.
+            rows = [members[min(i, len(members) - 1)] for _, members in part for i in range(size)]
+            starts = [shared + len(tokens) for tokens, _ in part for _ in range(size)]
+            leaves = [prompts[row][start:] for row, start in zip(rows, starts, strict=True)]
+            result[rows] = engine.next_logp(
+                self.config,
+                self.params,
+                prefix,
+                stem,
+                stem_lengths,
+                *_padded(leaves),
+                options=options,
+                dtype=self.dtype,
             )
-            rows = order[start : start + batch_size]
-            result[rows] = np.asarray(out)[: len(rows)]
         return result
+
+
+def stems(prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
+    """Cuts a list of prompts into runs that begin alike: their common start, and their numbers.
+
+    Each prompt keeps at least one token after its stem, so each must have two.
+    """
+    families: list[tuple[Ids, list[int]]] = []
+    for i, prompt in enumerate(prompts):
+        if families:
+            stem, members = families[-1]
+            limit = min(len(stem), len(prompt) - 1)
+            same = next((n for n in range(limit) if stem[n] != prompt[n]), limit)
+            if same >= MIN_STEM and len(members) < MAX_FAMILY:
+                families[-1] = (stem[:same], [*members, i])
+                continue
+        families.append((prompt[:-1], [i]))
+    return families
+
+
+def _padded(rows: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    return pad(rows, round_up(max(map(len, rows))))
 
 
 def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:
@@ -125,9 +164,10 @@ def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(rows, jnp.uint32))
 
 
-def _batches(rows: Sequence[Ids], size: int) -> Iterator[tuple[int, list[Ids]]]:
-    """Batches of exactly `size` rows with the number of their first; the last is filled up with
-    the first rows again."""
+def _batches(rows: Sequence[Row], size: int) -> Iterator[tuple[int, list[Row]]]:
+    """Batches of `size` rows with the number of their first; the last is filled up, with the first
+    rows again, to a power of two or to `size`."""
     for start in range(0, len(rows), size):
         part = list(rows[start : start + size])
-        yield start, part + [rows[i % len(rows)] for i in range(size - len(part))]
+        full = min(size, 1 << (len(part) - 1).bit_length())
+        yield start, part + [rows[(start + i) % len(rows)] for i in range(len(part), full)]

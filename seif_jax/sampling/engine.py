@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from seif_jax.models import layers, logits
+from seif_jax.models import forward, layers, logits
 from seif_jax.models.layers import Config, Segment
 from seif_jax.models.tree import read
 from seif_jax.sampling.methods import Method, pick
@@ -31,10 +31,19 @@ class State(NamedTuple):
     out: Samples
 
 
+@jax.jit
+def unstack(stacked: Mapping[str, Any]) -> list[Any]:
+    """Each layer's weights as arrays of their own: decoding is unrolled over layers, as a scan
+    would copy every weight in every step, and slices inside the program are slower on a CPU."""
+    layers = len(jax.tree.leaves(stacked)[0])
+    return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(layers)]
+
+
 @partial(jax.jit, static_argnames=("c", "group", "max_tokens", "method", "stop_ids", "dtype"))
 def sample(
     c: Config,
     params: Mapping[str, Any],
+    unstacked: Sequence[Any],
     prefix: Int[Array, "S"],
     prompts: Int[Array, "P T"],
     lengths: Int[Array, "P"],
@@ -55,8 +64,6 @@ def sample(
     last, context = read(c, params, prefix, prompts, lengths, dtype=dtype)
     B = prompts.shape[0] * group
     start = prefix.shape[0] + jnp.repeat(lengths, group)
-    # Layers are unrolled when decoding (slices inside a scan would copy every weight every step).
-    unstack = [jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(c.layers)]
     past = [[Segment(s.k[i], s.v[i], s.mask) for s in context] for i in range(c.layers)]
 
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (max_tokens,)))(keys).T
@@ -77,7 +84,7 @@ def sample(
         x = jnp.take(params["embed"], token, axis=0).astype(jnp.float32)[:, None]
         seen = (jnp.arange(max_tokens) <= step)[None, None]
         grown = []
-        for w, before, kv in zip(unstack, past, cache, strict=True):
+        for w, before, kv in zip(unstacked, past, cache, strict=True):
 
             def see(k: Array, v: Array, before: list[Segment] = before, kv: tuple = kv):
                 at = (0, 0, step, 0)
@@ -93,7 +100,7 @@ def sample(
         hidden, cache = advance(s.cache, s.step, token)
         return State(s.step + 1, hidden, cache, record(s.out, s.step, token, logp))
 
-    empty = jnp.zeros((B, c.kv_heads, max_tokens, c.head_dim), dtype)
+    empty = jnp.zeros((B, c.kv_heads, max_tokens, c.head_dim), layers.cache_dtype(dtype))
     out = Samples(
         jnp.zeros((B, max_tokens), jnp.int32),
         jnp.zeros((B, max_tokens), jnp.float32),
@@ -111,13 +118,23 @@ def next_logp(
     c: Config,
     params: Mapping[str, Any],
     prefix: Int[Array, "S"],
-    prompts: Int[Array, "P T"],
-    lengths: Int[Array, "P"],
+    stems: Int[Array, "P T"],
+    stem_lengths: Int[Array, "P"],
+    leaves: Int[Array, "B C"],
+    leaf_lengths: Int[Array, "B"],
     *,
-    options: Sequence[int],
+    options: tuple[int, ...],
     dtype: Any,
-) -> Float[Array, "P O"]:
-    """Log-probability of each of `options` (token ids) as the next token of each prompt."""
-    last, _ = read(c, params, prefix, prompts, lengths, dtype=dtype)
+) -> Float[Array, "B O"]:
+    """Log-probability of each of `options` (token ids) as what follows each leaf.
+
+    Requests form a tree: all share the prefix, B/P consecutive leaves share a stem; each is
+    computed once.
+    """
+    _, context = read(c, params, prefix, stems, stem_lengths, dtype=dtype)
+    start = prefix.shape[0] + jnp.repeat(stem_lengths, leaves.shape[0] // stems.shape[0])
+    positions = start[:, None] + jnp.arange(leaves.shape[1])
+    hidden, _ = forward(c, params, leaves, positions, context, dtype=dtype)
+    last = jnp.take_along_axis(hidden, leaf_lengths[:, None, None] - 1, axis=1)[:, 0]
     logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
     return logp[:, jnp.array(options)]

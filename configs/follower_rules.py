@@ -1,0 +1,51 @@
+"""A Follower learns rule-checked constraints of many kinds on a CPU: SmolLM2, KL on.
+
+    seif run --config=configs/follower_rules.py --workdir=DIR --config.seed=0
+"""
+
+from ml_collections import ConfigDict
+from smollm2 import get_config as smollm2
+
+TRAINED = (
+    "punctuation:no_comma",
+    "change_case:english_lowercase",
+    "length_constraints:number_words",
+    "keywords:existence",
+    "startend:end_checker",
+    "startend:quotation",
+    "detectable_format:title",
+    "detectable_format:number_bullet_lists",
+)
+HELD_OUT = (
+    "length_constraints:number_sentences",
+    "keywords:forbidden_words",
+    "keywords:frequency",
+    "keywords:letter_frequency",
+    "change_case:english_capital",
+    "change_case:capital_word_frequency",
+    "detectable_content:postscript",
+    "detectable_format:number_highlighted_sections",
+)
+
+
+def get_config() -> ConfigDict:
+    c = smollm2()
+    c.rounds = 1
+    c.stages = ("follower",)
+    c.reward.checks = "rules"
+    c.data.rules.kinds = TRAINED
+    c.data.rules.first, c.data.rules.last = 0, 96
+    c.follower.epochs = (2,)
+    c.follower.micro_prompts = 4
+    c.follower.max_prompt_tokens, c.follower.max_response_tokens = 192, 64
+    c.optim.learning_rate = 2e-5
+    c.optim.warmup_updates = 2
+    c.grpo.kl_coef = 0.03
+    c.eval.every_steps = 12
+    c.eval.sets.trained = c.data.rules.copy_and_resolve_references()
+    c.eval.sets.trained.last = 48
+    c.eval.sets.held_out = c.data.rules.copy_and_resolve_references()
+    c.eval.sets.held_out.kinds = HELD_OUT
+    c.eval.sets.held_out.first, c.eval.sets.held_out.last = 96, 160
+    c.checkpoint.every_steps = 100
+    return c
