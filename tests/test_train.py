@@ -1,0 +1,213 @@
+"""The update: gradients by any route and in any micro-batch size, AdamW, clipping, skipping."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from seif_jax import models, train
+from seif_jax.batch import Batch
+from seif_jax.models.tree import completion_logp
+from seif_jax.optim import State
+
+MODEL = models.describe(tiny.tiny_config(64))
+C = MODEL.config
+PARAMS = models.init(MODEL, 1)
+ALGORITHM = train.Algorithm(
+    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1.0,
+    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
+    weight_decay=0.0, clip_norm=1e9,
+)  # fmt: skip
+# 4 prompts of 2 samples; lengths differ so that a mean of micro-batch means would show.
+LENGTHS = np.array([6, 2, 1, 5, 3, 3, 6, 4], np.int32)
+TRAINED = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
+TOKENS = int(LENGTHS[TRAINED].sum())
+ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
+
+
+def batch_logp(params, b, remat=False, dtype=jnp.float32):
+    return completion_logp(
+        C, params, b.prefix, b.prompts, b.prompt_lengths, b.completions,
+        temperature=0.8, dtype=dtype, remat=remat,
+    )  # fmt: skip
+
+
+def bare_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    nothing = np.zeros((8, 6), np.float32)
+    return Batch(
+        prefix=rng.integers(3, 64, 5, np.int32),
+        prompts=rng.integers(3, 64, (4, 6), np.int32),
+        prompt_lengths=np.array([6, 1, 4, 3], np.int32),
+        completions=rng.integers(3, 64, (8, 6), np.int32),
+        lengths=LENGTHS,
+        sampler_logp=nothing, old_logp=nothing, ref_logp=nothing,
+        advantages=ADVANTAGES, trained=TRAINED,
+    )  # fmt: skip
+
+
+BARE = bare_batch()
+
+
+def plain_logp(params):
+    """Every sequence by itself: its tokens in one row, one forward pass, one log-softmax."""
+    rows = np.zeros((8, 5 + 6 + 6), np.int32)
+    lengths = np.repeat(BARE.prompt_lengths, 2)
+    for i in range(8):
+        prompt = BARE.prompts[i // 2, : lengths[i]]
+        row = [*BARE.prefix, *prompt, *BARE.completions[i, : LENGTHS[i]]]
+        rows[i, : len(row)] = row
+    positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
+    hidden, _ = models.forward(C, params, rows, positions, dtype=jnp.float32)
+    logp = jax.nn.log_softmax(models.logits(params, hidden, jnp.float32) / 0.8)
+    places = 5 + lengths[:, None] - 1 + np.arange(6)
+    return logp[np.arange(8)[:, None], places, BARE.completions]
+
+
+LOGP = np.asarray(jax.jit(plain_logp)(PARAMS))
+NOISE = np.random.default_rng(1).normal(size=(3, 8, 6)).astype(np.float32) * 0.2
+BATCH = replace(
+    BARE, sampler_logp=LOGP + NOISE[0], old_logp=LOGP + NOISE[1], ref_logp=LOGP + NOISE[2]
+)
+UPDATES = {
+    micro: train.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
+}
+
+
+def step(batch, fresh=False, micro=4):
+    """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
+    start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
+    state = State(start, optax.sgd(1.0).init(start))
+    state, numbers = UPDATES[micro](state, batch, jnp.array(fresh))
+    gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
+    return gradient, state.params, jax.device_get(numbers)
+
+
+def close(got, wanted, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
+
+
+def test_the_tree_is_each_sequence_by_itself():
+    inside = np.arange(6) < LENGTHS[:, None]
+    tree = np.asarray(jax.jit(batch_logp)(PARAMS, BATCH))
+    np.testing.assert_allclose(tree[inside], LOGP[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_micro_batches_do_not_matter(micro):
+    _, whole, numbers = step(BATCH)
+    _, parts, others = step(BATCH, micro=micro)
+    close(parts, whole, atol=1e-5)
+    assert numbers.keys() == others.keys()
+    for name, value in numbers.items():
+        assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_gradient_is_that_of_the_plain_formula():
+    """-mean(A·logp) + 0.1·mean(exp(d) - d - 1) over 29 tokens, by the plain forward."""
+    mask = BATCH.mask()
+    assert TOKENS == int(mask.sum()) == 29
+
+    def objective(params):
+        logp = plain_logp(params)
+        d = BATCH.ref_logp - logp
+        terms = -ADVANTAGES[:, None] * logp + 0.1 * (jnp.exp(d) - d - 1)
+        return jnp.sum(jnp.where(mask, terms, 0.0)) / 29
+
+    wanted = jax.jit(jax.grad(objective))(PARAMS)
+    gradient, _, numbers = step(BATCH, fresh=True)
+    close(gradient, wanted, atol=2e-6)
+    assert numbers["grad_norm"] == pytest.approx(float(optax.global_norm(wanted)), rel=1e-5)
+
+
+def test_numbers_of_an_update():
+    mask = BATCH.mask()
+    numbers = step(BATCH)[2]
+    gap = np.abs(BATCH.old_logp - BATCH.sampler_logp)[mask]
+    assert numbers["sampler_gap"] == pytest.approx(gap.mean(), rel=1e-5)
+    assert numbers["sampler_gap_max"] == pytest.approx(gap.max(), rel=1e-5)
+    assert numbers["approx_kl"] == pytest.approx((BATCH.old_logp - LOGP)[mask].mean(), abs=1e-5)
+    assert numbers["trained_tokens"] == 29 and numbers["skipped_updates"] == 0
+
+
+def test_fresh_decides_whose_log_probabilities_are_the_old_ones():
+    """Old ones 0.1 lower make the ratio e^0.1 = 1.105, inside the clip: the gradient grows so."""
+    still = replace(BATCH, ref_logp=LOGP, old_logp=LOGP - np.float32(0.1))
+    fresh, _, first = step(still, fresh=True)
+    later, _, second = step(still, fresh=False)
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert second["approx_kl"] == pytest.approx(-0.1, abs=1e-5)
+    close(later, jax.tree.map(lambda g: g * np.exp(0.1), fresh), atol=5e-6)
+    close(step(replace(still, old_logp=LOGP + 7), fresh=True)[0], fresh, atol=0)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    broken = replace(BATCH, advantages=np.where(np.arange(8) == 3, np.inf, ADVANTAGES))
+    gradient, _, numbers = step(broken)
+    assert numbers["skipped_updates"] == 1 and not np.isfinite(numbers["grad_norm"])
+    close(gradient, jax.tree.map(np.zeros_like, gradient), atol=0)
+
+
+def test_an_infinity_that_is_not_trained_on_does_no_harm():
+    left_out = replace(BATCH, advantages=np.where(TRAINED, ADVANTAGES, np.nan))
+    _, params, numbers = step(left_out)
+    assert numbers["skipped_updates"] == 0
+    close(params, step(BATCH)[1], atol=0)
+
+
+def test_weights_stay_float32_under_bfloat16():
+    logp = partial(batch_logp, dtype=jnp.bfloat16)
+    optimizer = train.make_optimizer(ALGORITHM, 10)
+    update = train.make_update(logp, optimizer, ALGORITHM, 2)
+    shapes = models.shapes(MODEL)
+    state = State(shapes, jax.eval_shape(optimizer.init, shapes))
+    after, _ = jax.eval_shape(update, state, BATCH, jnp.array(True))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state))
+    assert {x.dtype for x in jax.tree.leaves(after.params)} == {np.dtype(np.float32)}
+    assert {x.dtype.name for x in jax.tree.leaves(after.optimizer)} == {"float32", "int32"}
+
+
+def test_updates_of_a_rollout():
+    """Only the first is fresh; one without a trained sample is left out; counts are sums."""
+    calls = []
+
+    def update(state, part, fresh):
+        calls.append((part.advantages.tolist(), bool(fresh)))
+        numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
+        return state + 1, numbers
+
+    trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
+    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1)))
+    programs = cast(Any, SimpleNamespace(update=update))
+    state, numbers = train.apply_updates(stage, programs, 0, replace(BATCH, trained=trained))
+    assert calls == [
+        (pytest.approx([1.0, -1.0]), True),
+        (pytest.approx([-0.5, 2.0]), False),
+        (pytest.approx([0.7, -0.7]), False),
+    ]
+    assert state == 3
+    assert numbers == {"loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3}
+
+
+@pytest.mark.parametrize("updates, kl_coef", [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1)])
+def test_log_probabilities_are_computed_where_they_are_needed(updates, kl_coef):
+    def logp(weight, part):
+        return part.completions.astype(np.float32) * weight
+
+    programs = cast(Any, SimpleNamespace(logp=logp))
+    policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
+    stage = cast(Any, SimpleNamespace(
+        sizes=train.Sizes(4, 2, 2, 1), reference=lambda: reference,
+        algorithm=replace(ALGORITHM, kl_coef=kl_coef),
+    ))  # fmt: skip
+    empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
+    found = train.with_logp(stage, programs, empty, policy, updates)
+    np.testing.assert_array_equal(found.old_logp, BATCH.completions * (2.0 if updates > 1 else 0))
+    np.testing.assert_array_equal(found.ref_logp, BATCH.completions * (3.0 if kl_coef else 0))
