@@ -48,7 +48,7 @@ def verdict_role() -> ConfigDict:
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
-    c.model = text()  # HF folder, hub name, GGUF file or run's checkpoint; none: SmolLM2-135M-Instruct
+    c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none: SmolLM2-135M-Instruct
     c.dtype = "bfloat16"  # of sampling and of matrix products in training; weights are float32
     c.rounds = 3
     c.stages = ("instructor", "generate", "follower")  # of every round, in this order
@@ -56,14 +56,14 @@ def get_config() -> ConfigDict:
     c.sample_batch = 256  # samples in one sampling program at a time
 
     c.data = ConfigDict()
-    c.data.seeds = text()  # .parquet, .jsonl, .json, hub name or tfds:name; none: the packaged seeds
+    c.data.seeds = text()  # .parquet, .jsonl, .json, hub name, tfds:name; none: the packaged ones
     c.data.column = "prompt"
     c.data.limit = 0  # seeds used, the first ones; 0: all
     c.data.instructions = text()  # the Follower's data, in place of what the Instructor writes
     c.data.rules = rule_set()  # or this: rule-checked constraints, written without a model
 
     c.instructor = trained_role()
-    c.instructor.soft_share = 0.5  # share of prompts of the soft variant (5 constraints), else hard (3)
+    c.instructor.soft_share = 0.5  # of prompts: soft variant (5 constraints); rest hard (3)
     c.follower = trained_role()
     c.follower.epochs = (3, 1)
 

@@ -1,6 +1,6 @@
 """Two whole rounds on SmolLM2-135M-Instruct, on a laptop's CPU, in a few minutes.
 
-    bash launch/quickstart.sh
+bash launch/quickstart.sh
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = default()
     c.format = "plain"
-    c.sample_batch = 32
+    c.sample_batch = 64
     for role in (c.instructor, c.follower):
         role.rollout_prompts, role.optimizer_prompts, role.micro_prompts = 8, 8, 2
         role.group_size = 4

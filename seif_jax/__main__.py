@@ -148,7 +148,8 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
     base = Base.load(options.model)
     config = base.model.config
-    engine = Engine(config, load_params(options.model, base.model, dtype(options.dtype)), dtype(options.dtype))
+    kind = dtype(options.dtype)
+    engine = Engine(config, load_params(options.model, base.model, kind), kind)
     speaker = Speaker(engine, base.tokenizer)
     if options.raw:
         ids = [base.tokenizer.encode(prompt) for prompt in prompts]
@@ -158,13 +159,9 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for prompt, tokens in zip(prompts, ids, strict=True):
         if not 0 < len(tokens) <= room:
             raise UserError(f"the prompt {prompt[:40]!r} has {len(tokens)} tokens, not 1 to {room}")
-    try:
-        decoding = Decoding(
-            room, options.max_tokens, 64, "", options.temperature, options.top_k, options.top_p
-        )
-        decoding.method
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    decoding = Decoding(
+        room, options.max_tokens, 64, "", options.temperature, options.top_k, options.top_p
+    )
     replies = speaker.complete(ids, decoding, jax.random.key(options.seed), options.n)
     for i, reply in enumerate(replies):
         assert reply is not None, "lengths were checked above"
@@ -184,7 +181,7 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     if options.max_tokens < 1 or options.n < 1:
         raise UserError(f"--max_tokens={options.max_tokens} and --n={options.n} must be 1 or more")
-    prompts = list(options.prompt or ())
+    prompts: list[str] = list(options.prompt or ())
     if options.prompts and not options.prompts.endswith(".txt"):
         from seif_jax.data import load_seeds
 

@@ -5,7 +5,7 @@ after each. Whatever is shared is held, and computed, once: in sampling and in t
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 
-def pytree(cls: type) -> type:
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T]) -> type[T]:
     """Frozen dataclass whose fields are all children of a JAX pytree."""
-    cls = dataclass(frozen=True)(cls)
-    jax.tree_util.register_dataclass(cls, [f.name for f in fields(cls)], [])
-    return cls
+    frozen: Any = dataclass(frozen=True)(cls)
+    jax.tree_util.register_dataclass(frozen, [f.name for f in fields(frozen)], [])
+    return frozen
 
 
 @pytree
@@ -30,7 +34,7 @@ class Batch:
     completions: Int[Array, "B C"]  # right-padded; the end token, where sampled, included
     lengths: Int[Array, "B"]
     sampler_logp: Float[Array, "B C"]  # what the sampler reported for each token
-    old_logp: Float[Array, "B C"]  # policy before this rollout's updates, as the learner computes it
+    old_logp: Float[Array, "B C"]  # policy before this rollout's updates, by the learner
     ref_logp: Float[Array, "B C"]  # reference policy
     advantages: Float[Array, "B"]
     trained: Bool[Array, "B"]  # False: left out of the loss (no verdict, masked, equal group)
@@ -46,7 +50,7 @@ class Batch:
             size = 1 if name in ("prompts", "prompt_lengths") else group
             return lax.dynamic_slice_in_dim(x, start * size, prompts * size)
 
-        return Batch(**{f.name: cut(f.name) for f in fields(self)})
+        return Batch(**{f.name: cut(f.name) for f in fields(Batch)})
 
     def mask(self) -> Bool[Array, "B C"]:
         """The tokens that are trained on."""

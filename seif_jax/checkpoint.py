@@ -63,9 +63,7 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
 def _placed(tree: Any) -> Any:
     """Says on which device to put what is restored."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ class Base:
         """Writes everything but weights."""
         with beside(folder) as temporary:
             temporary.mkdir()
-            hf.write_base(
-                temporary, self.model.hf_config, self.tokenizer, self.generation_config
-            )
+            hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.generation_config)
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
         """Writes a Hugging Face folder that transformers loads."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from seif_jax import data, generate, settings, train
 from seif_jax.checkpoint import Base, load_params
@@ -22,6 +21,7 @@ from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
 from seif_jax.sampling import Engine
+from seif_jax.settings import Config
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask
 
@@ -29,7 +29,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 
 
-def run(config: ConfigDict, workdir: Path, display: Display) -> None:
+def run(config: Config, workdir: Path, display: Display) -> None:
     """Starts or resumes the run in `workdir` and brings it to its end."""
     settings.check(config)
     base = Base.load(config.model)
@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: Path, display: Display) -> None:
     report(config, workdir, display)
 
 
-def open_workdir(config: ConfigDict, workdir: Path, base: Base) -> None:
+def open_workdir(config: Config, workdir: Path, base: Base) -> None:
     """Makes the run's folder, or makes sure that it is this config's. UserError: it is not."""
     path = workdir / "config.json"
     wanted = json.loads(config.to_json())
@@ -77,7 +77,7 @@ def open_workdir(config: ConfigDict, workdir: Path, base: Base) -> None:
 class Evolution:
     """A run's config with what its stages share: the base model, seeds, frozen models."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, base: Base, display: Display):
+    def __init__(self, config: Config, workdir: Path, base: Base, display: Display):
         self.config, self.workdir, self.base, self.display = config, workdir, base, display
         self.key = jax.random.key(config.seed)
         self.seeds = data.load_seeds(config.data.seeds, config.data.column)
@@ -96,7 +96,7 @@ class Evolution:
         self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
         self.frozen: dict[tuple[str, str, str], Engine] = {}
 
-    def rule_set(self, s: ConfigDict) -> list[Instruction]:
+    def rule_set(self, s: Config) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds."""
         if s.path:
             return data.load_instructions(s.path)
@@ -260,7 +260,7 @@ class Evolution:
         return generate.run(stage, self.instructions(round), writer, self.display)
 
 
-def report(config: ConfigDict, workdir: Path, display: Display) -> None:
+def report(config: Config, workdir: Path, display: Display) -> None:
     """What happened, a line a round, and where to look next."""
     columns = {
         "instr. reward": ("instructor", "reward"),

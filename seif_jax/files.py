@@ -11,7 +11,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def beside(path: str | Path) -> Iterator[Path]:
-    """Yields a path in the same folder (file or folder to be made there); renamed to `path` on success.
+    """Yields a path beside `path` for a file or folder to be made; renamed to it on success.
 
     On an exception what was half written is removed and `path` stays as it was.
     """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from seif_jax import grpo
@@ -33,7 +34,7 @@ class Grouping:
     """How scores become advantages."""
 
     size: int  # samples a prompt
-    advantage: str
+    advantage: Any  # of grpo.advantages
     skip_equal: bool  # leave groups of equal rewards out of the update
     mask_truncated: bool  # leave samples cut at the length limit out of it
 
@@ -111,7 +112,11 @@ def make_batch(
     rewards = np.array([score.reward or 0.0 for score in scores], np.float32)
     shape = (-1, grouping.size)
     advantages = np.asarray(
-        grpo.advantages(rewards.reshape(shape), scored.reshape(shape), grouping.advantage)
+        grpo.advantages(
+            jnp.array(rewards.reshape(shape)),
+            jnp.array(scored.reshape(shape)),
+            grouping.advantage,
+        )
     )
     trained = scored.reshape(shape)
     if grouping.skip_equal:

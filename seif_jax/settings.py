@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from seif_jax import optim
 from seif_jax.errors import UserError
@@ -11,6 +10,8 @@ from seif_jax.rewards.score import CHECKS
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
 from seif_jax.train import Algorithm, Sizes
+
+Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 
 STAGES = ("instructor", "generate", "follower")
 # key: the values that it may have
@@ -34,14 +35,14 @@ ROLE_POSITIVE = (
 )  # fmt: skip
 
 
-def get(config: ConfigDict, key: str) -> Any:
+def get(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
         value = value[part]
     return value
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """UserError naming the first key whose value cannot be."""
     for key, values in CHOICES.items():
         if get(config, key) not in values:
@@ -64,17 +65,17 @@ def check(config: ConfigDict) -> None:
             sizes(config[role], 1).check(config[role].group_size)
 
 
-def sizes(role: ConfigDict, round: int) -> Sizes:
+def sizes(role: Config, round: int) -> Sizes:
     epochs = role.epochs[min(round, len(role.epochs)) - 1]
     return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_prompts, epochs)
 
 
-def grouping(config: ConfigDict, role: ConfigDict) -> Grouping:
+def grouping(config: Config, role: Config) -> Grouping:
     g = config.grpo
     return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
 
 
-def decoding(config: ConfigDict, role: ConfigDict, temperature: float) -> Decoding:
+def decoding(config: Config, role: Config, temperature: float) -> Decoding:
     """How a trained role, or the frozen Follower, replies."""
     return Decoding(
         role.max_prompt_tokens,
@@ -87,13 +88,13 @@ def decoding(config: ConfigDict, role: ConfigDict, temperature: float) -> Decodi
     )
 
 
-def verdict_decoding(role: ConfigDict) -> Decoding:
+def verdict_decoding(role: Config) -> Decoding:
     return Decoding(
         role.max_prompt_tokens, role.max_tokens, role.batch_size, role.prefill, role.temperature
     )
 
 
-def algorithm(config: ConfigDict) -> Algorithm:
+def algorithm(config: Config) -> Algorithm:
     g, o = config.grpo, config.optim
     return Algorithm(
         clip_low=g.clip_low,

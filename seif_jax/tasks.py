@@ -35,9 +35,7 @@ class Answerer:
     shots: int
 
     def answer(self, prompts: Sequence[str], key: Any) -> list[Reply | None]:
-        dialogues = [
-            follower.messages(p, format=self.format, shots=self.shots) for p in prompts
-        ]
+        dialogues = [follower.messages(p, format=self.format, shots=self.shots) for p in prompts]
         return self.speaker.reply(dialogues, self.decoding, key) if prompts else []
 
 
@@ -115,9 +113,7 @@ class InstructorTask:
         return self._dialogue(row, self.variant(row, step))
 
     def _dialogue(self, row: int, variant: str) -> list[Message]:
-        return instructor.messages(
-            self.rows[row], variant, format=self.format, shots=self.shots
-        )
+        return instructor.messages(self.rows[row], variant, format=self.format, shots=self.shots)
 
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row], "variant": self.variant(row, step)}

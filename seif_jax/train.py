@@ -190,9 +190,7 @@ class Programs:
         )
 
         def batch_logp(params: Any, b: Batch, remat: bool = False) -> jax.Array:
-            return logp(
-                params, b.prefix, b.prompts, b.prompt_lengths, b.completions, remat=remat
-            )
+            return logp(params, b.prefix, b.prompts, b.prompt_lengths, b.completions, remat=remat)
 
         self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(stage.dtype), params))
         self.logp = jax.jit(batch_logp)
@@ -229,7 +227,7 @@ def make_update(
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: State, batch: Batch, fresh: jax.Array):
-        """fresh: nothing was updated since sampling, so old_logp is what this very pass computes."""
+        """fresh: nothing was updated since sampling; old_logp is what this pass computes."""
         count = jnp.sum(batch.mask(), dtype=jnp.float32)
         grad = jax.grad(micro_loss, has_aux=True)
 
@@ -238,9 +236,7 @@ def make_update(
             gradient, (numbers, gap) = found
             return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
 
-        part = jax.eval_shape(
-            grad, state.params, batch.slice(0, micro_prompts), fresh, count
-        )
+        part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
         starts = jnp.arange(0, batch.prompts.shape[0], micro_prompts)
         (gradient, numbers), gaps = lax.scan(add, zeros, starts)
@@ -264,16 +260,13 @@ def train_step(
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
         c = stage.base.model.config
-        policy = Speaker(
-            Engine(c, programs.cast(state.params), stage.dtype), stage.base.tokenizer
-        )
-        found = rollout(
-            stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases
-        )
+        policy = Speaker(Engine(c, programs.cast(state.params), stage.dtype), stage.base.tokenizer)
+        found = rollout(stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
             batch = with_logp(stage, programs, found.batch, policy.engine, updates)
         del policy  # its weights make room for the update's
+        metrics.trim()
         with phases("update"):
             state, numbers = apply_updates(stage, programs, state, batch)
     secs = phases.take()
@@ -338,9 +331,7 @@ def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:
         display.warn(f"{numbers['skipped_updates']:.0f} updates skipped: gradient not finite")
 
 
-def evaluate(
-    stage: Stage, programs: Programs, state: State, step: int, writer: Writer
-) -> None:
+def evaluate(stage: Stage, programs: Programs, state: State, step: int, writer: Writer) -> None:
     """Scores the policy on the evaluation sets; a line of its own beside the step's."""
     if not stage.evaluate_every:
         return

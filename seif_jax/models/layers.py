@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,13 +56,17 @@ def cache_dtype(dtype: Any) -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else dtype
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
     """Einsum with operands in `dtype` and the sum, the result and both gradients in float32.
 
     The casts sit inside, so float32 master weights get float32 gradients, while every product,
     backward ones included, runs at the speed of `dtype`.
     """
+    return cast(Array, _dot(equation, x, w, dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
     left, right, out = equation.replace("->", ",").split(",")
     if set(left) & set(right) & set(out):
         dtype = cache_dtype(dtype)
@@ -76,7 +80,7 @@ def dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
 
 
 def _dot_forward(equation: str, x: Array, w: Array, dtype: Any):
-    return dot(equation, x, w, dtype), (x, w)
+    return _dot(equation, x, w, dtype), (x, w)
 
 
 def _dot_backward(equation: str, dtype: Any, saved: tuple[Array, Array], gradient: Array):
@@ -84,11 +88,18 @@ def _dot_backward(equation: str, dtype: Any, saved: tuple[Array, Array], gradien
     inputs, out = equation.split("->")
     left, right = inputs.split(",")
     dx = dot(f"{out},{right}->{left}", gradient, w, dtype)
-    dw = dot(f"{left},{out}->{right}", x, gradient, dtype)
+    summed = [letter for letter in out if letter not in right]
+    if jax.default_backend() == "cpu" and len(summed) + 1 == len(out):
+        # XLA's CPU backend is over twice as fast where the sum runs along the rows of its left
+        # operand, and would undo the transposition without the barrier.
+        order = [out.index(letter) for letter in (out[-1], *summed)]
+        gradient = lax.optimization_barrier(gradient.astype(dtype).transpose(order))
+        out = "".join(out[i] for i in order)
+    dw = dot(f"{out},{left}->{right}", gradient, x, dtype)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
-dot.defvjp(_dot_forward, _dot_backward)
+_dot.defvjp(_dot_forward, _dot_backward)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float):
@@ -122,9 +133,7 @@ def rope(c: Config, positions: Int[Array, "B T"]) -> Rope:
 def rotate(x: Float[Array, "B h T H"], r: Rope) -> Float[Array, "B h T H"]:
     """Rotary embedding, in the half-split order of Hugging Face checkpoints."""
     left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate(
-        [left * r.cos - right * r.sin, right * r.cos + left * r.sin], axis=-1
-    )
+    return jnp.concatenate([left * r.cos - right * r.sin, right * r.cos + left * r.sin], axis=-1)
 
 
 class Segment(NamedTuple):

@@ -32,14 +32,16 @@ FIXED = {
     "mlp_bias": False,
     "quantization_config": None,
     "pretraining_tp": 1,
+    "partial_rotary_factor": 1.0,
 }
 
 
 def config(hf: dict[str, Any]) -> Config:
     """Reads config.json; raises UserError for what it asks for and this code does not do."""
+    given = {**hf, **_rope_parameters(hf)}
     for key, only in FIXED.items():
-        if hf.get(key, only) != only:
-            raise UserError(f"config.json: {key}={hf[key]!r} is not supported, only {only!r}")
+        if given.get(key, only) != only:
+            raise UserError(f"config.json: {key}={given[key]!r} is not supported, only {only!r}")
     heads, width = hf["num_attention_heads"], hf["hidden_size"]
     kv_heads = hf.get("num_key_value_heads") or heads
     if heads % kv_heads:
@@ -64,9 +66,14 @@ def config(hf: dict[str, Any]) -> Config:
     )
 
 
+def _rope_parameters(hf: dict[str, Any]) -> dict[str, Any]:
+    """From the place of transformers 5 or of 4 (with rope_theta beside it)."""
+    return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+
+
 def _rope(hf: dict[str, Any]) -> tuple[float, tuple[tuple[str, float], ...]]:
-    """Base and scaling, from the place of transformers 4 (rope_theta, rope_scaling) or 5."""
-    parameters = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    """Base and scaling."""
+    parameters = _rope_parameters(hf)
     theta = parameters.get("rope_theta", hf.get("rope_theta", 10_000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":

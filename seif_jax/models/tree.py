@@ -32,9 +32,7 @@ def read(
     S, (P, T) = prefix.shape[0], prompts.shape
     context = []
     if S:
-        _, kv = forward(
-            c, params, prefix[None], jnp.arange(S)[None], dtype=dtype, remat=remat
-        )
+        _, kv = forward(c, params, prefix[None], jnp.arange(S)[None], dtype=dtype, remat=remat)
         context.append(kv)
     positions = jnp.broadcast_to(S + jnp.arange(T), (P, T))
     hidden, kv = forward(c, params, prompts, positions, context, dtype=dtype, remat=remat)

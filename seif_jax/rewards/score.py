@@ -1,4 +1,4 @@
-"""From verdicts to rewards: the Follower's share of constraints met, the Instructor's 1 minus it."""
+"""From verdicts to rewards: the Follower's share of constraints met, the Instructor's rest."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -76,15 +76,15 @@ class Checker:
     judge: Judge | None
     checks: str
 
-    def marks(
-        self, items: Sequence[tuple[Instruction, str]], key: Any
-    ) -> list[tuple[Mark, ...]]:
+    def marks(self, items: Sequence[tuple[Instruction, str]], key: Any) -> list[tuple[Mark, ...]]:
         """items: instruction and answer. All of a call's constraints are judged in one go."""
         flat = [(i, j) for i, (row, _) in enumerate(items) for j in range(len(row.constraints))]
         if self.checks == "rules" or self.judge is None:
             verdicts = [Verdict(None)] * len(flat)
         else:
-            questions = [(items[i][0].prompt, items[i][1], items[i][0].constraints[j]) for i, j in flat]
+            questions = [
+                (items[i][0].prompt, items[i][1], items[i][0].constraints[j]) for i, j in flat
+            ]
             verdicts = self.judge.ask(judger.messages, questions, key)
         result: list[list[Mark]] = [[] for _ in items]
         for (i, j), verdict in zip(flat, verdicts, strict=True):

@@ -20,7 +20,7 @@ LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 9
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; prompts that share a stem
 WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
-Ids = Sequence[int]
+Ids = list[int]
 Row = TypeVar("Row")
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from seif_jax.models import forward, layers, logits
 from seif_jax.models.layers import Config, Segment
@@ -16,10 +16,12 @@ from seif_jax.sampling.methods import Method, pick
 
 
 class Samples(NamedTuple):
-    tokens: Int[Array, "B C"]  # right-padded with 0
-    logp: Float[Array, "B C"]  # of each token, as `methods.pick` says
-    lengths: Int[Array, "B"]  # the stop token, where there is one, included
-    stopped: Bool[Array, "B"]  # ended by a stop token; False: cut at C tokens
+    """As jax arrays inside the program, as numpy outside."""
+
+    tokens: Any  # int32 [B, C], right-padded with 0
+    logp: Any  # float32 [B, C], of each token, as `methods.pick` says
+    lengths: Any  # int32 [B]; the stop token, where there is one, included
+    stopped: Any  # bool [B], ended by a stop token; False: cut at C tokens
 
 
 class State(NamedTuple):

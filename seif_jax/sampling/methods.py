@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seif_jax.errors import UserError
+
 BLOCK = 256
 
 
@@ -20,7 +22,7 @@ class Method:
 
     def __post_init__(self):
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"not a sampling method: {self}")
+            raise UserError(f"not a sampling method: {self}")
 
 
 def pick(

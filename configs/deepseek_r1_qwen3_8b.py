@@ -1,0 +1,18 @@
+"""DeepSeek-R1-0528-Qwen3-8B with the paper's numbers.
+
+    seif run --config=configs/deepseek_r1_qwen3_8b.py --workdir=DIR
+
+Planned, not measured. The model family (qwen3) is not read yet: the run ends with exit code 2
+and says so. A reasoning model writes its own <think> part, which is removed before parsing and
+judging; the format is therefore `plain`.
+"""
+
+from default import get_config as default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = default()
+    c.model = "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"
+    c.format = "plain"
+    return c

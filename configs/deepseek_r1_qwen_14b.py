@@ -1,0 +1,18 @@
+"""DeepSeek-R1-Distill-Qwen-14B with the paper's numbers.
+
+    seif run --config=configs/deepseek_r1_qwen_14b.py --workdir=DIR
+
+Planned, not measured. The model family (qwen2) is not read yet: the run ends with exit code 2
+and says so. Its chat template opens <think> itself: the thoughts of a reply are removed before
+parsing and judging, and the format is therefore `plain`.
+"""
+
+from default import get_config as default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = default()
+    c.model = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
+    c.format = "plain"
+    return c

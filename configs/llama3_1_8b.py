@@ -1,0 +1,17 @@
+"""Llama-3.1-8B-Instruct with the paper's numbers.
+
+    seif run --config=configs/llama3_1_8b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
+
+Planned, not measured. The family is read (rotary scaling `llama3` included); one device must hold
+the weights, their gradient and AdamW's moments in float32: 8 x 16 = 128 GB, besides activations.
+"""
+
+from default import get_config as default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = default()
+    c.model = "meta-llama/Llama-3.1-8B-Instruct"
+    c.follower.micro_prompts = c.instructor.micro_prompts = 1
+    return c
