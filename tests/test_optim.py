@@ -80,7 +80,7 @@ def test_small_updates_add_up():
 
 def rates(kind, warmup=0, updates=8, end=0.0):
     rate = optim.schedule(kind, 8.0, warmup, updates, end)
-    return [float(rate(count)) for count in range(updates)]
+    return [float(jnp.asarray(rate(count))) for count in range(updates)]
 
 
 def test_schedules_by_hand():

@@ -17,7 +17,7 @@ from seif_jax.batch import Batch
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
 
-MODEL = models.describe(tiny.tiny_config(64))
+MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
 PARAMS = models.init(MODEL, 1)
 ALGORITHM = train.Algorithm(
@@ -65,7 +65,7 @@ def plain_logp(params):
         row = [*BARE.prefix, *prompt, *BARE.completions[i, : LENGTHS[i]]]
         rows[i, : len(row)] = row
     positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
-    hidden, _ = models.forward(C, params, rows, positions, dtype=jnp.float32)
+    hidden, _ = models.forward(C, params, jnp.array(rows), positions, dtype=jnp.float32)
     logp = jax.nn.log_softmax(models.logits(params, hidden, jnp.float32) / 0.8)
     places = 5 + lengths[:, None] - 1 + np.arange(6)
     return logp[np.arange(8)[:, None], places, BARE.completions]
@@ -76,6 +76,17 @@ NOISE = np.random.default_rng(1).normal(size=(3, 8, 6)).astype(np.float32) * 0.2
 BATCH = replace(
     BARE, sampler_logp=LOGP + NOISE[0], old_logp=LOGP + NOISE[1], ref_logp=LOGP + NOISE[2]
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiles():
+    """These programs take long to compile and no time to run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 UPDATES = {
     micro: train.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
 }
