@@ -42,7 +42,7 @@ def batch_logp(params, b, remat=False, dtype=jnp.float32):
 def bare_batch() -> Batch:
     rng = np.random.default_rng(0)
     nothing = np.zeros((8, 6), np.float32)
-    return Batch(
+    fields: dict[str, Any] = dict(
         prefix=rng.integers(3, 64, 5, np.int32),
         prompts=rng.integers(3, 64, (4, 6), np.int32),
         prompt_lengths=np.array([6, 1, 4, 3], np.int32),
@@ -51,6 +51,7 @@ def bare_batch() -> Batch:
         sampler_logp=nothing, old_logp=nothing, ref_logp=nothing,
         advantages=ADVANTAGES, trained=TRAINED,
     )  # fmt: skip
+    return Batch(**fields)
 
 
 BARE = bare_batch()
@@ -197,7 +198,8 @@ def test_updates_of_a_rollout():
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
     stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1)))
     programs = cast(Any, SimpleNamespace(update=update))
-    state, numbers = train.apply_updates(stage, programs, 0, replace(BATCH, trained=trained))
+    part = replace(BATCH, trained=trained)
+    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), part)
     assert calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),

@@ -1,0 +1,84 @@
+"""Writes llama_*.npz: logits that transformers computes for small random Llama models.
+
+    python -m venv V && V/bin/pip install torch==2.13.0 transformers safetensors
+    V/bin/python tests/reference/make_llama.py
+
+Each file holds config.json, the seed of the weights, input ids and float32 logits. `weights` is
+the recipe that test_models.py follows, too: names in the order of the alphabet, one generator.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BASE: dict[str, Any] = {
+    "attention_bias": False,
+    "head_dim": 8,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "max_position_embeddings": 512,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 96,
+}
+# Lengths of the longest waves on both sides of the two bounds, so that all three cases occur.
+SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True},
+    "untied": {"num_key_value_heads": 1, "rms_norm_eps": 1e-2, "rope_theta": 500.0},
+    "tied_llama3": {"tie_word_embeddings": True, "rope_scaling": SCALING},
+    "untied_llama3": {"head_dim": 12, "rope_scaling": SCALING},
+}
+LENGTH, KEPT = 80, 10  # tokens of each of two rows; every so-many-th position's logits are kept
+
+
+def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Weight name -> float32 values: norms near 1, matrices of deviation 0.25."""
+    rng = np.random.default_rng(seed)
+    drawn = {name: rng.normal(size=shapes[name]) for name in sorted(shapes)}
+    return {
+        name: (value * 0.25 + ("norm" in name)).astype(np.float32) for name, value in drawn.items()
+    }
+
+
+def main() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch = importlib.import_module("torch")  # in no environment of this project
+    for seed, (name, changes) in enumerate(CASES.items(), 11):
+        config = {**BASE, **changes}
+        model = LlamaForCausalLM(LlamaConfig(**config)).eval().float()
+        tied = config["tie_word_embeddings"]
+        parameters = dict(model.named_parameters())
+        assert ("lm_head.weight" in parameters) != tied
+        drawn = weights({n: tuple(p.shape) for n, p in parameters.items()}, seed)
+        with torch.no_grad():
+            for n, parameter in parameters.items():
+                parameter.copy_(torch.from_numpy(drawn[n]))
+            ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (2, LENGTH))
+            logits = model(torch.from_numpy(ids)).logits[:, ::KEPT].numpy()
+        np.savez_compressed(
+            Path(__file__).parent / f"llama_{name}.npz",
+            config=json.dumps(config), seed=seed, ids=ids.astype(np.int32), logits=logits,
+        )  # fmt: skip
+        print(name, logits.shape, float(np.abs(logits).mean()))
+
+
+if __name__ == "__main__":
+    main()

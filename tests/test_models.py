@@ -1,0 +1,234 @@
+"""Llama: config.json, weights by name and shape, rotary frequencies, logits of transformers."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from seif_jax import models
+from seif_jax.errors import UserError
+from seif_jax.models.layers import rope_frequencies
+
+REFERENCE = Path(__file__).parent / "reference"
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def recipe() -> Any:
+    """The module that wrote the reference numbers; it draws the same weights."""
+    spec = importlib.util.spec_from_file_location("make_llama", REFERENCE / "make_llama.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def describe(**changes):
+    return models.describe({**tiny_config(96), **changes})
+
+
+def source(model, seed=0, /, **changes: Any) -> Any:
+    """Random weights as a checkpoint; a change of None leaves a weight out."""
+    shapes = {name: value.shape for name, value in models.export(model, zeros(model), "float32")}
+    tensors = {**recipe().weights(shapes, seed), **changes}
+    tensors = {name: value for name, value in tensors.items() if value is not None}
+    return SimpleNamespace(
+        config=model.hf_config, names=lambda: list(tensors), get=tensors.__getitem__
+    )
+
+
+def zeros(model):
+    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), models.shapes(model))
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "tied_llama3", "untied_llama3"])
+def test_logits_of_transformers(name):
+    """Grouped queries, own head_dim, eps and theta, llama3 scaling: all positions to 1e-4."""
+    held = np.load(REFERENCE / f"llama_{name}.npz")
+    model = models.describe(json.loads(str(held["config"])))
+    params = models.load(source(model, int(held["seed"])), model)
+    ids = jnp.array(held["ids"])
+
+    @jax.jit
+    def run(params):
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        hidden, _ = models.forward(model.config, params, ids, positions, dtype=jnp.float32)
+        return models.logits(params, hidden[:, :: recipe().KEPT], jnp.float32)
+
+    assert np.abs(held["logits"]).mean() > 1
+    np.testing.assert_allclose(run(params), held["logits"], atol=1e-4)
+
+
+def test_what_config_json_says():
+    c = describe(
+        vocab_size=77, hidden_size=48, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=10, intermediate_size=99, rms_norm_eps=0.5,
+        rope_theta=123.0, tie_word_embeddings=False, max_position_embeddings=64,
+    ).config  # fmt: skip
+    assert (c.vocab, c.width, c.layers, c.heads, c.kv_heads) == (77, 48, 3, 6, 2)
+    assert (c.head_dim, c.mlp, c.norm_eps, c.rope_theta, c.tied) == (10, 99, 0.5, 123.0, False)
+    assert (c.max_positions, c.rope_scaling) == (64, ())
+
+
+def test_what_config_json_leaves_out():
+    """As in transformers: as many key heads as heads, width/heads, untied, theta 10000."""
+    c = describe(num_key_value_heads=None, head_dim=None).config
+    assert (c.kv_heads, c.head_dim) == (4, 8)
+    left_out = tiny_config(96)
+    for key in ("tie_word_embeddings", "rope_theta", "num_key_value_heads", "head_dim"):
+        del left_out[key]
+    c = models.describe(left_out).config
+    assert (c.tied, c.rope_theta, c.kv_heads, c.head_dim) == (False, 10000.0, 4, 8)
+
+
+def test_places_of_the_rope_parameters():
+    """transformers 4 has rope_theta and rope_scaling, 5 has rope_parameters; old files `type`."""
+    scaled = tuple(LLAMA3.items())
+    old = describe(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3}).config
+    older = describe(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3}).config
+    new = {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}
+    new = describe(rope_theta=None, rope_parameters=new).config
+    assert old == older == new
+    assert (new.rope_theta, new.rope_scaling) == (5e5, scaled)
+    plain = {"rope_type": "default", "rope_theta": 7.0}
+    assert describe(rope_parameters=plain).config.rope_theta == 7.0
+
+
+def test_llama3_frequencies():
+    """By wave length in positions, as the Llama 3.1 reference code has it."""
+    c = describe(head_dim=64, rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3})
+    wanted = []
+    for i in range(32):
+        frequency = 5e5 ** (-2 * i / 64)
+        wave = 2 * math.pi / frequency
+        if wave > 8192 / 1.0:
+            frequency /= 8
+        elif wave >= 8192 / 4.0:
+            smooth = (8192 / wave - 1.0) / (4.0 - 1.0)
+            frequency = (1 - smooth) * frequency / 8 + smooth * frequency
+        wanted.append(frequency)
+    got = rope_frequencies(c.config)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    plain = 5e5 ** (-np.arange(32) / 32)
+    kinds = np.round(plain / got, 3)
+    assert kinds[0] == 1 and kinds[-1] == 8 and np.any((kinds > 1) & (kinds < 8))
+
+
+def test_plain_frequencies():
+    got = rope_frequencies(describe(head_dim=8, rope_theta=10_000.0).config)
+    np.testing.assert_allclose(got, [1.0, 0.1, 0.01, 0.001], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported, only llama"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config=.*is not supported"),
+        ({"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "config.json has no 'factor'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by .*heads=3"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor=0.5 is not supported",
+        ),
+    ],
+)
+def test_refusals_name_the_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        describe(**changes)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "num_hidden_layers", "vocab_size"])
+def test_a_missing_key_is_named(key):
+    config = tiny_config(96)
+    del config[key]
+    with pytest.raises(UserError, match=f"config.json has no '{key}'"):
+        models.describe(config)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model.norm.weight": None}, "weight model.norm.weight is missing"),
+        ({"model.layers.1.mlp.up_proj.weight": None}, r"layers.1.mlp.up_proj.weight is missing"),
+        ({"model.layers.2.x": np.zeros(1)}, r"model.layers.2.x is not one .* \(1 such\)"),
+        ({"b": np.zeros(1), "a": np.zeros(1)}, r"weight a is not one .* \(2 such\)"),
+        (
+            {"model.embed_tokens.weight": np.zeros((95, 32))},
+            r"embed_tokens.weight has shape \(95, 32\), not \(96, 32\)",
+        ),
+        (
+            {"model.layers.0.self_attn.k_proj.weight": np.zeros((2, 8, 32))},
+            r"k_proj.weight has shape \(2, 8, 32\), not \(16, 32\)",
+        ),
+    ],
+)
+def test_weights_are_checked_both_ways(changes, message):
+    model = describe()
+    with pytest.raises(UserError, match=message):
+        models.load(source(model, **changes), model)
+
+
+def test_a_tied_head_that_is_stored_is_not_used():
+    model = describe()
+    params = models.load(source(model, **{"lm_head.weight": np.ones((96, 32))}), model)
+    assert "head" not in params and "head" in models.shapes(describe(tie_word_embeddings=False))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export_and_load_again_bit_for_bit(dtype):
+    model = describe(tie_word_embeddings=False)
+    first = source(model)
+    params = models.load(first, model, jnp.dtype(dtype))
+    tensors = dict(models.export(model, params, dtype))
+    assert set(tensors) == set(first.names())
+    for name, value in tensors.items():
+        assert value.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
+        np.testing.assert_array_equal(value, first.get(name).astype(dtype), err_msg=name)
+    again: Any = SimpleNamespace(config={}, names=lambda: list(tensors), get=tensors.__getitem__)
+    loaded = models.load(again, model, jnp.dtype(dtype))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_heads_lie_in_the_rows_of_a_projection():
+    """Row h·head_dim + i of q_proj is dimension i of head h; o_proj has the same in its columns."""
+    model = describe()  # 4 heads and 2 key heads of 8, width 32
+    rows = np.arange(32, dtype=np.float32)
+    q = np.tile(rows[:, None], (1, 32))
+    k = np.tile(rows[:16, None], (1, 32))
+    name = "model.layers.1.self_attn.{}_proj.weight".format
+    held = source(model, **{name("q"): q, name("k"): k, name("o"): q.T})
+    layers = models.load(held, model)["layers"]
+    assert layers["q"].shape == (2, 4, 8, 32) and layers["k"].shape == (2, 2, 8, 32)
+    assert layers["q"][1, 3, 5, 0] == layers["o"][1, 0, 3, 5] == 3 * 8 + 5
+    assert layers["k"][1, 1, 7, 31] == 15
+
+
+def test_random_weights_have_the_shapes_and_are_float32():
+    model = describe()
+    params = models.init(model, 0)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    assert shapes == models.shapes(model)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    assert float(jnp.std(params["layers"]["down"])) == pytest.approx(64**-0.5, rel=0.1)
+    assert np.all(np.asarray(params["layers"]["attn_norm"]) == 1)
+    assert not np.array_equal(models.init(model, 1)["embed"], params["embed"])
