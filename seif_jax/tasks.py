@@ -188,6 +188,8 @@ def _read_answer(reply: Reply | None, format: str, prompt: str) -> Score:
     if reply is None:
         return Score(0.0, "prompt_too_long", prompt=prompt)
     answer = follower.read(reply.text, format)
+    if not answer and not reply.finished:  # an empty one too: it was cut inside its thought
+        return Score(0.0, "truncated", prompt=prompt)
     if answer is None:
-        return Score(0.0, "format" if reply.finished else "truncated", prompt=prompt)
+        return Score(0.0, "format", prompt=prompt)
     return Score(0.0, "" if answer else "empty", answer=answer, prompt=prompt)

@@ -68,7 +68,7 @@ class Judge:
 
 
 def _weigh(pair: list[float] | None) -> Verdict:
-    if pair is None or sum(pair) < MIN_MASS:
+    if pair is None or not sum(pair) >= MIN_MASS:  # nor is a NaN a verdict
         return Verdict(None)
     prob = pair[1] / sum(pair)
     return Verdict(prob > 0.5, prob)

@@ -1,0 +1,67 @@
+"""Speakers without a model, for tests: what they say is a function of the last turn's text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seif_jax.rewards.judge import Judge
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What of a `speaker.Decoding` a Judge reads in verdict mode."""
+
+    max_prompt_tokens: int = 64
+    batch_size: int = 4
+    prefill: str = ""
+
+
+class FakeSpeaker:
+    """`say`: last turn's text -> a reply (`Said`; None: too long), or [P("0"), P("1")]."""
+
+    def __init__(self, say: Callable[[str], Any]):
+        self.say = say
+        self.asked: list[str] = []  # the last turns
+        self.calls: list[tuple[Any, ...]] = []  # what came with them
+
+    def _answers(self, dialogues: Sequence[Any], *call: Any) -> list[Any]:
+        turns = [dialogue[-1]["content"] for dialogue in dialogues]
+        self.asked += turns
+        self.calls.append(call)
+        return [self.say(turn) for turn in turns]
+
+    def reply(self, dialogues: Sequence[Any], decoding: Any, key: Any) -> list[Any]:
+        return self._answers(dialogues, decoding, key)
+
+    def choose(
+        self,
+        dialogues: Sequence[Any],
+        prefill: str,
+        options: tuple[str, ...],
+        *,
+        max_prompt_tokens: int,
+        batch_size: int,
+    ) -> list[list[float] | None]:
+        return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
+
+
+def quoted(turn: str, header: str) -> str:
+    """The data that stands quoted under a header of a Filter's or Judger's chat."""
+    lines = turn.split(f"{header}:\n", 1)[1].splitlines()
+    end = next((i for i, line in enumerate(lines) if not line.startswith("> ")), len(lines))
+    return "\n".join(line[2:] for line in lines[:end])
+
+
+def judge(pairs: dict[str, list[float] | None], header: str = "Constraint") -> Judge:
+    """A verdict-mode Judge that answers by the text under `header`; the rest is satisfied."""
+    speaker = FakeSpeaker(lambda turn: pairs.get(quoted(turn, header), YES))
+    return Judge(speaker, "verdict", 0, Limits())
+
+
+YES, NO, UNSURE = [0.25, 0.75], [0.75, 0.25], [0.001, 0.002]  # UNSURE: too little mass

@@ -1,0 +1,113 @@
+"""Verdicts from probabilities and from analyses: what cannot be read is None, never a 0."""
+
+import math
+from typing import Any
+
+import pytest
+from fakes import FakeSpeaker, Limits, Said
+
+from seif_jax.rewards.judge import MIN_MASS, Judge, Verdict
+from seif_jax.roles import filter, judger
+
+
+def messages(question: str, *, shots: int, mode: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"{question} {shots} {mode}"}]
+
+
+def ask(mode: str, *answers: Any) -> list[Verdict]:
+    """What a Judge makes of these answers of its model, one a question."""
+    left = list(answers)
+    speaker = FakeSpeaker(lambda turn: left.pop(0))
+    questions = [(f"Q{i}",) for i in range(len(answers))]
+    return Judge(speaker, mode, 2, Limits()).ask(messages, questions, "key")
+
+
+@pytest.mark.parametrize(
+    ("pair", "value", "prob"),
+    [
+        ([0.2, 0.6], True, 0.75),
+        ([0.6, 0.2], False, 0.25),
+        ([0.0, 1.0], True, 1.0),
+        ([1.0, 0.0], False, 0.0),
+        ([0.25, 0.25], False, 0.5),  # 1 must be likelier than 0
+        ([0.005, 0.015], True, 0.75),
+        ([0.003, 0.006], None, None),  # mass 0.009
+        ([0.0, 0.0], None, None),
+        ([math.nan, math.nan], None, None),
+        (None, None, None),  # the dialogue is too long
+    ],
+)
+def test_verdict_mode_weighs_1_against_0(
+    pair: list[float] | None, value: bool | None, prob: float | None
+) -> None:
+    assert MIN_MASS == 0.01
+    (verdict,) = ask("verdict", pair)
+    assert verdict.value is value and verdict.text == ""
+    assert verdict.prob == (None if prob is None else pytest.approx(prob))
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [
+        (Said("It has two sentences.\n[[1]]"), True),
+        (Said("None.\n[[0]]"), False),
+        (Said("At first [[1]], but the third line has a comma: [[0]]"), False),
+        (Said("First [[0]], counted again: [[1]]"), True),
+        (Said("It has two sentences.\n[[1]]", finished=False), None),  # cut at the limit
+        (Said("It fails. [[0]] Let me count", finished=False), None),
+        (Said("It is satisfied."), None),
+        (Said("0"), None),
+        (Said("[[5]]"), None),
+        (Said("[[1] or [0]]"), None),
+        (Said("<think>[[1]]"), None),
+        (Said("<think>surely [[0]]</think>Two of two. [[1]]"), True),
+        (Said(""), None),
+    ],
+)
+def test_generate_mode_reads_the_last_verdict_of_a_whole_reply(
+    reply: Said, value: bool | None
+) -> None:
+    assert ask("generate", reply) == [Verdict(value, None, reply.text)]
+
+
+def test_a_dialogue_too_long_to_be_answered_has_no_verdict() -> None:
+    assert ask("generate", None) == [Verdict(None, None, "")]
+    assert ask("verdict", None) == [Verdict(None, None, "")]
+
+
+def test_answers_keep_the_order_of_the_questions() -> None:
+    assert [v.value for v in ask("generate", Said("[[1]]"), None, Said("[[0]]"))] == [
+        True, None, False,
+    ]  # fmt: skip
+    verdicts = ask("verdict", [0.0, 0.5], None, [0.5, 0.0], [0.1, 0.1])
+    assert [v.value for v in verdicts] == [True, None, False, False]
+    assert [v.prob for v in verdicts] == [1.0, None, 0.0, 0.5]
+
+
+def test_what_the_model_is_asked() -> None:
+    speaker = FakeSpeaker(lambda turn: [0.0, 1.0])
+    Judge(speaker, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], "key")
+    assert speaker.asked == ["Q 2 verdict"]
+    assert speaker.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
+    speaker = FakeSpeaker(lambda turn: Said("[[1]]"))
+    Judge(speaker, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], "key")
+    assert speaker.asked == ["Q 3 generate", "R 3 generate"]
+    assert speaker.calls == [(Limits(), "key")]  # all questions in one call
+
+
+@pytest.mark.parametrize("mode", ["generate", "verdict"])
+def test_no_questions_ask_nothing(mode: str) -> None:
+    speaker = FakeSpeaker(lambda turn: None)
+    assert Judge(speaker, mode, 0, Limits()).ask(messages, [], "key") == []
+    assert speaker.calls == []
+
+
+@pytest.mark.parametrize("mode", ["generate", "verdict"])
+def test_both_roles_are_asked_through_it(mode: str) -> None:
+    answer = Said("Fine. [[0]]") if mode == "generate" else [0.9, 0.1]
+    speaker = FakeSpeaker(lambda turn: answer)
+    judge = Judge(speaker, mode, 1, Limits())
+    assert [v.value for v in judge.ask(judger.messages, [("P", "R", "C")], "key")] == [False]
+    assert [v.value for v in judge.ask(filter.messages, [("P",)], "key")] == [False]
+    assert "Reply:\n> R\n\nConstraint:\n> C\n" in speaker.asked[0]
+    assert speaker.asked[1].startswith("Instruction:\n> P\n")

@@ -1,0 +1,279 @@
+"""Every way in which a reply of Instructor or Follower becomes a reward, or the lack of one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge
+
+from seif_jax.instruction import SOFT, Instruction
+from seif_jax.rewards.score import Checker, Score
+from seif_jax.roles import follower, instructor
+from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposal
+
+SEED = "Describe a cat."
+# none of them has a rule but the last
+KIND, BRIEF, LOUD, COMMA = "Be kind.", "Be brief.", "Sound loud.", "Do not use any commas."
+
+
+def row(*constraints: str) -> Instruction:
+    prompt = instructor.instruction(SEED, constraints)
+    rules = tuple("punctuation:no_comma" if c == COMMA else SOFT for c in constraints)
+    return Instruction(SEED, constraints, prompt, ({},) * len(constraints), rules)
+
+
+ROWS = [row(KIND, BRIEF), row(KIND, COMMA), row(LOUD)]
+PAIRS: dict[str, list[float] | None] = {KIND: YES, BRIEF: NO, LOUD: UNSURE}
+
+
+def follow(form: str, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
+    task = FollowerTask(ROWS, Checker(judge(PAIRS), "hybrid"), form, 0)
+    return task.score(rows, 1, replies, "key")
+
+
+def said(answer: str) -> str:
+    return f"<think>Well.</think><answer>{answer}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("form", "number", "reply", "reward", "reason", "answer"),
+    [
+        ("think_answer", 0, Said(said(" A cat. ")), 0.5, "", "A cat."),
+        ("think_answer", 1, Said(said("A cat")), 1.0, "", "A cat"),
+        ("think_answer", 1, Said(said("A cat, yes")), 0.5, "", "A cat, yes"),
+        ("think_answer", 0, Said(said("A cat"), finished=False), 0.5, "", "A cat"),
+        ("think_answer", 0, Said("A cat."), 0.0, "format", ""),
+        ("think_answer", 0, Said(said("A cat.") + "!"), 0.0, "format", ""),
+        ("think_answer", 0, Said("<think>Well", finished=False), 0.0, "truncated", ""),
+        ("think_answer", 0, Said(said("  ")), 0.0, "empty", ""),
+        ("think_answer", 2, Said(said("A cat")), None, "no_verdict", "A cat"),
+        ("plain", 0, Said("A cat."), 0.5, "", "A cat."),
+        ("plain", 0, Said("<think>Well.</think>\nA cat."), 0.5, "", "A cat."),
+        ("plain", 0, Said("A cat", finished=False), 0.5, "", "A cat"),
+        ("plain", 0, Said(" \n"), 0.0, "empty", ""),
+        ("plain", 0, Said("<think>Well"), 0.0, "empty", ""),
+        ("plain", 0, Said("<think>Well", finished=False), 0.0, "truncated", ""),
+        ("plain", 2, Said("A cat"), None, "no_verdict", "A cat"),
+    ],
+)
+def test_follower(
+    form: str, number: int, reply: Said, reward: float | None, reason: str, answer: str
+) -> None:
+    (score,) = follow(form, [number], [reply])
+    assert (score.reward, score.reason, score.answer) == (reward, reason, answer)
+    assert score.prompt == ROWS[number].prompt
+    # unread replies are not judged; a judged one keeps its marks whatever came of it
+    judged = reason in ("", "no_verdict")
+    assert [m.constraint for m in score.marks] == [*ROWS[number].constraints] * judged
+
+
+def test_follower_scores_keep_their_places() -> None:
+    replies = [Said("no format"), Said(said("A, cat")), Said(said("")), Said(said("A cat"))]
+    scores = follow("think_answer", [0, 1, 0, 0], replies)
+    assert [s.reward for s in scores] == [0.0, 0.5, 0.0, 0.5]
+    assert [s.reason for s in scores] == ["format", "", "empty", ""]
+
+
+def test_follower_dialogue() -> None:
+    task = FollowerTask(ROWS, Checker(None, "rules"), "plain", 1)
+    assert task.dialogue(1, 7) == follower.messages(ROWS[1].prompt, format="plain", shots=1)
+    assert task.dialogues(1) == [task.dialogue(1, 0)]
+    assert task.columns(1, 7) == {"seed_question": SEED}
+
+
+def proposal(*constraints: str) -> str:
+    return json.dumps({f"c{i}": c for i, c in enumerate(constraints, 1)})
+
+
+THREE = (KIND, BRIEF, COMMA)
+GOOD = proposal(*THREE)
+PROMPT = instructor.instruction(SEED, THREE)
+
+
+def task(
+    answer: Said | None = Said("A cat, purring"),
+    *,
+    marks: dict[str, list[float] | None] = PAIRS,
+    verdict: list[float] | None = YES,
+    form: str = "plain",
+    soft_share: float = 0.0,
+) -> InstructorTask:
+    """An Instructor's task whose frozen Follower says `answer` and whose Filter says `verdict`."""
+    return InstructorTask(
+        rows=[SEED, "Name a tree."],
+        checker=Checker(judge(marks), "hybrid"),
+        answerer=Answerer(FakeSpeaker(lambda turn: answer), "decoding", form, 0),
+        filter=judge({PROMPT: verdict}, "Instruction"),
+        format=form,
+        shots=0,
+        soft_share=soft_share,
+        seed="1/1",
+    )
+
+
+def instruct(reply: Said, **settings: Any) -> Score:
+    (score,) = task(**settings).score([0], 1, [reply], "key")
+    return score
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "detail"),
+    [
+        (Said("Use no commas."), "parse", "there is no JSON object"),
+        (Said(GOOD[:-1]), "parse", "the object does not end after c3"),
+        (Said(GOOD[:-1], finished=False), "truncated", "the object does not end after c3"),
+        (Said("<think>Well", finished=False), "truncated", "there is no JSON object"),
+        (Said(proposal(KIND, BRIEF)), "count", "found c1, c2, expected c1 to c3"),
+        (Said(proposal(KIND, BRIEF), finished=False), "count", "found c1, c2, expected c1 to c3"),
+        (Said(proposal(KIND, BRIEF, "be KIND")), "duplicate", "c3 repeats c1"),
+        (Said(proposal(KIND, "describe a cat", BRIEF)), "repeats_seed",
+         "c2 repeats the seed question"),
+    ],
+)  # fmt: skip
+def test_instructor_replies_that_are_no_instruction(reply: Said, reason: str, detail: str) -> None:
+    score = instruct(reply)
+    assert (score.reward, score.reason, score.detail) == (0.0, reason, detail)
+    assert score.prompt == SEED and score.filter is None and score.marks == ()
+
+
+@pytest.mark.parametrize(("finished", "reason"), [(True, "format"), (False, "truncated")])
+def test_instructor_replies_outside_the_format(finished: bool, reason: str) -> None:
+    score = instruct(Said(GOOD, finished), form="think_answer")
+    assert (score.reward, score.reason) == (0.0, reason)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason"), [(NO, "contradiction"), (UNSURE, "no_verdict"), (None, "no_verdict")]
+)
+def test_the_filter_can_only_cost(verdict: list[float] | None, reason: str) -> None:
+    score = instruct(Said(GOOD), verdict=verdict)
+    assert (score.reward, score.reason, score.prompt) == (0.0, reason, PROMPT)
+    assert score.filter is not None and score.filter.value is (False if verdict == NO else None)
+    assert score.answer == "" and score.marks == ()
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "reason"),
+    [
+        ("plain", Said("  "), "empty"),
+        ("plain", None, "prompt_too_long"),
+        ("plain", Said("<think>Well", finished=False), "answer_format"),
+        ("think_answer", Said("A cat."), "answer_format"),
+        ("think_answer", Said("<think>Well", finished=False), "answer_format"),
+        ("think_answer", Said(said("")), "empty"),
+    ],
+)
+def test_answers_that_cannot_be_judged_earn_nothing(
+    form: str, answer: Said | None, reason: str
+) -> None:
+    reply = Said(said(GOOD) if form == "think_answer" else GOOD)
+    score = instruct(reply, form=form, answer=answer)
+    assert (score.reward, score.reason, score.prompt) == (0.0, reason, PROMPT)
+    assert score.filter is not None and score.filter.value is True and score.marks == ()
+
+
+@pytest.mark.parametrize(
+    ("marks", "answer", "reward"),
+    [
+        ({}, "A cat, purring", 1 / 3),  # the comma rule alone is broken
+        ({}, "A cat", 0.0),
+        (PAIRS, "A cat, purring", 2 / 3),  # KIND alone is met
+        ({KIND: NO, BRIEF: NO}, "A cat, purring", 1.0),
+        ({KIND: UNSURE, BRIEF: NO}, "A cat", 0.5),  # KIND has no verdict and does not count
+    ],
+)
+def test_instructor_earns_what_the_follower_misses(
+    marks: dict[str, list[float] | None], answer: str, reward: float
+) -> None:
+    score = instruct(Said(GOOD), marks=marks, answer=Said(answer))
+    assert score.reward == pytest.approx(reward) and score.reason == ""
+    assert (score.prompt, score.answer) == (PROMPT, answer)
+    assert score.reward == pytest.approx(1 - (score.followed or 0.0))
+
+
+def test_no_verdict_of_the_judger_is_no_reward() -> None:
+    three = proposal(KIND, BRIEF, LOUD)
+    score = instruct(Said(three), marks=dict.fromkeys((KIND, BRIEF, LOUD), UNSURE))
+    assert (score.reward, score.reason, score.followed) == (None, "no_verdict", None)
+    assert len(score.marks) == 3 and score.answer == "A cat, purring"
+    assert score.filter is not None and score.filter.value is True
+
+
+def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about() -> None:
+    replies = [Said("none"), Said(GOOD), Said(proposal(KIND, KIND, KIND)), Said(GOOD)]
+    one = task()
+    scores = one.score([0, 0, 0, 1], 1, replies, "key")
+    assert [s.reason for s in scores] == ["parse", "", "duplicate", ""]
+    assert [s.reward for s in scores] == [0.0, pytest.approx(2 / 3), 0.0, pytest.approx(2 / 3)]
+    other = instructor.instruction("Name a tree.", THREE)
+    assert [s.prompt for s in scores] == [SEED, PROMPT, SEED, other]
+    speaker: Any = one.answerer.speaker
+    assert speaker.asked == [PROMPT, other] and speaker.calls == [("decoding", "key")]
+
+
+def test_propose_with_and_without_a_filter() -> None:
+    replies = [Said(GOOD), None, Said("none")]
+    rules = (SOFT, SOFT, "punctuation:no_comma")
+    kept = Proposal(Instruction(SEED, THREE, PROMPT, ({},) * 3, rules), "hard", "", "", None)
+    nothing = Instruction(SEED, (), SEED, (), ())
+    dropped = [
+        Proposal(nothing, "hard", "prompt_too_long", "", None),
+        Proposal(nothing, "hard", "parse", "there is no JSON object", None),
+    ]
+    contradictory = task(verdict=NO)
+    unfiltered = replace(contradictory, filter=None)
+    assert unfiltered.propose([0, 0, 0], 1, replies, "key") == [kept, *dropped]
+    found = contradictory.propose([0, 0, 0], 1, replies, "key")
+    assert found[1:] == dropped and found[0].instruction == kept.instruction
+    assert (found[0].reason, found[0].filter and found[0].filter.prob) == ("contradiction", 0.25)
+
+
+def test_variant_is_a_function_of_seed_step_and_row() -> None:
+    one, again, other = task(soft_share=0.3), task(soft_share=0.3), task(soft_share=0.3)
+    other = replace(other, seed="2/1")
+    places = [(row, step) for row in range(40) for step in range(50)]
+    drawn = [one.variant(*place) for place in places]
+    assert drawn == [again.variant(*place) for place in places]
+    assert drawn != [other.variant(*place) for place in places]
+    # 600 of 2000 expected; four standard deviations are 82
+    assert 518 < drawn.count("soft") < 682 and set(drawn) == {"soft", "hard"}
+    assert {one.variant(0, step) for step in range(50)} == {"soft", "hard"}
+    assert {one.variant(row, 1) for row in range(40)} == {"soft", "hard"}
+    assert {task(soft_share=1.0).variant(row, 1) for row in range(9)} == {"soft"}
+    assert {task(soft_share=0.0).variant(row, 1) for row in range(9)} == {"hard"}
+
+
+def test_soft_proposals_need_five() -> None:
+    five = proposal(*THREE, LOUD, "Be odd.")
+    (score,) = task(soft_share=1.0).score([0], 1, [Said(five)], "key")
+    assert score.reason == "" and len(score.marks) == 5
+    (score,) = task(soft_share=1.0).score([0], 1, [Said(GOOD)], "key")
+    assert (score.reward, score.reason) == (0.0, "count")
+
+
+@pytest.mark.parametrize(
+    ("soft_share", "variants"), [(0.0, ["hard"]), (1.0, ["soft"]), (0.5, ["soft", "hard"])]
+)
+def test_instructor_dialogues(soft_share: float, variants: list[str]) -> None:
+    one = task(soft_share=soft_share)
+    expected = {v: instructor.messages(SEED, v, format="plain", shots=0) for v in variants}
+    assert one.dialogues(0) == list(expected.values())
+    for step in range(5):
+        assert one.dialogue(0, step) == expected[one.variant(0, step)]
+        assert one.columns(0, step) == {"seed_question": SEED, "variant": one.variant(0, step)}
+
+
+def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
+    dialogues: list[Any] = []
+
+    class Listener:
+        def reply(self, asked: Sequence[Any], decoding: Any, key: Any) -> list[Said]:
+            dialogues.extend(asked)
+            return [Said("x")] * len(asked)
+
+    answerer = Answerer(Listener(), "decoding", "think_answer", 1)
+    assert answerer.answer(["P"], "key") == [Said("x")]
+    assert dialogues == [follower.messages("P", format="think_answer", shots=1)]
+    assert answerer.answer([], "key") == []
