@@ -1,6 +1,6 @@
 """Speakers without a model, for tests: what they say is a function of the last turn's text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def quoted(turn: str, header: str) -> str:
     return "\n".join(line[2:] for line in lines[:end])
 
 
-def judge(pairs: dict[str, list[float] | None], header: str = "Constraint") -> Judge:
+def judge(pairs: Mapping[str, list[float] | None], header: str = "Constraint") -> Judge:
     """A verdict-mode Judge that answers by the text under `header`; the rest is satisfied."""
     speaker = FakeSpeaker(lambda turn: pairs.get(quoted(turn, header), YES))
     return Judge(speaker, "verdict", 0, Limits())

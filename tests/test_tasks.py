@@ -90,10 +90,11 @@ def proposal(*constraints: str) -> str:
 THREE = (KIND, BRIEF, COMMA)
 GOOD = proposal(*THREE)
 PROMPT = instructor.instruction(SEED, THREE)
+PURRING = Said("A cat, purring")
 
 
 def task(
-    answer: Said | None = Said("A cat, purring"),
+    answer: Said | None = PURRING,
     *,
     marks: dict[str, list[float] | None] = PAIRS,
     verdict: list[float] | None = YES,
