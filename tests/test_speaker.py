@@ -1,0 +1,134 @@
+"""Dialogues to tokens and back, around an engine that only writes down what it is asked."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_tokenizer
+
+from seif_jax.errors import UserError
+from seif_jax.sampling import row_keys
+from seif_jax.speaker import Decoding, Speaker
+from seif_jax.tokenizer import Tokenizer
+
+END = 2  # <|im_end|>
+
+
+class Samples(NamedTuple):
+    tokens: np.ndarray
+    lengths: np.ndarray
+    logp: np.ndarray
+    stopped: np.ndarray
+
+
+class Limit(NamedTuple):
+    max_positions: int = 300
+
+
+class FakeEngine:
+    """Sample n of a call is "a" n times, then the end token; the third is cut before it."""
+
+    config = Limit()
+
+    def __init__(self, letter: int):
+        self.letter, self.calls = letter, []
+
+    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> Any:
+        self.calls.append((prompts, jax.random.key_data(keys).tolist(), rest["stop_ids"]))
+        n = len(prompts) * group
+        tokens = np.zeros((n, max_tokens), np.int32)
+        for i in range(n):
+            tokens[i, :i] = self.letter
+            tokens[i, i] = self.letter if i == 2 else END
+        lengths = np.arange(1, n + 1)
+        logp = np.full(tokens.shape, -0.5, np.float32)
+        return Samples(tokens, lengths, logp, np.arange(n) != 2)
+
+    def next_logp(self, prompts: Any, options: tuple[int, ...], batch_size: int) -> np.ndarray:
+        self.calls.append((prompts, options, batch_size))
+        return np.log(np.array([[0.125, 0.5], [0.25, 0.0625]], np.float32)[: len(prompts)])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    return Tokenizer.load(tiny_tokenizer(folder / "tokenizer"))
+
+
+def speaker(tokenizer: Tokenizer) -> tuple[Speaker, FakeEngine]:
+    engine: Any = FakeEngine(tokenizer.encode("a")[0])
+    return Speaker(engine, tokenizer), engine
+
+
+def turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+LONG = turn("x" * 60)  # one token a letter
+ASKED = [turn("Hi"), LONG, turn("Why?")]
+DECODING = Decoding(max_prompt_tokens=40, max_tokens=8, batch_size=4, prefill="B")
+
+
+def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
+    talker, engine = speaker(tokenizer)
+    replies = talker.reply(ASKED, DECODING, jax.random.key(3), group=2)
+    assert [r and (r.text, r.ids.tolist(), r.finished) for r in replies] == [
+        ("B", [END], True),
+        ("Ba", [engine.letter, END], True),
+        None,
+        None,
+        ("Baaa", [engine.letter] * 3, False),
+        ("Baaa", [engine.letter] * 3 + [END], True),
+    ]
+    first, last = replies[0], replies[5]
+    assert first is not None and last is not None
+    assert first.prompt_ids == tokenizer.encode_chat(ASKED[0], "B")
+    assert last.prompt_ids == tokenizer.encode_chat(ASKED[2], "B")
+    assert last.logp.tolist() == [-0.5] * 4
+    ((prompts, keys, stop_ids),) = engine.calls
+    assert prompts == [first.prompt_ids, last.prompt_ids] and stop_ids == (END,)
+    # a dialogue's keys are those of its place among all, whatever was dropped before it
+    expected = row_keys(jax.random.key(3), [0, 1, 4, 5])
+    assert keys == jax.random.key_data(expected).tolist()
+
+
+def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
+    talker, _ = speaker(tokenizer)
+    length = len(tokenizer.encode_chat(turn("Hi"), "B"))
+    for limit, fits in ((length, True), (length - 1, False)):
+        (reply,) = talker.reply([turn("Hi")], Decoding(limit, 8, 4, "B"), jax.random.key(0))
+        assert (reply is not None) is fits
+
+
+def test_nothing_that_fits_asks_nothing(tokenizer: Tokenizer) -> None:
+    talker, engine = speaker(tokenizer)
+    assert talker.reply([LONG], DECODING, jax.random.key(0), group=3) == [None] * 3
+    assert talker.choose([LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4) == [None]
+    assert talker.reply([], DECODING, jax.random.key(0)) == [] and engine.calls == []
+
+
+def test_limits_beyond_the_model_are_named(tokenizer: Tokenizer) -> None:
+    talker, _ = speaker(tokenizer)
+    with pytest.raises(UserError, match="max_prompt_tokens=290 and max_tokens=11 exceed .* 300"):
+        talker.reply([turn("Hi")], Decoding(290, 11, 4), jax.random.key(0))
+    talker.reply([turn("Hi")], Decoding(290, 10, 4), jax.random.key(0))
+
+
+def test_choose(tokenizer: Tokenizer) -> None:
+    talker, engine = speaker(tokenizer)
+    found = talker.choose(ASKED, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
+    assert found == [pytest.approx([0.125, 0.5]), None, pytest.approx([0.25, 0.0625])]
+    ((prompts, options, batch_size),) = engine.calls
+    assert prompts == [tokenizer.encode_chat(ASKED[i], "[[") for i in (0, 2)]
+    assert options == (tokenizer.encode("0")[0], tokenizer.encode("1")[0]) and batch_size == 4
+
+
+def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
+    talker, _ = speaker(tokenizer)
+    for prefill, option in (("[[", "10"), ("The word", "ing the")):
+        with pytest.raises(UserError, match=f"'{option}' is not one token after the prefill"):
+            talker.choose(ASKED, prefill, (option,), max_prompt_tokens=40, batch_size=4)
+    with pytest.raises(UserError, match="'he' is not one token"):  # it melts into what is before
+        talker.choose(ASKED, " t", ("he",), max_prompt_tokens=40, batch_size=4)
