@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from seif_jax import __version__
 from seif_jax.errors import RunError, UserError
@@ -45,8 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other mistake."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="seif", description="Self-evolving RL for instruction following, in JAX."
     )
     top.add_argument("--version", action="version", version=f"seif_jax {__version__}")
@@ -118,14 +124,21 @@ def read_config(path: str, overrides: Sequence[str]) -> Any:
 
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    sys.path.insert(0, str(Path(path).resolve().parent))  # configs import their base from beside
+    folder = str(Path(path).resolve().parent)
+    sys.path.insert(0, folder)  # configs import their base from beside
+    called, sys.argv = sys.argv, ["seif", f"--config={path}", *overrides]  # config_flags reads it
     try:
-        values(["seif", f"--config={path}", *overrides])
+        values(sys.argv)
         return holder.value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: {str(error).strip().splitlines()[0]}") from error
+    except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError,
+            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if isinstance(error, KeyError):
+            reason = f"no config key {reason.strip(chr(34))}"
+        raise UserError(f"{path}: {reason}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
+        sys.argv = called
 
 
 def use_compilation_cache() -> None:
@@ -189,8 +202,8 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     elif options.prompts or not prompts:
         try:
             text = Path(options.prompts).read_text("utf-8") if options.prompts else sys.stdin.read()
-        except OSError as error:
-            raise UserError(f"{options.prompts}: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{options.prompts or 'standard input'}: {error}") from error
         prompts += [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError("no prompts: give --prompt=TEXT, --prompts=FILE or lines on standard input")

@@ -60,9 +60,15 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
+def home() -> jax.sharding.Sharding:
+    """Where what is trained lives. Everything is put there by name: an array that only happens to
+    be there is another type to jit, and the programs would be compiled once more for it."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
 def _placed(tree: Any) -> Any:
     """Says on which device to put what is restored."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = home()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
@@ -117,7 +123,7 @@ def load_params(path: str | Path | None, model: Model, dtype: Any = jnp.float32)
     path = models.resolve(path)
     stage = _stage(path)
     if not stage:
-        return models.load(models.open_source(path), model, dtype)
+        return jax.device_put(models.load(models.open_source(path), model, dtype), home())
     with open_checkpoints(stage) as checkpoints:
         step = checkpoints.latest()
         if step is None:

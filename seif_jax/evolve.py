@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-from seif_jax import data, generate, settings, train
-from seif_jax.checkpoint import Base, load_params
+from seif_jax import data, generate, metrics, settings, train
+from seif_jax.checkpoint import BASE, Base, load_params
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.files import write_json
+from seif_jax.files import remove, write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
@@ -34,44 +34,55 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     settings.check(config)
     base = Base.load(config.model)
     evolution = Evolution(config, workdir, base, display)
-    open_workdir(config, workdir, base)
+    new = open_workdir(config, workdir, base)
     writer = Writer(workdir)
     try:
         for round in range(1, config.rounds + 1):
             for stage in settings.STAGES:
                 if stage in config.stages:
                     evolution.stage(round, stage, writer)
+    except UserError:
+        if new and not metrics.read(writer.path):  # the mended config will want this folder
+            remove(workdir)
+        raise
     finally:
         writer.close()
     report(config, workdir, display)
 
 
-def open_workdir(config: Config, workdir: Path, base: Base) -> None:
-    """Makes the run's folder, or makes sure that it is this config's. UserError: it is not."""
+def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
+    """Makes the run's folder, or makes sure that it is this config's. UserError: it is not.
+
+    Returns whether the folder is new.
+    """
     path = workdir / "config.json"
     wanted = json.loads(config.to_json())
-    if path.exists():
-        held = json.loads(path.read_text(encoding="utf-8"))["config"]
-        changed = sorted(_flat(held).items() ^ _flat(wanted).items())
-        if changed:
-            key = changed[0][0]
-            raise UserError(
-                f"{workdir} holds a run of another config: {key} is {_flat(held).get(key)} there, "
-                f"{_flat(wanted).get(key)} here; give another --workdir"
-            )
-        return
-    if workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"{workdir} holds other files and no run; give another --workdir")
-    base.save(workdir / "model")
-    write_json(
-        path,
-        {
-            "config": wanted,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
-            "devices": [str(device) for device in jax.devices()],
-        },
-    )
+    held = _held_config(path)
+    changed = sorted(_flat(held).items() ^ _flat(wanted).items()) if held else []
+    if changed:
+        key = changed[0][0]
+        raise UserError(
+            f"{workdir} holds a run of another config: {key} is {_flat(held).get(key)} there, "
+            f"{_flat(wanted).get(key)} here; give another --workdir"
+        )
+    if not held:
+        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+            raise UserError(f"{workdir} holds other files and no run; give another --workdir")
+        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+        devices = [str(device) for device in jax.devices()]
+        about = {"packages": packages, "git_commit": _git_commit(), "devices": devices}
+        write_json(path, {"config": wanted, **about})
+    if not (workdir / BASE).is_dir():
+        base.save(workdir / BASE)
+    return not held
+
+
+def _held_config(path: Path) -> Any:
+    """The config that a run's config.json holds; None: there is none (a model's is another)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("config")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 class Evolution:
@@ -210,7 +221,9 @@ class Evolution:
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
         evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
-        answers = settings.decoding(c, c.follower, c.answer.temperature)
+        answers = settings.decoding(
+            c, c.follower, c.answer.temperature, settings.ANSWER_SALT
+        )
         return InstructorTask(
             rows=self.seeds,
             checker=self.checker(round),

@@ -42,8 +42,8 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
     for step in range(done + 1, steps + 1):
         rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
         found, numbers = _step(stage, rows, step)
-        data.append_samples(samples, found, step)
         writer.write(stage.round, "generate", step, numbers)
+        data.append_samples(samples, found, step)  # last: the step is done once it is in there
         display.step(numbers)
     held = pq.read_table(samples).to_pylist()
     names = data.INSTRUCTIONS.names

@@ -23,7 +23,7 @@ class State:
 
 def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
     """Learning rate by update: linear from 0 over `warmup` updates, then constant, or linear or
-    cosine down to `end`·peak at the last of `updates`."""
+    cosine down to `end`·peak, reached after the last of `updates`."""
     if kind not in SCHEDULES:
         raise UserError(f"optim.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
     rest = max(updates - warmup, 1)

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax import lax
 
-from seif_jax import data, grpo, metrics, optim
+from seif_jax import data, grpo, metrics, models, optim
 from seif_jax.batch import Batch
-from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
+from seif_jax.checkpoint import Base, Checkpoints, home, open_checkpoints
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
 from seif_jax.metrics import Phases, Writer
@@ -172,8 +172,8 @@ def restore(
     done = checkpoints.latest()
     if done is None:
         params = stage.start()
-        return 0, State(params, jax.jit(optimizer.init)(params))
-    params = jax.eval_shape(stage.start)
+        return 0, State(params, jax.jit(optimizer.init, out_shardings=home())(params))
+    params = models.shapes(stage.base.model)
     moments = jax.eval_shape(optimizer.init, params)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
         return done, State(checkpoints.restore(done, params=params)["params"], None)

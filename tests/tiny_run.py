@@ -1,0 +1,100 @@
+"""A very small model, config and command line, for tests of whole runs."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from jax.experimental.compilation_cache import compilation_cache
+
+from seif_jax import models
+from seif_jax.checkpoint import Base
+from seif_jax.tokenizer import Tokenizer
+
+VOCAB = 336
+SEEDS = [f"Say {word} now." for word in ("this", "that", "what", "some", "more", "less")]
+# The whole reply is given, so a random model writes valid constraints: two rules and a judged one.
+PREFILL = json.dumps(
+    {
+        "c1": "Do not use any commas.",
+        "c2": "The response should contain the word 'x' at least once.",
+        "c3": "The response should be kind.",
+    }
+)
+CONFIG = """
+import importlib.util
+
+spec = importlib.util.spec_from_file_location("base_config", DEFAULT)
+base = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(base)
+
+
+def get_config():
+    c = base.get_config()
+    c.model, c.data.seeds = MODEL, SEEDS
+    c.dtype, c.format, c.rounds, c.sample_batch = "float32", "plain", 2, 4
+    for role in (c.instructor, c.follower):
+        role.rollout_prompts, role.optimizer_prompts, role.micro_prompts = 2, 1, 1
+        role.group_size = 2
+        role.max_prompt_tokens, role.max_response_tokens = 700, 8
+        role.epochs = (1,)
+    c.instructor.prefill = PREFILL
+    c.instructor.soft_share = 0.0
+    c.data.limit = 4
+    c.generate.prompts = 2
+    for judge in (c.filter, c.judger):
+        judge.mode, judge.shots = "verdict", 0
+        judge.max_prompt_tokens, judge.max_tokens, judge.batch_size = 4000, 8, 8
+    c.optim.learning_rate = 1e-3
+    return c
+"""
+
+
+def model_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A random Llama in Hugging Face's format, bent to say 0 and 1, so that verdicts are read."""
+    config = {**tiny.tiny_config(VOCAB), "max_position_embeddings": 8192, **changes}
+    tokenizer = Tokenizer.load(tiny.tiny_tokenizer(folder.parent / f"{folder.name}_tokenizer"))
+    model = models.describe(config)
+    params = models.init(model, seed)
+    digits = jnp.array([tokenizer.encode(digit)[0] for digit in "01"])
+    params["embed"] = params["embed"].at[digits].multiply(4.0)
+    Base(model, tokenizer, {"eos_token_id": 2}).export(folder, params, "float32")
+    return folder
+
+
+def config_file(folder: Path, model: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = folder / "seeds.jsonl"
+    seeds.write_text("".join(json.dumps({"prompt": seed}) + "\n" for seed in SEEDS))
+    default = Path(__file__).parent.parent / "configs" / "default.py"
+    values = [str(default), str(model), str(seeds), PREFILL]
+    path = folder / "tiny_run_config.py"
+    path.write_text(f"DEFAULT, MODEL, SEEDS, PREFILL = {values!r}\n{CONFIG}")
+    return path
+
+
+@contextlib.contextmanager
+def quick_compiles(cache: Path) -> Iterator[dict[str, str]]:
+    """Less work for XLA, and every program compiled once; yields the variables that say so."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    names = [*settings, "jax_compilation_cache_dir"]
+    before = {name: jax.config.read(name) for name in names}
+    variables = {name.upper(): str(int(value)) for name, value in settings.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield {**os.environ, **variables}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
