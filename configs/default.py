@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     c.judger.model = text()  # none: the last round's Follower; else a fixed model
     c.judger.dtype = text()  # none: as dtype
     c.judger.devices = "shared"  # or a device's number: "1"
-    c.judger.max_no_verdict = 0.5  # share of unreadable verdicts in a step that stops the run
+    c.judger.max_no_verdict = 0.5  # share of a step's verdicts that, unreadable, stops the run
 
     c.reward = ConfigDict()
     c.reward.checks = "hybrid"  # "judge", "rules", or "hybrid": the rule where there is one

@@ -1,6 +1,9 @@
 """Two whole rounds on SmolLM2-135M-Instruct, on a laptop's CPU, in a few minutes.
 
-bash launch/quickstart.sh
+    bash launch/quickstart.sh
+
+Sizes are the smallest with which every stage has something to do: enough to see the loop turn and
+to read what it wrote, far too little to learn much. configs/follower_rules.py learns.
 """
 
 from ml_collections import ConfigDict
@@ -10,12 +13,14 @@ from smollm2 import get_config as smollm2
 def get_config() -> ConfigDict:
     c = smollm2()
     c.rounds = 2
-    c.data.limit = 16
-    c.instructor.rollout_prompts = c.instructor.optimizer_prompts = 8
-    c.follower.rollout_prompts = c.follower.optimizer_prompts = 4
-    for role in (c.instructor, c.follower):
-        role.micro_prompts = 4
-        role.max_response_tokens = 64
-    c.generate.prompts = 16
+    c.data.limit = 12
+    role = c.instructor
+    role.rollout_prompts = role.optimizer_prompts = 12
+    role.group_size, role.micro_prompts, role.max_response_tokens = 3, 4, 80
+    role = c.follower
+    role.rollout_prompts = role.optimizer_prompts = 3
+    role.group_size, role.micro_prompts, role.max_response_tokens = 4, 3, 48
+    c.generate.prompts, c.generate.temperature = 12, 0.5
+    c.judger.batch_size = 32
     c.checkpoint.every_steps = 100
     return c

@@ -200,7 +200,8 @@ class Evolution:
         if checks == "rules":
             return Checker(None, checks)
         speaker = self.speaker(self.judger_path(round), c.dtype or self.config.dtype, c.devices)
-        return Checker(Judge(speaker, c.mode, c.shots, settings.verdict_decoding(c)), checks)
+        decoding = settings.verdict_decoding(c, settings.JUDGER_SALT)
+        return Checker(Judge(speaker, c.mode, c.shots, decoding), checks)
 
     def follower_task(self, round: int) -> FollowerTask:
         rows = self.given
@@ -237,7 +238,8 @@ class Evolution:
 
     def filter(self, evaluator: Speaker) -> Judge:
         c = self.config.filter
-        return Judge(evaluator, c.mode, c.shots, settings.verdict_decoding(c))
+        decoding = settings.verdict_decoding(c, settings.FILTER_SALT)
+        return Judge(evaluator, c.mode, c.shots, decoding)
 
     def instructions(self, round: int) -> Path:
         return self.workdir / f"round_{round}" / "instructions.parquet"

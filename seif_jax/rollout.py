@@ -89,9 +89,10 @@ def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str
         "entropy": float(-np.mean(np.concatenate([reply.logp for reply in replies]))),
         "sampled_tokens": int(lengths.sum()),
     }
-    if any(score.filter for score in scores):
-        rejected = sum(score.filter is not None and not score.filter.value for score in scores)
-        out["kept"] = 1 - rejected / max(len(readable), 1)
+    filtered = [score.filter.value for score in scores if score.filter]
+    if filtered:
+        out["kept"] = sum(value is True for value in filtered) / len(filtered)
+        out["filter_no_verdict"] = sum(value is None for value in filtered) / len(filtered)
     return out
 
 

@@ -29,6 +29,7 @@ POSITIVE = (
     "rounds", "sample_batch", "generate.prompts", "checkpoint.every_steps", "filter.batch_size",
     "judger.batch_size", "optim.learning_rate", "optim.clip_norm",
 )  # fmt: skip
+ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 ROLE_POSITIVE = (
     "rollout_prompts", "optimizer_prompts", "micro_prompts", "max_prompt_tokens",
     "max_response_tokens", "temperature",
@@ -53,7 +54,10 @@ def check(config: Config) -> None:
             raise UserError(f"config.{key}={get(config, key)} must be more than 0")
     for stage in config.stages:
         if stage not in STAGES:
-            raise UserError(f"config.stages: {stage!r} is none of {', '.join(STAGES)}")
+            raise UserError(
+                f"config.stages: {stage!r} is none of {', '.join(STAGES)} "
+                "(several are written \"('generate', 'follower')\")"
+            )
     if not config.stages:
         raise UserError(f"config.stages is empty, it takes some of {', '.join(STAGES)}")
     if not 0 <= config.instructor.soft_share <= 1:
@@ -75,7 +79,7 @@ def grouping(config: Config, role: Config) -> Grouping:
     return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
 
 
-def decoding(config: Config, role: Config, temperature: float) -> Decoding:
+def decoding(config: Config, role: Config, temperature: float, salt: int = 0) -> Decoding:
     """How a trained role, or the frozen Follower, replies."""
     return Decoding(
         role.max_prompt_tokens,
@@ -85,12 +89,19 @@ def decoding(config: Config, role: Config, temperature: float) -> Decoding:
         temperature,
         role.top_k,
         role.top_p,
+        salt,
     )
 
 
-def verdict_decoding(role: Config) -> Decoding:
+def verdict_decoding(role: Config, salt: int) -> Decoding:
+    """How Filter and Judger reply; in verdict mode only its limits and prefill count."""
     return Decoding(
-        role.max_prompt_tokens, role.max_tokens, role.batch_size, role.prefill, role.temperature
+        role.max_prompt_tokens,
+        role.max_tokens,
+        role.batch_size,
+        role.prefill,
+        role.temperature,
+        salt=salt,
     )
 
 

@@ -25,6 +25,7 @@ class Decoding:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    salt: int = 0  # other numbers draw other samples from the same key: one a role
 
     @property
     def method(self) -> Method:
@@ -73,7 +74,7 @@ class Speaker:
         rows = [i * group + g for i in fit for g in range(group)]
         out = self.engine.sample(
             [prompts[i] for i in fit],
-            row_keys(key, rows),
+            row_keys(jax.random.fold_in(key, decoding.salt) if decoding.salt else key, rows),
             group=group,
             max_tokens=decoding.max_tokens,
             method=decoding.method,

@@ -311,13 +311,15 @@ def apply_updates(
 
 
 def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:
-    missing = numbers.get("no_verdict", 0.0)
-    if missing > stage.max_no_verdict:
-        raise RunError(
-            f"round {stage.round} {stage.name}: {missing:.0%} of the Judger's verdicts cannot be "
-            f"read, more than judger.max_no_verdict={stage.max_no_verdict}; see its replies with "
-            "judger.mode=generate, or give it more tokens or another prompt limit"
-        )
+    """RunError where too many verdicts cannot be read: what is left would reward noise."""
+    for role, name in (("judger", "no_verdict"), ("filter", "filter_no_verdict")):
+        missing = numbers.get(name, 0.0)
+        if missing > stage.max_no_verdict:
+            raise RunError(
+                f"round {stage.round} {stage.name}: {missing:.0%} of the verdicts of the {role} "
+                f"cannot be read, more than judger.max_no_verdict={stage.max_no_verdict}; give it "
+                f"more room (config.{role}.max_tokens, max_prompt_tokens) or another mode"
+            )
 
 
 def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:
@@ -344,6 +346,12 @@ def evaluate(stage: Stage, programs: Programs, state: State, step: int, writer: 
         replies = policy.reply([task.dialogue(row, 0) for row in rows], decoding, stage.key)
         kept = [row for row in rows if replies[row] is not None]
         whole = [reply for reply in replies if reply is not None]
+        if not whole:
+            raise UserError(
+                f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
+                f"max_prompt_tokens={decoding.max_prompt_tokens}"
+            )
+        numbers[f"eval/{name}/dropped"] = len(rows) - len(whole)
         scores = task.score(kept, 0, whole, stage.key)
         asked = task.checker.judge is not None and task.checker.checks != "rules"
         values = scoring.metrics(scores, asked) | reply_metrics(whole, scores)
