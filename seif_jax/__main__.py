@@ -52,9 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(
-        prog="seif", description="Self-evolving RL for instruction following, in JAX."
-    )
+    top = Parser(prog="seif", description="Self-evolving RL for instruction following, in JAX.")
     top.add_argument("--version", action="version", version=f"seif_jax {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

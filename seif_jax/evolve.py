@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import data, generate, metrics, settings, train
+from seif_jax import data, generate, metrics, report, settings, train
 from seif_jax.checkpoint import BASE, Base, load_params
 from seif_jax.display import Display
 from seif_jax.errors import UserError
@@ -26,7 +26,6 @@ from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
-DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 
 
 def run(config: Config, workdir: Path, display: Display) -> None:
@@ -47,7 +46,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
         raise
     finally:
         writer.close()
-    report(config, workdir, display)
+    report.rounds(config, workdir, display)
 
 
 def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
@@ -142,7 +141,7 @@ class Evolution:
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
         folder = self.workdir / f"round_{round}" / name
-        if (folder / DONE).exists():
+        if (folder / report.DONE).exists():
             return
         index = settings.STAGES.index(name)
         key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
@@ -154,7 +153,7 @@ class Evolution:
             path = self.weights("follower", round)
             params = load_params(path, self.base.model, settings.dtype("bfloat16"))
             self.base.export(folder / "hf", params, "bfloat16")
-        write_json(folder / DONE, numbers)
+        write_json(folder / report.DONE, numbers)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
         c = self.config
@@ -222,9 +221,7 @@ class Evolution:
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
         evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
-        answers = settings.decoding(
-            c, c.follower, c.answer.temperature, settings.ANSWER_SALT
-        )
+        answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_SALT)
         return InstructorTask(
             rows=self.seeds,
             checker=self.checker(round),
@@ -273,39 +270,6 @@ class Evolution:
             key=key,
         )
         return generate.run(stage, self.instructions(round), writer, self.display)
-
-
-def report(config: Config, workdir: Path, display: Display) -> None:
-    """What happened, a line a round, and where to look next."""
-    columns = {
-        "instr. reward": ("instructor", "reward"),
-        "format valid": ("instructor", "format_valid"),
-        "Filter kept": ("generate", "kept"),
-        "instructions": ("generate", "instructions"),
-        "followed": ("follower", "followed"),
-        "follower reward": ("follower", "reward"),
-        "judge=rule": ("follower", "judge_agreement"),
-        "tokens/s": ("follower", "tokens_per_sec"),
-    }
-    rows = []
-    for round in range(1, config.rounds + 1):
-        stages = {}
-        for name in config.stages:
-            path = workdir / f"round_{round}" / name / DONE
-            stages[name] = json.loads(path.read_text(encoding="utf-8"))
-        rows.append([round, *(stages.get(s, {}).get(key) for s, key in columns.values())])
-    used = [i for i in range(len(columns) + 1) if any(row[i] is not None for row in rows)]
-    names = ["round", *columns]
-    display.table(
-        "Means over each stage's steps",
-        [names[i] for i in used],
-        [[row[i] for i in used] for row in rows],
-    )
-    last = workdir / f"round_{config.rounds}" / config.stages[-1]
-    display.note(f"numbers      {workdir}/metrics.jsonl, or: tensorboard --logdir {workdir}")
-    display.note(f"completions  {last}/samples.parquet")
-    if "follower" in config.stages:
-        display.note(f"try it       seif generate --model={last}/hf --prompt='…'")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

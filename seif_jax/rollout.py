@@ -112,29 +112,19 @@ def make_batch(
         scored &= np.array([reply.finished for reply in replies])
     rewards = np.array([score.reward or 0.0 for score in scores], np.float32)
     shape = (-1, grouping.size)
-    advantages = np.asarray(
+    advantages: Any = np.asarray(
         grpo.advantages(
             jnp.array(rewards.reshape(shape)),
             jnp.array(scored.reshape(shape)),
             grouping.advantage,
         )
     )
-    trained = scored.reshape(shape)
+    trained: Any = scored.reshape(shape)
     if grouping.skip_equal:
         trained = trained & advantages.any(axis=1, keepdims=True)
     empty = np.zeros_like(logp)
-    return Batch(
-        prefix,
-        prompts,
-        prompt_lengths,
-        completions,
-        lengths,
-        logp,
-        empty,
-        empty,
-        advantages.reshape(-1),
-        trained.reshape(-1),
-    )
+    arrays: list[Any] = [prefix, prompts, prompt_lengths, completions, lengths, logp, empty, empty]
+    return Batch(*arrays, advantages.reshape(-1), trained.reshape(-1))
 
 
 def _sample(

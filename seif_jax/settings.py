@@ -6,10 +6,11 @@ import jax.numpy as jnp
 
 from seif_jax import optim
 from seif_jax.errors import UserError
+from seif_jax.learner import Algorithm
 from seif_jax.rewards.score import CHECKS
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
-from seif_jax.train import Algorithm, Sizes
+from seif_jax.train import Sizes
 
 Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 

@@ -10,19 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from seif_jax import data, grpo, metrics, models, optim
+from seif_jax import data, metrics, models, validate
 from seif_jax.batch import Batch
 from seif_jax.checkpoint import Base, Checkpoints, home, open_checkpoints
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
+from seif_jax.learner import Algorithm, make_optimizer, make_update
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models.layers import Config
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
-from seif_jax.rewards import score as scoring
-from seif_jax.rollout import Grouping, Task, reply_metrics, rollout
+from seif_jax.rollout import Grouping, Task, rollout
 from seif_jax.sampling import Engine
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import FollowerTask
@@ -50,26 +49,6 @@ class Sizes:
             raise UserError(
                 f"optimizer_prompts={self.optimizer} is not divisible by micro_prompts={self.micro}"
             )
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """Numbers of GRPO and AdamW; see configs/default.py."""
-
-    clip_low: float
-    clip_high: float
-    clip_dual: float
-    kl: Any
-    kl_coef: float
-    learning_rate: float
-    schedule: str
-    warmup_updates: int
-    end_rate: float
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
 
 
 @dataclass(frozen=True)
@@ -157,11 +136,6 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     return fits
 
 
-def make_optimizer(a: Algorithm, updates: int) -> optax.GradientTransformation:
-    rate = optim.schedule(a.schedule, a.learning_rate, a.warmup_updates, updates, a.end_rate)
-    return optim.adamw(rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay)
-
-
 def restore(
     stage: Stage,
     checkpoints: Checkpoints,
@@ -195,61 +169,6 @@ class Programs:
         self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(stage.dtype), params))
         self.logp = jax.jit(batch_logp)
         self.update = make_update(batch_logp, optimizer, stage.algorithm, stage.sizes.micro)
-
-
-def make_update(
-    batch_logp: Callable[..., jax.Array],
-    optimizer: optax.GradientTransformation,
-    a: Algorithm,
-    micro_prompts: int,
-) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
-    """One update from one optimizer batch, its gradient added up over micro-batches."""
-
-    def micro_loss(params: Any, b: Batch, fresh: jax.Array, count: jax.Array):
-        logp, mask = batch_logp(params, b, remat=True), b.mask()
-        old = jnp.where(fresh, lax.stop_gradient(logp), b.old_logp)
-        value, numbers = grpo.loss(
-            logp,
-            old,
-            b.ref_logp if a.kl_coef else None,
-            b.advantages[:, None],
-            mask,
-            clip_low=a.clip_low,
-            clip_high=a.clip_high,
-            clip_dual=a.clip_dual,
-            kl=a.kl,
-            kl_coef=a.kl_coef,
-            token_count=count,
-        )
-        gap = jnp.where(mask, jnp.abs(old - b.sampler_logp), 0.0)
-        numbers["sampler_gap"] = jnp.sum(gap) / jnp.maximum(count, 1.0)
-        return value, (numbers, jnp.max(gap))
-
-    @partial(jax.jit, donate_argnums=0)
-    def update(state: State, batch: Batch, fresh: jax.Array):
-        """fresh: nothing was updated since sampling; old_logp is what this pass computes."""
-        count = jnp.sum(batch.mask(), dtype=jnp.float32)
-        grad = jax.grad(micro_loss, has_aux=True)
-
-        def add(total: Any, start: jax.Array):
-            found = grad(state.params, batch.slice(start, micro_prompts), fresh, count)
-            gradient, (numbers, gap) = found
-            return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
-
-        part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
-        starts = jnp.arange(0, batch.prompts.shape[0], micro_prompts)
-        (gradient, numbers), gaps = lax.scan(add, zeros, starts)
-        state, norm, good = optim.update(optimizer, state, gradient, a.clip_norm)
-        numbers |= {
-            "sampler_gap_max": jnp.max(gaps),
-            "grad_norm": norm,
-            "skipped_updates": 1.0 - good,
-            "trained_tokens": count,
-        }
-        return state, numbers
-
-    return update
 
 
 def train_step(
@@ -339,27 +258,8 @@ def evaluate(stage: Stage, programs: Programs, state: State, step: int, writer: 
         return
     engine = Engine(stage.base.model.config, programs.cast(state.params), stage.dtype)
     policy = Speaker(engine, stage.base.tokenizer)
-    numbers, found = {}, []
-    for name, (task, decoding) in stage.evaluations.items():
-        rows = range(len(task.rows))
-        # The same key at every step: differences are the policy's.
-        replies = policy.reply([task.dialogue(row, 0) for row in rows], decoding, stage.key)
-        kept = [row for row in rows if replies[row] is not None]
-        whole = [reply for reply in replies if reply is not None]
-        if not whole:
-            raise UserError(
-                f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
-                f"max_prompt_tokens={decoding.max_prompt_tokens}"
-            )
-        numbers[f"eval/{name}/dropped"] = len(rows) - len(whole)
-        scores = task.score(kept, 0, whole, stage.key)
-        asked = task.checker.judge is not None and task.checker.checks != "rules"
-        values = scoring.metrics(scores, asked) | reply_metrics(whole, scores)
-        numbers |= {f"eval/{name}/{key}": value for key, value in values.items()}
-        found += [
-            {"set": name, "row": row, "completion": reply.text, **score.columns()}
-            for row, reply, score in zip(kept, whole, scores, strict=True)
-        ]
+    # The same key at every step: differences are the policy's.
+    numbers, found = validate.score_sets(policy, stage.evaluations, stage.key)
     data.append_samples(stage.folder / "evaluations.parquet", found, step)
     writer.write(stage.round, "evaluate", step, numbers)
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "seif_jax"
 LEVELS = [
     {"__main__"},
     {"evolve", "settings", "report", "evaluate", "plan", "bench", "sweep"},
-    {"train", "generate"},
+    {"train", "generate", "validate", "learner"},
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},

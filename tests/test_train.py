@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 
-from seif_jax import models, train
+from seif_jax import learner, models, train
 from seif_jax.batch import Batch
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
@@ -20,7 +20,7 @@ from seif_jax.optim import State
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
 PARAMS = models.init(MODEL, 1)
-ALGORITHM = train.Algorithm(
+ALGORITHM = learner.Algorithm(
     clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1.0,
     schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
     weight_decay=0.0, clip_norm=1e9,
@@ -89,7 +89,7 @@ def quick_compiles():
 
 
 UPDATES = {
-    micro: train.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
+    micro: learner.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
 }
 
 
@@ -176,8 +176,8 @@ def test_an_infinity_that_is_not_trained_on_does_no_harm():
 
 def test_weights_stay_float32_under_bfloat16():
     logp = partial(batch_logp, dtype=jnp.bfloat16)
-    optimizer = train.make_optimizer(ALGORITHM, 10)
-    update = train.make_update(logp, optimizer, ALGORITHM, 2)
+    optimizer = learner.make_optimizer(ALGORITHM, 10)
+    update = learner.make_update(logp, optimizer, ALGORITHM, 2)
     shapes = models.shapes(MODEL)
     state = State(shapes, jax.eval_shape(optimizer.init, shapes))
     after, _ = jax.eval_shape(update, state, BATCH, jnp.array(True))

@@ -23,7 +23,7 @@ SEEDS = [f"Say {word} now." for word in ("this", "that", "what", "some", "more",
 PREFILL = json.dumps(
     {
         "c1": "Do not use any commas.",
-        "c2": "The response should contain the word 'x' at least once.",
+        "c2": "The response should have less than 2 words.",
         "c3": "The response should be kind.",
     }
 )
@@ -46,24 +46,26 @@ def get_config():
         role.epochs = (1,)
     c.instructor.prefill = PREFILL
     c.instructor.soft_share = 0.0
-    c.data.limit = 4
+    c.data.limit = 6
     c.generate.prompts = 2
     for judge in (c.filter, c.judger):
         judge.mode, judge.shots = "verdict", 0
         judge.max_prompt_tokens, judge.max_tokens, judge.batch_size = 4000, 8, 8
-    c.optim.learning_rate = 1e-3
+    c.judger.max_no_verdict = 1.0
+    c.optim.learning_rate = 1e-4
     return c
 """
 
 
-def model_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
+def model_folder(folder: Path, seed: int = 11, **changes: Any) -> Path:
     """A random Llama in Hugging Face's format, bent to say 0 and 1, so that verdicts are read."""
-    config = {**tiny.tiny_config(VOCAB), "max_position_embeddings": 8192, **changes}
+    config = {**tiny.tiny_config(VOCAB), "max_position_embeddings": 8192}
+    config |= {"tie_word_embeddings": False, "num_hidden_layers": 1, **changes}
     tokenizer = Tokenizer.load(tiny.tiny_tokenizer(folder.parent / f"{folder.name}_tokenizer"))
     model = models.describe(config)
     params = models.init(model, seed)
     digits = jnp.array([tokenizer.encode(digit)[0] for digit in "01"])
-    params["embed"] = params["embed"].at[digits].multiply(4.0)
+    params["head"] = params["head"].at[digits].multiply(4.0)
     Base(model, tokenizer, {"eos_token_id": 2}).export(folder, params, "float32")
     return folder
 
@@ -87,7 +89,7 @@ def quick_compiles(cache: Path) -> Iterator[dict[str, str]]:
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
     names = [*settings, "jax_compilation_cache_dir"]
-    before = {name: jax.config.read(name) for name in names}
+    before = {name: jax.config.values[name] for name in names}
     variables = {name.upper(): str(int(value)) for name, value in settings.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))

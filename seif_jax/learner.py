@@ -1,0 +1,95 @@
+"""The learner: from batches to new weights, all of it arrays and jitted."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from seif_jax import grpo, optim
+from seif_jax.batch import Batch
+from seif_jax.optim import State
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Numbers of GRPO and AdamW; see configs/default.py."""
+
+    clip_low: float
+    clip_high: float
+    clip_dual: float
+    kl: Any
+    kl_coef: float
+    learning_rate: float
+    schedule: str
+    warmup_updates: int
+    end_rate: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+def make_optimizer(a: Algorithm, updates: int) -> optax.GradientTransformation:
+    rate = optim.schedule(a.schedule, a.learning_rate, a.warmup_updates, updates, a.end_rate)
+    return optim.adamw(rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay)
+
+
+def make_update(
+    batch_logp: Callable[..., jax.Array],
+    optimizer: optax.GradientTransformation,
+    a: Algorithm,
+    micro_prompts: int,
+) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
+    """One update from one optimizer batch, its gradient added up over micro-batches."""
+
+    def micro_loss(params: Any, b: Batch, fresh: jax.Array, count: jax.Array):
+        logp, mask = batch_logp(params, b, remat=True), b.mask()
+        old = jnp.where(fresh, lax.stop_gradient(logp), b.old_logp)
+        value, numbers = grpo.loss(
+            logp,
+            old,
+            b.ref_logp if a.kl_coef else None,
+            b.advantages[:, None],
+            mask,
+            clip_low=a.clip_low,
+            clip_high=a.clip_high,
+            clip_dual=a.clip_dual,
+            kl=a.kl,
+            kl_coef=a.kl_coef,
+            token_count=count,
+        )
+        gap = jnp.where(mask, jnp.abs(old - b.sampler_logp), 0.0)
+        numbers["sampler_gap"] = jnp.sum(gap) / jnp.maximum(count, 1.0)
+        return value, (numbers, jnp.max(gap))
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, batch: Batch, fresh: jax.Array):
+        """fresh: nothing was updated since sampling; old_logp is what this pass computes."""
+        count = jnp.sum(batch.mask(), dtype=jnp.float32)
+        grad = jax.grad(micro_loss, has_aux=True)
+
+        def add(total: Any, start: jax.Array):
+            found = grad(state.params, batch.slice(start, micro_prompts), fresh, count)
+            gradient, (numbers, gap) = found
+            return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
+
+        part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
+        starts = jnp.arange(0, batch.prompts.shape[0], micro_prompts)
+        (gradient, numbers), gaps = lax.scan(add, zeros, starts)
+        state, norm, good = optim.update(optimizer, state, gradient, a.clip_norm)
+        numbers |= {
+            "sampler_gap_max": jnp.max(gaps),
+            "grad_norm": norm,
+            "skipped_updates": 1.0 - good,
+            "trained_tokens": count,
+        }
+        return state, numbers
+
+    return update

@@ -1,0 +1,43 @@
+"""Scores a policy on evaluation sets: what is learned beyond the prompts that are trained on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from seif_jax.errors import UserError
+from seif_jax.rewards import score as scoring
+from seif_jax.rollout import reply_metrics
+from seif_jax.speaker import Decoding, Speaker
+from seif_jax.tasks import FollowerTask
+
+
+def score_sets(
+    policy: Speaker, sets: Mapping[str, tuple[FollowerTask, Decoding]], key: jax.Array
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """One reply to every prompt of every set: numbers `eval/SET/NAME`, and a row a reply.
+
+    Prompts over the limit are dropped and counted; UserError where none of a set is left.
+    """
+    numbers: dict[str, float] = {}
+    found: list[dict[str, Any]] = []
+    for name, (task, decoding) in sets.items():
+        rows = range(len(task.rows))
+        replies = policy.reply([task.dialogue(row, 0) for row in rows], decoding, key)
+        kept = [row for row in rows if replies[row] is not None]
+        whole = [reply for reply in replies if reply is not None]
+        if not whole:
+            raise UserError(
+                f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
+                f"max_prompt_tokens={decoding.max_prompt_tokens}"
+            )
+        scores = task.score(kept, 0, whole, key)
+        asked = task.checker.judge is not None and task.checker.checks != "rules"
+        values = scoring.metrics(scores, asked) | reply_metrics(whole, scores)
+        values["dropped"] = len(rows) - len(whole)
+        numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}
+        found += [
+            {"set": name, "row": row, "completion": reply.text, **score.columns()}
+            for row, reply, score in zip(kept, whole, scores, strict=True)
+        ]
+    return numbers, found

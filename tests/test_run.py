@@ -1,0 +1,261 @@
+"""Two tiny rounds end to end: the run's folder, resuming, single stages, finished runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_run
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from seif_jax import checkpoint, data, metrics, train
+from seif_jax import generate as generating
+from seif_jax.__main__ import main
+from seif_jax.checkpoint import Base, load_params
+
+STAGES = ("instructor", "generate", "follower")
+STEPS = {"instructor": 3, "generate": 3, "follower": 2}
+MEASURED = ("secs/", "tokens_per_sec", "host/")  # what differs between equal runs
+FOLLOWER = ["--config.stages=follower", "--config.rounds=1", "--config.reward.checks=judge"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Model and config for the whole module, and the variables for a subprocess."""
+    folder = tmp_path_factory.mktemp("run")
+    with tiny_run.quick_compiles(folder / "cache") as variables:
+        config = tiny_run.config_file(folder, tiny_run.model_folder(folder / "model"))
+        yield SimpleNamespace(folder=folder, config=config, variables=variables)
+
+
+def seif(place, workdir: Path, *more: str) -> int:
+    return main(["run", f"--config={place.config}", f"--workdir={workdir}", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run of two rounds that nothing stopped."""
+    workdir = place.folder / "finished"
+    assert seif(place, workdir) == 0
+    return workdir
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    found = metrics.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in x.items() if not k.startswith(MEASURED)} for x in found]
+
+
+def rows(workdir: Path, name: str) -> list[dict[str, Any]]:
+    return pq.ParquetFile(workdir / name).read().to_pylist()
+
+
+def weights(stage: Path) -> dict[str, Any]:
+    return load_params(stage, Base.load(stage).model)
+
+
+def assert_same_run(got: Path, wanted: Path) -> None:
+    """Numbers of every step, samples and final weights, bit for bit."""
+    assert lines(got) == lines(wanted)
+    samples = sorted(path.relative_to(wanted) for path in wanted.rglob("*.parquet"))
+    assert samples == sorted(path.relative_to(got) for path in got.rglob("*.parquet"))
+    for name in samples:
+        assert rows(got, str(name)) == rows(wanted, str(name)), name
+    for folder in wanted.rglob("checkpoints"):
+        stage = folder.parent.relative_to(wanted)
+        jax.tree.map(np.testing.assert_array_equal, weights(got / stage), weights(wanted / stage))
+
+
+def test_folder(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json", "metrics.jsonl", "tensorboard", "model", "round_1", "round_2",
+    }  # fmt: skip
+    about = json.loads((finished / "config.json").read_text())
+    assert about["config"]["optim"]["learning_rate"] == 1e-4
+    assert about["config"]["judger"]["batch_size"] == 8 and about["packages"]["jax"]
+    assert about["devices"] == [str(device) for device in jax.devices()]
+    for number in (1, 2):
+        held = finished / f"round_{number}"
+        assert {path.name for path in held.iterdir()} == {*STAGES, "instructions.parquet"}
+        for stage, steps in STEPS.items():
+            assert {row["step"] for row in rows(held / stage, "samples.parquet")} == {
+                *range(1, steps + 1)
+            }
+            if stage != "generate":
+                assert [p.name for p in (held / stage / "checkpoints").iterdir()] == [str(steps)]
+    assert not list(finished.rglob("*partial*"))
+
+
+def test_metrics(finished):
+    found = lines(finished)
+    places = [(x["round"], x["stage"], x["step"]) for x in found]
+    assert places == [(r, s, n + 1) for r in (1, 2) for s in STAGES for n in range(STEPS[s])]
+    trained = [x for x in found if x["stage"] != "generate"]
+    for x in trained:
+        assert x["updates"] == 2 and x["skipped_updates"] == 0
+        assert x["sampler_gap_max"] < 1e-4
+        assert 0 <= x["reward"] <= 1 and x["format_valid"] == 1.0
+    assert trained[0]["kl"] == pytest.approx(0, abs=1e-9) < trained[2]["kl"]
+    assert len({x["reward"] for x in trained}) > 2 and any(x["grad_norm"] > 0.1 for x in trained)
+
+
+def test_samples(finished):
+    """Rewards are the share met, or one minus it; what the Filter rejects is 0 and says why."""
+    for stage, sign in (("instructor", -1), ("follower", 1)):
+        folders = [finished / f"round_{number}" / stage for number in (1, 2)]
+        found = [row for folder in folders for row in rows(folder, "samples.parquet")]
+        assert len(found) == 2 * STEPS[stage] * 4
+        assert {r["reason"] for r in found} <= {"", "contradiction", "empty"}
+        for row in found:
+            values = [v["value"] for v in row["verdicts"] if v["value"] is not None]
+            if row["reason"]:
+                assert row["reward"] == 0 and not values
+            else:
+                share = sum(values) / len(values)
+                assert row["reward"] == pytest.approx(share if sign > 0 else 1 - share)
+                assert [v["rule"] is None for v in row["verdicts"]] == [False, False, True]
+            if row["finish_reason"] == "length":
+                assert row["tokens"] == 8
+    drop = rows(finished / "round_1/instructor", "samples.parquet")
+    assert {r["filter"]["value"] for r in drop} == {True, False}
+
+
+def test_instructions(finished):
+    """Every seed has its row; those that are kept are what the Follower is trained on."""
+    for number in (1, 2):
+        path = finished / f"round_{number}" / "instructions.parquet"
+        found = rows(path.parent, path.name)
+        assert [row["seed_question"] for row in found] == tiny_run.SEEDS
+        assert all(row["kept"] == (row["reason"] == "") for row in found)
+        kept = data.load_instructions(path)
+        assert 4 <= len(kept) == sum(row["kept"] for row in found) < 6
+        constraints = tuple(json.loads(tiny_run.PREFILL).values())
+        assert {row.constraints for row in kept} == {constraints}
+        assert kept[0].prompt == "\n".join([kept[0].seed_question, *constraints])
+        assert kept[0].instruction_ids[:2] == (
+            "punctuation:no_comma", "length_constraints:number_words",
+        )  # fmt: skip
+        trained = rows(path.parent / "follower", "samples.parquet")
+        assert {r["seed_question"] for r in trained} <= {r.seed_question for r in kept}
+
+
+def test_follower_in_hugging_face_format(finished):
+    for number in (1, 2):
+        folder = finished / f"round_{number}" / "follower" / "hf"
+        assert AutoConfig.from_pretrained(folder).num_hidden_layers == 1
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        chat = [{"role": "user", "content": "The word is"}]
+        assert tokenizer.apply_chat_template(chat, tokenize=False).startswith("<|im_start|>user")
+        held = load_file(folder / "model.safetensors")
+        assert {value.dtype.name for value in held.values()} == {"bfloat16"}
+        final = weights(folder.parent)
+        np.testing.assert_array_equal(held["lm_head.weight"], final["head"].astype("bfloat16"))
+        np.testing.assert_array_equal(load_params(folder, Base.load(folder).model)["norm"],
+                                      final["norm"].astype("bfloat16"))  # fmt: skip
+
+
+def test_a_finished_run_is_left_alone(finished, place, monkeypatch):
+    def everything():
+        files = [p for p in finished.rglob("*") if p.is_file() and "tensorboard" not in p.parts]
+        return {path: path.read_bytes() for path in files}
+
+    before = everything()
+    monkeypatch.setattr(checkpoint, "load_params", None)
+    monkeypatch.setattr(train, "run", None)
+    assert seif(place, finished) == 0
+    assert everything() == before
+
+
+def interrupt(monkeypatch, owner: Any, name: str, calls: int) -> None:
+    """As Ctrl-C would, in call number `calls` of a function, after what the call does if < 0."""
+    whole, count = getattr(owner, name), [0]
+
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        count[0] += 1
+        if count[0] == calls:
+            raise KeyboardInterrupt
+        result = whole(*arguments, **options)
+        if count[0] == -calls:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys):
+    workdir = place.folder / "stopped"
+    stops = [
+        (Base, "save", 1),  # config.json is there, model/ is not
+        (train, "train_step", 1),  # round 1, Instructor: nothing done yet
+        (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
+        (train, "summary", 1),  # trained, but the stage is not marked as done
+        (generating, "_step", 2),  # data: one step done
+        (data, "append_samples", 1),  # its metrics written, its samples not
+        (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
+        (Base, "export", 1),  # weights saved, hf/ not
+        (checkpoint.Checkpoints, "save", -3),  # round 2, Instructor: the last checkpoint just made
+        (train, "train_step", 2),  # round 2, Follower
+    ]
+    for owner, name, calls in stops:
+        with monkeypatch.context() as patch:
+            interrupt(patch, owner, name, calls)
+            assert seif(place, workdir) == 1, name
+        assert "the same command goes on" in capsys.readouterr().err
+    assert seif(place, workdir) == 0
+    assert_same_run(workdir, finished)
+
+
+def start(place, workdir: Path, *more: str) -> "subprocess.Popen[str]":
+    """The same in a process of its own, that has two devices."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
+         f"--workdir={workdir}", *more],
+        env={**place.variables, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_follower_alone_killed_with_the_judger_elsewhere(finished, place):
+    """On a data file; kill -9 after its first step; the Judger on a device of its own."""
+    given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
+    whole, killed = place.folder / "whole", place.folder / "killed"
+    assert seif(place, whole, *FOLLOWER, given) == 0
+    assert [(x["stage"], x["step"]) for x in lines(whole)] == [("follower", 1), ("follower", 2)]
+    process = start(place, killed, *FOLLOWER, given, "--config.judger.devices=1")
+    deadline = time.monotonic() + 120
+    while not (killed / "round_1/follower/checkpoints/1").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process = start(place, killed, *FOLLOWER, given, "--config.judger.devices=1")
+    assert process.wait() == 0, process.communicate()[1]
+    assert_same_run(killed, whole)
+    assert (killed / "round_1/follower/hf/model.safetensors").read_bytes() == (
+        whole / "round_1/follower/hf/model.safetensors"
+    ).read_bytes()
+
+
+def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
+    stages = []
+    monkeypatch.setattr(train, "run", lambda stage, *_: stages.append(stage) or {})
+    start = finished / "round_1" / "instructor"
+    workdir = place.folder / "instructor"
+    init = f"--config.instructor.init={start}"
+    assert seif(place, workdir, "--config.stages=instructor", "--config.rounds=1", init) == 0
+    (stage,) = stages
+    assert (stage.name, stage.round, len(stage.task.rows)) == ("instructor", 1, 6)
+    jax.tree.map(np.testing.assert_array_equal, stage.start(), weights(start))
+    jax.tree.map(np.testing.assert_array_equal, stage.reference().params, weights(start))
+    answerer = stage.task.answerer.speaker.engine.params  # the frozen Follower is the base model
+    base = place.folder / "model"
+    jax.tree.map(np.testing.assert_array_equal, answerer, load_params(base, Base.load(base).model))
