@@ -54,7 +54,7 @@ def update(
     Returns the new state, the norm before clipping, and whether the update was taken: with a norm
     that is not finite everything stays as it was, moments and their count included.
     """
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     good = jnp.isfinite(norm)
     scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
     gradient = jax.tree.map(lambda g: g * scale, gradient)

@@ -52,6 +52,9 @@ def get_config():
         judge.mode, judge.shots = "verdict", 0
         judge.max_prompt_tokens, judge.max_tokens, judge.batch_size = 4000, 8, 8
     c.judger.max_no_verdict = 1.0
+    c.eval.sets.held = base.rule_set()
+    c.eval.sets.held.kinds, c.eval.sets.held.per_prompt = ("punctuation:no_comma",), 1
+    c.eval.sets.held.last = 2
     c.optim.learning_rate = 1e-4
     return c
 """

@@ -1,0 +1,249 @@
+"""The command line: what a user can mend is one line and exit code 2, and leaves nothing behind."""
+
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+from safetensors.numpy import load_file
+
+from seif_jax import models, train
+from seif_jax.__main__ import main
+from seif_jax.checkpoint import Base, load_params, open_checkpoints
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    with tiny_run.quick_compiles(folder / "cache"):
+        model = tiny_run.model_folder(folder / "model")
+        config = tiny_run.config_file(folder, model)
+        yield SimpleNamespace(folder=folder, model=model, config=config)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused; the one line that says why."""
+
+    def run(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        *progress, line = err.splitlines()
+        assert out == "" and line.startswith("seif"), err
+        assert all(one.startswith("round ") for one in progress), err  # a stage had begun
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["convert"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    assert "usage: seif" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("nope=1", "nope"),
+        ("optim.learning_rat=1e-5", "learning_rat"),
+        ("optim.learning_rate=fast", "learning_rate"),
+        ("reward.checks=maybe", "config.reward.checks='maybe' is none of judge, rules, hybrid"),
+        ("grpo.kl=k4", "config.grpo.kl='k4' is none of k1, abs, k2, k3"),
+        ("dtype=float16", "config.dtype='float16' is none of bfloat16, float32"),
+        ("stages=training", "config.stages: 'training' is none of instructor, generate, follower"),
+        ("rounds=0", "config.rounds=0 must be more than 0"),
+        ("instructor.soft_share=1.5", "config.instructor.soft_share=1.5"),
+        ("instructor.top_p=0.0", "top_p=0.0"),
+        ("instructor.group_size=1", "group_size=1: a group needs at least 2 samples"),
+        ("follower.group_size=1", "group_size=1: a group needs at least 2 samples"),
+        ("follower.rollout_prompts=2 optimizer_prompts=2 micro_prompts=3", "micro_prompts=3"),
+        ("instructor.rollout_prompts=3 optimizer_prompts=2", "rollout_prompts=3 is not divisible"),
+        ("instructor.rollout_prompts=7", "6 rows of data do not fill a batch of 7"),
+        ("instructor.max_prompt_tokens=9", "instructor: all 6 prompts are longer than .*=9"),
+        ("instructor.max_response_tokens=9000", "exceed the model's 8192 positions"),
+        ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
+        ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
+        ("data.instructions=absent.parquet", "take 'generate' out of stages"),
+        ("judger.devices=7", "config.judger.devices='7': neither 'shared' nor one of the devices"),
+        ("judger.model=/absent", "/absent"),
+    ],
+)
+def test_a_config_that_cannot_be(place, refused, override, message):
+    """The key is named; no folder is left, so that the mended command can have it."""
+    key, *more = override.split()
+    role = key.partition(".")[0]
+    options = [f"--config.{key}", *(f"--config.{role}.{other}" for other in more)]
+    workdir = place.folder / "refused"
+    line = refused("run", f"--config={place.config}", f"--workdir={workdir}", *options)
+    assert line.startswith("seif run: ")
+    assert re.search(message, line), line
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "empty.jsonl: no rows"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "row 2: no column 'prompt'"),
+        ('{"prompt": "a"}\n{"prompt": 5}\n', "row 2: 'prompt' must be text"),
+        ('{"prompt": "a"}\nnot JSON\n', "line 2 is not JSON"),
+    ],
+)
+def test_seeds_that_cannot_be(place, refused, text, message):
+    seeds, workdir = place.folder / "empty.jsonl", place.folder / "refused"
+    seeds.write_text(text)
+    options = (f"--config={place.config}", f"--workdir={workdir}", f"--config.data.seeds={seeds}")
+    assert message in refused("run", *options)
+    assert not workdir.exists()
+
+
+def test_config_files_that_cannot_be(place, refused):
+    for number, (text, message) in enumerate((
+        (None, "bad_0.py: no such config file"),
+        ("def get_config(:", "invalid syntax"),
+        ("import absent_module", "absent_module"),
+        ("def get_config():\n    return undefined", "undefined"),
+    )):  # fmt: skip
+        bad = place.folder / f"bad_{number}.py"
+        if text is not None:
+            bad.write_text(text)
+        assert message in refused("run", f"--config={bad}", f"--workdir={place.folder}/refused")
+    assert not (place.folder / "refused").exists()
+
+
+def test_models_that_cannot_be(place, refused):
+    folder, workdir = place.folder / "other", place.folder / "refused"
+    base = Base.load(place.model)
+    base.save(folder)
+    options = (f"--config={place.config}", f"--workdir={workdir}", f"--config.model={folder}")
+    assert "other: no weights (no model.safetensors" in refused("run", *options)
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert "pytorch_model.bin is a pickle" in refused("run", *options)
+    for changes, message in (
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported, only llama"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"vocab_size": 100}, "the tokenizer has 323 tokens, the model only 100"),
+    ):
+        config = {**base.model.hf_config, **changes}
+        (folder / "config.json").write_text(json.dumps(config))
+        assert message in refused("run", *options)
+        assert message in refused("generate", f"--model={folder}", "--prompt=x")
+        assert message in refused("convert", folder, place.folder / "refused")
+    (folder / "config.json").unlink()
+    assert "config.json: no such file" in refused("run", *options)
+    assert not workdir.exists()
+
+
+def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
+    monkeypatch.setattr(train, "run", lambda *_: {})
+    run = ("run", f"--config={place.config}", "--config.stages=instructor")
+    workdir = place.folder / "taken"
+    assert main([*run, f"--workdir={workdir}"]) == 0
+    capsys.readouterr()
+    line = refused(*run, f"--workdir={workdir}", "--config.seed=3")
+    assert "holds a run of another config: seed is 0 there, 3 here" in line
+    notes = place.folder / "notes"
+    notes.mkdir()
+    (notes / "todo.txt").write_text("mine")
+    for other in (notes, place.model, notes / "todo.txt"):
+        assert "holds other files and no run" in refused(*run, f"--workdir={other}")
+    assert [path.name for path in notes.iterdir()] == ["todo.txt"]
+    empty = place.folder / "empty"
+    empty.mkdir()
+    assert main([*run, f"--workdir={empty}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "COMMAND"),
+        (["train"], "invalid choice: 'train'"),
+        (["run", "--workdir=x"], "--config"),
+        (["run", "--config=x", "--workdir=x", "--seed=1"], "unknown argument --seed=1"),
+        (["convert", "x"], "DST"),
+        (["generate", "--temperature=hot"], "invalid float value: 'hot'"),
+        (["generate", "--dtype=int8"], "invalid choice: 'int8'"),
+        (["generate", "--beams=4"], "unknown argument --beams=4"),
+        (["generate", "--prompt=x", "--n=0"], "--n=0 must be 1 or more"),
+        (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
+        (["generate", "--prompts=/absent.txt"], "/absent.txt: "),
+        (["generate", "--prompts=/absent.jsonl"], "/absent.jsonl: no such file"),
+        (["generate", "--model=/absent", "--prompt=x"], "/absent"),
+    ],
+)
+def test_usage_errors(refused, arguments, message):
+    assert message in refused(*arguments)
+
+
+def test_prompts_that_cannot_be(place, refused, monkeypatch):
+    model = f"--model={place.model}"
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    assert "no prompts: give --prompt=TEXT" in refused("generate", model)
+    latin = place.folder / "latin.txt"
+    latin.write_bytes(b"caf\xe9\n")
+    assert "latin.txt: " in refused("generate", model, f"--prompts={latin}")
+    line = refused("generate", model, "--prompt=" + "long " * 40, "--max_tokens=8100")
+    assert "'long long" in line and "not 1 to 92" in line
+    for option in ("--temperature=-1", "--top_p=0", "--top_k=-1"):
+        assert "not a sampling method" in refused("generate", model, "--prompt=x", option)
+
+
+def test_generate_json(place, capsys):
+    model = f"--model={place.model}"
+    more = ["--prompt=The word", "--prompt=user", "--n=2", "--max_tokens=6", "--dtype=float32"]
+    assert main(["generate", model, "--raw", "--json", *more]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["prompt"] for one in found] == ["The word", "The word", "user", "user"]
+    base = Base.load(place.model)
+    params = load_params(place.model, base.model)
+    for one in found:
+        assert set(one) == {"prompt", "text", "token_ids", "logprobs", "finish_reason"}
+        ids = one["token_ids"]
+        assert one["text"] == base.tokenizer.decode(ids)
+        assert one["finish_reason"] == ("stop" if ids[-1] == 2 else "length")
+        assert len(ids) == 6 or one["finish_reason"] == "stop"
+        tokens = jnp.array([[*base.tokenizer.encode(one["prompt"]), *ids]])
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = models.forward(base.model.config, params, tokens, positions, dtype=jnp.float32)
+        logp = jax.nn.log_softmax(models.logits(params, hidden, jnp.float32))[0]
+        wanted = logp[np.arange(-len(ids), 0) - 1, ids]
+        np.testing.assert_allclose(one["logprobs"], wanted, atol=1e-4)
+
+
+def test_convert_there_and_back(place, capsys, refused):
+    """float32 to float32 to float32: the same bytes; and a run's checkpoint by its stage."""
+    there, back = place.folder / "there", place.folder / "back"
+    assert main(["convert", str(place.model), str(there), "--dtype=float32"]) == 0
+    assert main(["convert", str(there), str(back), "--dtype=float32"]) == 0
+    assert capsys.readouterr().out == f"{there}: llama, float32\n{back}: llama, float32\n"
+    for file in place.model.iterdir():
+        assert (there / file.name).read_bytes() == (back / file.name).read_bytes()
+        assert (there / file.name).read_bytes() == file.read_bytes(), file.name
+    base = Base.load(place.model)
+    params = models.init(base.model, 7)
+    stage = place.folder / "RUN" / "round_1" / "follower"
+    base.save(place.folder / "RUN" / "model")
+    with open_checkpoints(stage) as checkpoints:
+        checkpoints.save(3, params=params)
+    for source in (stage, stage / "checkpoints"):
+        dst = place.folder / "converted"
+        assert main(["convert", str(source), str(dst), "--dtype=float32"]) == 0
+        held = load_file(dst / "model.safetensors")
+        for name, value in models.export(base.model, params, "float32"):
+            np.testing.assert_array_equal(held[name], value, err_msg=name)
+    capsys.readouterr()
+    assert "already there and not a model folder" in refused("convert", there, place.folder / "RUN")
+    assert "no such" in refused("convert", "/absent", place.folder / "new")
+    assert not (place.folder / "new").exists()
