@@ -217,18 +217,16 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     assert_same_run(workdir, finished)
 
 
-def start(place, workdir: Path, *more: str) -> "subprocess.Popen[str]":
-    """The same in a process of its own, that has two devices."""
+def start(place, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+    """Python in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
-         f"--workdir={workdir}", *more],
-        env={**place.variables, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, *arguments], env={**place.variables, **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def test_follower_alone_killed_with_the_judger_elsewhere(finished, place):
-    """On a data file; kill -9 after its first step; the Judger on a device of its own."""
+def test_follower_alone_killed_and_started_again(finished, place):
+    """On a data file; kill -9 after its first step."""
     given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
     whole, killed = place.folder / "whole", place.folder / "killed"
     assert seif(place, whole, *FOLLOWER, given) == 0
@@ -238,19 +236,49 @@ def test_follower_alone_killed_with_the_judger_elsewhere(finished, place):
     scored = [x for x in lines(whole) if x["stage"] == "evaluate"]
     assert all(0 <= x["eval/held/followed"] <= 1 for x in scored)
     assert len(rows(whole, "round_1/follower/evaluations.parquet")) == 4
-    process = start(place, killed, *FOLLOWER, given, "--config.judger.devices=1")
+    command = ("-m", "seif_jax", "run", f"--config={place.config}", *FOLLOWER, given)
+    process = start(place, *command, f"--workdir={killed}")
     deadline = time.monotonic() + 120
     while not (killed / "round_1/follower/checkpoints/1").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    process = start(place, killed, *FOLLOWER, given, "--config.judger.devices=1")
-    assert process.wait() == 0, process.communicate()[1]
+    assert seif(place, killed, *FOLLOWER, given) == 0
     assert_same_run(killed, whole)
-    assert (killed / "round_1/follower/hf/model.safetensors").read_bytes() == (
-        whole / "round_1/follower/hf/model.safetensors"
-    ).read_bytes()
+    model = "round_1/follower/hf/model.safetensors"
+    assert (killed / model).read_bytes() == (whole / model).read_bytes()
+
+
+ELSEWHERE = """
+import pathlib, sys
+from seif_jax import evolve
+from seif_jax.__main__ import read_config, use_compilation_cache
+from seif_jax.checkpoint import Base
+from seif_jax.rewards.judge import Judge
+from seif_jax.roles import judger
+
+use_compilation_cache()
+question = ("Say this.\\nBe kind.", "0a1", "Be kind.")
+for devices in ("shared", "1"):
+    config = read_config(sys.argv[1], [f"--config.judger.devices={devices}"])
+    run = evolve.Evolution(config, pathlib.Path(), Base.load(config.model), None)
+    judge = run.checker(1).judge
+    where = {d.id for d in judge.speaker.engine.params["norm"].devices()}
+    print(where, judge.ask(judger.messages, [question], None)[0].prob)
+    answerer = run.instructor_task(1).answerer.speaker.engine.params["norm"]
+    print({d.id for d in answerer.devices()})
+"""
+
+
+def test_judger_on_a_device_of_its_own(place):
+    flags = "--xla_force_host_platform_device_count=2"
+    process = start(place, "-c", ELSEWHERE, str(place.config), XLA_FLAGS=flags)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    shared, first, other, second = out.splitlines()
+    assert shared.startswith("{0} 0.") and other == shared.replace("{0}", "{1}")
+    assert first == second == "{0}"  # the answerer stays where it was
 
 
 def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
