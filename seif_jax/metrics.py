@@ -129,6 +129,8 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _place(line: Mapping[str, Any]) -> Place:
+    if line["stage"] not in STAGES:
+        raise ValueError(f"stage {line['stage']!r} is none of {', '.join(STAGES)}")
     return line["round"], STAGES[line["stage"]], line["step"]
 
 
