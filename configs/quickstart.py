@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
     role = c.instructor
     role.rollout_prompts = role.optimizer_prompts = 12
     role.group_size, role.micro_prompts, role.max_response_tokens = 3, 4, 80
+    role.max_prompt_tokens = 512
     role = c.follower
     role.rollout_prompts = role.optimizer_prompts = 3
     role.group_size, role.micro_prompts, role.max_response_tokens = 4, 3, 48
