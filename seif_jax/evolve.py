@@ -93,8 +93,9 @@ class Evolution:
         self.seeds = data.load_seeds(config.data.seeds, config.data.column)
         if config.data.limit:
             self.seeds = self.seeds[: config.data.limit]
-        if config.data.instructions and "generate" in config.stages:
-            raise UserError("config.data.instructions is given, so take 'generate' out of stages")
+        for key in ("instructions", "rules.kinds"):
+            if settings.get(config.data, key) and "generate" in config.stages:
+                raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
         self.given = self.rule_set(config.data.rules) or (
             data.load_instructions(config.data.instructions) if config.data.instructions else None
         )
