@@ -7,11 +7,11 @@ and says so. A reasoning model writes its own <think> part, which is removed bef
 judging; the format is therefore `plain`.
 """
 
+from default import Config
 from default import get_config as default
-from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = default()
     c.model = "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"
     c.format = "plain"

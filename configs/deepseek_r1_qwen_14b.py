@@ -7,11 +7,11 @@ and says so. Its chat template opens <think> itself: the thoughts of a reply are
 parsing and judging, and the format is therefore `plain`.
 """
 
+from default import Config
 from default import get_config as default
-from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = default()
     c.model = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
     c.format = "plain"

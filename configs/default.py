@@ -5,7 +5,11 @@
 The base of every other config. Every key has its unit; a key that is not here is an error.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
+
+Config = Any  # a ConfigDict: its own types know no keys
 
 
 def text(default: str | None = None) -> config_dict.FieldReference:
@@ -45,7 +49,7 @@ def verdict_role() -> ConfigDict:
     return c
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = ConfigDict()
     c.seed = 0
     c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none: SmolLM2-135M-Instruct

@@ -3,7 +3,7 @@
 seif run --config=configs/follower_rules.py --workdir=DIR --config.seed=0
 """
 
-from ml_collections import ConfigDict
+from default import Config
 from smollm2 import get_config as smollm2
 
 TRAINED = (
@@ -25,7 +25,7 @@ HELD_OUT = (
 )
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = smollm2()
     c.rounds = 1
     c.stages = ("follower",)

@@ -6,11 +6,11 @@ Planned, not measured. The family is read (rotary scaling `llama3` included); on
 the weights, their gradient and AdamW's moments in float32: 8 x 16 = 128 GB, besides activations.
 """
 
+from default import Config
 from default import get_config as default
-from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = default()
     c.model = "meta-llama/Llama-3.1-8B-Instruct"
     c.follower.micro_prompts = c.instructor.micro_prompts = 1

@@ -6,11 +6,11 @@ Sizes are the smallest with which every stage has something to do: enough to see
 to read what it wrote, far too little to learn much. configs/follower_rules.py learns.
 """
 
-from ml_collections import ConfigDict
+from default import Config
 from smollm2 import get_config as smollm2
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = smollm2()
     c.rounds = 2
     c.data.limit = 10

@@ -6,11 +6,11 @@ Planned, not measured. The model family (qwen2) is not read yet: the run ends wi
 and says so. Hardware to be planned for: 8 accelerators of 80 GB.
 """
 
+from default import Config
 from default import get_config as default
-from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = default()
     c.model = "Qwen/Qwen2.5-1.5B-Instruct"
     return c

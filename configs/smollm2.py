@@ -7,11 +7,11 @@ few-shot turns and a prefill to play Instructor, hence the plain format. Its ver
 guesses, so rules decide where there is one.
 """
 
+from default import Config
 from default import get_config as default
-from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+def get_config() -> Config:
     c = default()
     c.format = "plain"
     c.sample_batch = 64

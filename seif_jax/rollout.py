@@ -123,8 +123,9 @@ def make_batch(
     if grouping.skip_equal:
         trained = trained & advantages.any(axis=1, keepdims=True)
     empty = np.zeros_like(logp)
-    arrays: list[Any] = [prefix, prompts, prompt_lengths, completions, lengths, logp, empty, empty]
-    return Batch(*arrays, advantages.reshape(-1), trained.reshape(-1))
+    values = (prefix, prompts, prompt_lengths, completions, lengths, logp, empty, empty)
+    arrays: Any = (*values, advantages.reshape(-1), trained.reshape(-1))
+    return Batch(*arrays)
 
 
 def _sample(

@@ -1,6 +1,7 @@
 """GRPO against the values of the release's own functions, and by hand."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,18 @@ import pytest
 from seif_jax import grpo
 
 GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("grpo_*.npz"))
-CLIP = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}
+CLIP: Any = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}
 
 
 @pytest.mark.skipif(not GOLDEN, reason="golden values are not part of the project")
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 def test_release_values(path):
-    z = np.load(path)
+    z: Any = np.load(path)
     mask = z["mask"] > 0
     groups = [np.flatnonzero(z["group"] == g) for g in np.unique(z["group"])]
     for kind in ("grpo", "rloo"):
         for rows in groups:
-            ours = grpo.advantages(z["rewards"][rows][None], np.ones((1, len(rows)), bool), kind)
+            ours = grpo.advantages(z["rewards"][rows][None], jnp.ones((1, len(rows)), bool), kind)
             theirs = z[f"adv_{kind}"][rows]
             want = theirs[np.arange(len(rows)), mask[rows].argmax(1)]
             np.testing.assert_allclose(ours[0], want, atol=1e-5)
@@ -36,7 +37,8 @@ def test_release_values(path):
     np.testing.assert_allclose(gradient, z["grad_log_probs"], atol=1e-5)
     for name in ("pg_loss", "clipfrac_higher", "clipfrac_lower", "approx_kl"):
         np.testing.assert_allclose(metrics[name], z[name], atol=1e-5, err_msg=name)
-    for ours, theirs in {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "low_var_kl"}.items():
+    names: Any = {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "low_var_kl"}
+    for ours, theirs in names.items():
         kl = grpo.kl_penalty(z["log_probs"], z["ref_log_probs"], ours)
         np.testing.assert_allclose(kl[mask].mean(), z[f"kl_{theirs}"], atol=1e-5, err_msg=ours)
 
@@ -51,7 +53,7 @@ def test_advantages_by_hand():
     )
     np.testing.assert_allclose(grpo.advantages(rewards, scored, "dr_grpo"), [[0.5, -0.5, 0, 0]])
     with pytest.raises(ValueError, match="ppo"):
-        grpo.advantages(rewards, scored, "ppo")
+        grpo.advantages(rewards, scored, cast(Any, "ppo"))
 
 
 def test_unscored_sample_leaves_the_group():
@@ -133,10 +135,8 @@ def test_float64_reference():
         term = min(term, -a * 3.0) if a < 0 else term
         d = ref[b, t] - logp[b, t]
         want.append(term + 0.02 * min(np.exp(d) - d - 1, 10.0))
+    logp, old, ref, advantage = (jnp.array(x, jnp.float32) for x in (logp, old, ref, advantage))
     ours, _ = grpo.loss(
-        *(jnp.array(x, jnp.float32) for x in (logp, old, ref, advantage)),
-        mask > 0,
-        kl_coef=0.02,
-        **CLIP,
+        logp, old, ref, advantage, jnp.array(mask > 0), kl_coef=0.02, **CLIP
     )
     np.testing.assert_allclose(ours, np.mean(want), rtol=1e-5)

@@ -1,5 +1,7 @@
 """Sampling and the tree forward: cached decoding equals the full forward pass, keys, methods."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,7 +65,8 @@ def test_greedy_decoding_is_the_full_forward_pass():
 def test_sampler_and_learner_report_the_same(temperature):
     """The sampler's log-probabilities against the scanned learner's and a plain forward's."""
     out = draw(method=Method(temperature))
-    prefix, prompts, lengths = split(PROMPTS)
+    parts: Any = split(PROMPTS)
+    prefix, prompts, lengths = parts
     learner = completion_logp(
         C, PARAMS, prefix, prompts, lengths, out.tokens, temperature=temperature,
         dtype=jnp.float32, remat=True,
@@ -150,6 +153,7 @@ def test_a_token_of_no_weight_is_never_picked(weights, uniform):
 
 
 def test_a_bad_method_is_refused():
+    bad: Any
     for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -3}):
         with pytest.raises(ValueError, match="not a sampling method"):
             Method(**bad)
@@ -165,12 +169,13 @@ def test_sizes():
 
 def test_padding_cannot_be_seen():
     """Rubbish in the padding of prompts and completions changes nothing that counts."""
-    prefix, prompts, lengths = split(PROMPTS)
-    completions = np.arange(4 * 6).reshape(4, 6) % 96
-    junk_prompts = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 77)
+    parts: Any = split(PROMPTS)
+    prefix, prompts, lengths = parts
+    completions: Any = np.arange(4 * 6).reshape(4, 6) % 96
+    junk_prompts: Any = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 77)
     junk = completions.copy()
     junk[:, 4:] = 33
-    kw = {"temperature": 1.0, "dtype": jnp.float32}
+    kw: Any = {"temperature": 1.0, "dtype": jnp.float32}
     a = completion_logp(C, PARAMS, prefix, prompts, lengths, completions, **kw)
     b = completion_logp(C, PARAMS, prefix, junk_prompts, lengths, junk, **kw)
     np.testing.assert_array_equal(a[:, :4], b[:, :4])
