@@ -65,9 +65,8 @@ def rollout(
             zip(repeated, whole, scores, batch.advantages.tolist(), strict=True)
         )
     ]
-    asked = task.checker.judge is not None and task.checker.checks != "rules"
     metrics = {
-        **scoring.metrics(scores, asked),
+        **scoring.metrics(scores, task.checker.asks),
         **reply_metrics(whole, scores),
         "equal_groups": float(np.mean(~batch.advantages.reshape(-1, grouping.size).any(axis=1))),
         "trained_samples": float(batch.trained.mean()),

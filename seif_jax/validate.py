@@ -32,8 +32,7 @@ def score_sets(
                 f"max_prompt_tokens={decoding.max_prompt_tokens}"
             )
         scores = task.score(kept, 0, whole, key)
-        asked = task.checker.judge is not None and task.checker.checks != "rules"
-        values = scoring.metrics(scores, asked) | reply_metrics(whole, scores)
+        values = scoring.metrics(scores, task.checker.asks) | reply_metrics(whole, scores)
         values["dropped"] = len(rows) - len(whole)
         numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}
         found += [

@@ -76,10 +76,15 @@ class Checker:
     judge: Judge | None
     checks: str
 
+    @property
+    def asks(self) -> bool:
+        """Whether a Judger gives verdicts."""
+        return self.judge is not None and self.checks != "rules"
+
     def marks(self, items: Sequence[tuple[Instruction, str]], key: Any) -> list[tuple[Mark, ...]]:
         """items: instruction and answer. All of a call's constraints are judged in one go."""
         flat = [(i, j) for i, (row, _) in enumerate(items) for j in range(len(row.constraints))]
-        if self.checks == "rules" or self.judge is None:
+        if self.judge is None or not self.asks:
             verdicts = [Verdict(None)] * len(flat)
         else:
             questions = [
