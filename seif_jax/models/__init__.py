@@ -149,26 +149,27 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """Runs T new tokens after `context`; layers are scanned.
 
-    context: keys and values of what came before, stacked over layers: k, v [L, b, K, S, H], mask
+    context: keys and values of what came before, stacked over layers: k, v [L, K, b, S, H], mask
     [b, 1, S]. Within the new tokens attention is causal by index; a row's padding must therefore
     be on the right, where nothing that counts can see it.
 
     Returns the final hidden state (normed, float32) and the new keys and values, k, v
-    [L, B, K, T, H] in `dtype` with a mask that hides nothing.
+    [L, K, B, T, H] in `dtype` with a mask that hides nothing.
     """
     T = tokens.shape[1]
     r = layers.rope(c, positions)
     causal = jnp.tril(jnp.ones((1, T, T), bool))
 
     def layer(x: Array, scanned: tuple[Any, list[tuple[Array, Array]]]):
-        w, before = scanned
+        w, before = jax.tree.map(layers.from_bits, scanned)
         past = [Segment(k, v, s.mask) for (k, v), s in zip(before, context, strict=True)]
         x, new = layers.block(c, w, x, r, lambda k, v: [*past, Segment(k, v, causal)], dtype)
         return x, (new.k, new.v)
 
     body = jax.checkpoint(layer) if remat else layer
-    x = jnp.take(params["embed"], tokens, axis=0).astype(jnp.float32)
-    x, (k, v) = lax.scan(body, x, (params["layers"], [(s.k, s.v) for s in context]))
+    x = layers.embed(params["embed"], tokens)
+    stacked = (params["layers"], [(s.k, s.v) for s in context])
+    x, (k, v) = lax.scan(body, x, jax.tree.map(layers.as_bits, stacked))
     hidden = layers.rms_norm(x, params["norm"], c.norm_eps)
     return hidden, Segment(k, v, jnp.ones((1, 1, T), bool))
 
@@ -178,8 +179,7 @@ def logits(
 ) -> Float[Array, "*B V"]:
     """Output projection, float32."""
     head = params["head"] if "head" in params else params["embed"]
-    flat = layers.dot("BD,VD->BV", hidden.reshape(-1, hidden.shape[-1]), head, dtype)
-    return flat.reshape(*hidden.shape[:-1], -1)
+    return layers.linear(hidden, head, dtype)
 
 
 def visible(length: Int[Array, "b"], size: int) -> Bool[Array, "b 1 S"]:

@@ -10,7 +10,7 @@ H head dim                    L layers                      G = B/b
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -56,50 +56,67 @@ def cache_dtype(dtype: Any) -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else dtype
 
 
-def dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
-    """Einsum with operands in `dtype` and the sum, the result and both gradients in float32.
+def as_bits(x: Array) -> Array:
+    """bf16 as uint16, others as they are. To take a slice or rows of a bf16 array, XLA's CPU backend
+    first converts the whole array to float32; of its bits it does not."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def from_bits(x: Array) -> Array:
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
+    """Rows of the table, float32."""
+    return from_bits(jnp.take(as_bits(table), tokens, axis=0)).astype(jnp.float32)
+
+
+def product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
+    """Matrix product of x's rows with the rows (axis -1) or the columns (-2) of w, batched over the
+    leading axis where there are three. Operands in `dtype`; the sum, the result and both gradients
+    in float32.
 
     The casts sit inside, so float32 master weights get float32 gradients, while every product,
     backward ones included, runs at the speed of `dtype`.
     """
-    return cast(Array, _dot(equation, x, w, dtype))
+    return cast(Array, _product(x, w, axis, dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def _dot(equation: str, x: Array, w: Array, dtype: Any) -> Array:
-    left, right, out = equation.replace("->", ",").split(",")
-    if set(left) & set(right) & set(out):
-        dtype = cache_dtype(dtype)
-    return jnp.einsum(
-        equation,
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
+    batch = tuple(range(x.ndim - 2))
+    dtype = cache_dtype(dtype) if batch else dtype
+    return lax.dot_general(
         x.astype(dtype),
         w.astype(dtype),
+        (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)),
         precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
 
 
-def _dot_forward(equation: str, x: Array, w: Array, dtype: Any):
-    return _dot(equation, x, w, dtype), (x, w)
+def _product_forward(x: Array, w: Array, axis: int, dtype: Any):
+    return _product(x, w, axis, dtype), (x, w)
 
 
-def _dot_backward(equation: str, dtype: Any, saved: tuple[Array, Array], gradient: Array):
+def _product_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradient: Array):
     x, w = saved
-    inputs, out = equation.split("->")
-    left, right = inputs.split(",")
-    dx = dot(f"{out},{right}->{left}", gradient, w, dtype)
-    summed = [letter for letter in out if letter not in right]
-    if jax.default_backend() == "cpu" and len(summed) + 1 == len(out):
-        # XLA's CPU backend is over twice as fast where the sum runs along the rows of its left
-        # operand, and would undo the transposition without the barrier.
-        order = [out.index(letter) for letter in (out[-1], *summed)]
-        gradient = lax.optimization_barrier(gradient.astype(dtype).transpose(order))
-        out = "".join(out[i] for i in order)
-    dw = dot(f"{out},{left}->{right}", gradient, x, dtype)
-    return dx.astype(x.dtype), dw.astype(w.dtype)
+    dx = product(gradient, w, -3 - axis, dtype)
+    left, right = (gradient, x) if axis == -1 else (x, gradient)
+    left = left.astype(dtype).swapaxes(-1, -2)
+    if jax.default_backend() == "cpu":
+        # XLA is over twice as fast there where the sum runs along the rows of its left operand,
+        # and would undo the transposition without the barrier.
+        left = lax.optimization_barrier(left)
+    return dx.astype(x.dtype), product(left, right, -2, dtype).astype(w.dtype)
 
 
-_dot.defvjp(_dot_forward, _dot_backward)
+_product.defvjp(_product_forward, _product_backward)
+
+
+def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float[Array, "*S O"]:
+    """x times the transpose of w."""
+    return product(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float):
@@ -121,19 +138,20 @@ def rope_frequencies(c: Config) -> np.ndarray:
 
 
 class Rope(NamedTuple):
-    cos: Float[Array, "B 1 T H/2"]
-    sin: Float[Array, "B 1 T H/2"]
+    cos: Float[Array, "B T 1 2 H/2"]
+    sin: Float[Array, "B T 1 2 H/2"]  # of the first half of the dimensions: negated
 
 
 def rope(c: Config, positions: Int[Array, "B T"]) -> Rope:
-    angle = positions[:, None, :, None].astype(jnp.float32) * rope_frequencies(c)
-    return Rope(jnp.cos(angle), jnp.sin(angle))
+    angle = positions[:, :, None, None, None].astype(jnp.float32) * rope_frequencies(c)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return Rope(jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3))
 
 
-def rotate(x: Float[Array, "B h T H"], r: Rope) -> Float[Array, "B h T H"]:
+def rotate(x: Float[Array, "B T h H"], r: Rope) -> Float[Array, "B T h H"]:
     """Rotary embedding, in the half-split order of Hugging Face checkpoints."""
-    left, right = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([left * r.cos - right * r.sin, right * r.cos + left * r.sin], axis=-1)
+    halves = x.reshape(*x.shape[:-1], 2, -1)
+    return (halves * r.cos + halves[..., ::-1, :] * r.sin).reshape(x.shape)
 
 
 class Segment(NamedTuple):
@@ -141,34 +159,38 @@ class Segment(NamedTuple):
 
     A segment with fewer rows than the queries is shared: row i serves the i-th block of query
     rows. So a prefix common to all prompts is one row, a prompt one row for its whole group.
+    Heads lead, so that the queries that share a segment lie side by side.
     """
 
-    k: Float[Array, "b K S H"]
-    v: Float[Array, "b K S H"]
+    k: Float[Array, "K b S H"]
+    v: Float[Array, "K b S H"]
     mask: Bool[Array, "#b #T S"]  # which keys each query (of each row of the segment) sees
 
 
 def attend(
-    q: Float[Array, "B N T H"], segments: Sequence[Segment], dtype: Any
-) -> Float[Array, "B N T H"]:
-    """Softmax attention over all segments together, grouped-query, scores in float32."""
-    B, N, T, H = q.shape
+    q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
+) -> Float[Array, "K B R T H"]:
+    """Softmax attention over all segments together, grouped-query, scores in float32.
+
+    Segments are not put together: each gives its part of the sums, as all know the largest score.
+    """
+    K, B, R, T, H = q.shape
     q = q * H**-0.5
     scores = []
     for s in segments:
-        b, K = s.k.shape[:2]
-        grouped = q.reshape(b, B // b, K, N // K, T, H)
-        score = dot("bGKRTH,bKSH->bGKRTS", grouped, s.k, dtype)
-        score = jnp.where(s.mask[:, None, None, None], score, -jnp.inf)
-        scores.append(score.reshape(B, N, T, -1))
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-    out, start = jnp.zeros((), jnp.float32), 0
-    for s in segments:
-        b, K, S = s.k.shape[:3]
-        part = weights[..., start : start + S].reshape(b, B // b, K, N // K, T, S)
-        start += S
-        out = out + dot("bGKRTS,bKSH->bGKRTH", part, s.v, dtype).reshape(B, N, T, H)
-    return out
+        b, S = s.k.shape[1:3]
+        score = product(q.reshape(K * b, -1, H), s.k.reshape(K * b, S, H), -1, dtype)
+        score = score.reshape(K, b, B // b, R, T, S)
+        score = jnp.where(s.mask[None, :, None, None], score, -jnp.inf)
+        scores.append(score.reshape(K, B, R, T, S))
+    top = reduce(jnp.maximum, (jnp.max(score, axis=-1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - lax.stop_gradient(top)) for score in scores]
+    out = jnp.zeros((), jnp.float32)
+    for s, weight in zip(segments, weights, strict=True):
+        b, S = s.k.shape[1:3]
+        part = product(weight.reshape(K * b, -1, S), s.v.reshape(K * b, S, H), -2, dtype)
+        out = out + part.reshape(q.shape)
+    return out / sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
 
 
 def block(
@@ -181,13 +203,14 @@ def block(
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """One layer. `see` turns the new keys and values into all the segments that queries attend to,
     the one that holds the new ones last; that one is returned."""
+    (B, T, D), K, H = x.shape, c.kv_heads, c.head_dim
     h = rms_norm(x, w["attn_norm"], c.norm_eps)
-    q = rotate(dot("BTD,NHD->BTNH", h, w["q"], dtype).swapaxes(1, 2), r)
-    k = rotate(dot("BTD,KHD->BTKH", h, w["k"], dtype).swapaxes(1, 2), r)
-    v = dot("BTD,KHD->BTKH", h, w["v"], dtype).swapaxes(1, 2)
-    segments = see(k.astype(cache_dtype(dtype)), v.astype(cache_dtype(dtype)))
-    seen = attend(q, segments, dtype).swapaxes(1, 2)
-    x = x + dot("BTNH,DNH->BTD", seen, w["o"], dtype)
+    q, k, v = (linear(h, w[name].reshape(-1, D), dtype).reshape(B, T, -1, H) for name in "qkv")
+    q = rotate(q, r).reshape(B, T, K, -1, H).transpose(2, 0, 3, 1, 4)
+    k, v = (y.astype(cache_dtype(dtype)).transpose(2, 0, 1, 3) for y in (rotate(k, r), v))
+    segments = see(k, v)
+    seen = attend(q, segments, dtype).transpose(1, 3, 0, 2, 4)
+    x = x + linear(seen.reshape(B, T, -1), w["o"].reshape(D, -1), dtype)
     h = rms_norm(x, w["mlp_norm"], c.norm_eps)
-    gate, up = dot("BTD,FD->BTF", h, w["gate"], dtype), dot("BTD,FD->BTF", h, w["up"], dtype)
-    return x + dot("BTF,DF->BTD", jax.nn.silu(gate) * up, w["down"], dtype), segments[-1]
+    gate, up = linear(h, w["gate"], dtype), linear(h, w["up"], dtype)
+    return x + linear(jax.nn.silu(gate) * up, w["down"], dtype), segments[-1]

@@ -18,6 +18,7 @@ from seif_jax.sampling.methods import Method
 
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; prompts that share a stem
+SIZES = (1, *(s << i for i in range(20) for s in (2, 3)))  # rows of a batch: 1, 2, 3, 4, 6, 8, 12, …
 WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
 Ids = list[int]
@@ -166,8 +167,8 @@ def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:
 
 def _batches(rows: Sequence[Row], size: int) -> Iterator[tuple[int, list[Row]]]:
     """Batches of `size` rows with the number of their first; the last is filled up, with the first
-    rows again, to a power of two or to `size`."""
+    rows again, to one of SIZES or to `size`."""
     for start in range(0, len(rows), size):
         part = list(rows[start : start + size])
-        full = min(size, 1 << (len(part) - 1).bit_length())
+        full = min(size, round_up(len(part), SIZES))
         yield start, part + [rows[(start + i) % len(rows)] for i in range(len(part), full)]

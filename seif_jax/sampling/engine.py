@@ -29,7 +29,9 @@ class State(NamedTuple):
 
     step: Int[Array, ""]
     hidden: Float[Array, "B D"]  # final hidden state of the last token: says what comes next
-    cache: list[tuple[Array, Array]]  # a layer's keys, values of the completions [B, K, C, H]
+    # A layer's keys, values of the completions [K·B, C, H]: as attention reads them, or XLA's CPU
+    # backend would update a copy for it in every step.
+    cache: list[tuple[Array, Array]]
     out: Samples
 
 
@@ -37,8 +39,9 @@ class State(NamedTuple):
 def unstack(stacked: Mapping[str, Any]) -> list[Any]:
     """Each layer's weights as arrays of their own: decoding is unrolled over layers, as a scan
     would copy every weight in every step, and slices inside the program are slower on a CPU."""
-    layers = len(jax.tree.leaves(stacked)[0])
-    return [jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(layers)]
+    bits = jax.tree.map(layers.as_bits, stacked)
+    number = len(jax.tree.leaves(stacked)[0])
+    return [jax.tree.map(lambda w, i=i: layers.from_bits(w[i]), bits) for i in range(number)]
 
 
 @partial(jax.jit, static_argnames=("c", "group", "max_tokens", "method", "stop_ids", "dtype"))
@@ -83,18 +86,20 @@ def sample(
     def advance(cache: list, step: Array, token: Array) -> tuple[Array, list]:
         """Hidden state after `token`, whose keys and values enter the cache at `step`."""
         r = layers.rope(c, (start + step)[:, None])
-        x = jnp.take(params["embed"], token, axis=0).astype(jnp.float32)[:, None]
+        x = layers.embed(params["embed"], token)[:, None]
         seen = (jnp.arange(max_tokens) <= step)[None, None]
-        grown = []
+        grown: list[tuple[Array, Array]] = []
         for w, before, kv in zip(unstacked, past, cache, strict=True):
 
             def see(k: Array, v: Array, before: list[Segment] = before, kv: tuple = kv):
-                at = (0, 0, step, 0)
-                k, v = (lax.dynamic_update_slice(c, n, at) for c, n in zip(kv, (k, v), strict=True))
+                at = (0, step, 0)
+                new = (x.reshape(-1, 1, c.head_dim) for x in (k, v))
+                kv = tuple(map(partial(lax.dynamic_update_slice, start_indices=at), kv, new))
+                grown.append(kv)
+                k, v = (x.reshape(c.kv_heads, B, max_tokens, c.head_dim) for x in kv)
                 return [*before, Segment(k, v, seen)]
 
-            x, own = layers.block(c, w, x, r, see, dtype)
-            grown.append((own.k, own.v))
+            x, _ = layers.block(c, w, x, r, see, dtype)
         return layers.rms_norm(x[:, 0], params["norm"], c.norm_eps), grown
 
     def decode(s: State) -> State:
@@ -102,7 +107,7 @@ def sample(
         hidden, cache = advance(s.cache, s.step, token)
         return State(s.step + 1, hidden, cache, record(s.out, s.step, token, logp))
 
-    empty = jnp.zeros((B, c.kv_heads, max_tokens, c.head_dim), layers.cache_dtype(dtype))
+    empty = jnp.zeros((c.kv_heads * B, max_tokens, c.head_dim), layers.cache_dtype(dtype))
     out = Samples(
         jnp.zeros((B, max_tokens), jnp.int32),
         jnp.zeros((B, max_tokens), jnp.float32),
