@@ -136,7 +136,5 @@ def test_float64_reference():
         d = ref[b, t] - logp[b, t]
         want.append(term + 0.02 * min(np.exp(d) - d - 1, 10.0))
     logp, old, ref, advantage = (jnp.array(x, jnp.float32) for x in (logp, old, ref, advantage))
-    ours, _ = grpo.loss(
-        logp, old, ref, advantage, jnp.array(mask > 0), kl_coef=0.02, **CLIP
-    )
+    ours, _ = grpo.loss(logp, old, ref, advantage, jnp.array(mask > 0), kl_coef=0.02, **CLIP)
     np.testing.assert_allclose(ours, np.mean(want), rtol=1e-5)

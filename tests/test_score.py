@@ -96,8 +96,11 @@ def test_all_constraints_are_judged_in_one_call_each_on_its_own_answer() -> None
 
 def test_a_rule_that_cannot_run_names_the_sample() -> None:
     row = instruction((COMMA, "length_constraints:number_words", {"num_words": "few"}))
-    with pytest.raises(RunError, match="number_words with {'num_words': 'few'} failed on the "
-                       "answer 'Tea please.' to .*not contain any commas.*num_words='few'"):
+    with pytest.raises(
+        RunError,
+        match="number_words with {'num_words': 'few'} failed on the "
+        "answer 'Tea please.' to .*not contain any commas.*num_words='few'",
+    ):
         marks("judge", ANSWER, row)  # the Judger would decide: the rule's error still shows
     with pytest.raises(RunError, match="keywords:nonsense"):
         marks("rules", ANSWER, instruction((COMMA, "keywords:nonsense", {})))

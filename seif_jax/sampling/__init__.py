@@ -18,7 +18,10 @@ from seif_jax.sampling.methods import Method
 
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; prompts that share a stem
-SIZES = (1, *(s << i for i in range(20) for s in (2, 3)))  # rows of a batch: 1, 2, 3, 4, 6, 8, 12, …
+SIZES = (
+    1,
+    *(s << i for i in range(20) for s in (2, 3)),
+)  # rows of a batch: 1, 2, 3, 4, 6, 8, 12, …
 WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
 Ids = list[int]
