@@ -23,7 +23,7 @@ from seif_jax.rewards.score import Checker
 from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 from seif_jax.speaker import Decoding, Speaker
-from seif_jax.tasks import Answerer, FollowerTask, InstructorTask
+from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
 
@@ -32,6 +32,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     """Starts or resumes the run in `workdir` and brings it to its end."""
     settings.check(config)
     base = Base.load(config.model)
+    settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     new = open_workdir(config, workdir, base)
     writer = Writer(workdir)
@@ -250,10 +251,8 @@ class Evolution:
         author = self.weights("instructor", round)
         self.keep_only(author, self.weights("follower", round - 1))
         evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
-        task = InstructorTask(
+        task = Proposer(
             rows=self.seeds,
-            checker=Checker(None, "rules"),
-            answerer=Answerer(None, None, c.format, 0),
             filter=self.filter(evaluator) if c.generate.filter else None,
             format=c.format,
             shots=c.instructor.shots,

@@ -13,11 +13,12 @@ from typing import Any
 def beside(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` for a file or folder to be made; renamed to it on success.
 
-    On an exception what was half written is removed and `path` stays as it was.
+    On an exception what was half written is removed and `path` stays as it was; what a killed
+    process left is removed by the next one that writes there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.partial"
+    temporary = path.parent / f".{path.name}.partial"
     remove(temporary)
     try:
         yield temporary

@@ -13,7 +13,7 @@ from seif_jax.display import Display
 from seif_jax.metrics import Phases, Writer
 from seif_jax.rollout import UNREADABLE
 from seif_jax.speaker import Decoding, Reply, Speaker
-from seif_jax.tasks import InstructorTask, Proposal
+from seif_jax.tasks import Proposal, Proposer
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Stage:
     rounds: int
     folder: Path
     speaker: Speaker  # the Instructor, frozen
-    task: InstructorTask
+    task: Proposer
     decoding: Decoding
     batch: int  # seeds a step
     key: jax.Array  # a function of seed, round and stage

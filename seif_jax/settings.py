@@ -106,6 +106,30 @@ def verdict_decoding(role: Config, salt: int) -> Decoding:
     )
 
 
+def check_decodings(config: Config, positions: int) -> None:
+    """UserError naming the first role that cannot speak as asked, with a model of so many
+    positions."""
+    c, stages = config, config.stages
+    writes, proposes, follows = (stage in stages for stage in STAGES)
+    judges = c.reward.checks != "rules" and (writes or follows)
+    filters = (writes and c.filter.on) or (proposes and c.generate.filter)
+    found = {
+        "instructor": writes and decoding(c, c.instructor, c.instructor.temperature),
+        "answer": writes and decoding(c, c.follower, c.answer.temperature),
+        "generate": proposes and decoding(c, c.instructor, c.generate.temperature),
+        "follower": follows and decoding(c, c.follower, c.follower.temperature),
+        "eval": c.eval.every_steps and decoding(c, c.follower, c.eval.temperature),
+        "filter": filters and verdict_decoding(c.filter, FILTER_SALT),
+        "judger": judges and verdict_decoding(c.judger, JUDGER_SALT),
+    }
+    for name, each in found.items():
+        try:
+            if each:
+                each.check(positions)
+        except UserError as error:
+            raise UserError(f"config.{name}: {error}") from None
+
+
 def algorithm(config: Config) -> Algorithm:
     g, o = config.grpo, config.optim
     return Algorithm(

@@ -31,6 +31,15 @@ class Decoding:
     def method(self) -> Method:
         return Method(self.temperature, self.top_k, self.top_p)
 
+    def check(self, positions: int) -> None:
+        """UserError for what a model of so many positions cannot do."""
+        if self.max_prompt_tokens + self.max_tokens > positions:
+            raise UserError(
+                f"max_prompt_tokens={self.max_prompt_tokens} and max_tokens={self.max_tokens} "
+                f"exceed the model's {positions} positions"
+            )
+        _ = self.method
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -66,7 +75,7 @@ class Speaker:
         self, prompts: Sequence[list[int]], decoding: Decoding, key: jax.Array, group: int = 1
     ) -> list[Reply | None]:
         """As `reply`, for prompts that are encoded already, the prefill included."""
-        self._fits(decoding)
+        decoding.check(self.engine.config.max_positions)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
         replies: list[Reply | None] = [None] * (len(prompts) * group)
         if not fit:
@@ -120,11 +129,3 @@ class Speaker:
         if after[:-1] != before:
             raise UserError(f"{option!r} is not one token after the prefill {prefill!r}")
         return after[-1]
-
-    def _fits(self, decoding: Decoding) -> None:
-        limit = self.engine.config.max_positions
-        if decoding.max_prompt_tokens + decoding.max_tokens > limit:
-            raise UserError(
-                f"max_prompt_tokens={decoding.max_prompt_tokens} and "
-                f"max_tokens={decoding.max_tokens} exceed the model's {limit} positions"
-            )

@@ -88,13 +88,11 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class InstructorTask:
-    """Write constraints for a seed question; the reward is the share that the frozen Follower's
-    answer does not meet."""
+class Proposer:
+    """Write constraints for a seed question: what the Instructor is asked, and what its replies
+    come to."""
 
     rows: Sequence[str]  # seed questions
-    checker: Checker
-    answerer: Answerer
     filter: Judge | None  # None: nothing is filtered
     format: str
     shots: int
@@ -156,6 +154,15 @@ class InstructorTask:
             tuple(name for name, _ in rules),
         )
         return Proposal(instruction, variant, "", "", None)
+
+
+@dataclass(frozen=True)
+class InstructorTask(Proposer):
+    """The reward of a proposal is the share of its constraints that the frozen Follower's answer
+    does not meet."""
+
+    checker: Checker
+    answerer: Answerer
 
     def score(
         self, rows: Sequence[int], step: int, replies: Sequence[Reply], key: Any

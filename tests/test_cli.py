@@ -73,6 +73,8 @@ def test_help(command, capsys):
         ("instructor.rollout_prompts=7", "6 rows of data do not fill a batch of 7"),
         ("instructor.max_prompt_tokens=9", "instructor: all 6 prompts are longer than .*=9"),
         ("instructor.max_response_tokens=9000", "exceed the model's 8192 positions"),
+        ("follower.top_p=0.0", "config.follower: not a sampling method"),
+        ("answer.temperature=-1.0", "config.answer: not a sampling method"),
         ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),

@@ -14,9 +14,8 @@ from fakes import NO, judge
 from seif_jax import data, generate
 from seif_jax.display import Display
 from seif_jax.metrics import Writer, read
-from seif_jax.rewards.score import Checker
 from seif_jax.speaker import Decoding, Reply
-from seif_jax.tasks import Answerer, InstructorTask
+from seif_jax.tasks import Proposer
 
 KIND, BRIEF, COMMA = "Be kind.", "Be brief.", "Do not use any commas."
 
@@ -57,10 +56,8 @@ class Instructor:
 
 def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
     speaker: Any = Instructor()
-    task = InstructorTask(
+    task = Proposer(
         rows=list(SAID),
-        checker=Checker(None, "rules"),
-        answerer=Answerer(None, None, "plain", 0),
         filter=judge({CONTRADICTORY: NO}, "Instruction"),
         format="plain",
         shots=0,

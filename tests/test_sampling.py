@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from seif_jax import models
 from seif_jax.models.tree import completion_logp
-from seif_jax.sampling import Engine, common_prefix, methods, round_up, row_keys, split, stems
+from seif_jax.sampling import Engine, common_prefix, families, methods, round_up, row_keys, split
 from seif_jax.sampling.methods import Method, pick
 
 MODEL = models.describe(tiny.tiny_config(96))
@@ -91,7 +91,7 @@ def test_next_logp_of_a_tree():
     tails = [rng.integers(0, 96, n).tolist() for n in (3, 17, 1, 30, 8, 5)]
     prompts = [SHARED + s + t for s, t in zip([stem_a] * 3 + [stem_b] * 3, tails, strict=True)]
     prompts.append(SHARED + [3, 4])
-    runs = stems([prompt[32:] for prompt in prompts])
+    runs = families([prompt[32:] for prompt in prompts])
     assert [members for _, members in runs] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [len(stem) for stem, _ in runs] == [58, 58, 9]
     got = engine().next_logp(prompts, (4, 60), batch_size=6)
@@ -99,6 +99,16 @@ def test_next_logp_of_a_tree():
     np.testing.assert_allclose(got, alone, atol=1e-4)
     for prompt, row in zip(prompts, got, strict=True):
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+
+
+def test_families_by_what_they_cost():
+    """Four replies to one instruction, three constraints each: runs of a reply, not of eight."""
+    instruction = list(range(40))
+    replies = [[100 + i] * 60 for i in range(4)]
+    prompts = [instruction + reply + [7, c, 9] for reply in replies for c in range(3)]
+    runs = families(prompts)
+    assert [members for _, members in runs] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(4)]
+    assert all(len(stem) == 101 for stem, _ in runs)
 
 
 def test_sample_depends_on_its_key_alone():

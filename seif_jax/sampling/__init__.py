@@ -118,11 +118,11 @@ class Engine:
         """
         shared = common_prefix(prompts)
         prefix = np.array(prompts[0][:shared], np.int32)
-        families = stems([prompt[shared:] for prompt in prompts])
-        size = max(len(members) for _, members in families)
-        families.sort(key=lambda family: len(family[0]))  # like lengths share a batch
+        runs = families([prompt[shared:] for prompt in prompts])
+        size = max(len(members) for _, members in runs)
+        runs.sort(key=lambda run: len(run[0]))  # like lengths share a batch
         result = np.zeros((len(prompts), len(options)), np.float32)
-        for _, part in _batches(families, max(1, batch_size // size)):
+        for _, part in _batches(runs, max(1, batch_size // size)):
             stem, stem_lengths = _padded([tokens for tokens, _ in part])
             # A smaller family is filled up with its last member.
             rows = [members[min(i, len(members) - 1)] for _, members in part for i in range(size)]
@@ -141,22 +141,38 @@ class Engine:
         return result
 
 
-def stems(prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
+def families(prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
     """Cuts a list of prompts into runs that begin alike: their common start, and their numbers.
+
+    Of the cuts into runs of at most 1, 2, … prompts the one with which least is computed, padding
+    included.
+    """
+
+    def tokens(cut: list[tuple[Ids, list[int]]]) -> int:
+        size = max(len(members) for _, members in cut)
+        stem = max(len(stem) for stem, _ in cut)
+        leaf = max(len(prompts[i]) - len(stem) for stem, members in cut for i in members)
+        return len(cut) * (stem + size * leaf)
+
+    return min((stems(prompts, limit) for limit in range(1, MAX_FAMILY + 1)), key=tokens)
+
+
+def stems(prompts: Sequence[Ids], limit: int) -> list[tuple[Ids, list[int]]]:
+    """Runs of at most `limit` prompts, each as long as they share enough.
 
     Each prompt keeps at least one token after its stem, so each must have two.
     """
-    families: list[tuple[Ids, list[int]]] = []
+    found: list[tuple[Ids, list[int]]] = []
     for i, prompt in enumerate(prompts):
-        if families:
-            stem, members = families[-1]
-            limit = min(len(stem), len(prompt) - 1)
-            same = next((n for n in range(limit) if stem[n] != prompt[n]), limit)
-            if same >= MIN_STEM and len(members) < MAX_FAMILY:
-                families[-1] = (stem[:same], [*members, i])
+        if found:
+            stem, members = found[-1]
+            most = min(len(stem), len(prompt) - 1)
+            same = next((n for n in range(most) if stem[n] != prompt[n]), most)
+            if same >= MIN_STEM and len(members) < limit:
+                found[-1] = (stem[:same], [*members, i])
                 continue
-        families.append((prompt[:-1], [i]))
-    return families
+        found.append((prompt[:-1], [i]))
+    return found
 
 
 def _padded(rows: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
