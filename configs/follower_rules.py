@@ -1,6 +1,8 @@
 """A Follower learns rule-checked constraints of many kinds on a CPU: SmolLM2, KL on.
 
 seif run --config=configs/follower_rules.py --workdir=DIR --config.seed=0
+
+Measured in the README. With --config.grpo.advantage=zero nothing is learned: the control.
 """
 
 from default import Config
