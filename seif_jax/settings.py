@@ -114,10 +114,10 @@ def check_decodings(config: Config, positions: int) -> None:
     judges = c.reward.checks != "rules" and (writes or follows)
     filters = (writes and c.filter.on) or (proposes and c.generate.filter)
     found = {
+        "follower": follows and decoding(c, c.follower, c.follower.temperature),
         "instructor": writes and decoding(c, c.instructor, c.instructor.temperature),
         "answer": writes and decoding(c, c.follower, c.answer.temperature),
         "generate": proposes and decoding(c, c.instructor, c.generate.temperature),
-        "follower": follows and decoding(c, c.follower, c.follower.temperature),
         "eval": c.eval.every_steps and decoding(c, c.follower, c.eval.temperature),
         "filter": filters and verdict_decoding(c.filter, FILTER_SALT),
         "judger": judges and verdict_decoding(c.judger, JUDGER_SALT),
