@@ -1,4 +1,4 @@
-"""Llama: config.json, weights by name and shape, rotary frequencies, logits of transformers."""
+"""The families: config.json, weights by name and shape, rotary frequencies, logits of transformers."""
 
 import importlib.util
 import json
@@ -16,7 +16,6 @@ from tiny import tiny_config
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.models.layers import rope_frequencies
 
 REFERENCE = Path(__file__).parent / "reference"
 LLAMA3 = {
@@ -29,7 +28,7 @@ LLAMA3 = {
 
 def recipe() -> Any:
     """The module that wrote the reference numbers; it draws the same weights."""
-    spec = importlib.util.spec_from_file_location("make_llama", REFERENCE / "make_llama.py")
+    spec = importlib.util.spec_from_file_location("make_logits", REFERENCE / "make_logits.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,10 +53,10 @@ def zeros(model):
     return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), models.shapes(model))
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "tied_llama3", "untied_llama3"])
+@pytest.mark.parametrize("name", recipe().CASES)
 def test_logits_of_transformers(name):
-    """Grouped queries, own head_dim, eps and theta, llama3 scaling: all positions to 1e-4."""
-    held = np.load(REFERENCE / f"llama_{name}.npz")
+    """Every family, grouped queries, own head_dim, eps, theta and scaling: positions to 1e-4."""
+    held = np.load(REFERENCE / f"{name}.npz")
     model = models.describe(json.loads(str(held["config"])))
     params = models.load(source(model, int(held["seed"])), model)
     ids = jnp.array(held["ids"])
@@ -76,11 +75,11 @@ def test_what_config_json_says():
     c = describe(
         vocab_size=77, hidden_size=48, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, head_dim=10, intermediate_size=99, rms_norm_eps=0.5,
-        rope_theta=123.0, tie_word_embeddings=False, max_position_embeddings=64,
+        tie_word_embeddings=False, max_position_embeddings=64,
     ).config  # fmt: skip
     assert (c.vocab, c.width, c.layers, c.heads, c.kv_heads) == (77, 48, 3, 6, 2)
-    assert (c.head_dim, c.mlp, c.norm_eps, c.rope_theta, c.tied) == (10, 99, 0.5, 123.0, False)
-    assert (c.max_positions, c.rope_scaling) == (64, ())
+    assert (c.head_dim, c.mlp, c.norm_eps, c.tied) == (10, 99, 0.5, False)
+    assert (c.max_positions, c.rope_scale) == (64, 1.0)
 
 
 def test_what_config_json_leaves_out():
@@ -91,20 +90,19 @@ def test_what_config_json_leaves_out():
     for key in ("tie_word_embeddings", "rope_theta", "num_key_value_heads", "head_dim"):
         del left_out[key]
     c = models.describe(left_out).config
-    assert (c.tied, c.rope_theta, c.kv_heads, c.head_dim) == (False, 10000.0, 4, 8)
+    assert (c.tied, c.kv_heads, c.head_dim) == (False, 4, 8)
+    assert c.rope_frequencies == pytest.approx([1.0, 0.1, 0.01, 0.001])
 
 
 def test_places_of_the_rope_parameters():
     """transformers 4 has rope_theta and rope_scaling, 5 has rope_parameters; old files `type`."""
-    scaled = tuple(LLAMA3.items())
     old = describe(rope_theta=5e5, rope_scaling={"rope_type": "llama3", **LLAMA3}).config
     older = describe(rope_theta=5e5, rope_scaling={"type": "llama3", **LLAMA3}).config
     new = {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}
     new = describe(rope_theta=None, rope_parameters=new).config
-    assert old == older == new
-    assert (new.rope_theta, new.rope_scaling) == (5e5, scaled)
-    plain = {"rope_type": "default", "rope_theta": 7.0}
-    assert describe(rope_parameters=plain).config.rope_theta == 7.0
+    assert old == older == new != describe(rope_theta=5e5).config
+    plain = describe(rope_parameters={"rope_type": "default", "rope_theta": 16.0}).config
+    assert plain.rope_frequencies == pytest.approx([1.0, 0.5, 0.25, 0.125])
 
 
 def test_llama3_frequencies():
@@ -120,16 +118,33 @@ def test_llama3_frequencies():
             smooth = (8192 / wave - 1.0) / (4.0 - 1.0)
             frequency = (1 - smooth) * frequency / 8 + smooth * frequency
         wanted.append(frequency)
-    got = rope_frequencies(c.config)
+    got = np.array(c.config.rope_frequencies)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
     plain = 5e5 ** (-np.arange(32) / 32)
     kinds = np.round(plain / got, 3)
     assert kinds[0] == 1 and kinds[-1] == 8 and np.any((kinds > 1) & (kinds < 8))
 
 
-def test_plain_frequencies():
-    got = rope_frequencies(describe(head_dim=8, rope_theta=10_000.0).config)
-    np.testing.assert_allclose(got, [1.0, 0.1, 0.01, 0.001], rtol=1e-6)
+def test_yarn_frequencies_and_scale():
+    """DeepSeek-R1-0528-Qwen3-8B: short waves as they are, long ones four times slower."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    c = describe(head_dim=128, rope_theta=1e6, rope_scaling=scaling).config
+    slower = 1e6 ** (-np.arange(64) / 64) / np.array(c.rope_frequencies)
+    assert slower[0] == 1 and slower[-1] == pytest.approx(4)
+    assert np.all(np.diff(slower) > -1e-9) and np.any((slower > 1.1) & (slower < 3.9))
+    assert c.rope_scale == pytest.approx(0.1 * math.log(4) + 1)
+
+
+def test_what_the_families_add():
+    """Biases of Qwen2, norms of Qwen3 by head, which is 128 wide where config.json says nothing."""
+    plain, qwen2, qwen3 = (
+        models.shapes(describe(model_type=kind, head_dim=None)) for kind in ("llama", "qwen2", "qwen3")
+    )
+    assert set(qwen2["layers"]) - set(plain["layers"]) == {"q_bias", "k_bias", "v_bias"}
+    assert set(qwen3["layers"]) - set(plain["layers"]) == {"q_norm", "k_norm"}
+    assert qwen2["layers"]["k_bias"].shape == (2, 2, 8)
+    assert qwen3["layers"]["q"].shape == (2, 4, 128, 32)
+    assert qwen3["layers"]["q_norm"].shape == (2, 128)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +157,13 @@ def test_plain_frequencies():
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.*is not supported"),
         ({"pretraining_tp": 2}, "pretraining_tp=2 is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope scaling 'yarn' is not supported"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope scaling 'linear'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "config.json has no 'factor'"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope scaling 'longrope' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "config.json has no 'factor'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window=True is not"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=True is not"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "'sliding_attention'"),
+        ({"model_type": "mistral", "sliding_window": 100}, "sliding_window=100 is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "config.json has no 'low_freq_factor'"),
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by .*heads=3"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},

@@ -16,11 +16,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf, hf, layers, llama
+from seif_jax.models import decoder, gguf, hf, layers, llama, mistral, qwen2, qwen3
 from seif_jax.models.layers import Config, Segment
 
-FAMILIES: dict[str, Any] = {"llama": llama}  # by config.json's model_type
-MODULES = {"llama": llama.Llama}
+FAMILIES = {  # by config.json's model_type
+    "llama": llama.config,
+    "mistral": mistral.config,
+    "qwen2": qwen2.config,
+    "qwen3": qwen3.config,
+}
 
 Params = dict[str, Any]
 
@@ -63,13 +67,13 @@ def describe(hf_config: dict[str, Any]) -> Model:
     if kind not in FAMILIES:
         raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
     try:
-        return Model(FAMILIES[kind].config(hf_config), hf_config)
+        return Model(FAMILIES[kind](hf_config), hf_config)
     except KeyError as error:
         raise UserError(f"config.json has no {error}") from None
 
 
 def _module(model: Model, seed: int = 0) -> nnx.Module:
-    return MODULES[model.hf_config["model_type"]](model.config, nnx.Rngs(seed))
+    return decoder.Decoder(model.config, nnx.Rngs(seed))
 
 
 def init(model: Model, seed: int) -> Params:
@@ -91,7 +95,6 @@ def shapes(model: Model) -> Params:
 
 def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
     """All weights, checked both ways: shape, missing, unexpected."""
-    names = FAMILIES[model.hf_config["model_type"]].NAMES
     unused = set(source.names())
     flat = {}
 
@@ -107,10 +110,10 @@ def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
     for key, param in weights(model).items():
         shape, axes = param.shape, param.axes
         if axes[0] == "layer":
-            parts = [get(names[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])]
+            parts = [get(decoder.NAMES[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])]
             flat[key] = jnp.asarray(np.stack(parts), dtype)
         else:
-            flat[key] = jnp.asarray(get(names[key], shape, axes), dtype)
+            flat[key] = jnp.asarray(get(decoder.NAMES[key], shape, axes), dtype)
     unused -= {"lm_head.weight"} if model.config.tied else set()  # some tied exports repeat it
     if unused:
         raise UserError(f"weight {min(unused)} is not one of this model's ({len(unused)} such)")
@@ -119,14 +122,13 @@ def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
 
 def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Weights under their Hugging Face names and in their layout, one at a time."""
-    names = FAMILIES[model.hf_config["model_type"]].NAMES
     flat = traverse_util.flatten_dict(params, sep="/")
     for key, param in weights(model).items():
         value, axes = np.asarray(flat[key]), param.axes
         stacked = axes[0] == "layer"
         for i, part in enumerate(value if stacked else [value]):
             shape = flat_shape(part.shape, axes[stacked:])
-            yield names[key].format(i), part.reshape(shape).astype(dtype)
+            yield decoder.NAMES[key].format(i), part.reshape(shape).astype(dtype)
 
 
 def flat_shape(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:

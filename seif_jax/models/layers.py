@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -33,8 +32,10 @@ class Config:
     head_dim: int
     mlp: int
     norm_eps: float
-    rope_theta: float
-    rope_scaling: tuple[tuple[str, float], ...]  # llama3's four numbers; empty: none
+    rope_frequencies: tuple[float, ...]  # angle per position of each pair of dimensions [H/2]
+    rope_scale: float  # of cosine and sine
+    qkv_bias: bool  # queries, keys and values have biases
+    qk_norm: bool  # queries and keys are normed, each head by itself
     tied: bool  # the output projection is the embedding
     max_positions: int
 
@@ -130,26 +131,16 @@ def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float):
     return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
 
 
-def rope_frequencies(c: Config) -> np.ndarray:
-    """Angle per position of each pair of dimensions, float32 [H/2]; llama3 scaling if asked for."""
-    frequency = c.rope_theta ** -(np.arange(0, c.head_dim, 2, dtype=np.float64) / c.head_dim)
-    if c.rope_scaling:
-        s = dict(c.rope_scaling)
-        low, high = s["low_freq_factor"], s["high_freq_factor"]
-        turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)
-        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequency = frequency * (smooth + (1 - smooth) / s["factor"])
-    return frequency.astype(np.float32)
-
-
 class Rope(NamedTuple):
     cos: Float[Array, "B T 1 2 H/2"]
     sin: Float[Array, "B T 1 2 H/2"]  # of the first half of the dimensions: negated
 
 
 def rope(c: Config, positions: Int[Array, "B T"]) -> Rope:
-    angle = positions[:, :, None, None, None].astype(jnp.float32) * rope_frequencies(c)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    angle = positions[:, :, None, None, None].astype(jnp.float32) * jnp.array(
+        c.rope_frequencies, jnp.float32
+    )
+    cos, sin = jnp.cos(angle) * c.rope_scale, jnp.sin(angle) * c.rope_scale
     return Rope(jnp.concatenate([cos, cos], axis=3), jnp.concatenate([-sin, sin], axis=3))
 
 
@@ -211,6 +202,10 @@ def block(
     (B, T, D), K, H = x.shape, c.kv_heads, c.head_dim
     h = rms_norm(x, w["attn_norm"], c.norm_eps)
     q, k, v = (linear(h, w[name].reshape(-1, D), dtype).reshape(B, T, -1, H) for name in "qkv")
+    if c.qkv_bias:
+        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+    if c.qk_norm:
+        q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
     q = rotate(q, r).reshape(B, T, K, -1, H).transpose(2, 0, 3, 1, 4)
     k, v = (y.astype(cache_dtype(dtype)).transpose(2, 0, 1, 3) for y in (rotate(k, r), v))
     segments = see(k, v)

@@ -1,0 +1,16 @@
+"""Mistral without a sliding window: 7B from v0.2 on, Nemo."""
+
+from typing import Any
+
+from seif_jax.errors import UserError
+from seif_jax.models import decoder
+from seif_jax.models.layers import Config
+
+WINDOW = 4096  # transformers' where config.json says nothing
+
+
+def config(hf: dict[str, Any]) -> Config:
+    window = hf.get("sliding_window", WINDOW)
+    if window is not None and window < hf["max_position_embeddings"]:
+        raise UserError(f"config.json: sliding_window={window} is not supported, only null")
+    return decoder.config(hf, {})
