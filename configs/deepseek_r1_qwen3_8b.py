@@ -2,8 +2,9 @@
 
     seif run --config=configs/deepseek_r1_qwen3_8b.py --workdir=DIR
 
-Planned, not measured. The model family (qwen3) is not read yet: the run ends with exit code 2
-and says so. A reasoning model writes its own <think> part, which is removed before parsing and
+Planned, not measured. The family is read (qwen3, YaRN); one device must hold the weights, their
+gradient and AdamW's moments in float32: 8.2 x 16 = 131 GB, besides activations.
+A reasoning model writes its own <think> part, which is removed before parsing and
 judging; the format is therefore `plain`.
 """
 

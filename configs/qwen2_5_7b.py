@@ -2,8 +2,9 @@
 
     seif run --config=configs/qwen2_5_7b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned, not measured. The model family (qwen2) is not read yet: the run ends with exit code 2
-and says so. Hardware to be planned for: 8 to 16 accelerators of 80 GB.
+Planned, not measured. The family is read (qwen2); one device must hold the weights, their
+gradient and AdamW's moments in float32: 7.6 x 16 = 122 GB, besides activations.
+Hardware to be planned for: 8 to 16 accelerators of 80 GB.
 """
 
 from default import Config

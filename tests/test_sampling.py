@@ -61,6 +61,30 @@ def test_greedy_decoding_is_the_full_forward_pass():
             ids.append(int(token))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "qwen2"},
+        {"model_type": "qwen3", "head_dim": 12},
+        {"model_type": "mistral", "num_key_value_heads": 1, "tie_word_embeddings": False},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    ],
+)
+def test_cached_decoding_of_the_families(changes):
+    """Prompts of unequal length: sampled log-probabilities are those of the scanned learner."""
+    model = models.describe({**tiny.tiny_config(96), **changes})
+    params = models.init(model, 4)
+    out = Engine(model.config, params, jnp.float32).sample(
+        PROMPTS, row_keys(jax.random.key(0), range(8)), group=2, max_tokens=10, method=PLAIN,
+        stop_ids=(), batch_size=8,
+    )  # fmt: skip
+    parts: Any = split(PROMPTS)
+    learner = completion_logp(
+        model.config, params, *parts, out.tokens, temperature=1.0, dtype=jnp.float32
+    )
+    np.testing.assert_allclose(out.logp, learner, atol=1e-4)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_learner_report_the_same(temperature):
     """The sampler's log-probabilities against the scanned learner's and a plain forward's."""
