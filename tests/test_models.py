@@ -1,4 +1,4 @@
-"""The families: config.json, weights by name and shape, rotary frequencies, logits of transformers."""
+"""The families: config.json, weights by name and shape, rotary angles, logits of transformers."""
 
 import importlib.util
 import json
@@ -138,7 +138,8 @@ def test_yarn_frequencies_and_scale():
 def test_what_the_families_add():
     """Biases of Qwen2, norms of Qwen3 by head, which is 128 wide where config.json says nothing."""
     plain, qwen2, qwen3 = (
-        models.shapes(describe(model_type=kind, head_dim=None)) for kind in ("llama", "qwen2", "qwen3")
+        models.shapes(describe(model_type=kind, head_dim=None))
+        for kind in ("llama", "qwen2", "qwen3")
     )
     assert set(qwen2["layers"]) - set(plain["layers"]) == {"q_bias", "k_bias", "v_bias"}
     assert set(qwen3["layers"]) - set(plain["layers"]) == {"q_norm", "k_norm"}

@@ -79,9 +79,11 @@ def test_cached_decoding_of_the_families(changes):
         stop_ids=(), batch_size=8,
     )  # fmt: skip
     parts: Any = split(PROMPTS)
+    prefix, prompts, lengths = parts
     learner = completion_logp(
-        model.config, params, *parts, out.tokens, temperature=1.0, dtype=jnp.float32
-    )
+        model.config, params, prefix, prompts, lengths, out.tokens, temperature=1.0,
+        dtype=jnp.float32,
+    )  # fmt: skip
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
 
 

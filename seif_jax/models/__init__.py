@@ -110,7 +110,9 @@ def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
     for key, param in weights(model).items():
         shape, axes = param.shape, param.axes
         if axes[0] == "layer":
-            parts = [get(decoder.NAMES[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])]
+            parts = [
+                get(decoder.NAMES[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])
+            ]
             flat[key] = jnp.asarray(np.stack(parts), dtype)
         else:
             flat[key] = jnp.asarray(get(decoder.NAMES[key], shape, axes), dtype)

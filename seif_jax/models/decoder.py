@@ -44,10 +44,10 @@ def config(
     *,
     qkv_bias: bool = False,
     qk_norm: bool = False,
-    head_dim: int | None = None,
+    head_dim: int = 0,
 ) -> Config:
     """Reads config.json. `fixed`: the family's own keys of which one value alone is computed;
-    `head_dim`: where the file says none, rather than width/heads.
+    `head_dim`: where the file says none; 0: width/heads.
 
     Raises UserError naming what the file asks for and this code does not do.
     """

@@ -1,4 +1,4 @@
-"""Qwen3, DeepSeek-R1-0528-Qwen3: queries and keys normed by head; head_dim is free of width/heads."""
+"""Qwen3, DeepSeek-R1-0528-Qwen3: queries and keys normed by head; head_dim is free."""
 
 from typing import Any
 
