@@ -4,8 +4,8 @@
 
 Planned, not measured. The family is read (qwen3, YaRN); one device must hold the weights, their
 gradient and AdamW's moments in float32: 8.2 x 16 = 131 GB, besides activations.
-A reasoning model writes its own <think> part, which is removed before parsing and
-judging; the format is therefore `plain`.
+A reasoning model writes its own <think> part, which is removed before parsing and judging; the
+format is therefore `plain`.
 """
 
 from default import Config

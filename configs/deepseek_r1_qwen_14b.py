@@ -3,9 +3,9 @@
     seif run --config=configs/deepseek_r1_qwen_14b.py --workdir=DIR
 
 Planned, not measured. The family is read (qwen2); one device must hold the weights, their
-gradient and AdamW's moments in float32: 14.8 x 16 = 236 GB, which no
-one has yet: it waits for sharding. Its chat template opens <think> itself: the thoughts of a reply
-are removed before parsing and judging, and the format is therefore `plain`.
+gradient and AdamW's moments in float32: 14.8 x 16 = 236 GB, more than
+one has: it waits for sharding. Its chat template opens <think> itself: the thoughts of a reply are
+removed before parsing and judging, and the format is therefore `plain`.
 """
 
 from default import Config

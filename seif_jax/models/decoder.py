@@ -51,7 +51,7 @@ def config(
 
     Raises UserError naming what the file asks for and this code does not do.
     """
-    given = {**hf, **(hf.get("rope_parameters") or hf.get("rope_scaling") or {})}
+    given = {**hf, **rope.parameters(hf)}
     for key, only in {**FIXED, **fixed}.items():
         if given.get(key, only) != only:
             raise UserError(f"config.json: {key}={given[key]!r} is not supported, only {only!r}")

@@ -1,6 +1,6 @@
 """Rotary embedding: how fast each pair of dimensions turns, with the scalings of long contexts.
 
-Angles are what transformers computes (modeling_rope_utils); `read` says where config.json has them.
+Angles are what transformers computes (modeling_rope_utils); `parameters` finds them in config.json.
 """
 
 import math
@@ -14,13 +14,17 @@ from seif_jax.errors import UserError
 Numbers = Mapping[str, Any]  # of the scaling, "positions": the model's max_position_embeddings
 
 
+def parameters(hf: dict[str, Any]) -> dict[str, Any]:
+    """From the place of transformers 5 or of 4 (with rope_theta beside it); {}: says nothing."""
+    return hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+
+
 def read(hf: dict[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
     """Angle per position of each pair of dimensions [H/2], and the factor of cosine and sine.
 
-    The numbers are in `rope_parameters` (transformers 5), or in `rope_scaling` beside `rope_theta`
-    (4), where `type` is the old name of `rope_type`. UserError: a scaling that is not computed.
+    `type` is the old name of `rope_type`. UserError: a scaling that is not computed.
     """
-    given = {**(hf.get("rope_parameters") or hf.get("rope_scaling") or {})}
+    given = dict(parameters(hf))
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10_000.0)
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in SCALINGS:

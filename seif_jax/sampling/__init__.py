@@ -5,6 +5,7 @@ programs stays small; what prompts have in common at their start is computed onc
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import jax
@@ -38,8 +39,13 @@ def common_prefix(prompts: Sequence[Ids]) -> int:
     ladder."""
     first, last = min(prompts), max(prompts)  # what these two share, all share
     limit = max(min(map(len, prompts)) - 2, 0)
-    shared = next((i for i in range(limit) if first[i] != last[i]), limit)
-    return max(size for size in LADDER if size <= shared)
+    return max(size for size in LADDER if size <= same_start(first[:limit], last))
+
+
+def same_start(a: Ids, b: Ids) -> int:
+    """Tokens that both begin with."""
+    most = min(len(a), len(b))
+    return next((i for i in range(most) if a[i] != b[i]), most)
 
 
 def pad(rows: Sequence[Ids], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -154,11 +160,13 @@ def families(prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
         leaf = max(len(prompts[i]) - len(stem) for stem, members in cut for i in members)
         return len(cut) * (stem + size * leaf)
 
-    return min((stems(prompts, limit) for limit in range(1, MAX_FAMILY + 1)), key=tokens)
+    shared = [same_start(a, b) for a, b in pairwise(prompts)]
+    return min((stems(prompts, shared, limit) for limit in range(1, MAX_FAMILY + 1)), key=tokens)
 
 
-def stems(prompts: Sequence[Ids], limit: int) -> list[tuple[Ids, list[int]]]:
-    """Runs of at most `limit` prompts, each as long as they share enough.
+def stems(prompts: Sequence[Ids], shared: Sequence[int], limit: int) -> list[tuple[Ids, list[int]]]:
+    """Runs of at most `limit` prompts, each as long as they share enough; `shared`: tokens that
+    each prompt and the next one begin with.
 
     Each prompt keeps at least one token after its stem, so each must have two.
     """
@@ -166,8 +174,7 @@ def stems(prompts: Sequence[Ids], limit: int) -> list[tuple[Ids, list[int]]]:
     for i, prompt in enumerate(prompts):
         if found:
             stem, members = found[-1]
-            most = min(len(stem), len(prompt) - 1)
-            same = next((n for n in range(most) if stem[n] != prompt[n]), most)
+            same = min(len(stem), len(prompt) - 1, shared[i - 1])
             if same >= MIN_STEM and len(members) < limit:
                 found[-1] = (stem[:same], [*members, i])
                 continue
