@@ -31,15 +31,15 @@ def get_config() -> Config:
     c.stages = ("follower",)
     c.reward.checks = "rules"
     c.data.rules.kinds = TRAINED
-    c.data.rules.first, c.data.rules.last = 0, 72
+    c.data.rules.first, c.data.rules.last = 0, 54
     c.follower.epochs = (2,)
     c.follower.rollout_prompts = c.follower.optimizer_prompts = 6
     c.follower.group_size, c.follower.micro_prompts = 6, 3
     c.follower.max_prompt_tokens, c.follower.max_response_tokens = 192, 64
-    c.optim.learning_rate = 2e-5
+    c.optim.learning_rate = 3e-5
     c.optim.warmup_updates = 2
     c.grpo.kl_coef = 0.02
-    c.eval.every_steps = 12
+    c.eval.every_steps = 18
     c.eval.sets.trained = c.data.rules.copy_and_resolve_references()
     c.eval.sets.trained.last = 48
     c.eval.sets.held_out = c.data.rules.copy_and_resolve_references()

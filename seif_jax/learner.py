@@ -45,8 +45,9 @@ def make_update(
     optimizer: optax.GradientTransformation,
     a: Algorithm,
     micro_prompts: int,
-) -> Callable[[State, Batch, jax.Array], tuple[State, dict[str, jax.Array]]]:
-    """One update from one optimizer batch, its gradient added up over micro-batches."""
+) -> jax.stages.Wrapped:
+    """One update from one optimizer batch, its gradient added up over micro-batches: jitted,
+    (State, Batch, bool []) -> (State, numbers)."""
 
     def micro_loss(params: Any, b: Batch, fresh: jax.Array, count: jax.Array):
         logp, mask = batch_logp(params, b, remat=True), b.mask()
@@ -79,10 +80,14 @@ def make_update(
             gradient, (numbers, gap) = found
             return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
 
-        part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
-        starts = jnp.arange(0, batch.prompts.shape[0], micro_prompts)
-        (gradient, numbers), gaps = lax.scan(add, zeros, starts)
+        prompts = batch.prompts.shape[0]
+        if prompts == micro_prompts:  # no second gradient is held to add up in
+            gradient, (numbers, gaps) = grad(state.params, batch, fresh, count)
+        else:
+            part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
+            starts = jnp.arange(0, prompts, micro_prompts)
+            (gradient, numbers), gaps = lax.scan(add, zeros, starts)
         state, norm, good = optim.update(optimizer, state, gradient, a.clip_norm)
         numbers |= {
             "sampler_gap_max": jnp.max(gaps),

@@ -168,7 +168,13 @@ class Programs:
 
         self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(stage.dtype), params))
         self.logp = jax.jit(batch_logp)
-        self.update = make_update(batch_logp, optimizer, stage.algorithm, stage.sizes.micro)
+        self._update = make_update(batch_logp, optimizer, stage.algorithm, stage.sizes.micro)
+
+    def update(self, *arguments: Any) -> tuple[State, dict[str, jax.Array]]:
+        """What compiling leaves is given back before the call that needs most memory."""
+        self._update.lower(*arguments).compile()
+        metrics.trim()
+        return self._update(*arguments)
 
 
 def train_step(
@@ -185,7 +191,6 @@ def train_step(
         with phases("reference"):
             batch = with_logp(stage, programs, found.batch, policy.engine, updates)
         del policy  # its weights make room for the update's
-        metrics.trim()
         with phases("update"):
             state, numbers = apply_updates(stage, programs, state, batch)
     secs = phases.take()

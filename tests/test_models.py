@@ -16,6 +16,8 @@ from tiny import tiny_config
 
 from seif_jax import models
 from seif_jax.errors import UserError
+from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling.methods import Method
 
 REFERENCE = Path(__file__).parent / "reference"
 LLAMA3 = {
@@ -26,9 +28,12 @@ LLAMA3 = {
 }
 
 
-def recipe() -> Any:
+needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+
+
+def recipe(name: str = "make_logits") -> Any:
     """The module that wrote the reference numbers; it draws the same weights."""
-    spec = importlib.util.spec_from_file_location("make_logits", REFERENCE / "make_logits.py")
+    spec = importlib.util.spec_from_file_location(name, REFERENCE / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,6 +74,35 @@ def test_logits_of_transformers(name):
 
     assert np.abs(held["logits"]).mean() > 1
     np.testing.assert_allclose(run(params), held["logits"], atol=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize("name", recipe().CASES)
+def test_the_stored_logits_are_those_of_transformers(name):
+    held = np.load(REFERENCE / f"{name}.npz")["logits"]
+    np.testing.assert_allclose(recipe().compute(name)["logits"], held, atol=1e-5)
+
+
+def test_greedy_tokens_of_transformers():
+    """The real model, float32: 64 tokens of 20 prompts, each the same as transformers'."""
+    held = np.load(REFERENCE / "greedy.npz")
+    opened = models.open_source(models.resolve(None))
+    model = models.describe(opened.config)
+    engine = Engine(model.config, models.load(opened, model), jnp.float32)
+    prompts = [row[row >= 0].tolist() for row in held["prompts"]]
+    count, tokens = held["tokens"].shape
+    assert (count, tokens) == (20, 64)
+    keys = row_keys(jax.random.key(0), range(count))
+    out = engine.sample(
+        prompts, keys, group=1, max_tokens=tokens, method=Method(0.0), stop_ids=(), batch_size=count
+    )
+    np.testing.assert_array_equal(out.tokens, held["tokens"])
+
+
+@needs_torch
+def test_the_stored_tokens_are_those_of_transformers():
+    held = np.load(REFERENCE / "greedy.npz")["tokens"]
+    np.testing.assert_array_equal(recipe("make_greedy").compute()["tokens"], held)
 
 
 def test_what_config_json_says():

@@ -35,13 +35,18 @@ class State(NamedTuple):
     out: Samples
 
 
-@jax.jit
 def unstack(stacked: Mapping[str, Any]) -> list[Any]:
     """Each layer's weights as arrays of their own: decoding is unrolled over layers, as a scan
     would copy every weight in every step, and slices inside the program are slower on a CPU."""
-    bits = jax.tree.map(layers.as_bits, stacked)
-    number = len(jax.tree.leaves(stacked)[0])
-    return [jax.tree.map(lambda w, i=i: layers.from_bits(w[i]), bits) for i in range(number)]
+    return [_layer(stacked, i) for i in range(len(jax.tree.leaves(stacked)[0]))]
+
+
+@jax.jit
+def _layer(stacked: Mapping[str, Any], i: Int[Array, ""]) -> Any:
+    def take(w: Array) -> Array:
+        return layers.from_bits(lax.dynamic_index_in_dim(layers.as_bits(w), i, keepdims=False))
+
+    return jax.tree.map(take, stacked)
 
 
 @partial(jax.jit, static_argnames=("c", "group", "max_tokens", "method", "stop_ids", "dtype"))

@@ -70,28 +70,28 @@ def weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarr
     }
 
 
-def main() -> None:
+def compute(name: str) -> dict[str, Any]:
+    """config.json, seed, ids [2, 80] and logits [2, 8, V] of a case."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch = importlib.import_module("torch")  # in no environment of this project
-    for seed, (name, changes) in enumerate(CASES.items(), 11):
-        config = {**BASE, "model_type": name.partition("_")[0], **changes}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval().float()
-        tied = config["tie_word_embeddings"]
-        parameters = dict(model.named_parameters())
-        assert ("lm_head.weight" in parameters) != tied
-        drawn = weights({n: tuple(p.shape) for n, p in parameters.items()}, seed)
-        with torch.no_grad():
-            for n, parameter in parameters.items():
-                parameter.copy_(torch.from_numpy(drawn[n]))
-            ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (2, LENGTH))
-            logits = model(torch.from_numpy(ids)).logits[:, ::KEPT].numpy()
-        np.savez_compressed(
-            Path(__file__).parent / f"{name}.npz",
-            config=json.dumps(config), seed=seed, ids=ids.astype(np.int32), logits=logits,
-        )  # fmt: skip
-        print(name, logits.shape, float(np.abs(logits).mean()))
+    seed = 11 + list(CASES).index(name)
+    config = {**BASE, "model_type": name.partition("_")[0], **CASES[name]}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval().float()
+    parameters = dict(model.named_parameters())
+    assert ("lm_head.weight" in parameters) != config["tie_word_embeddings"]
+    drawn = weights({n: tuple(p.shape) for n, p in parameters.items()}, seed)
+    with torch.no_grad():
+        for n, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(drawn[n]))
+        ids = np.random.default_rng(seed).integers(0, config["vocab_size"], (2, LENGTH))
+        logits = model(torch.from_numpy(ids)).logits[:, ::KEPT].numpy()
+    held = {"config": json.dumps(config), "seed": seed, "ids": ids.astype(np.int32)}
+    return {**held, "logits": logits}
 
 
 if __name__ == "__main__":
-    main()
+    for case in CASES:
+        numbers = compute(case)
+        np.savez_compressed(Path(__file__).parent / f"{case}.npz", allow_pickle=False, **numbers)
+        print(case, float(np.abs(numbers["logits"]).mean()))
