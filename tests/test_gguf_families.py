@@ -52,7 +52,7 @@ def hf_source(hf: dict[str, Any], seed: int) -> Any:
 def converted(path: Path, source: Any, extra: dict[str, np.ndarray] | None = None) -> Path:
     """The model as llama.cpp's converter writes it, names and keys being the gguf package's."""
     hf = source.config
-    family = {"mistral": "llama"}.get(hf["model_type"], hf["model_type"])
+    family = "llama" if hf["model_type"] == "mistral" else hf["model_type"]
     names = get_tensor_name_map(MODEL_ARCH[family.upper()], hf["num_hidden_layers"])
     writer = GGUFWriter(path, family)
     writer.add_block_count(hf["num_hidden_layers"])
@@ -75,7 +75,9 @@ def converted(path: Path, source: Any, extra: dict[str, np.ndarray] | None = Non
         if family == "llama" and part in heads:
             halves = value.reshape(heads[part], 2, -1, value.shape[-1])
             value = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(value.shape)
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), value)
+        stored = names.get_name(name, (".weight", ".bias"))
+        assert stored is not None
+        writer.add_tensor(stored, value)
     for name, value in (extra or {}).items():
         writer.add_tensor(name, value)
     return finished(writer, path)

@@ -98,7 +98,7 @@ class GGUFSource:
         self._path = path
         if (parts := metadata.get("split.count", 0)) > 1:
             raise UserError(f"{path}: one of {parts} parts, join them (llama-gguf-split --merge)")
-        family = metadata.get("general.architecture")
+        family = str(metadata.get("general.architecture"))
         divisors = DIVISORS.get(family, "")
         held = self._value(divisors) if divisors in self._tensors else None
         self.config = gguf_config.config(path, metadata, self._tensors, held)

@@ -44,7 +44,7 @@ def backend(path: Path, data: Mapping[str, Any]) -> Any:
 
     Raises UserError naming the key: a tokenizer that is not known here, or one that is incomplete.
     """
-    kind = data.get(f"{PREFIX}model")
+    kind = data.get(f"{PREFIX}model", "")
     for key, known in {"model": (*KNOWN,), **KNOWN.get(kind, {})}.items():
         if (value := data.get(PREFIX + key)) not in known:
             raise UserError(
@@ -55,6 +55,11 @@ def backend(path: Path, data: Mapping[str, Any]) -> Any:
         if PREFIX + key not in data:
             raise UserError(f"{path}: {PREFIX}{key} is missing")
     ours = {key.removeprefix(PREFIX): v for key, v in data.items() if key.startswith(PREFIX)}
+    if kind == "llama" and (more := _beyond_llama_2(ours)):
+        raise UserError(
+            f"{path}: token {more[0]} of a SentencePiece tokenizer is special, and the file does "
+            "not tell whether a space follows it, use the model's Hugging Face folder"
+        )
     try:
         made = _byte_level(ours) if kind == "gpt2" else _sentencepiece(ours)
         _add_special(made, ours)
@@ -98,14 +103,26 @@ def _sentencepiece(data: Mapping[str, Any]) -> Any:
             byte_fallback=True,
         )
     )
-    spaces = [normalizers.Replace(" ", "▁")]
-    plain = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    spaces: list[Any] = [normalizers.Replace(" ", "▁")]
+    plain: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if data.get("add_space_prefix", True):
         spaces.insert(0, normalizers.Prepend("▁"))
         plain.append(decoders.Strip(" ", left=1))
     made.normalizer = normalizers.Sequence(spaces)
     made.decoder = decoders.Sequence(plain)
     return made
+
+
+def _beyond_llama_2(data: Mapping[str, Any]) -> list[str]:
+    """Added tokens besides start, end, unknown and padding. Text after one begins with a space in
+    the models whose tokenizers are as Llama 2's (Mistral 7B v0.2), in later ones not (v0.3)."""
+    named = {data.get(f"{name}_token_id") for name in ("bos", "eos", "unknown", "padding")}
+    kinds = data["token_type"]
+    return [
+        token
+        for i, (token, kind) in enumerate(zip(data["tokens"], kinds, strict=False))
+        if kind in (CONTROL, USER_DEFINED) and i not in named
+    ]
 
 
 def _vocabulary(data: Mapping[str, Any]) -> dict[str, int]:
