@@ -31,7 +31,6 @@ SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 SENTINELS = range(0xE000, 0xF900)  # private use: means nothing in any text
-GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
 
 
@@ -211,20 +210,11 @@ def _named_ends(path: Path) -> list[int]:
 
 
 def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
-    """Byte-level BPE from a GGUF file's metadata, and the files of its Hugging Face form."""
-    from seif_jax.models import gguf
+    """The tokenizer of a GGUF file, and the files of its Hugging Face form."""
+    from seif_jax.models import gguf, gguf_tokenizer
 
     data = gguf.read(path).metadata
-    for key, known in {"tokenizer.ggml.model": {"gpt2"}, "tokenizer.ggml.pre": {"smollm"}}.items():
-        if data.get(key) not in known:
-            raise UserError(
-                f"{path}: {key} is {data.get(key)!r}; only {', '.join(known)} is known, "
-                "use the model's Hugging Face folder"
-            )
-    for key in ("tokenizer.ggml.merges", "tokenizer.ggml.token_type"):
-        if key not in data:
-            raise UserError(f"{path}: {key} is missing")
-    backend = _smollm_backend(data)
+    backend = gguf_tokenizer.backend(path, data)
     tokens = data["tokenizer.ggml.tokens"]
     named = {
         name: tokens[data[key]]
@@ -254,26 +244,3 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
     ends = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return fast, files, [end for end in ends if end is not None]
-
-
-def _smollm_backend(data: Mapping[str, Any]) -> Any:
-    """llama.cpp's pre-tokenizer `smollm`: every digit by itself, then GPT-2's byte-level split."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens = data["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in data["tokenizer.ggml.merges"]]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
-    backend.decoder = decoders.ByteLevel()
-    kinds = data["tokenizer.ggml.token_type"]
-    backend.add_tokens(
-        [
-            AddedToken(token, special=kind == GGUF_CONTROL, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind in (GGUF_CONTROL, GGUF_USER_DEFINED)
-        ]
-    )
-    return backend

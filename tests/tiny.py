@@ -105,7 +105,8 @@ def tiny_gguf(
         "tokenizer.chat_template": CHATML,
         **(changes or {}),
     }
-    add = {list: "add_array", int: "add_uint32", float: "add_float32", str: "add_string"}
+    add = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string"}
+    add |= {list: "add_array"}
     writer = GGUFWriter(path, keys.pop("general.architecture", "llama"))
     for key, value in keys.items():
         if value is not None:
