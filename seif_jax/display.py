@@ -69,11 +69,16 @@ class Display(contextlib.AbstractContextManager["Display"]):
                 self._bars = _bars(self._out)
                 self._bars.start()
             self._bar = self._bars.add_task(
-                self._title, total=steps, completed=first_step, shown="starting"
+                self._title, total=steps, completed=first_step, phase="(starting)", shown=""
             )
         else:
             again = f", goes on after step {first_step}" if first_step else ""
             self._say(f"{self._title}: {steps} steps{again}")
+
+    def phase(self, name: str) -> None:
+        """What the running step is at; seen on a terminal that is wide enough."""
+        if self._bars:
+            self._bars.update(self._bar, phase=f"({name})")
 
     def step(self, numbers: Mapping[str, float]) -> None:
         """One more step is done; `numbers` are its metrics, of which those in SHOWN are shown."""
@@ -91,7 +96,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
             room = self._out.width - max(20, len(self._title)) - BAR - len(count) - len("✓    ")
             while len("  ".join(words)) > room and len(words) > 1:
                 words.pop()
-            self._bars.update(self._bar, completed=self._done, shown="  ".join(words))
+            self._bars.update(self._bar, completed=self._done, phase="", shown="  ".join(words))
         else:
             words.append(f"took {duration(self._step_secs[-1])}")
             self._say("  ".join([f"{self._title} {self._done}/{self._steps}", *words]))
@@ -171,6 +176,7 @@ def _bars(console: Console) -> Progress:
         BarColumn(bar_width=BAR),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[shown]}", markup=False),
+        TextColumn("{task.fields[phase]}", markup=False),
         console=console,
     )
 

@@ -41,7 +41,7 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
     display.start_stage(stage.round, stage.rounds, "generate", steps, done)
     for step in range(done + 1, steps + 1):
         rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
-        found, numbers = _step(stage, rows, step)
+        found, numbers = _step(stage, rows, step, Phases(display.phase))
         writer.write(stage.round, "generate", step, numbers)
         data.append_samples(samples, found, step)  # last: the step is done once it is in there
         display.step(numbers)
@@ -52,9 +52,8 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
 
 
 def _step(
-    stage: Stage, rows: Sequence[int], step: int
+    stage: Stage, rows: Sequence[int], step: int, phases: Phases
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    phases = Phases()
     key = jax.random.fold_in(stage.key, step)
     with phases("sample"):
         dialogues = [stage.task.dialogue(row, step) for row in rows]

@@ -79,14 +79,22 @@ class Writer:
 
 
 class Phases:
-    """Adds up wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`."""
+    """Adds up wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`.
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
+    `entered` is told the name of each phase as it begins.
+    """
+
+    def __init__(
+        self,
+        entered: Callable[[str], None] = lambda name: None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._entered, self._clock = entered, clock
         self._secs: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self._entered(name)
         start = self._clock()
         try:
             yield

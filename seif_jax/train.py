@@ -94,16 +94,19 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
         data.cut_samples(samples, done + 1)
         display.start_stage(stage.round, stage.rounds, stage.name, steps, done)
         if not done:
-            evaluate(stage, programs, state, 0, writer)
+            evaluate(stage, programs, state, 0, writer, display)
         for step in range(done + 1, steps + 1):
             picked = [rows[i] for i in order[step - 1]]
-            state, numbers, found = train_step(stage, programs, state, picked, step, updates)
+            phases = Phases(display.phase)
+            state, numbers, found = train_step(
+                stage, programs, state, picked, step, updates, phases
+            )
             data.append_samples(samples, found, step)
             writer.write(stage.round, stage.name, step, numbers)
             display.step(numbers)
             warn(stage, numbers, display)
             if stage.evaluate_every and (step % stage.evaluate_every == 0 or step == steps):
-                evaluate(stage, programs, state, step, writer)
+                evaluate(stage, programs, state, step, writer, display)
             if step % stage.checkpoint_every == 0 and step < steps:
                 checkpoints.save(step, params=state.params, optimizer=state.optimizer)
         if done < steps:
@@ -178,10 +181,15 @@ class Programs:
 
 
 def train_step(
-    stage: Stage, programs: Programs, state: State, rows: Sequence[int], step: int, updates: int
+    stage: Stage,
+    programs: Programs,
+    state: State,
+    rows: Sequence[int],
+    step: int,
+    updates: int,
+    phases: Phases,
 ) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
     """Sample, score, update; returns the new state, the step's numbers and its samples."""
-    phases = Phases()
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
         c = stage.base.model.config
@@ -257,10 +265,13 @@ def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:
         display.warn(f"{numbers['skipped_updates']:.0f} updates skipped: gradient not finite")
 
 
-def evaluate(stage: Stage, programs: Programs, state: State, step: int, writer: Writer) -> None:
+def evaluate(
+    stage: Stage, programs: Programs, state: State, step: int, writer: Writer, display: Display
+) -> None:
     """Scores the policy on the evaluation sets; a line of its own beside the step's."""
     if not stage.evaluate_every:
         return
+    display.phase("evaluate")
     engine = Engine(stage.base.model.config, programs.cast(state.params), stage.dtype)
     policy = Speaker(engine, stage.base.tokenizer)
     # The same key at every step: differences are the policy's.

@@ -107,3 +107,14 @@ def test_numbers_are_short(value, text):
 )
 def test_times_are_short(secs, text):
     assert duration(secs) == text
+
+
+def test_a_terminal_shows_what_a_step_is_at(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Terminal()
+    with Display(progress, clock=lambda: 0.0) as display:
+        display.start_stage(1, 1, "follower", steps=2)
+        display.step({"reward": 0.5})
+        display.phase("update")
+    assert "1/2 0.0s left  reward 0.500 (update)" in progress.getvalue()

@@ -122,7 +122,7 @@ def test_damage_inside_the_file_is_named(tmp_path):
 
 def test_phases_add_up():
     ticks = iter([0.0, 2.0, 2.5, 3.0, 10.0, 14.0, 20.0, 21.0])
-    phases = Phases(lambda: next(ticks))
+    phases = Phases(clock=lambda: next(ticks))
     for name in ("rollout", "judge", "rollout"):
         with phases(name):
             pass
