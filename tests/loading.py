@@ -5,6 +5,7 @@
 Prints one JSON object: bytes read and held by weight, what is wrong, memory of this process.
 """
 
+import gc
 import json
 import sys
 import threading
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import tiny_config
 
-from seif_jax import models
+from seif_jax import metrics, models
 from seif_jax.models import hf
 
 CONFIG = {
@@ -69,7 +70,7 @@ def write(folder: Path) -> None:
             size = int(np.prod(one.flat))
             yield one.name, drawn[n : n + size].reshape(one.flat)
 
-    nobody = SimpleNamespace(save=lambda folder: None)
+    nobody: Any = SimpleNamespace(save=lambda folder: None)
     size = 2 * models.count(model)
     hf.write_hf(
         folder, CONFIG, tensors(), size, tokenizer=nobody, carried={}, shard_bytes=size // 2 + 1
@@ -114,6 +115,8 @@ def anonymous() -> int:
 
 def memory(source: models.Source, model: models.Model, dtype: Any) -> dict[str, int]:
     """Peak of this process while the model is loaded onto its first device."""
+    gc.collect()
+    metrics.trim()  # what is freed but kept would hide as much of what the load takes
     seen = [anonymous()]
     done = threading.Event()
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+CACHED_BYTES = 1 << 19
 Index = tuple[slice, ...]
 Place = Callable[[tuple[str, ...]], jax.sharding.Sharding]  # logical axes of a weight -> devices
 
@@ -54,7 +55,9 @@ def _write_here(part: jax.Array, piece: np.ndarray, start: int) -> jax.Array:
     own update converts a whole bfloat16 array to float32 and back for every piece."""
     address = part.block_until_ready().unsafe_buffer_pointer()
     memory = (ctypes.c_char * part.nbytes).from_address(address)
-    np.frombuffer(memory, part.dtype).reshape(part.shape)[start : start + len(piece)] = piece
+    np.frombuffer(memoryview(memory), part.dtype).reshape(part.shape)[
+        start : start + len(piece)
+    ] = piece
     return part
 
 
@@ -80,14 +83,21 @@ def finite(x: np.ndarray) -> bool:
     these are the largest values of either sign."""
     signed, unsigned = f"i{x.itemsize}", f"u{x.itemsize}"
     infinity = np.array(np.inf, x.dtype)
-    positive = x.view(signed).max() < infinity.view(signed)
-    return bool(positive and x.view(unsigned).max() < (-infinity).view(unsigned))
+    positive, negative = infinity.view(signed), (-infinity).view(unsigned)
+    return all(
+        rows.view(signed).max() < positive and rows.view(unsigned).max() < negative
+        for rows in _blocks(x)
+    )
 
 
-def same_bits(a: np.ndarray, b: np.ndarray, rows: int = 1024) -> bool:
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays of one shape are the same, NaN and signs of zero included."""
     bits = f"u{a.itemsize}"
-    return a.dtype == b.dtype and all(
-        np.array_equal(a[i : i + rows].view(bits), b[i : i + rows].view(bits))
-        for i in range(0, len(a), rows)
-    )
+    pairs = zip(_blocks(a), _blocks(b), strict=True)
+    return a.dtype == b.dtype and all(np.array_equal(x.view(bits), y.view(bits)) for x, y in pairs)
+
+
+def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
+    """Runs of rows that stay in a core's cache while they are looked at twice."""
+    rows = max(CACHED_BYTES * len(x) // x.nbytes, 1)
+    return (x[i : i + rows] for i in range(0, len(x), rows))
