@@ -54,6 +54,7 @@ def get_config() -> Config:
     c.seed = 0
     c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none: SmolLM2-135M-Instruct
     c.dtype = "bfloat16"  # of sampling and of matrix products in training; weights are float32
+    c.scan_weights = True  # refuse NaN and infinity in the weights of files
     c.rounds = 3
     c.stages = ("instructor", "generate", "follower")  # of every round, in this order
     c.format = "think_answer"  # of both trained roles' replies; "plain" for very small models

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,18 @@ from seif_jax import __version__
 from seif_jax.errors import RunError, UserError
 
 DTYPES = ("bfloat16", "float32")
+
+CONVERT_HELP = """\
+Writes a model as a Hugging Face folder that transformers loads: config.json, safetensors (with an
+index where there are several), tokenizer, chat template, generation_config.json, model card.
+
+  seif convert RUN/round_2/follower DST     what a stage of a run trained; or RUN/round_2/instructor
+  seif convert MODEL.gguf DST               a GGUF file, dequantized
+  seif convert FOLDER DST --dtype=float32   a Hugging Face folder, checked and in another dtype
+  seif convert Qwen/Qwen2.5-0.5B DST        a name on the Hugging Face hub, where there is a network
+
+DST is made anew or holds an older model, which is replaced. It appears whole or not at all.
+"""
 
 RUN_HELP = """\
 Starts a run, or resumes the one that DIR holds. Any key of the config can be set:
@@ -85,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--n", type=int, default=1, help="completions a prompt (default 1)")
     add.add_argument("--seed", type=int, default=0)
     add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_scan(add)
     add.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     add.add_argument("--json", action="store_true", help="one object a completion, a line each")
     add.set_defaults(function=generate)
@@ -92,15 +106,26 @@ def parser() -> argparse.ArgumentParser:
     add = commands.add_parser(
         "convert",
         help="write a checkpoint in Hugging Face format",
-        description="SRC is a Hugging Face folder, a GGUF file or a checkpoint of a run "
-        "(RUN/round_2/follower); DST becomes a Hugging Face folder that transformers loads: "
-        "config, safetensors, tokenizer, chat template, generation config.",
+        description=CONVERT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add.add_argument("src", metavar="SRC")
     add.add_argument("dst", metavar="DST")
-    add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add.add_argument(
+        "--dtype", choices=DTYPES, help="default: as SRC's config.json says, or else bfloat16"
+    )
+    add_scan(add)
     add.set_defaults(function=convert)
     return top
+
+
+def add_scan(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no_scan",
+        dest="scan",
+        action="store_false",
+        help="take weights of files as they are, with NaN and infinity",
+    )
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -160,7 +185,8 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     base = Base.load(options.model)
     config = base.model.config
     kind = dtype(options.dtype)
-    engine = Engine(config, load_params(options.model, base.model, kind), kind)
+    params = load_params(options.model, base.model, kind, options.scan)
+    engine = Engine(config, params, kind)
     speaker = Speaker(engine, base.tokenizer)
     if options.raw:
         ids = [base.tokenizer.encode(prompt) for prompt in prompts]
@@ -209,13 +235,26 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax.checkpoint import Base, load_params
-    from seif_jax.settings import dtype
+    from seif_jax import models
+    from seif_jax.card import card
+    from seif_jax.checkpoint import Base, stage_of, tensors
 
+    start = time.perf_counter()
     base = Base.load(options.src)
-    params = load_params(options.src, base.model, dtype(options.dtype))
-    base.export(Path(options.dst), params, options.dtype)
-    print(f"{options.dst}: {base.model.hf_config['model_type']}, {options.dtype}")
+    config = base.model.hf_config
+    said = config.get("dtype") or config.get("torch_dtype")
+    dtype = options.dtype or (said if said in DTYPES else "bfloat16")
+    if stage := stage_of(Path(options.src)):
+        base = base.with_card(card(stage))
+    weights = tensors(options.src, base.model, dtype, options.scan)
+    base.write(Path(options.dst), weights, dtype)
+    secs = time.perf_counter() - start
+    count = models.count(base.model)
+    size = sum(path.stat().st_size for path in Path(options.dst).iterdir())
+    print(
+        f"{options.dst}: {config['model_type']}, {count:,} parameters, {dtype}, "
+        f"{size:,} bytes in {secs:.1f} s"
+    )
 
 
 if __name__ == "__main__":

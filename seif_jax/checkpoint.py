@@ -1,20 +1,23 @@
 """Checkpoints of a stage (Orbax), and models from wherever they come: run, folder or GGUF file."""
 
 import contextlib
+import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from seif_jax import models
 from seif_jax.errors import UserError
 from seif_jax.files import beside
 from seif_jax.models import Model, hf
+from seif_jax.models.devices import home
 from seif_jax.tokenizer import Tokenizer
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
@@ -60,12 +63,6 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
         checkpoints.close()
 
 
-def home() -> jax.sharding.Sharding:
-    """Where what is trained lives. Everything is put there by name: an array that only happens to
-    be there is another type to jit, and the programs would be compiled once more for it."""
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
 def _placed(tree: Any) -> Any:
     """Says on which device to put what is restored."""
     sharding = home()
@@ -74,26 +71,27 @@ def _placed(tree: Any) -> Any:
 
 @dataclass(frozen=True)
 class Base:
-    """What a run's models have in common: shape, config.json, tokenizer, generation settings."""
+    """What a run's models have in common: shape, config.json, tokenizer, and the files that go
+    along byte for byte (generation_config.json, the model card)."""
 
     model: Model
     tokenizer: Tokenizer
-    generation_config: dict[str, Any]
+    carried: dict[str, bytes]
 
     @classmethod
     def load(cls, path: str | Path | None) -> "Base":
         """From a Hugging Face folder, a GGUF file or a run's checkpoint; None: the embedded one."""
         path = models.resolve(path)
-        stage = _stage(path)
+        stage = stage_of(path)
         if stage:
-            path = _run(stage) / BASE
+            path = run_of(stage) / BASE
         if path.is_dir():
-            config, generation = hf.read_configs(path)
+            config, carried = hf.read_config(path), hf.carried(path)
         else:
-            source = models.open_source(path)
-            config = source.config
+            config = models.open_source(path).config
             generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
-        base = cls(models.describe(config), Tokenizer.load(path), generation)
+            carried = {hf.GENERATION: (json.dumps(generation, indent=2) + "\n").encode()}
+        base = cls(models.describe(config), Tokenizer.load(path), carried)
         if base.tokenizer.vocab_size > base.model.config.vocab:
             raise UserError(
                 f"{path}: the tokenizer has {base.tokenizer.vocab_size} tokens, the model only "
@@ -105,34 +103,56 @@ class Base:
         """Writes everything but weights."""
         with beside(folder) as temporary:
             temporary.mkdir()
-            hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.generation_config)
+            hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.carried)
+
+    def with_card(self, text: str) -> "Base":
+        return replace(self, carried={**self.carried, hf.CARD: text.encode()})
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
         """Writes a Hugging Face folder that transformers loads."""
-        hf.write_hf(
-            folder,
-            self.model.hf_config,
-            models.export(self.model, params, dtype),
-            tokenizer=self.tokenizer,
-            generation_config=self.generation_config,
-        )
+        self.write(folder, models.export(self.model, params, dtype), dtype)
+
+    def write(self, folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: Any) -> None:
+        """The same with weights as Hugging Face names them, all of `dtype`."""
+        nbytes = models.count(self.model) * np.dtype(dtype).itemsize
+        config, carried = self.model.hf_config, self.carried
+        hf.write_hf(folder, config, tensors, nbytes, tokenizer=self.tokenizer, carried=carried)
 
 
-def load_params(path: str | Path | None, model: Model, dtype: Any = jnp.float32) -> Any:
-    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file."""
+def load_params(
+    path: str | Path | None, model: Model, dtype: Any = jnp.float32, scan: bool = True
+) -> Any:
+    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file.
+
+    scan: NaN and infinity in files are refused (a run's own training leaves none).
+    """
     path = models.resolve(path)
-    stage = _stage(path)
+    stage = stage_of(path)
     if not stage:
-        return jax.device_put(models.load(models.open_source(path), model, dtype), home())
+        source = models.open_source(path)
+        try:
+            return models.load(source, model, dtype, home, scan)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     with open_checkpoints(stage) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{stage / FOLDER}: no checkpoint there")
-        params = checkpoints.restore(step, params=models.shapes(model))["params"]
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+        wanted = jax.tree.map(lambda x: x.update(dtype=dtype), models.shapes(model))
+        return checkpoints.restore(step, params=wanted)["params"]
 
 
-def _stage(path: Path) -> Path | None:
+def tensors(
+    path: str | Path | None, model: Model, dtype: Any, scan: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The same weights as Hugging Face names them, to be written: files are read one by one."""
+    path = models.resolve(path)
+    if stage_of(path):
+        return models.export(model, load_params(path, model, dtype), dtype)
+    return models.copy(models.open_source(path), model, dtype, scan)
+
+
+def stage_of(path: Path) -> Path | None:
     """The stage's folder if the path is one of a run, or its checkpoints folder."""
     path = path.resolve()
     if path.name == FOLDER:
@@ -140,7 +160,7 @@ def _stage(path: Path) -> Path | None:
     return path if (path / FOLDER).is_dir() else None
 
 
-def _run(stage: Path) -> Path:
+def run_of(stage: Path) -> Path:
     for folder in stage.parents:
         if (folder / BASE / "config.json").is_file():
             return folder

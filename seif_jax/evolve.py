@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from seif_jax import data, generate, metrics, report, settings, train
+from seif_jax.card import card
 from seif_jax.checkpoint import BASE, Base, load_params
 from seif_jax.display import Display
 from seif_jax.errors import UserError
@@ -124,11 +125,14 @@ class Evolution:
             return self.workdir / f"round_{round}" / role
         return resolve(self.config[role].init or self.config.model)
 
+    def load(self, path: Path, dtype: Any) -> Any:
+        return load_params(path, self.base.model, dtype, self.config.scan_weights)
+
     def engine(self, path: Path, dtype: str, devices: str) -> Engine:
         """Frozen weights; the same ones are held once, whoever asks for them."""
         held = (str(path), dtype, devices)
         if held not in self.frozen:
-            params = load_params(path, self.base.model, settings.dtype(dtype))
+            params = self.load(path, settings.dtype(dtype))
             device = None if devices == "shared" else _device(devices)
             self.frozen[held] = Engine(
                 self.base.model.config, params, settings.dtype(dtype), device
@@ -153,8 +157,8 @@ class Evolution:
             numbers = train.run(self.training(round, name, folder, key), writer, self.display)
         if name == "follower":
             path = self.weights("follower", round)
-            params = load_params(path, self.base.model, settings.dtype("bfloat16"))
-            self.base.export(folder / "hf", params, "bfloat16")
+            params = self.load(path, settings.dtype("bfloat16"))
+            self.base.with_card(card(folder)).export(folder / "hf", params, "bfloat16")
         write_json(folder / report.DONE, numbers)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
@@ -171,7 +175,7 @@ class Evolution:
             rounds=c.rounds,
             folder=folder,
             base=self.base,
-            start=partial(load_params, start, self.base.model),
+            start=partial(self.load, start, settings.dtype("float32")),
             reference=partial(self.engine, start, c.dtype, "shared"),
             task=task,
             decoding=settings.decoding(c, role, role.temperature),

@@ -1,6 +1,7 @@
 """Whole files or nothing: everything is written beside its place, then renamed into it."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -8,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from seif_jax.errors import UserError
+
 
 @contextlib.contextmanager
 def beside(path: str | Path) -> Iterator[Path]:
     """Yields a path beside `path` for a file or folder to be made; renamed to it on success.
 
     On an exception what was half written is removed and `path` stays as it was; what a killed
-    process left is removed by the next one that writes there.
+    process left is removed by the next one that writes there. UserError: the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +28,11 @@ def beside(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             remove(path)  # a folder cannot be renamed onto one that holds files
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(f"{path}: no space left on the disk, {free:,} bytes are free") from error
     finally:
         remove(temporary)
 

@@ -1,18 +1,25 @@
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tiny import tiny_config, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from seif_jax.errors import UserError
-from seif_jax.models import hf
+from seif_jax.models import hf, shards
+from seif_jax.models.devices import finite
 from seif_jax.tokenizer import Tokenizer
+
+GENERATION = b'{"eos_token_id":  2}'  # not as this code would write it
 
 
 class NoFiles:
@@ -25,8 +32,9 @@ def weights(dtype: Any = np.float32):
 
 
 def write(dst, tensors, config=None, **options):
-    options = {"tokenizer": NoFiles(), "generation_config": {"eos_token_id": 2}, **options}
-    hf.write_hf(dst, config or tiny_config(300), tensors.items(), **options)
+    options = {"tokenizer": NoFiles(), "carried": {"generation_config.json": GENERATION}, **options}
+    size = sum(value.nbytes for value in tensors.values())
+    hf.write_hf(dst, config or tiny_config(300), tensors.items(), size, **options)
     return dst
 
 
@@ -47,7 +55,7 @@ def test_round_trip(tmp_path, dtype, shard_bytes):
         got = source.get(name)
         assert got.dtype == value.dtype
         np.testing.assert_array_equal(got, value)
-    assert source.generation_config == {"eos_token_id": 2}
+    assert hf.carried(tmp_path / "m") == {"generation_config.json": GENERATION}
 
 
 def test_strided_arrays_are_written_in_order(tmp_path):
@@ -103,9 +111,50 @@ def test_nothing_half_written(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        hf.write_hf(folder, {}, breaks(), tokenizer=NoFiles(), generation_config={})
+        hf.write_hf(folder, {}, breaks(), 12, tokenizer=NoFiles(), carried={})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_no_space(tmp_path, monkeypatch):
+    """Said before anything is written where the size is known, else where the disk says so."""
+    folder = write(tmp_path / "m", weights())
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    free = SimpleNamespace(free=215)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    new = tmp_path / "new"
+    assert message(write, new, weights()) == f"{new}: no space, needs 216 bytes and 215 are free"
+    free.free = 216
+    write(new, weights())
+    full = SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    def save(*_, **__):
+        raise full
+
+    monkeypatch.setattr(shards, "save_file", save)
+    no_space = "no space left on the disk, 216 bytes are free"
+    assert message(write, folder, weights()) == f"{folder}: {no_space}"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "new"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_a_full_disk(tmp_path, monkeypatch):
+    """A real one: the weights do not fit, or what comes after them does not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no mount here")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
+    try:
+        big, small = np.ones(20_000, np.float32), np.ones(10, np.float32)
+        for tensors, carried in (({"a": big}, {}), ({"a": small}, {"README.md": bytes(80_000)})):
+            with pytest.raises(UserError, match=f"{disk}/m: no space left on the disk"):
+                write(disk / "m", tensors, carried=carried)
+            assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_what_may_be_replaced(tmp_path):
@@ -155,3 +204,37 @@ def test_broken_weights(tmp_path):
     assert f"{shard}: no such file" in message(hf.open_hf, folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     assert "no weight_map" in message(hf.open_hf, folder)
+
+
+def test_duplicated_weights(tmp_path):
+    folder = write(tmp_path / "m", weights(), shard_bytes=200)
+    first, second = sorted(folder.glob("*.safetensors"))
+    both = {"a": np.ones((4, 6), np.float32), "c": weights()["c"]}
+    save_file(both, second)
+    line = message(hf.open_hf, folder)
+    assert line == f"{folder}: weight a (4, 6) is in both {first.name} and {second.name}"
+    held = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    header = f'{{"a":{held},"a":{held}}}'.encode()
+    second.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert f"{second}: broken or incomplete" in message(hf.open_hf, folder)
+    assert "a is there twice" in message(hf.open_hf, folder)
+
+
+def test_dtypes_that_are_not_read(tmp_path):
+    folder = write(tmp_path / "m", {"a": np.ones((2, 3), np.int8)})
+    source = hf.open_hf(folder)
+    assert message(source.get, "a") == "weight a (2, 3) is I8, only BF16, F16, F32 are read"
+
+
+def test_weights_at_odd_places(tmp_path):
+    """Nothing in the format says that a file's header ends where a number may start."""
+    folder = write(tmp_path / "m", {"a": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    path.write_bytes(
+        (size + 1).to_bytes(8, "little") + content[8 : 8 + size] + b" " + content[8 + size :]
+    )
+    value = hf.open_hf(folder).get("a")
+    assert not value.flags.aligned and finite(value)
+    assert value[1].tolist() == [3, 4, 5]

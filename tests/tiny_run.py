@@ -69,7 +69,8 @@ def model_folder(folder: Path, seed: int = 11, **changes: Any) -> Path:
     params = models.init(model, seed)
     digits = jnp.array([tokenizer.encode(digit)[0] for digit in "01"])
     params["head"] = params["head"].at[digits].multiply(4.0)
-    Base(model, tokenizer, {"eos_token_id": 2}).export(folder, params, "float32")
+    carried = {"generation_config.json": b'{"eos_token_id": 2}'}
+    Base(model, tokenizer, carried).export(folder, params, "float32")
     return folder
 
 

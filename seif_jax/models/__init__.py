@@ -4,7 +4,10 @@ Weights are nested dicts of arrays, `{"embed": [V, D], "layers": {"q": [L, D, N,
 nnx modules of a family say their names, shapes, axes and initialisation and do nothing else.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax.errors import UserError
 from seif_jax.models import decoder, gguf, hf, layers, llama, mistral, qwen2, qwen3
+from seif_jax.models.devices import Index, Place, fill, finite, home, same_bits, to_host
 from seif_jax.models.layers import Config, Segment
 
 FAMILIES = {  # by config.json's model_type
@@ -25,6 +29,8 @@ FAMILIES = {  # by config.json's model_type
     "qwen2": qwen2.config,
     "qwen3": qwen3.config,
 }
+
+HEAD = decoder.NAMES["head"]  # some files of tied models hold it, too
 
 Params = dict[str, Any]
 
@@ -35,7 +41,7 @@ class Source(Protocol):
     config: dict[str, Any]
 
     def names(self) -> list[str]: ...
-    def get(self, name: str) -> np.ndarray: ...
+    def get(self, name: str) -> np.ndarray: ...  # read when it is asked for, or where it is sliced
 
 
 class Model(NamedTuple):
@@ -93,44 +99,116 @@ def shapes(model: Model) -> Params:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def load(source: Source, model: Model, dtype: Any = jnp.float32) -> Params:
-    """All weights, checked both ways: shape, missing, unexpected."""
-    unused = set(source.names())
-    flat = {}
+class Stored(NamedTuple):
+    """A weight as files hold it: one layer of a stack."""
 
-    def get(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> np.ndarray:
-        if name not in unused:
-            raise UserError(f"weight {name} is missing")
-        unused.discard(name)
-        value, wanted = source.get(name), flat_shape(shape, axes)
-        if value.shape != wanted:
-            raise UserError(f"weight {name} has shape {value.shape}, not {wanted}")
-        return value.reshape(shape)
+    name: str  # Hugging Face's
+    key: str  # ours
+    layer: int | None
+    shape: tuple[int, ...]  # ours, without the layer
+    flat: tuple[int, ...]  # the file's, where a head and its dimensions are one axis
 
+
+def stored(model: Model) -> list[Stored]:
+    """Every weight of the model's files, the layers of a stack in order."""
+    found = []
     for key, param in weights(model).items():
-        shape, axes = param.shape, param.axes
-        if axes[0] == "layer":
-            parts = [
-                get(decoder.NAMES[key].format(i), shape[1:], axes[1:]) for i in range(shape[0])
-            ]
-            flat[key] = jnp.asarray(np.stack(parts), dtype)
-        else:
-            flat[key] = jnp.asarray(get(decoder.NAMES[key], shape, axes), dtype)
-    unused -= {"lm_head.weight"} if model.config.tied else set()  # some tied exports repeat it
-    if unused:
-        raise UserError(f"weight {min(unused)} is not one of this model's ({len(unused)} such)")
+        stacked = param.axes[0] == "layer"
+        shape = param.shape[stacked:]
+        flat = flat_shape(shape, param.axes[stacked:])
+        for i in range(param.shape[0]) if stacked else [None]:
+            found.append(Stored(decoder.NAMES[key].format(i), key, i, shape, flat))
+    return found
+
+
+def count(model: Model) -> int:
+    """Number of parameters."""
+    return sum(math.prod(one.flat) for one in stored(model))
+
+
+def expected(source: Source, model: Model) -> list[Stored]:
+    """The weights of the model; UserError: the source lacks one of them, or has others."""
+    found = stored(model)
+    wanted = {one.name: one.flat for one in found}
+    given = set(source.names())
+    if missing := wanted.keys() - given:
+        name = min(missing)
+        raise UserError(f"weight {name} is missing, of shape {wanted[name]} ({len(missing)} such)")
+    if unknown := given - wanted.keys() - ({HEAD} if model.config.tied else set()):
+        name = min(unknown)
+        raise UserError(
+            f"weight {name} of shape {source.get(name).shape} is not one of this model's "
+            f"({len(unknown)} such)"
+        )
+    return found
+
+
+def _read(
+    source: Source, model: Model, one: Stored, index: Index = (), scan: bool = True
+) -> np.ndarray:
+    """The part of a weight at `index`, in our shape and the source's dtype, checked."""
+
+    def part(name: str) -> np.ndarray:
+        value = source.get(name)
+        if value.shape != one.flat:
+            raise UserError(f"weight {name} has shape {value.shape}, not {one.flat}")
+        return value.reshape(one.shape)[index]
+
+    value = part(one.name)
+    if scan and not finite(value):
+        bad = int(np.sum(~np.isfinite(value)))
+        raise UserError(f"weight {one.name} {one.flat}: values that are NaN or infinite: {bad}")
+    if one.key == "embed" and model.config.tied and HEAD in source.names():
+        if not same_bits(value, part(HEAD)):
+            raise UserError(
+                f"config.json ties the output projection to the embedding, but {HEAD} {one.flat} "
+                f"differs from {one.name}"
+            )
+    return value
+
+
+def load(
+    source: Source,
+    model: Model,
+    dtype: Any = jnp.float32,
+    place: Place = home,
+    scan: bool = True,
+) -> Params:
+    """All weights, each where `place` says; a process reads what its own devices hold, once.
+
+    UserError, with name and shape: missing, unexpected or misshaped weights, a tied model's own
+    output projection, with `scan` NaN and infinity.
+    """
+
+    def read(held: list[Stored], index: Index) -> Iterator[tuple[int, np.ndarray]]:
+        if held[0].layer is None:
+            yield 0, _read(source, model, held[0], index, scan)
+            return
+        for i, one in enumerate(held[index[0]]):
+            yield i, _read(source, model, one, index[1:], scan)[None]
+
+    params, flat = weights(model), {}
+    for key, held in groupby(expected(source, model), lambda one: one.key):
+        param = params[key]
+        flat[key] = fill(param.shape, dtype, place(param.axes), partial(read, list(held)))
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def copy(
+    source: Source, model: Model, dtype: Any, scan: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What `export` gives of what `load` loads, straight from the source, one at a time."""
+    for one in expected(source, model):
+        value = _read(source, model, one, scan=scan)
+        yield one.name, value.reshape(one.flat).astype(dtype, copy=False)
 
 
 def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Weights under their Hugging Face names and in their layout, one at a time."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    for key, param in weights(model).items():
-        value, axes = np.asarray(flat[key]), param.axes
-        stacked = axes[0] == "layer"
-        for i, part in enumerate(value if stacked else [value]):
-            shape = flat_shape(part.shape, axes[stacked:])
-            yield decoder.NAMES[key].format(i), part.reshape(shape).astype(dtype)
+    for one in stored(model):
+        value = to_host(flat[one.key], one.layer)
+        yield one.name, value.reshape(one.flat).astype(dtype, copy=False)
 
 
 def flat_shape(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:

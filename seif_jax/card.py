@@ -1,0 +1,81 @@
+"""The model card of what a run trained: its base model, rounds, config and metrics."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from seif_jax import __version__, metrics
+from seif_jax.checkpoint import run_of
+from seif_jax.errors import UserError
+from seif_jax.models.hf import HUB_NAME
+
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # of which the embedded model is a GGUF form
+NUMBERS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")
+CARD = """\
+---
+{front}library_name: transformers
+pipeline_tag: text-generation
+tags:
+- seif
+- grpo
+- instruction-following
+---
+# {name}
+
+The {role} after round {round} of {rounds} of SEIF (arXiv 2605.07465), self-evolving reinforcement
+learning for instruction following. Trained from {base} by seif_jax {version}, commit {commit}.
+
+Means over the steps of each stage up to here:
+
+{table}
+
+<details><summary>The run's config</summary>
+
+```json
+{config}
+```
+
+</details>
+"""
+
+
+def card(stage: Path) -> str:
+    """README.md for the model that a stage (RUN/round_N/ROLE) trained."""
+    place = re.fullmatch(r"round_(\d+)", stage.parent.name)
+    if not place or stage.name not in metrics.STAGES:
+        raise UserError(f"{stage}: not a stage of a run (RUN/round_N/ROLE)")
+    run, round = run_of(stage), int(place[1])
+    path = run / "config.json"
+    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = about.get("config", {})
+    base = config.get("model") or EMBEDDED
+    on_hub = HUB_NAME.fullmatch(base) and not Path(base).exists()
+    return CARD.format(
+        front=f"base_model: {base}\n" if on_hub else "",
+        name=f"{Path(base).name} {stage.name} {round}",
+        role=stage.name.capitalize(),
+        round=round,
+        rounds=config.get("rounds", round),
+        base=f"`{base}`",
+        version=__version__,
+        commit=about.get("git_commit"),
+        table=_table(run / "metrics.jsonl", (round, metrics.STAGES[stage.name])),
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+    )
+
+
+def _table(path: Path, last: tuple[int, int]) -> str:
+    """Markdown: a line for every stage of the run up to `last` (round, position in the round)."""
+    steps: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for line in metrics.read(path) if path.is_file() else []:
+        place = line["round"], metrics.STAGES[line["stage"]]
+        if place <= last and line["stage"] != "evaluate":
+            steps.setdefault((line["round"], line["stage"]), []).append(line)
+    rows = [["round", "stage", "steps", *NUMBERS], ["---"] * (3 + len(NUMBERS))]
+    for (round, stage), lines in steps.items():
+        values = [[x[name] for x in lines if x.get(name) is not None] for name in NUMBERS]
+        means = [f"{np.mean(found):.4g}" if found else "" for found in values]
+        rows.append([str(round), stage, str(len(lines)), *means])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
