@@ -98,7 +98,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("src", metavar="SRC")
     add.add_argument("dst", metavar="DST")
-    add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add.add_argument("--dtype", choices=DTYPES, help="default bfloat16; with --adapter float32")
+    add.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a run with config.lora: the adapter alone, as peft loads it; else it is merged",
+    )
     add.set_defaults(function=convert)
     return top
 
@@ -209,13 +214,19 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax.checkpoint import Base, load_params
+    from seif_jax.checkpoint import Base, export_adapter, load_params
     from seif_jax.settings import dtype
 
+    if options.adapter:
+        kind = options.dtype or "float32"
+        export_adapter(options.src, Path(options.dst), kind)
+        print(f"{options.dst}: adapter, {kind}")
+        return
+    kind = options.dtype or "bfloat16"
     base = Base.load(options.src)
-    params = load_params(options.src, base.model, dtype(options.dtype))
-    base.export(Path(options.dst), params, options.dtype)
-    print(f"{options.dst}: {base.model.hf_config['model_type']}, {options.dtype}")
+    params = load_params(options.src, base.model, dtype(kind))
+    base.export(Path(options.dst), params, kind)
+    print(f"{options.dst}: {base.model.hf_config['model_type']}, {kind}")
 
 
 if __name__ == "__main__":

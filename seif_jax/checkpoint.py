@@ -1,6 +1,7 @@
 """Checkpoints of a stage (Orbax), and models from wherever they come: run, folder or GGUF file."""
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import orbax.checkpoint as ocp
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.files import beside
-from seif_jax.models import Model, hf
+from seif_jax.files import beside, write_json
+from seif_jax.models import Model, hf, lora
+from seif_jax.models.lora import Lora
 from seif_jax.tokenizer import Tokenizer
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
@@ -101,11 +103,13 @@ class Base:
             )
         return base
 
-    def save(self, folder: Path) -> None:
-        """Writes everything but weights."""
+    def save(self, folder: Path, adapters: Lora | None = None) -> None:
+        """Writes everything but weights, and what a run's adapters are if it trains any."""
         with beside(folder) as temporary:
             temporary.mkdir()
             hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.generation_config)
+            if adapters:
+                write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
         """Writes a Hugging Face folder that transformers loads."""
@@ -119,17 +123,61 @@ class Base:
 
 
 def load_params(path: str | Path | None, model: Model, dtype: Any = jnp.float32) -> Any:
-    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file."""
+    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file.
+
+    A checkpoint of adapters is merged into its base, which must be where it was (UserError).
+    """
     path = models.resolve(path)
     stage = _stage(path)
     if not stage:
         return jax.device_put(models.load(models.open_source(path), model, dtype), home())
+    adapters = read_lora(stage)
+    if adapters:
+        adapter = load_adapter(stage, model, adapters)
+        return lora.merge(_load_base(stage, adapters, model, dtype), adapter, adapters.scale)
+    return jax.tree.map(lambda x: x.astype(dtype), _restore(stage, models.shapes(model)))
+
+
+def read_lora(path: Path) -> Lora | None:
+    """What the adapters of a run's checkpoint are; None: it holds whole weights, or is none."""
+    stage = _stage(path)
+    file = _run(stage) / BASE / hf.ADAPTER_CONFIG if stage else None
+    return Lora.from_peft(json.loads(file.read_text("utf-8"))) if file and file.is_file() else None
+
+
+def load_adapter(path: Path, model: Model, adapters: Lora) -> Any:
+    """The adapters of a run's checkpoint, float32."""
+    stage = _stage(path)
+    assert stage, f"{path} has been read as a checkpoint of adapters"
+    return _restore(stage, lora.shapes(model, adapters))
+
+
+def export_adapter(path: str | Path, folder: Path, dtype: Any) -> None:
+    """Writes the adapters of a run's checkpoint as a folder that peft loads."""
+    stage = models.resolve(path)
+    adapters = read_lora(stage)
+    if not adapters:
+        raise UserError(f"{path}: no checkpoint of a run with adapters (config.lora.rank)")
+    tensors = lora.export(load_adapter(stage, Base.load(path).model, adapters), dtype)
+    hf.write_adapter(folder, adapters.peft_config(), dict(tensors))
+
+
+def _load_base(stage: Path, adapters: Lora, model: Model, dtype: Any) -> Any:
+    """What a stage's adapters belong to. UserError: it is not where it was."""
+    try:
+        return load_params(adapters.base, model, dtype)
+    except UserError as error:
+        file = _run(stage) / BASE / hf.ADAPTER_CONFIG
+        raise UserError(f"{stage}: the base of its adapters, named in {file}: {error}") from None
+
+
+def _restore(stage: Path, shapes: Any) -> Any:
+    """The newest weights of a stage."""
     with open_checkpoints(stage) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{stage / FOLDER}: no checkpoint there")
-        params = checkpoints.restore(step, params=models.shapes(model))["params"]
-    return jax.tree.map(lambda x: x.astype(dtype), params)
+        return checkpoints.restore(step, params=shapes)["params"]
 
 
 def _stage(path: Path) -> Path | None:

@@ -1,8 +1,9 @@
 """Hugging Face folders: config.json and safetensors weights, read lazily and written whole."""
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from seif_jax import files
 from seif_jax.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MODEL_SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 SHARD_BYTES = 5_000_000_000
@@ -97,16 +99,24 @@ def write_hf(
     at a time; at most about `shard_bytes` of them are held in memory. An older model folder at
     `dst` is replaced; anything else that is there raises UserError.
     """
-    dst = Path(dst)
-    if dst.exists() and not _replaceable(dst):
-        raise UserError(f"{dst}: already there and not a model folder, give another place")
-    with files.beside(dst) as folder:
-        folder.mkdir()
+    with _model_folder(dst) as folder:
         dtypes = _write_shards(folder, tensors, shard_bytes)
         key = "dtype" if "dtype" in config else "torch_dtype"
         if len(dtypes) == 1:
             config = {**config, key: dtypes.pop()}
         write_base(folder, config, tokenizer, generation_config)
+
+
+def write_adapter(
+    dst: str | Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> None:
+    """Writes a folder that peft loads, with the care of `write_hf`."""
+    from safetensors.numpy import save_file
+
+    with _model_folder(dst) as folder:
+        _write_json(folder / ADAPTER_CONFIG, config)
+        held = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+        save_file(held, folder / ADAPTER, metadata={"format": "pt"})
 
 
 def write_base(
@@ -119,6 +129,17 @@ def write_base(
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", generation_config)
     tokenizer.save(folder)
+
+
+@contextlib.contextmanager
+def _model_folder(dst: str | Path) -> Iterator[Path]:
+    """A new folder, renamed to `dst` in the end. UserError: something else is there."""
+    dst = Path(dst)
+    if dst.exists() and not _replaceable(dst):
+        raise UserError(f"{dst}: already there and not a model folder, give another place")
+    with files.beside(dst) as folder:
+        folder.mkdir()
+        yield folder
 
 
 def _replaceable(path: Path) -> bool:
