@@ -67,7 +67,7 @@ def get_config() -> Config:
     c.data.instructions = text()  # the Follower's data, in place of what the Instructor writes
     c.data.rules = rule_set()  # or this: rule-checked constraints, written without a model
 
-    c.lora = ConfigDict()  # small matrices trained beside the model's projections, see models.md
+    c.lora = ConfigDict()  # small matrices trained beside frozen projections: docs/models.md
     c.lora.rank = 0  # 0: all weights are trained
     c.lora.alpha = 32.0  # what they add counts alpha/rank
     c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # projections that have them
