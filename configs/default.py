@@ -20,7 +20,8 @@ def text(default: str | None = None) -> config_dict.FieldReference:
 def trained_role() -> ConfigDict:
     """What Instructor and Follower have in common."""
     c = ConfigDict()
-    c.init = text()  # weights to start from; none: the model (a run's checkpoint, HF folder, GGUF)
+    c.init = text()  # weights to start from; none: the model (a run's checkpoint, HF folder, GGUF);
+    # with lora: a checkpoint of a run with the same model and lora
     c.epochs = (1,)  # passes over the data in round 1, 2, …; the last goes on for later rounds
     c.rollout_prompts = 384  # prompts a step
     c.group_size = 5  # samples a prompt
@@ -66,6 +67,11 @@ def get_config() -> Config:
     c.data.limit = 0  # seeds used, the first ones; 0: all
     c.data.instructions = text()  # the Follower's data, in place of what the Instructor writes
     c.data.rules = rule_set()  # or this: rule-checked constraints, written without a model
+
+    c.lora = ConfigDict()  # small matrices trained beside frozen projections: docs/models.md
+    c.lora.rank = 0  # 0: all weights are trained
+    c.lora.alpha = 32.0  # what they add counts alpha/rank
+    c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # projections that have them
 
     c.instructor = trained_role()
     c.instructor.soft_share = 0.5  # of prompts: soft variant (5 constraints); rest hard (3)

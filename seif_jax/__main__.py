@@ -112,7 +112,14 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("src", metavar="SRC")
     add.add_argument("dst", metavar="DST")
     add.add_argument(
-        "--dtype", choices=DTYPES, help="default: as SRC's config.json says, or else bfloat16"
+        "--dtype",
+        choices=DTYPES,
+        help="default: as SRC's config.json says, or else bfloat16; with --adapter float32",
+    )
+    add.add_argument(
+        "--adapter",
+        action="store_true",
+        help="of a run with config.lora: the adapter alone, as peft loads it; else it is merged",
     )
     add_scan(add)
     add.set_defaults(function=convert)
@@ -237,7 +244,7 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import models
     from seif_jax.card import card
-    from seif_jax.checkpoint import Base, stage_of, tensors
+    from seif_jax.checkpoint import Base, export_adapter, stage_of, tensors
 
     start = time.perf_counter()
     base = Base.load(options.src)
@@ -246,13 +253,18 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     dtype = options.dtype or (said if said in DTYPES else "bfloat16")
     if stage := stage_of(Path(options.src)):
         base = base.with_card(card(stage))
-    weights = tensors(options.src, base.model, dtype, options.scan)
-    base.write(Path(options.dst), weights, dtype)
+    if options.adapter:
+        dtype = options.dtype or "float32"
+        count = export_adapter(options.src, Path(options.dst), base, dtype)
+    else:
+        weights = tensors(options.src, base.model, dtype, options.scan)
+        base.write(Path(options.dst), weights, dtype)
+        count = models.count(base.model)
     secs = time.perf_counter() - start
-    count = models.count(base.model)
     size = sum(path.stat().st_size for path in Path(options.dst).iterdir())
+    what = "adapter of " if options.adapter else ""
     print(
-        f"{options.dst}: {config['model_type']}, {count:,} parameters, {dtype}, "
+        f"{options.dst}: {what}{config['model_type']}, {count:,} parameters, {dtype}, "
         f"{size:,} bytes in {secs:.1f} s"
     )
 

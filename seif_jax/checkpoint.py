@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.files import beside
-from seif_jax.models import Model, hf
+from seif_jax.files import beside, write_json
+from seif_jax.models import Model, hf, lora
 from seif_jax.models.devices import home
+from seif_jax.models.lora import Lora
 from seif_jax.tokenizer import Tokenizer
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
@@ -99,11 +100,13 @@ class Base:
             )
         return base
 
-    def save(self, folder: Path) -> None:
-        """Writes everything but weights."""
+    def save(self, folder: Path, adapters: Lora | None = None) -> None:
+        """Writes everything but weights, and what a run's adapters are if it trains any."""
         with beside(folder) as temporary:
             temporary.mkdir()
             hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.carried)
+            if adapters:
+                write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
     def with_card(self, text: str) -> "Base":
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})
@@ -124,6 +127,7 @@ def load_params(
 ) -> Any:
     """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file.
 
+    A checkpoint of adapters is merged into its base, which must be where it was (UserError).
     scan: NaN and infinity in files are refused (a run's own training leaves none).
     """
     path = models.resolve(path)
@@ -134,12 +138,56 @@ def load_params(
             return models.load(source, model, dtype, home, scan)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+    adapters = read_lora(stage)
+    if adapters:
+        base = _load_base(stage, adapters, model, dtype, scan)
+        return lora.merge(base, load_adapter(stage, model, adapters), adapters.scale)
+    return _restore(stage, jax.tree.map(lambda x: x.update(dtype=dtype), models.shapes(model)))
+
+
+def read_lora(path: Path) -> Lora | None:
+    """What the adapters of a run's checkpoint are; None: it holds whole weights, or is none."""
+    stage = stage_of(path)
+    file = run_of(stage) / BASE / hf.ADAPTER_CONFIG if stage else None
+    return Lora.from_peft(json.loads(file.read_text("utf-8"))) if file and file.is_file() else None
+
+
+def load_adapter(path: Path, model: Model, adapters: Lora) -> Any:
+    """The adapters of a run's checkpoint, float32."""
+    stage = stage_of(path)
+    assert stage, f"{path} has been read as a checkpoint of adapters"
+    return _restore(stage, lora.shapes(model, adapters))
+
+
+def export_adapter(path: str | Path, folder: Path, base: Base, dtype: Any) -> int:
+    """Writes the adapters of a run's checkpoint as a folder that peft loads, with the card of
+    `base`; returns the number of parameters."""
+    stage = models.resolve(path)
+    adapters = read_lora(stage)
+    if not adapters:
+        raise UserError(f"{path}: no checkpoint of a run with adapters (config.lora.rank)")
+    held = dict(lora.export(load_adapter(stage, base.model, adapters), dtype))
+    card = {name: text for name, text in base.carried.items() if name == hf.CARD}
+    hf.write_adapter(folder, adapters.peft_config(), held, card)
+    return sum(value.size for value in held.values())
+
+
+def _load_base(stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool) -> Any:
+    """What a stage's adapters belong to. UserError: it is not where it was."""
+    try:
+        return load_params(adapters.base, model, dtype, scan)
+    except UserError as error:
+        file = run_of(stage) / BASE / hf.ADAPTER_CONFIG
+        raise UserError(f"{stage}: the base of its adapters, named in {file}: {error}") from None
+
+
+def _restore(stage: Path, shapes: Any) -> Any:
+    """The newest weights of a stage."""
     with open_checkpoints(stage) as checkpoints:
         step = checkpoints.latest()
         if step is None:
             raise UserError(f"{stage / FOLDER}: no checkpoint there")
-        wanted = jax.tree.map(lambda x: x.update(dtype=dtype), models.shapes(model))
-        return checkpoints.restore(step, params=wanted)["params"]
+        return checkpoints.restore(step, params=shapes)["params"]
 
 
 def tensors(

@@ -11,7 +11,7 @@ import jax
 
 from seif_jax import data, generate, metrics, report, settings, train
 from seif_jax.card import card
-from seif_jax.checkpoint import BASE, Base, load_params
+from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import remove, write_json
@@ -21,10 +21,10 @@ from seif_jax.models import resolve
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
-from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposer
+from seif_jax.weights import Weights
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
 
@@ -74,7 +74,7 @@ def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
         about = {"packages": packages, "git_commit": _git_commit(), "devices": devices}
         write_json(path, {"config": wanted, **about})
     if not (workdir / BASE).is_dir():
-        base.save(workdir / BASE)
+        base.save(workdir / BASE, settings.lora(config))
     return not held
 
 
@@ -87,10 +87,12 @@ def _held_config(path: Path) -> Any:
 
 
 class Evolution:
-    """A run's config with what its stages share: the base model, seeds, frozen models."""
+    """A run's config with what its stages share: the weights, seeds, evaluation sets."""
 
     def __init__(self, config: Config, workdir: Path, base: Base, display: Display):
-        self.config, self.workdir, self.base, self.display = config, workdir, base, display
+        self.config, self.workdir, self.display = config, workdir, display
+        self.weights = Weights(config, workdir, base)
+        self.base = self.weights.base
         self.key = jax.random.key(config.seed)
         self.seeds = data.load_seeds(config.data.seeds, config.data.column)
         if config.data.limit:
@@ -107,7 +109,6 @@ class Evolution:
                 "config.data.instructions or config.data.rules"
             )
         self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
-        self.frozen: dict[tuple[str, str, str], Engine] = {}
 
     def rule_set(self, s: Config) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds."""
@@ -118,31 +119,6 @@ class Evolution:
         seeds = self.seeds[s.first : s.last or None]
         rows = phrase.instructions(seeds, s.kinds, s.per_prompt, s.seed)
         return [data.instruction(f"rules {s.kinds}: row {n}", row) for n, row in enumerate(rows, 1)]
-
-    # Where weights come from: `role` after round `round`, or what it starts from.
-    def weights(self, role: str, round: int) -> Path:
-        if round and role in self.config.stages:
-            return self.workdir / f"round_{round}" / role
-        return resolve(self.config[role].init or self.config.model)
-
-    def load(self, path: Path, dtype: Any) -> Any:
-        return load_params(path, self.base.model, dtype, self.config.scan_weights)
-
-    def engine(self, path: Path, dtype: str, devices: str) -> Engine:
-        """Frozen weights; the same ones are held once, whoever asks for them."""
-        held = (str(path), dtype, devices)
-        if held not in self.frozen:
-            params = self.load(path, settings.dtype(dtype))
-            device = None if devices == "shared" else _device(devices)
-            self.frozen[held] = Engine(
-                self.base.model.config, params, settings.dtype(dtype), device
-            )
-        return self.frozen[held]
-
-    def keep_only(self, *paths: Path) -> None:
-        """Lets go of frozen weights that the coming stage does not use."""
-        names = {str(path) for path in paths}
-        self.frozen = {key: engine for key, engine in self.frozen.items() if key[0] in names}
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
@@ -156,16 +132,18 @@ class Evolution:
         else:
             numbers = train.run(self.training(round, name, folder, key), writer, self.display)
         if name == "follower":
-            path = self.weights("follower", round)
-            params = self.load(path, settings.dtype("bfloat16"))
+            path = self.weights.path("follower", round)
+            params = self.weights.load(path, "bfloat16")
             self.base.with_card(card(folder)).export(folder / "hf", params, "bfloat16")
         write_json(folder / report.DONE, numbers)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
         c = self.config
         role = c[name]
-        start = self.weights(name, round - 1)
-        self.keep_only(start, self.weights("follower", round - 1), self.judger_path(round))
+        start = self.weights.path(name, round - 1)
+        self.weights.keep_only(
+            start, self.weights.path("follower", round - 1), self.judger_path(round)
+        )
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         follower = name == "follower"
         decoding = settings.decoding(c, c.follower, c.eval.temperature)
@@ -175,14 +153,16 @@ class Evolution:
             rounds=c.rounds,
             folder=folder,
             base=self.base,
-            start=partial(self.load, start, settings.dtype("float32")),
-            reference=partial(self.engine, start, c.dtype, "shared"),
+            start=partial(self.weights.start, start, jax.random.fold_in(key, 0)),
+            shapes=self.weights.shapes,
+            frozen=self.weights.frozen(),
+            reference=partial(self.weights.engine, start, c.dtype, "shared"),
             task=task,
             decoding=settings.decoding(c, role, role.temperature),
             grouping=settings.grouping(c, role),
             sizes=settings.sizes(role, round),
             algorithm=settings.algorithm(c),
-            key=key,
+            key=key,  # folded with steps, which count from 1
             order_seed=c.seed * 1000 + round,
             checkpoint_every=c.checkpoint.every_steps,
             max_no_verdict=c.judger.max_no_verdict,
@@ -192,11 +172,11 @@ class Evolution:
         )
 
     def speaker(self, path: Path, dtype: str, devices: str = "shared") -> Speaker:
-        return Speaker(self.engine(path, dtype, devices), self.base.tokenizer)
+        return Speaker(self.weights.engine(path, dtype, devices), self.base.tokenizer)
 
     def judger_path(self, round: int) -> Path:
         fixed = self.config.judger.model
-        return resolve(fixed) if fixed else self.weights("follower", round - 1)
+        return resolve(fixed) if fixed else self.weights.path("follower", round - 1)
 
     def checker(self, round: int) -> Checker:
         """The Judger is F_{t-1}, or a fixed model; with rules alone there is none."""
@@ -226,7 +206,7 @@ class Evolution:
 
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
-        evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
+        evaluator = self.speaker(self.weights.path("follower", round - 1), c.dtype)
         answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_SALT)
         return InstructorTask(
             rows=self.seeds,
@@ -252,9 +232,9 @@ class Evolution:
     ) -> dict[str, float]:
         """I_t writes constraints for every seed; the Filter drops contradictory ones."""
         c = self.config
-        author = self.weights("instructor", round)
-        self.keep_only(author, self.weights("follower", round - 1))
-        evaluator = self.speaker(self.weights("follower", round - 1), c.dtype)
+        author = self.weights.path("instructor", round)
+        self.weights.keep_only(author, self.weights.path("follower", round - 1))
+        evaluator = self.speaker(self.weights.path("follower", round - 1), c.dtype)
         task = Proposer(
             rows=self.seeds,
             filter=self.filter(evaluator) if c.generate.filter else None,
@@ -284,15 +264,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def _device(number: str) -> Any:
-    if not number.isdigit() or int(number) >= len(jax.devices()):
-        raise UserError(
-            f"config.judger.devices={number!r}: neither 'shared' nor one of the devices "
-            f"0 to {len(jax.devices()) - 1}"
-        )
-    return jax.devices()[int(number)]
 
 
 def _git_commit() -> str | None:

@@ -12,6 +12,7 @@ from jax import lax
 
 from seif_jax import grpo, optim
 from seif_jax.batch import Batch
+from seif_jax.models import lora
 from seif_jax.optim import State
 
 
@@ -47,10 +48,10 @@ def make_update(
     micro_prompts: int,
 ) -> jax.stages.Wrapped:
     """One update from one optimizer batch, its gradient added up over micro-batches: jitted,
-    (State, Batch, bool []) -> (State, numbers)."""
+    (State, frozen weights, Batch, bool []) -> (State, numbers)."""
 
-    def micro_loss(params: Any, b: Batch, fresh: jax.Array, count: jax.Array):
-        logp, mask = batch_logp(params, b, remat=True), b.mask()
+    def micro_loss(trained: Any, frozen: Any, b: Batch, fresh: jax.Array, count: jax.Array):
+        logp, mask = batch_logp(lora.join(frozen, trained), b, remat=True), b.mask()
         old = jnp.where(fresh, lax.stop_gradient(logp), b.old_logp)
         value, numbers = grpo.loss(
             logp,
@@ -70,21 +71,24 @@ def make_update(
         return value, (numbers, jnp.max(gap))
 
     @partial(jax.jit, donate_argnums=0)
-    def update(state: State, batch: Batch, fresh: jax.Array):
-        """fresh: nothing was updated since sampling; old_logp is what this pass computes."""
+    def update(state: State, frozen: Any, batch: Batch, fresh: jax.Array):
+        """frozen: the rest of the model, {} where all weights are trained. fresh: nothing was
+        updated since sampling; old_logp is what this pass computes."""
         count = jnp.sum(batch.mask(), dtype=jnp.float32)
         grad = jax.grad(micro_loss, has_aux=True)
 
+        def of(start: int | jax.Array):
+            return grad(state.params, frozen, batch.slice(start, micro_prompts), fresh, count)
+
         def add(total: Any, start: jax.Array):
-            found = grad(state.params, batch.slice(start, micro_prompts), fresh, count)
-            gradient, (numbers, gap) = found
+            gradient, (numbers, gap) = of(start)
             return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
 
         prompts = batch.prompts.shape[0]
         if prompts == micro_prompts:  # no second gradient is held to add up in
-            gradient, (numbers, gaps) = grad(state.params, batch, fresh, count)
+            gradient, (numbers, gaps) = of(0)
         else:
-            part = jax.eval_shape(grad, state.params, batch.slice(0, micro_prompts), fresh, count)
+            part = jax.eval_shape(of, 0)
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
             starts = jnp.arange(0, prompts, micro_prompts)
             (gradient, numbers), gaps = lax.scan(add, zeros, starts)

@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 class State:
     """What training changes, and a checkpoint holds."""
 
-    params: Any  # float32 master weights
+    params: Any  # float32 master weights: the model's, or its adapters'
     optimizer: Any  # float32 moments and the number of updates taken
 
 

@@ -1,5 +1,6 @@
 """From the config to what the rooms take: frozen dataclasses, checked at the door."""
 
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 from seif_jax import optim
 from seif_jax.errors import UserError
 from seif_jax.learner import Algorithm
+from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rewards.score import CHECKS
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
@@ -68,6 +70,23 @@ def check(config: Config) -> None:
             if not config[role].epochs or min(config[role].epochs) < 1:
                 raise UserError(f"config.{role}.epochs={config[role].epochs} must be 1 or more")
             sizes(config[role], 1).check(config[role].group_size)
+
+
+def lora(config: Config) -> Lora | None:
+    """The adapters of a run; None: all weights are trained. UserError: adapters that cannot be."""
+    c, base = config.lora, config.model
+    if c.rank < 0:
+        raise UserError(f"config.lora.rank={c.rank} must be 0 (all weights are trained) or more")
+    for target in c.targets:
+        if target not in TARGETS:
+            raise UserError(f"config.lora.targets: {target!r} is none of {', '.join(TARGETS)}")
+    if not c.rank:
+        return None
+    if not c.targets or c.alpha <= 0:
+        raise UserError(f"config.lora: targets={c.targets} and alpha={c.alpha} train nothing")
+    if base and Path(base).expanduser().exists():
+        base = str(Path(base).expanduser().resolve())
+    return Lora(c.rank, c.alpha, tuple(t for t in TARGETS if t in c.targets), base)
 
 
 def sizes(role: Config, round: int) -> Sizes:

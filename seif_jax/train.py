@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seif_jax import data, metrics, models, validate
+from seif_jax import data, metrics, validate
 from seif_jax.batch import Batch
 from seif_jax.checkpoint import Base, Checkpoints, home, open_checkpoints
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
 from seif_jax.learner import Algorithm, make_optimizer, make_update
 from seif_jax.metrics import Phases, Writer
+from seif_jax.models import lora
 from seif_jax.models.layers import Config
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
@@ -60,7 +61,9 @@ class Stage:
     rounds: int
     folder: Path
     base: Base
-    start: Callable[[], Any]  # loads the float32 weights to train
+    start: Callable[[], Any]  # makes the float32 weights to train
+    shapes: Any  # of those
+    frozen: Any  # the rest of the model in `dtype`: the base of adapters, {} where there are none
     reference: Callable[[], Engine]  # the same weights, frozen
     task: Task
     decoding: Decoding
@@ -150,11 +153,10 @@ def restore(
     if done is None:
         params = stage.start()
         return 0, State(params, jax.jit(optimizer.init, out_shardings=home())(params))
-    params = models.shapes(stage.base.model)
-    moments = jax.eval_shape(optimizer.init, params)
+    moments = jax.eval_shape(optimizer.init, stage.shapes)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
-        return done, State(checkpoints.restore(done, params=params)["params"], None)
-    trees = checkpoints.restore(done, params=params, optimizer=moments)
+        return done, State(checkpoints.restore(done, params=stage.shapes)["params"], None)
+    trees = checkpoints.restore(done, params=stage.shapes, optimizer=moments)
     return done, State(trees["params"], trees["optimizer"])
 
 
@@ -169,7 +171,7 @@ class Programs:
         def batch_logp(params: Any, b: Batch, remat: bool = False) -> jax.Array:
             return logp(params, b.prefix, b.prompts, b.prompt_lengths, b.completions, remat=remat)
 
-        self.cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(stage.dtype), params))
+        self.cast = jax.jit(lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained))
         self.logp = jax.jit(batch_logp)
         self._update = make_update(batch_logp, optimizer, stage.algorithm, stage.sizes.micro)
 
@@ -178,6 +180,12 @@ class Programs:
         self._update.lower(*arguments).compile()
         metrics.trim()
         return self._update(*arguments)
+
+
+def speaker(stage: Stage, programs: Programs, state: State) -> Speaker:
+    """The policy as it is now; frozen weights are shared with it, not copied."""
+    params = lora.join(stage.frozen, programs.cast(state.params))
+    return Speaker(Engine(stage.base.model.config, params, stage.dtype), stage.base.tokenizer)
 
 
 def train_step(
@@ -192,8 +200,7 @@ def train_step(
     """Sample, score, update; returns the new state, the step's numbers and its samples."""
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
-        c = stage.base.model.config
-        policy = Speaker(Engine(c, programs.cast(state.params), stage.dtype), stage.base.tokenizer)
+        policy = speaker(stage, programs, state)
         found = rollout(stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
@@ -234,7 +241,7 @@ def apply_updates(
     for start in range(0, batch.prompts.shape[0], size):
         part = batch.slice(start, size)
         if np.any(part.trained):
-            state, numbers = programs.update(state, part, jnp.array(start == 0))
+            state, numbers = programs.update(state, stage.frozen, part, jnp.array(start == 0))
             found.append(jax.device_get(numbers))
     means = {name: float(np.mean([f[name] for f in found])) for name in (found or [{}])[0]}
     for name in ("skipped_updates", "trained_tokens"):
@@ -272,8 +279,7 @@ def evaluate(
     if not stage.evaluate_every:
         return
     display.phase("evaluate")
-    engine = Engine(stage.base.model.config, programs.cast(state.params), stage.dtype)
-    policy = Speaker(engine, stage.base.tokenizer)
+    policy = speaker(stage, programs, state)
     # The same key at every step: differences are the policy's.
     numbers, found = validate.score_sets(policy, stage.evaluations, stage.key)
     data.append_samples(stage.folder / "evaluations.parquet", found, step)

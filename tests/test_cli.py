@@ -82,6 +82,10 @@ def test_help(command, capsys):
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
         ("judger.devices=7", "config.judger.devices='7': neither 'shared' nor one of the devices"),
         ("judger.model=/absent", "/absent"),
+        ("lora.rank=-1", "config.lora.rank=-1 must be 0 .* or more"),
+        ("lora.targets=embed", "config.lora.targets: 'embed' is none of q, k, v, o, gate, up,"),
+        ("lora.rank=2 alpha=0.0", "alpha=0.0 train nothing"),
+        ("lora.rank=2 targets=()", r"targets=\(\) and alpha=32.0 train nothing"),
     ],
 )
 def test_a_config_that_cannot_be(place, refused, override, message):
@@ -291,8 +295,8 @@ def test_weights_that_cannot_be(place, refused, capsys):
     assert load_file(dst / path.name)[norm][3] == np.inf
     shutil.rmtree(dst)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
     capsys.readouterr()
+    assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
 
 
 def test_convert_a_run(place, capsys, refused):

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "seif_jax"
 # From the top down; a room imports rooms of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"evolve", "settings", "report", "card", "evaluate", "plan", "bench", "sweep"},
+    {"evolve", "weights", "settings", "report", "card", "evaluate", "plan", "bench", "sweep"},
     {"train", "generate", "validate", "learner"},
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},

@@ -97,7 +97,7 @@ def step(batch, fresh=False, micro=4):
     """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = State(start, optax.sgd(1.0).init(start))
-    state, numbers = UPDATES[micro](state, batch, jnp.array(fresh))
+    state, numbers = UPDATES[micro](state, {}, batch, jnp.array(fresh))
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
     return gradient, state.params, jax.device_get(numbers)
 
@@ -180,7 +180,7 @@ def test_weights_stay_float32_under_bfloat16():
     update = learner.make_update(logp, optimizer, ALGORITHM, 2)
     shapes = models.shapes(MODEL)
     state = State(shapes, jax.eval_shape(optimizer.init, shapes))
-    after, _ = jax.eval_shape(update, state, BATCH, jnp.array(True))
+    after, _ = jax.eval_shape(update, state, {}, BATCH, jnp.array(True))
     assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state))
     assert {x.dtype for x in jax.tree.leaves(after.params)} == {np.dtype(np.float32)}
     assert {x.dtype.name for x in jax.tree.leaves(after.optimizer)} == {"float32", "int32"}
@@ -190,13 +190,13 @@ def test_updates_of_a_rollout():
     """Only the first is fresh; one without a trained sample is left out; counts are sums."""
     calls = []
 
-    def update(state, part, fresh):
+    def update(state, frozen, part, fresh):
         calls.append((part.advantages.tolist(), bool(fresh)))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1)))
+    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1), frozen={}))
     programs = cast(Any, SimpleNamespace(update=update))
     part = replace(BATCH, trained=trained)
     state, numbers = train.apply_updates(stage, programs, cast(Any, 0), part)

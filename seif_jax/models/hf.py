@@ -1,8 +1,9 @@
 """Hugging Face folders: config.json, weights and what lies beside them, read and written whole."""
 
+import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from seif_jax.errors import UserError
 from seif_jax.models import shards
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 MODEL_SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 SHARD_BYTES = 5_000_000_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -99,6 +101,45 @@ def write_hf(
     model folder at `dst` is replaced; anything else that is there raises UserError, and so does a
     disk without the room.
     """
+    with _model_folder(dst, nbytes) as folder:
+        dtypes = shards.write_shards(folder, tensors, shard_bytes)
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        if len(dtypes) == 1:
+            config = {**config, key: dtypes.pop()}
+        write_base(folder, config, tokenizer, carried)
+
+
+def write_adapter(
+    dst: str | Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    carried: Mapping[str, bytes],
+) -> None:
+    """Writes a folder that peft loads, with the care of `write_hf`."""
+    with _model_folder(dst, sum(value.nbytes for value in tensors.values())) as folder:
+        shards.write_json(folder / ADAPTER_CONFIG, config)
+        shards.save(tensors, folder / ADAPTER)
+        write_carried(folder, carried)
+
+
+def write_base(
+    folder: Path, config: Mapping[str, Any], tokenizer: Saves, carried: Mapping[str, bytes]
+) -> None:
+    """Everything of a model folder but the weights."""
+    shards.write_json(folder / CONFIG, config)
+    write_carried(folder, carried)
+    tokenizer.save(folder)
+
+
+def write_carried(folder: Path, carried: Mapping[str, bytes]) -> None:
+    for name, content in carried.items():
+        (folder / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
+    """A new folder, renamed to `dst` in the end. UserError: something else is there, or less than
+    `nbytes` are free."""
     dst = Path(dst)
     if dst.exists() and not _replaceable(dst):
         raise UserError(f"{dst}: already there and not a model folder, give another place")
@@ -107,21 +148,7 @@ def write_hf(
         free = shutil.disk_usage(folder).free
         if nbytes > free:
             raise UserError(f"{dst}: no space, needs {nbytes:,} bytes and {free:,} are free")
-        dtypes = shards.write_shards(folder, tensors, shard_bytes)
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        if len(dtypes) == 1:
-            config = {**config, key: dtypes.pop()}
-        write_base(folder, config, tokenizer, carried)
-
-
-def write_base(
-    folder: Path, config: Mapping[str, Any], tokenizer: Saves, carried: Mapping[str, bytes]
-) -> None:
-    """Everything of a model folder but the weights."""
-    shards.write_json(folder / CONFIG, config)
-    for name, content in carried.items():
-        (folder / name).write_bytes(content)
-    tokenizer.save(folder)
+        yield folder
 
 
 def _replaceable(path: Path) -> bool:

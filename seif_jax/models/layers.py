@@ -38,6 +38,7 @@ class Config:
     qk_norm: bool  # queries and keys are normed, each head by itself
     tied: bool  # the output projection is the embedding
     max_positions: int
+    lora_scale: float = 0.0  # of adapters, where the weights hold any
 
 
 def weight(
@@ -125,6 +126,17 @@ def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float
     return product(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
 
 
+def project(
+    c: Config, w: Mapping[str, Array], name: str, x: Float[Array, "*S I"], dtype: Any
+) -> Float[Array, "*S O"]:
+    """x through one of a layer's projections and, where there is one, its adapter."""
+    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype)
+    if f"{name}_a" in w:
+        low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
+        out = out + linear(low, w[f"{name}_b"], dtype)
+    return out
+
+
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float):
     """Root-mean-square norm in float32."""
     x = x.astype(jnp.float32)
@@ -199,9 +211,9 @@ def block(
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """One layer. `see` turns the new keys and values into all the segments that queries attend to,
     the one that holds the new ones last; that one is returned."""
-    (B, T, D), K, H = x.shape, c.kv_heads, c.head_dim
+    (B, T, _), K, H = x.shape, c.kv_heads, c.head_dim
     h = rms_norm(x, w["attn_norm"], c.norm_eps)
-    q, k, v = (linear(h, w[name].reshape(-1, D), dtype).reshape(B, T, -1, H) for name in "qkv")
+    q, k, v = (project(c, w, name, h, dtype).reshape(B, T, -1, H) for name in "qkv")
     if c.qkv_bias:
         q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if c.qk_norm:
@@ -210,7 +222,7 @@ def block(
     k, v = (y.astype(cache_dtype(dtype)).transpose(2, 0, 1, 3) for y in (rotate(k, r), v))
     segments = see(k, v)
     seen = attend(q, segments, dtype).transpose(1, 3, 0, 2, 4)
-    x = x + linear(seen.reshape(B, T, -1), w["o"].reshape(D, -1), dtype)
+    x = x + project(c, w, "o", seen.reshape(B, T, -1), dtype)
     h = rms_norm(x, w["mlp_norm"], c.norm_eps)
-    gate, up = linear(h, w["gate"], dtype), linear(h, w["up"], dtype)
-    return x + linear(jax.nn.silu(gate) * up, w["down"], dtype), segments[-1]
+    gate, up = (project(c, w, name, h, dtype) for name in ("gate", "up"))
+    return x + project(c, w, "down", jax.nn.silu(gate) * up, dtype), segments[-1]

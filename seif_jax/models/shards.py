@@ -106,13 +106,11 @@ def write_shards(
     dtypes: set[str] = set()
 
     def flush() -> None:
-        _save(pending, folder / f"{len(shards)}.part")
+        save(pending, folder / f"{len(shards)}.part")
         shards.append(list(pending))
         pending.clear()
 
     for name, value in tensors:
-        # safetensors.numpy writes a strided array's memory as it lies, silently: order="C".
-        value = np.asarray(value, order="C")
         if pending and pending_bytes + value.nbytes > shard_bytes:
             flush()
             pending_bytes = 0
@@ -131,9 +129,12 @@ def write_shards(
     return dtypes
 
 
-def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """One safetensors file."""
+    # safetensors.numpy writes a strided array's memory as it lies, silently: order="C".
+    held = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(held, path, metadata={"format": "pt"})
     except SafetensorError as error:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
