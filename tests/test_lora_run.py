@@ -135,12 +135,16 @@ def test_merged_and_as_an_adapter(place, capsys):
     """`hf/`, `convert` and what is loaded are one model; the adapter goes out as it was trained."""
     run, stage = evolution(place, place.run), place.run / "round_2" / "follower"
     merged, bare = place.folder / "merged", place.folder / "adapter"
-    assert main(["convert", str(stage), str(place.folder / "half")]) == 0
+    assert main(["convert", str(stage), str(place.folder / "half"), "--dtype=bfloat16"]) == 0
     half = place.folder / "half" / "model.safetensors"
     assert half.read_bytes() == (stage / "hf" / "model.safetensors").read_bytes()
     assert main(["convert", str(stage), str(merged), "--dtype=float32"]) == 0
     assert main(["convert", str(stage), str(bare), "--adapter"]) == 0
-    assert capsys.readouterr().out.endswith(f"{merged}: llama, float32\n{bare}: adapter, float32\n")
+    parameters = sum(x.size for x in jax.tree.leaves(run.weights.shapes))
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert said[0].startswith(f"{merged}: llama, 30,816 parameters, float32, ")
+    assert said[1].startswith(f"{bare}: adapter of llama, {parameters:,} parameters, float32, ")
+    assert "The Follower after round 2 of 2 " in (bare / "README.md").read_text()
     model, joined = run.base.model, run.weights.engine(stage, "float32", "shared").params
     ids, positions = jnp.arange(20)[None] + 40, jnp.arange(20)[None]
     outs = []

@@ -66,7 +66,8 @@ def compute() -> dict[str, np.ndarray]:
         lead = min(lead, float((best[:, 0] - best[:, 1]).min()))
     width = max(map(len, prompts))
     padded = np.array([prompt + [-1] * (width - len(prompt)) for prompt in prompts], np.int32)
-    return {"prompts": padded, "tokens": np.array(tokens, np.int32), "lead": np.array(lead, np.float32)}
+    held = {"prompts": padded, "tokens": np.array(tokens, np.int32)}
+    return {**held, "lead": np.array(lead, np.float32)}
 
 
 if __name__ == "__main__":
