@@ -291,8 +291,8 @@ def test_weights_that_cannot_be(place, refused, capsys):
     assert load_file(dst / path.name)[norm][3] == np.inf
     shutil.rmtree(dst)
     path.write_bytes(path.read_bytes()[:-1])
-    assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
     capsys.readouterr()
+    assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
 
 
 def test_convert_a_run(place, capsys, refused):

@@ -155,6 +155,9 @@ def test_follower_in_hugging_face_format(finished):
     for number in (1, 2):
         folder = finished / f"round_{number}" / "follower" / "hf"
         assert AutoConfig.from_pretrained(folder).num_hidden_layers == 1
+        card = (folder / "README.md").read_text()
+        assert f"The Follower after round {number} of 2 " in card
+        assert f"| {number} | follower | 2 | " in card and '"learning_rate": 0.0001' in card
         tokenizer = AutoTokenizer.from_pretrained(folder)
         chat = [{"role": "user", "content": "The word is"}]
         assert tokenizer.apply_chat_template(chat, tokenize=False).startswith("<|im_start|>user")
