@@ -16,11 +16,13 @@ DTYPES = ("bfloat16", "float32")
 
 CONVERT_HELP = """\
 Writes a model as a Hugging Face folder that transformers loads: config.json, safetensors (with an
-index where there are several), tokenizer, chat template, generation_config.json, model card.
+index where there are several), tokenizer, chat template, generation_config.json, model card; or
+(--to=orbax) as an Orbax checkpoint that every command here takes for a model.
 
   seif convert RUN/round_2/follower DST     what a stage of a run trained; or RUN/round_2/instructor
   seif convert MODEL.gguf DST               a GGUF file, dequantized
   seif convert FOLDER DST --dtype=float32   a Hugging Face folder, checked and in another dtype
+  seif convert RUN/round_2/follower DST --adapter      the LoRA adapter alone, as peft loads it
   seif convert Qwen/Qwen2.5-0.5B DST        a name on the Hugging Face hub, where there is a network
 
 DST is made anew or holds an older model, which is replaced. It appears whole or not at all.
@@ -111,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("src", metavar="SRC")
     add.add_argument("dst", metavar="DST")
+    add.add_argument("--to", choices=("hf", "orbax"), default="hf", help="default hf")
     add.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -119,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--adapter",
         action="store_true",
-        help="of a run with config.lora: the adapter alone, as peft loads it; else it is merged",
+        help="of a run with config.lora; without it the adapter is merged into its base",
     )
     add_scan(add)
     add.set_defaults(function=convert)
@@ -244,24 +247,29 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import models
     from seif_jax.card import card
-    from seif_jax.checkpoint import Base, export_adapter, stage_of, tensors
+    from seif_jax.checkpoint import Base, export_adapter, load_params, run_of, stage_of, tensors
 
+    if options.adapter and options.to != "hf":
+        raise UserError("--adapter is a form of --to=hf")
     start = time.perf_counter()
     base = Base.load(options.src)
     config = base.model.hf_config
     said = config.get("dtype") or config.get("torch_dtype")
     dtype = options.dtype or (said if said in DTYPES else "bfloat16")
-    if stage := stage_of(Path(options.src)):
+    stage, dst = stage_of(Path(options.src)), Path(options.dst)
+    if stage and run_of(stage) != stage:
         base = base.with_card(card(stage))
     if options.adapter:
         dtype = options.dtype or "float32"
-        count = export_adapter(options.src, Path(options.dst), base, dtype)
+        count = export_adapter(options.src, dst, base, dtype)
     else:
-        weights = tensors(options.src, base.model, dtype, options.scan)
-        base.write(Path(options.dst), weights, dtype)
+        if options.to == "hf":
+            base.write(dst, tensors(options.src, base.model, dtype, options.scan), dtype)
+        else:
+            base.save_orbax(dst, load_params(options.src, base.model, dtype, options.scan))
         count = models.count(base.model)
     secs = time.perf_counter() - start
-    size = sum(path.stat().st_size for path in Path(options.dst).iterdir())
+    size = sum(path.stat().st_size for path in dst.rglob("*"))
     what = "adapter of " if options.adapter else ""
     print(
         f"{options.dst}: {what}{config['model_type']}, {count:,} parameters, {dtype}, "

@@ -108,6 +108,15 @@ class Base:
             if adapters:
                 write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
+    def save_orbax(self, folder: Path, params: Any) -> None:
+        """Writes a folder that is read as a run's checkpoint is. UserError: something is there."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: already there, give another place")
+        with beside(folder) as temporary:
+            self.save(temporary / BASE)
+            with open_checkpoints(temporary) as checkpoints:
+                checkpoints.save(0, params=params)
+
     def with_card(self, text: str) -> "Base":
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})
 
@@ -209,7 +218,7 @@ def stage_of(path: Path) -> Path | None:
 
 
 def run_of(stage: Path) -> Path:
-    for folder in stage.parents:
+    for folder in (stage, *stage.parents):
         if (folder / BASE / "config.json").is_file():
             return folder
     raise UserError(f"{stage}: not inside a run's folder (no {BASE}/config.json above it)")

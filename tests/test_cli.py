@@ -299,6 +299,20 @@ def test_weights_that_cannot_be(place, refused, capsys):
     assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
 
 
+def test_convert_to_orbax_and_back(place, capsys, refused):
+    """The same weights, tokenizer and config; taken for a model, and never written over."""
+    orbax, back = place.folder / "orbax", place.folder / "from_orbax"
+    options = [str(place.model), str(orbax), "--to=orbax"]
+    assert main(["convert", *options]) == 0
+    assert f"{orbax}: llama, " in capsys.readouterr().out
+    assert "already there" in refused("convert", *options)
+    assert "--adapter is a form of --to=hf" in refused("convert", *options, "--adapter")
+    assert main(["convert", str(orbax), str(back)]) == 0
+    for path in place.model.iterdir():
+        assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    assert main(["generate", f"--model={orbax}", "--prompt=The", "--max_tokens=2"]) == 0
+
+
 def test_convert_a_run(place, capsys, refused):
     """A stage by its folder or its checkpoints; the card says what trained it, and how far."""
     run = place.folder / "RUN"
