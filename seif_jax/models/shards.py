@@ -98,27 +98,33 @@ def write_shards(
 ) -> set[str]:
     """Writes the weights and, for several shards, the index; returns the dtype names seen.
 
-    tensors come one at a time; at most about `shard_bytes` of them are held.
+    tensors come one at a time; at most `shard_bytes` of them are held, as long as the largest comes
+    first (the embedding does) and has at most half of that.
     """
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
-    total = pending_bytes = 0
+    total = pending_bytes = largest = 0
     dtypes: set[str] = set()
 
-    def flush() -> None:
+    def flush() -> int:
         save(pending, folder / f"{len(shards)}.part")
         shards.append(list(pending))
         pending.clear()
+        return 0
 
     for name, value in tensors:
         if pending and pending_bytes + value.nbytes > shard_bytes:
-            flush()
-            pending_bytes = 0
+            pending_bytes = flush()
         pending[name] = value
         pending_bytes += value.nbytes
         total += value.nbytes
+        largest = max(largest, value.nbytes)
         dtypes.add(value.dtype.name)
-    flush()
+        del value  # the next one is made now: nothing is to lie beside a full shard
+        if pending_bytes + min(largest, shard_bytes // 2) > shard_bytes:
+            pending_bytes = flush()
+    if pending or not shards:
+        flush()
     count = len(shards)
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for i, file in enumerate(names if count > 1 else [SINGLE]):
