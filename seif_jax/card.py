@@ -4,8 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
-
 from seif_jax import __version__, metrics
 from seif_jax.checkpoint import run_of
 from seif_jax.errors import UserError
@@ -75,7 +73,7 @@ def _table(path: Path, last: tuple[int, int]) -> str:
             steps.setdefault((line["round"], line["stage"]), []).append(line)
     rows = [["round", "stage", "steps", *NUMBERS], ["---"] * (3 + len(NUMBERS))]
     for (round, stage), lines in steps.items():
-        values = [[x[name] for x in lines if x.get(name) is not None] for name in NUMBERS]
-        means = [f"{np.mean(found):.4g}" if found else "" for found in values]
-        rows.append([str(round), stage, str(len(lines)), *means])
+        means = metrics.means(lines)
+        cells = [f"{means[name]:.4g}" if name in means else "" for name in NUMBERS]
+        rows.append([str(round), stage, str(len(lines)), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

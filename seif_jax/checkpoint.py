@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.files import beside, write_json
+from seif_jax.files import beside, occupied, write_json
 from seif_jax.models import Model, hf, lora
 from seif_jax.models.devices import home
 from seif_jax.models.lora import Lora
@@ -110,7 +110,7 @@ class Base:
 
     def save_orbax(self, folder: Path, params: Any) -> None:
         """Writes a folder that is read as a run's checkpoint is. UserError: something is there."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if occupied(folder):
             raise UserError(f"{folder}: already there, give another place")
         with beside(folder) as temporary:
             self.save(temporary / BASE)

@@ -14,7 +14,7 @@ from seif_jax.card import card
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.files import remove, write_json
+from seif_jax.files import occupied, remove, write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
@@ -67,7 +67,7 @@ def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
             f"{_flat(wanted).get(key)} here; give another --workdir"
         )
     if not held:
-        if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        if occupied(workdir):
             raise UserError(f"{workdir} holds other files and no run; give another --workdir")
         packages = {name: importlib.metadata.version(name) for name in PACKAGES}
         devices = [str(device) for device in jax.devices()]

@@ -37,6 +37,11 @@ def beside(path: str | Path) -> Iterator[Path]:
         remove(temporary)
 
 
+def occupied(path: Path) -> bool:
+    """Whether something is there that an empty folder is not."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def remove(path: Path) -> None:
     """Removes a file or a whole folder; nothing there is fine."""
     if path.is_dir():

@@ -5,10 +5,11 @@ import ctypes
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from tensorboardX import SummaryWriter
 
@@ -134,6 +135,13 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
     return lines
+
+
+def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the lines' numbers, each over the lines that have it."""
+    names = sorted({name for line in lines for name in line} - {"round", "stage", "step"})
+    found = {n: [line[n] for line in lines if line.get(n) is not None] for n in names}
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def _place(line: Mapping[str, Any]) -> Place:

@@ -288,11 +288,10 @@ def evaluate(
 
 def summary(path: Path, stage: Stage) -> dict[str, float]:
     """Means of the stage's numbers over its steps."""
-    lines = [
-        line
-        for line in metrics.read(path)
-        if line["round"] == stage.round and line["stage"] == stage.name and line["step"] > 0
-    ]
-    names = {name for line in lines for name in line} - {"round", "stage", "step"}
-    found = {n: [x[n] for x in lines if x.get(n) is not None] for n in sorted(names)}
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+    return metrics.means(
+        [
+            line
+            for line in metrics.read(path)
+            if line["round"] == stage.round and line["stage"] == stage.name and line["step"] > 0
+        ]
+    )

@@ -48,10 +48,8 @@ def logits(c, params, ids=IDS, remat=False):
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compiles():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with tiny.jax_settings(jax_disable_most_optimizations=True):
+        yield
 
 
 def reference(kind) -> Any:

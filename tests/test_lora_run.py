@@ -66,8 +66,9 @@ def seif(place, workdir: Path) -> int:
 
 
 def evolution(place, workdir: Path, *more: str, lora=LORA) -> Evolution:
+    silent: Any = None  # nothing is shown here
     config = read_config(str(place.config), [*lora, *place.options, *more])
-    return Evolution(config, workdir, Base.load(config.model), None)  # type: ignore[arg-type]
+    return Evolution(config, workdir, Base.load(config.model), silent)
 
 
 def test_stopped_and_started_again(place, monkeypatch):

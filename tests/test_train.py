@@ -82,10 +82,8 @@ BATCH = replace(
 @pytest.fixture(autouse=True, scope="module")
 def quick_compiles():
     """These programs take long to compile and no time to run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with tiny.jax_settings(jax_disable_most_optimizations=True):
+        yield
 
 
 UPDATES = {

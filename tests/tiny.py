@@ -1,9 +1,12 @@
 """A very small tokenizer and model config, for tests that need whole folders but no real model."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -118,3 +121,14 @@ def tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@contextlib.contextmanager
+def jax_settings(**values: Any) -> Iterator[None]:
+    """Settings of JAX for a while."""
+    before = {name: jax.config.values[name] for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -92,15 +92,13 @@ def quick_compiles(cache: Path) -> Iterator[dict[str, str]]:
         "jax_disable_most_optimizations": True,
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
-    names = [*settings, "jax_compilation_cache_dir"]
-    before = {name: jax.config.values[name] for name in names}
+    folder = jax.config.values["jax_compilation_cache_dir"]  # a command will set another
     variables = {name.upper(): str(int(value)) for name, value in settings.items()}
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tiny.jax_settings(**settings, jax_compilation_cache_dir=folder),
+    ):
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        for name, value in settings.items():
-            jax.config.update(name, value)
         compilation_cache.reset_cache()
         yield {**os.environ, **variables}
-    for name, value in before.items():
-        jax.config.update(name, value)
     compilation_cache.reset_cache()

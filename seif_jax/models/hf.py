@@ -141,7 +141,7 @@ def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
     """A new folder, renamed to `dst` in the end. UserError: something else is there, or less than
     `nbytes` are free."""
     dst = Path(dst)
-    if dst.exists() and not _replaceable(dst):
+    if files.occupied(dst) and not _replaceable(dst):
         raise UserError(f"{dst}: already there and not a model folder, give another place")
     with files.beside(dst) as folder:
         folder.mkdir()
@@ -152,9 +152,9 @@ def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether a folder is empty, or a model and nothing but that (a run's folder is not)."""
+    """Whether what is there is a model and nothing but that (a run's folder is not)."""
     held = list(path.iterdir()) if path.is_dir() else [path]
     ours = all(
         entry.is_file() and (entry.suffix in MODEL_SUFFIXES or entry.name == CARD) for entry in held
     )
-    return not held or ours and any(entry.suffix == ".safetensors" for entry in held)
+    return ours and any(entry.suffix == ".safetensors" for entry in held)
