@@ -205,11 +205,13 @@ def train_step(
         check_verdicts(stage, found.metrics)
         with phases("reference"):
             batch = with_logp(stage, programs, found.batch, policy.engine, updates)
+        slot_steps = policy.engine.slot_steps
         del policy  # its weights make room for the update's
         with phases("update"):
             state, numbers = apply_updates(stage, programs, state, batch)
     secs = phases.take()
     numbers |= found.metrics
+    numbers["slot_use"] = found.metrics["sampled_tokens"] / slot_steps
     numbers["tokens_per_sec"] = found.metrics["sampled_tokens"] / secs["secs/sample"]
     return state, numbers | secs | metrics.host(), found.samples
 
