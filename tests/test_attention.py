@@ -28,7 +28,8 @@ def case(K=2, B=4, R=2, T=150, H=64):
     rng = np.random.default_rng(0)
 
     def segment(b, S, mask):
-        return Segment(*jnp.array(rng.normal(size=(2, K, b, S, H)), jnp.float32), mask)
+        k, v = jnp.array(rng.normal(size=(2, K, b, S, H)), jnp.float32)
+        return Segment(k, v, mask)
 
     q = jnp.array(rng.normal(size=(K, B, R, T, H)), jnp.float32)
     prefix = segment(1, 33, jnp.ones((1, 1, 33), bool))
@@ -42,7 +43,7 @@ def compiled(attention, q, segments, dtype=jnp.float32):
 
     @jax.checkpoint
     def of(q, keys_values):
-        held = [Segment(*kv, mask) for kv, mask in zip(keys_values, masks, strict=True)]
+        held = [Segment(k, v, mask) for (k, v), mask in zip(keys_values, masks, strict=True)]
         return attention(q, held, dtype)
 
     @jax.jit

@@ -7,7 +7,7 @@ segments for them.
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,9 +142,13 @@ def splash(
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     queries, keys = (math.gcd(n, MAX_BLOCK) for n in mask.shape[1:])
-    names = {"q": queries, "kv": keys}
     sizes = library.BlockSizes(
-        **{f"block_{name}{way}": n for name, n in names.items() for way in ("", "_dkv", "_dq")}
+        block_q=queries,
+        block_kv=keys,
+        block_q_dkv=queries,
+        block_kv_dkv=keys,
+        block_q_dq=queries,
+        block_kv_dq=keys,
     )
 
     def row(q: Array, k: Array, v: Array, mask: Array) -> Array:
@@ -153,10 +157,10 @@ def splash(
         )
         # The library makes an array of this flag, too, and then asks it: an error under jit.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-        return kernel(q, k, v)
+        return cast(Array, kernel(q, k, v))
 
-    heads_lead = (x.swapaxes(1, 2) for x in (q, k, v))
-    return jax.vmap(row)(*heads_lead, mask).swapaxes(1, 2)
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # heads lead
+    return jax.vmap(row)(q, k, v, mask).swapaxes(1, 2)
 
 
 KERNELS = {"gpu": cudnn, "tpu": splash}
