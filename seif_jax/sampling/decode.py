@@ -72,6 +72,7 @@ def decode(
     c: Config,
     params: Mapping[str, Any],
     unstacked: Sequence[Any],
+    table: Array,
     prefix: list[KV],
     pool: Pool,
     hidden: Float[Array, "D B"],
@@ -84,8 +85,9 @@ def decode(
 ) -> tuple[Float[Array, "D B"], list[KV], Chunk]:
     """CHUNK tokens for every slot, fewer once all have ended.
 
-    prefix: of all prompts, one row; [] for none. cache: of the slots' own tokens, updated in place.
-    A token is a function of the prompt, the slot's key and its age alone.
+    table: the embedding, as bits. prefix: of all prompts, one row; [] for none. cache: of the
+    slots' own tokens, updated in place. A token is a function of the prompt, the slot's key and its
+    age alone.
     """
     B = hidden.shape[1]
     before = prefix[0].v.shape[1] if prefix else 0
@@ -113,7 +115,7 @@ def decode(
         own = (columns >= s.born[:, None]) & (columns <= now)
         rope = layers.rope(c, (s.start + s.age + step)[None])
         rope = Rope(*(x[0, :, 0].transpose(1, 2, 0) for x in rope))
-        x = _embed(params["embed"], token)
+        x = _embed(table, token)
         grown = []
         for i, (w, kv) in enumerate(zip(unstacked, state.cache, strict=True)):
             q, k, v = _heads(c, w, x, rope, dtype)
@@ -144,14 +146,12 @@ def decode(
     return state.hidden, state.cache, state.out
 
 
-def _embed(table: Float[Array, "V D"], tokens: Int[Array, "B"]) -> Float[Array, "D B"]:
+def _embed(table: Array, tokens: Int[Array, "B"]) -> Float[Array, "D B"]:
     """Number by number: rows turned afterwards would make XLA turn the operands of all products,
     too, which then run in float32."""
     D = table.shape[1]
-    numbers = tokens * D + jnp.arange(D)[:, None]
-    return layers.from_bits(jnp.take(layers.as_bits(table).reshape(-1), numbers)).astype(
-        jnp.float32
-    )
+    numbers = jnp.take(table.reshape(-1), tokens * D + jnp.arange(D)[:, None])
+    return layers.from_bits(numbers).astype(jnp.float32)
 
 
 def _head(params: Mapping[str, Any]) -> Float[Array, "V D"]:

@@ -66,6 +66,7 @@ class Session:
         self.group, self.limits, self.method, self.stop_ids = group, limits, method, stop_ids
         self.keys = np.asarray(jax.random.key_data(keys))
         self.unstacked = unstack(params["layers"])
+        self.table = jax.jit(layers.as_bits)(params["embed"])
         shared = common_prefix(prompts)
         self.rests = [prompt[shared:] for prompt in prompts]
         self.width = round_up(max(map(len, self.rests)), WIDE)
@@ -96,6 +97,7 @@ class Session:
                 self.config,
                 self.params,
                 self.unstacked,
+                self.table,
                 self.prefix,
                 self.pool,
                 self.hidden,
