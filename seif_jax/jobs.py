@@ -170,7 +170,8 @@ def judge(m: Model, s: Sizes) -> Job:
     prompts = speaker.encode(dialogues, PREFILL)
     longest = max(map(len, prompts))
     options = [tokenizer.encode(PREFILL + option)[-1] for option in OPTIONS]
-    forward = full_forward(m.config, engine.params, longest, options, m.dtype)
+    size = min(FULL_BATCH, len(prompts))
+    forward = full_forward(m.config, engine.params, (size, longest), options, m.dtype)
     probs: dict[str, np.ndarray] = {}
     notes: dict[str, float] = {}
 
@@ -181,17 +182,21 @@ def judge(m: Model, s: Sizes) -> Job:
             notes["probability_gap_max"] = float(gap.max())
 
     def choose() -> None:
-        limit, size = m.config.max_positions, SHARED_BATCH
         pairs = speaker.choose(
-            dialogues, PREFILL, OPTIONS, max_prompt_tokens=limit, batch_size=size
+            dialogues,
+            PREFILL,
+            OPTIONS,
+            max_prompt_tokens=m.config.max_positions,
+            batch_size=SHARED_BATCH,
         )
         note("shared", np.array(pairs))
 
     def each() -> None:
-        filled = prompts + prompts[: -len(prompts) % FULL_BATCH]
-        starts = range(0, len(filled), FULL_BATCH)
-        parts = [forward(*pad(filled[i : i + FULL_BATCH], longest)) for i in starts]
-        note("full", np.concatenate(parts)[: len(prompts)].astype(np.float64))
+        found = np.zeros((len(prompts), len(options)))
+        for start in range(0, len(prompts), size):
+            rows = slice(min(start, len(prompts) - size), start + size)
+            found[rows] = forward(*pad(prompts[rows], longest))
+        note("full", found)
 
     flops = limits.forward_flops(m.config, *limits.tree(prompts), len(prompts))
     tokens = sum(map(len, prompts))
@@ -213,18 +218,18 @@ def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
 
 
 def full_forward(
-    c: Config, params: Any, width: int, options: list[int], dtype: Any
+    c: Config, params: Any, shape: tuple[int, int], options: list[int], dtype: Any
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A compiled program: FULL_BATCH prompts, each by itself, to the options' probabilities."""
+    """A compiled program: prompts of `shape`, each by itself, to the options' probabilities."""
 
     @jax.jit
     def forward(params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
         hidden, _ = models.forward(c, params, tokens, positions, dtype=dtype)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         return jax.nn.softmax(models.logits(params, last, dtype), axis=-1)[:, jnp.array(options)]
 
-    shapes = [jax.ShapeDtypeStruct(s, jnp.int32) for s in ((FULL_BATCH, width), (FULL_BATCH,))]
+    shapes = [jax.ShapeDtypeStruct(s, jnp.int32) for s in (shape, shape[:1])]
     compiled = forward.lower(params, *shapes).compile()
     return lambda tokens, lengths: np.asarray(compiled(params, tokens, lengths))
 

@@ -1,8 +1,6 @@
 """What the machine can do, measured, and what work asks of it at least, counted."""
 
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import psutil
 from jax import lax
 
 from seif_jax.models.layers import Config
+from seif_jax.peers import serve
 from seif_jax.sampling import same_start
 
 COPY_BYTES = 1 << 30  # far beyond any cache
@@ -70,8 +69,7 @@ def peak_bytes() -> int:
     held = jax.devices()[0].memory_stats()
     if held and "peak_bytes_in_use" in held:
         return held["peak_bytes_in_use"]
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+    return serve.peak_bytes()
 
 
 def machine() -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_run
+from jax.extend.core import jaxprs_in_params
 
 from seif_jax import bench, jobs, limits, models, peers, settings
 from seif_jax.__main__ import main
@@ -101,7 +102,7 @@ def test_beside_a_peer(place, small_limits, write_peer, capsys):
     assert found["peer"]["secs"]["sample"]["median"] == 0.25
     check(found["peer"], 2 * 3 * 5)
     assert found["secs_over_peer"]["max"] == pytest.approx(found["secs"]["step"]["max"] / 0.5)
-    assert found["peak_over_peer"] > 1  # the peer did nothing
+    assert found["peak_over_peer"] > 2  # the peer holds nothing
 
 
 def start(folder: Path, python: str = sys.executable) -> Peer:
@@ -181,9 +182,7 @@ def products(jaxpr) -> int:
             inner = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += 2 * int(np.prod(equation.outvars[0].aval.shape) * np.prod(inner))
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(
-            products(inner) for inner in jax.core.jaxprs_in_params(equation.params)
-        )
+        total += times * sum(products(inner) for inner in jaxprs_in_params(equation.params))
     return total
 
 
@@ -230,8 +229,8 @@ def test_prompts_have_their_length(place):
     for ids in found:
         chat = [{"role": "user", "content": base.tokenizer.decode(ids)}]
         assert plain.encode_chat(chat) == ids
-    with pytest.raises(UserError, match="make no 9000 prompts of 40 tokens"):
-        jobs.passages(base.tokenizer, 9000, 40)
+    with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
+        jobs.passages(base.tokenizer, 90_000, 4)
 
 
 def test_sizes_that_are_not_options_are_the_default_config():
