@@ -86,7 +86,7 @@ class Job:
     work: Callable[[], dict[str, float] | None]  # does it once; seconds of its phases, if any
     tokens: int
     flops: int  # of the model, in doing it once
-    prompts: list[list[int]]  # what a peer is given
+    prompts: list[list[int]]  # token ids, which a peer is given
     beside: dict[str, Callable[[], Any]] = field(default_factory=dict)  # to be timed apart from it
     warm: tuple[Callable[[], Any], ...] = ()  # of `beside`, what the first call would compile
     notes: dict[str, float] = field(default_factory=dict)  # numbers that these leave
@@ -169,6 +169,10 @@ def judge(m: Model, s: Sizes) -> Job:
     speaker = Speaker(engine, tokenizer)
     prompts = speaker.encode(dialogues, PREFILL)
     longest = max(map(len, prompts))
+    if longest > m.config.max_positions:
+        raise UserError(
+            f"a dialogue of {longest} tokens exceeds {m.config.max_positions} positions"
+        )
     options = [tokenizer.encode(PREFILL + option)[-1] for option in OPTIONS]
     size = min(FULL_BATCH, len(prompts))
     forward = full_forward(m.config, engine.params, (size, longest), options, m.dtype)

@@ -1,6 +1,7 @@
 """`seif bench`: numbers in range, counts against arrays and programs, turns taken with a peer."""
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -38,12 +39,15 @@ def run(spec, say, wait):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    with tiny_run.quick_compiles(folder / "cache"):
+    programs = tiny.jax_settings(jax_compilation_cache_dir=str(folder / "cache"))
+    with tiny_run.quick_compiles(folder / "cache"), programs:  # an update is a step's, too
         yield SimpleNamespace(folder=folder, model=tiny_run.model_folder(folder / "model"))
 
 
 @pytest.fixture
-def small_limits(monkeypatch):
+def quick(monkeypatch):
+    """Little work where there is nothing to be checked."""
+    monkeypatch.setattr(jobs, "SHOTS", 0)
     monkeypatch.setattr(limits, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(limits, "SIDES", {"cpu": (32,)})
 
@@ -72,7 +76,7 @@ def check(found, tokens):
         ("step", 2 * 3 * 5, {"sample", "reward", "reference", "update"}, "flops_per_sec"),
     ],
 )
-def test_a_benchmark(place, small_limits, capsys, what, tokens, phases, limit):
+def test_a_benchmark(place, quick, capsys, what, tokens, phases, limit):
     options = ["bench", f"--model={place.model}", f"--what={what}", "--dtype=float32", *SIZES]
     assert main(options) == 0
     out, progress = capsys.readouterr()
@@ -83,7 +87,10 @@ def test_a_benchmark(place, small_limits, capsys, what, tokens, phases, limit):
     assert found["compiled_programs"] > 0 and found["compiled_again"] == 0
     assert 0 < found["compile_secs"] < found["first_secs"]
     assert found["peak_bytes"] > 1e8 and found["flops"] > 1e6
-    assert found["limit"] == limit and found["share_of_limit"] < 1
+    assert found["limit"] == limit and math.isfinite(found["share_of_limit"])
+    if what != "rollout":
+        least_secs = found["flops"] / found["limits"][limit]
+        assert found["share_of_limit"] == pytest.approx(least_secs / found["step_secs"])
     assert found["limits"].keys() == {"bytes_per_sec", "flops_per_sec"}
     assert found["versions"]["jax"] == jax.__version__
     assert found["machine"]["cores"] >= 1
@@ -92,12 +99,13 @@ def test_a_benchmark(place, small_limits, capsys, what, tokens, phases, limit):
         assert found["times_full_forward"]["min"] > 0
 
 
-def test_beside_a_peer(place, small_limits, write_peer, capsys):
+def test_beside_a_peer(place, quick, write_peer, capsys):
     write_peer(FAKE)
     against = ["--against=hf", f"--peer_python={sys.executable}"]
-    assert main(["bench", f"--model={place.model}", "--what=rollout", *SIZES, *against]) == 0
+    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+    assert main([*options, *against]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["peer"]["versions"] == {"fake": "bfloat16"}
+    assert found["peer"]["versions"] == {"fake": "float32"}
     assert found["peer"]["step_secs"] == 0.5
     assert found["peer"]["secs"]["sample"]["median"] == 0.25
     check(found["peer"], 2 * 3 * 5)
