@@ -26,7 +26,7 @@ def trained_role() -> ConfigDict:
     c.rollout_prompts = 384  # prompts a step
     c.group_size = 5  # samples a prompt
     c.optimizer_prompts = 96  # prompts an update
-    c.micro_prompts = 4  # prompts a forward and backward pass: memory, not results
+    c.micro_tokens = 16384  # tokens a forward and backward pass: memory, not results
     c.max_prompt_tokens = 2048  # tokens; longer prompts are dropped and counted
     c.max_response_tokens = 8192  # tokens
     c.temperature = 1.0

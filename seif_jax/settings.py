@@ -34,7 +34,7 @@ POSITIVE = (
 )  # fmt: skip
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 ROLE_POSITIVE = (
-    "rollout_prompts", "optimizer_prompts", "micro_prompts", "max_prompt_tokens",
+    "rollout_prompts", "optimizer_prompts", "micro_tokens", "max_prompt_tokens",
     "max_response_tokens", "temperature",
 )  # fmt: skip
 
@@ -91,7 +91,7 @@ def lora(config: Config) -> Lora | None:
 
 def sizes(role: Config, round: int) -> Sizes:
     epochs = role.epochs[min(round, len(role.epochs)) - 1]
-    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_prompts, epochs)
+    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, epochs)
 
 
 def grouping(config: Config, role: Config) -> Grouping:

@@ -70,7 +70,7 @@ def test_help(command, capsys):
         ("instructor.top_p=0.0", "top_p=0.0"),
         ("instructor.group_size=1", "group_size=1: a group needs at least 2 samples"),
         ("follower.group_size=1", "group_size=1: a group needs at least 2 samples"),
-        ("follower.rollout_prompts=2 optimizer_prompts=2 micro_prompts=3", "micro_prompts=3"),
+        ("follower.micro_tokens=0", "config.follower.micro_tokens=0 must be more than 0"),
         ("instructor.rollout_prompts=3 optimizer_prompts=2", "rollout_prompts=3 is not divisible"),
         ("instructor.rollout_prompts=7", "6 rows of data do not fill a batch of 7"),
         ("instructor.max_prompt_tokens=9", "instructor: all 6 prompts are longer than .*=9"),

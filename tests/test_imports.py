@@ -16,6 +16,7 @@ LEVELS = [
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},
+    {"packing"},
     {"sharding", "masked", "batch"},
     {"instruction", "errors", "files"},
 ]
@@ -32,6 +33,7 @@ NEVER = {
     "grpo": {"ml_collections", "flax"} | TEXT,
     "masked": {"ml_collections", "flax"} | TEXT,
     "batch": {"ml_collections", "flax"} | TEXT,
+    "packing": {"ml_collections"} | ARRAYS | TEXT,
 }
 
 

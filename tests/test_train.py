@@ -16,6 +16,7 @@ from seif_jax import learner, models, train
 from seif_jax.batch import Batch
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
+from seif_jax.packing import pack
 
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
@@ -32,11 +33,8 @@ TOKENS = int(LENGTHS[TRAINED].sum())
 ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
 
 
-def batch_logp(params, b, remat=False, dtype=jnp.float32):
-    return completion_logp(
-        C, params, b.prefix, b.prompts, b.prompt_lengths, b.completions,
-        temperature=0.8, dtype=dtype, remat=remat,
-    )  # fmt: skip
+def flat_logp(params, flat, remat="none", dtype=jnp.float32):
+    return completion_logp(C, params, flat, temperature=0.8, dtype=dtype, remat=remat)
 
 
 def bare_batch() -> Batch:
@@ -86,38 +84,57 @@ def quick_compiles():
         yield
 
 
-UPDATES = {
-    micro: learner.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
-}
+LEARNER = learner.Learner(flat_logp, optax.sgd(1.0), ALGORITHM)
 
 
-def step(batch, fresh=False, micro=4):
+def step(batch, fresh=False, tokens=100, learner=LEARNER):
     """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = State(start, optax.sgd(1.0).init(start))
-    state, numbers = UPDATES[micro](state, {}, batch, jnp.array(fresh))
+    micros = [micro for _, micro in pack(batch, tokens)]
+    state, numbers = learner.update(state, {}, micros, fresh)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
-    return gradient, state.params, jax.device_get(numbers)
+    return gradient, state.params, numbers
 
 
 def close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-def test_the_tree_is_each_sequence_by_itself():
-    inside = np.arange(6) < LENGTHS[:, None]
-    tree = np.asarray(jax.jit(batch_logp)(PARAMS, BATCH))
+@pytest.mark.parametrize("tokens, parts", [(41, 1), (24, 2)])
+def test_the_tree_is_each_sequence_by_itself(tokens, parts):
+    found = pack(BATCH, tokens)
+    assert len(found) == parts
+    inside = BATCH.mask()
+    tree = np.zeros_like(LOGP)
+    for samples, micro in found:
+        logp = jax.jit(flat_logp)(PARAMS, micro.flat)
+        tree[samples, : logp.shape[1]] = logp[: len(samples)]
     np.testing.assert_allclose(tree[inside], LOGP[inside], atol=1e-5)
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_micro_batches_do_not_matter(micro):
+@pytest.mark.parametrize("tokens", [24, 20])
+def test_micro_batches_do_not_matter(tokens):
     _, whole, numbers = step(BATCH)
-    _, parts, others = step(BATCH, micro=micro)
+    _, parts, others = step(BATCH, tokens=tokens)
     close(parts, whole, atol=1e-5)
     assert numbers.keys() == others.keys()
     for name, value in numbers.items():
         assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_padding_cannot_be_seen():
+    """Rubbish in it changes nothing; nor does room for prompts and tokens that are not there."""
+    inside = np.arange(6) < LENGTHS[:, None]
+    prompts = np.where(np.arange(6) < BATCH.prompt_lengths[:, None], BATCH.prompts, 77)
+    wide = np.pad(np.where(inside, BATCH.completions, 33), ((0, 0), (0, 5)), constant_values=50)
+    more = {n: np.pad(getattr(BATCH, n), ((0, 0), (0, 5)), constant_values=np.nan)
+            for n in ("sampler_logp", "old_logp", "ref_logp")}  # fmt: skip
+    junk = replace(BATCH, prompts=prompts, completions=wide, **more)
+    close(step(junk)[0], step(BATCH)[0], atol=1e-6)
+    three = BATCH.take(np.array([0, 1, 2]))  # has room for a fourth
+    trained = np.where(np.arange(8) < 6, TRAINED, False)
+    close(step(three)[0], step(replace(BATCH, trained=trained))[0], atol=1e-6)
 
 
 def test_gradient_is_that_of_the_plain_formula():
@@ -173,52 +190,64 @@ def test_an_infinity_that_is_not_trained_on_does_no_harm():
 
 
 def test_weights_stay_float32_under_bfloat16():
-    logp = partial(batch_logp, dtype=jnp.bfloat16)
+    logp = partial(flat_logp, dtype=jnp.bfloat16)
     optimizer = learner.make_optimizer(ALGORITHM, 10)
-    update = learner.make_update(logp, optimizer, ALGORITHM, 2)
-    shapes = models.shapes(MODEL)
-    state = State(shapes, jax.eval_shape(optimizer.init, shapes))
-    after, _ = jax.eval_shape(update, state, {}, BATCH, jnp.array(True))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state))
+    start = jax.tree.map(jnp.array, PARAMS)
+    state = State(start, optimizer.init(start))
+    types = jax.tree.map(lambda x: x.dtype, state)
+    micros = [micro for _, micro in pack(BATCH, 100)]
+    after, _ = learner.Learner(logp, optimizer, ALGORITHM).update(state, {}, micros, True)
+    assert jax.tree.map(lambda x: x.dtype, after) == types
     assert {x.dtype for x in jax.tree.leaves(after.params)} == {np.dtype(np.float32)}
-    assert {x.dtype.name for x in jax.tree.leaves(after.optimizer)} == {"float32", "int32"}
 
 
 def test_updates_of_a_rollout():
     """Only the first is fresh; one without a trained sample is left out; counts are sums."""
     calls = []
 
-    def update(state, frozen, part, fresh):
-        calls.append((part.advantages.tolist(), bool(fresh)))
+    def update(state, frozen, micros, fresh):
+        calls.append((micros[0].advantages.tolist(), fresh))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1), frozen={}))
+    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 100, 1), frozen={}))
     programs = cast(Any, SimpleNamespace(update=update))
-    part = replace(BATCH, trained=trained)
-    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), part)
+    batch = replace(BATCH, trained=trained)
+    batches = [batch.take(np.array([i])) for i in range(4)]
+    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), batches)
     assert calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),
         (pytest.approx([0.7, -0.7]), False),
     ]
     assert state == 3
-    assert numbers == {"loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3}
+    # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
+    assert numbers == {
+        "loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3, "padding": 0.0,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("updates, kl_coef", [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1)])
-def test_log_probabilities_are_computed_where_they_are_needed(updates, kl_coef):
-    def logp(weight, part):
-        return part.completions.astype(np.float32) * weight
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+@pytest.mark.parametrize("prompts", [2, 4])
+def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
+    """Those of the policy where updates of this rollout come before."""
+
+    def logp(weight, flat):
+        return flat.targets[flat.rows].astype(np.float32) * weight
 
     programs = cast(Any, SimpleNamespace(logp=logp))
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
-        sizes=train.Sizes(4, 2, 2, 1), reference=lambda: reference,
+        sizes=train.Sizes(4, prompts, 24, 1), reference=lambda: reference,
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = train.with_logp(stage, programs, empty, policy, updates)
-    np.testing.assert_array_equal(found.old_logp, BATCH.completions * (2.0 if updates > 1 else 0))
-    np.testing.assert_array_equal(found.ref_logp, BATCH.completions * (3.0 if kl_coef else 0))
+    found = train.with_logp(stage, programs, empty, policy)
+    assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
+    inside = np.split(BATCH.mask(), 4 // prompts)
+    tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)
+    for i, (part, wanted, trained) in enumerate(zip(found, tokens, inside, strict=True)):
+        np.testing.assert_array_equal(part.old_logp[trained], (wanted * 2.0 * (i > 0))[trained])
+        ref = wanted * (3.0 if kl_coef else 0)
+        np.testing.assert_array_equal(part.ref_logp[trained], ref[trained])
