@@ -22,9 +22,17 @@ def coarse(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def flatten(prefix: Ints, prompts: Ints, starts: Ints, completions: Ints, lengths: Ints) -> Flat:
+def flatten(
+    prefix: Ints,
+    prompts: Ints,
+    starts: Ints,
+    completions: Ints,
+    lengths: Ints,
+    slots: int = 0,
+    states: int = 0,
+) -> Flat:
     """The tree's tokens in a row. starts [P], lengths [B]: of the right-padded prompts and
-    completions; one of length 0 is left out."""
+    completions; one of length 0 is left out. slots, states: make at least so many."""
     (P, T), (B, C), S = prompts.shape, completions.shape, len(prefix)
     after = S + np.repeat(starts, B // P)[:, None]
     held = [
@@ -34,44 +42,70 @@ def flatten(prefix: Ints, prompts: Ints, starts: Ints, completions: Ints, length
     ]
     positions = [np.arange(S), np.tile(S + np.arange(T), (P, 1)), after + np.arange(C)]
     used = np.flatnonzero(_joined(held))
-    size = fine(len(used))
-    slots = np.full(S + P * T + B * C, size, np.int32)
-    slots[used] = np.arange(len(used))
-    in_prefix, in_prompts, in_completions = np.split(slots, [S, S + P * T])
+    slots = max(fine(len(used)), slots)
+    slot = np.full(S + P * T + B * C, slots, np.int32)
+    slot[used] = np.arange(len(used))
+    in_prefix, in_prompts, in_completions = np.split(slot, [S, S + P * T])
     in_prompts, in_completions = in_prompts.reshape(P, T), in_completions.reshape(B, C)
     last = np.repeat(in_prompts[np.arange(P), starts - 1], B // P)
-    states = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
+    before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     said = np.arange(C) < lengths[:, None]
     count = int(said.sum())
+    states = max(fine(count), states)
     rows = np.zeros((B, C), np.int32)
     rows[said] = np.arange(count)
     arrays: Any = (
-        _filled(_joined([prefix, prompts, completions])[used], size, 0),
-        _filled(_joined(positions)[used], size, 0),
+        _filled(_joined([prefix, prompts, completions])[used], slots, 0),
+        _filled(_joined(positions)[used], slots, 0),
         in_prefix,
         in_prompts,
         in_completions,
-        _filled(used, size, len(slots)),
-        _filled(states[said], fine(count), 0),
-        _filled(completions[said], fine(count), 0),
+        _filled(used, slots, len(slot)),
+        _filled(before[said], states, 0),
+        _filled(completions[said], states, 0),
         rows,
     )
     return Flat(*arrays)
 
 
 def pack(batch: Batch, tokens: int) -> list[tuple[Ints, Micro]]:
-    """Parts of the batch of at most so many tokens each, or of one prompt with its samples; and
-    which samples are a part's first rows (others follow that hold nothing).
+    """Parts of the batch, all of one shape, of at most so many tokens each or of one prompt with
+    its samples; and which samples are a part's first rows (others follow that hold nothing).
 
     Samples that are not trained on are left out.
     """
-    group = len(batch.completions) // len(batch.prompts)
-    lengths = np.where(batch.trained, batch.lengths, 0)
-    grown = np.maximum(lengths - 1, 0).reshape(-1, group).sum(axis=1) + batch.prompt_lengths
-    sizes = np.where(lengths.reshape(-1, group).any(axis=1), grown, 0)
-    parts = share(sizes, tokens - len(batch.prefix))
-    most = max(map(len, parts), default=0)
-    return [(batch.samples(part), _micro(batch.take(part), coarse(most))) for part in parts]
+    group, S = len(batch.completions) // len(batch.prompts), len(batch.prefix)
+    lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group)
+    said = lengths.sum(axis=1)
+    sizes = np.where(said, batch.prompt_lengths + np.maximum(lengths - 1, 0).sum(axis=1), 0)
+    parts = share(sizes, tokens - S)
+    if not parts:
+        return []
+    prompts = coarse(max(map(len, parts)))
+    slots = fine(S + max(int(sizes[part].sum()) for part in parts))
+    states = fine(max(int(said[part].sum()) for part in parts))
+    start, width = coarse(int(batch.prompt_lengths[said > 0].max())), coarse(int(lengths.max()))
+
+    def micro(part: Ints) -> Micro:
+        held, mask = batch.take(part), batch.mask()[batch.samples(part)]
+
+        def rows(x: np.ndarray) -> np.ndarray:
+            return _filled(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
+
+        flat = flatten(
+            held.prefix,
+            _filled(held.prompts[:, :start], prompts, 0),
+            _filled(held.prompt_lengths, prompts, 0),
+            rows(held.completions),
+            rows(mask.sum(axis=1)),
+            slots,
+            states,
+        )
+        values = (held.sampler_logp, held.old_logp, held.ref_logp, held.advantages, mask)
+        arrays: Any = [rows(x) for x in values]
+        return Micro(flat, *arrays)
+
+    return [(batch.samples(part), micro(part)) for part in parts]
 
 
 def share(sizes: Ints, limit: int) -> list[Ints]:
@@ -96,29 +130,6 @@ def padding(micros: Sequence[Micro]) -> tuple[int, int]:
     places = [f.prefix.size + f.prompts.size + f.completions.size for f in flats]
     empty = sum(np.sum(f.places == n) for f, n in zip(flats, places, strict=True))
     return sum(f.tokens.size for f in flats), int(empty)
-
-
-def _micro(batch: Batch, prompts: int) -> Micro:
-    """The batch as so many prompts, in no more than coarsely the widths that it needs."""
-    mask = batch.mask()
-    width = min(coarse(int(mask.sum(axis=1).max())), mask.shape[1])
-    start = min(coarse(int(batch.prompt_lengths.max())), batch.prompts.shape[1])
-    missing = prompts - len(batch.prompts)
-    more = missing * (len(mask) // len(batch.prompts))
-
-    def rows(x: np.ndarray) -> np.ndarray:
-        return _filled(x[:, :width] if x.ndim > 1 else x, len(x) + more, 0)
-
-    flat = flatten(
-        batch.prefix,
-        _filled(batch.prompts[:, :start], prompts, 0),
-        _filled(batch.prompt_lengths, prompts, 0),
-        rows(batch.completions),
-        rows(mask.sum(axis=1)),
-    )
-    values = (batch.sampler_logp, batch.old_logp, batch.ref_logp, batch.advantages, mask)
-    arrays: Any = [rows(x) for x in values]
-    return Micro(flat, *arrays)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
