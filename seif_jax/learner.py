@@ -19,7 +19,7 @@ from seif_jax.optim import State
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Numbers of GRPO and AdamW; see configs/default.py."""
+    """What GRPO, AdamW and the memory of both need to know; see configs/default.py."""
 
     clip_low: float
     clip_high: float
@@ -35,12 +35,15 @@ class Algorithm:
     eps: float
     weight_decay: float
     clip_norm: float
-    remat: str = "full"
+    moments: str
+    remat: str
 
 
 def make_optimizer(a: Algorithm, updates: int) -> optax.GradientTransformation:
     rate = optim.schedule(a.schedule, a.learning_rate, a.warmup_updates, updates, a.end_rate)
-    return optim.adamw(rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay)
+    return optim.adamw(
+        rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay, kept=a.moments
+    )
 
 
 class Learner:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from seif_jax import moments
 from seif_jax.batch import pytree
 from seif_jax.errors import UserError
 
@@ -20,7 +21,7 @@ class State:
     """What training changes, and a checkpoint holds."""
 
     params: Any  # float32 master weights: the model's, or its adapters'
-    optimizer: Any  # float32 moments and the number of updates taken
+    optimizer: Any  # moments and the number of updates taken
 
 
 def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
@@ -42,10 +43,20 @@ def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> o
 
 
 def adamw(
-    rate: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float
+    rate: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    kept: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW as torch has it: every weight decays, norms included."""
-    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    """AdamW as torch has it: every weight decays, norms included. kept: of moments.KINDS."""
+    return optax.chain(
+        moments.adam(b1, b2, eps, kept),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def make_update(
@@ -62,8 +73,8 @@ def make_update(
     @partial(jax.jit, donate_argnums=0)
     def change(state: State, gradient: Any, scale: jax.Array) -> State:
         gradient = jax.tree.map(lambda g: g * scale, gradient)
-        change, moments = optimizer.update(gradient, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, change), moments)
+        change, kept = optimizer.update(gradient, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, change), kept)
 
     def update(state: State, gradient: Any) -> tuple[State, float, bool]:
         # The decision is the host's: a choice inside the program would copy the whole state.

@@ -63,6 +63,8 @@ def test_help(command, capsys):
         ("optim.learning_rate=fast", "learning_rate"),
         ("reward.checks=maybe", "config.reward.checks='maybe' is none of judge, rules, hybrid"),
         ("grpo.kl=k4", "config.grpo.kl='k4' is none of k1, abs, k2, k3"),
+        ("optim.moments=int4", "config.optim.moments='int4' is none of float32, bfloat16, int8"),
+        ("remat=some", "config.remat='some' is none of full, dots, none"),
         ("dtype=float16", "config.dtype='float16' is none of bfloat16, float32"),
         ("stages=training", "config.stages: 'training' is none of instructor, generate, follower"),
         ("rounds=0", "config.rounds=0 must be more than 0"),

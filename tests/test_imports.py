@@ -16,7 +16,7 @@ LEVELS = [
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},
-    {"packing"},
+    {"packing", "moments"},
     {"sharding", "masked", "batch"},
     {"instruction", "errors", "files"},
 ]

@@ -106,3 +106,12 @@ def test_warm_up_climbs_to_the_peak_and_is_not_zero_at_first():
 def test_an_unknown_schedule_is_refused():
     with pytest.raises(UserError, match="optim.schedule='step' is none of constant, linear"):
         optim.schedule("step", 1.0, 0, 1, 0.0)
+
+
+def test_the_update_writes_over_the_state():
+    """No other memory: neither the moments nor the weights are copied."""
+    params = {"w": jnp.ones((64, 64)), "b": jnp.ones(64)}
+    now = State(params, OPTIMIZER.init(params))
+    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(now) if x.ndim]
+    after, _, _ = optim.make_update(OPTIMIZER, 1.0)(now, jax.tree.map(jnp.ones_like, params))
+    assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after) if x.ndim] == places

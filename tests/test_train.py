@@ -14,7 +14,7 @@ import tiny
 
 from seif_jax import learner, models, train
 from seif_jax.batch import Batch
-from seif_jax.models.tree import completion_logp
+from seif_jax.models.tree import KEPT, completion_logp
 from seif_jax.optim import State
 from seif_jax.packing import pack
 
@@ -24,7 +24,7 @@ PARAMS = models.init(MODEL, 1)
 ALGORITHM = learner.Algorithm(
     clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1.0,
     schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.0, clip_norm=1e9,
+    weight_decay=0.0, clip_norm=1e9, moments="float32", remat="full",
 )  # fmt: skip
 # 4 prompts of 2 samples; lengths differ so that a mean of micro-batch means would show.
 LENGTHS = np.array([6, 2, 1, 5, 3, 3, 6, 4], np.int32)
@@ -186,6 +186,23 @@ def test_an_infinity_that_is_not_trained_on_does_no_harm():
     _, params, numbers = step(left_out)
     assert numbers["skipped_updates"] == 0
     close(params, step(BATCH)[1], atol=0)
+
+
+def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
+    """The same gradient; what is held between the passes: full < dots < none. Four layers."""
+    model = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 4})
+    (_, micro), params = pack(BATCH, 100)[0], models.init(model, 1)
+    held, gradients = {}, {}
+    for remat in KEPT:
+        logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
+        whole = partial(learner.gradient, logp, replace(ALGORITHM, remat=remat))
+        arguments = (params, {}, micro, np.bool_(True), np.float32(29))
+        program = jax.jit(whole).lower(*arguments).compile()
+        held[remat] = program.memory_analysis().temp_size_in_bytes
+        gradients[remat] = program(*arguments)[0]
+    assert held["full"] < held["dots"] < held["none"]
+    close(gradients["dots"], gradients["full"], atol=2e-6)
+    close(gradients["none"], gradients["full"], atol=2e-6)
 
 
 def test_gradients_are_float32_under_bfloat16():

@@ -17,11 +17,11 @@ from seif_jax.models import forward, layers, logits, visible
 from seif_jax.models.layers import Config, Segment
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time
-NAMED = jax.checkpoint_policies.save_only_these_names
-KEPT = {  # what the backward pass finds of each layer; the rest it computes again
-    "full": NAMED(),
-    "dots": NAMED(layers.PROJECTED),
-    "none": jax.checkpoint_policies.everything_saveable,
+POLICIES = jax.checkpoint_policies
+KEPT = {  # by what is computed again in the backward pass: what is kept of each layer for it
+    "full": POLICIES.nothing_saveable,
+    "dots": POLICIES.save_only_these_names(layers.PROJECTED),
+    "none": POLICIES.everything_saveable,
 }
 
 
