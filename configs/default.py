@@ -26,7 +26,7 @@ def trained_role() -> ConfigDict:
     c.rollout_prompts = 384  # prompts a step
     c.group_size = 5  # samples a prompt
     c.optimizer_prompts = 96  # prompts an update
-    c.micro_prompts = 4  # prompts a forward and backward pass: memory, not results
+    c.micro_tokens = 16384  # tokens a forward and backward pass: memory, not results
     c.max_prompt_tokens = 2048  # tokens; longer prompts are dropped and counted
     c.max_response_tokens = 8192  # tokens
     c.temperature = 1.0
@@ -55,6 +55,8 @@ def get_config() -> Config:
     c.seed = 0
     c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none: SmolLM2-135M-Instruct
     c.dtype = "bfloat16"  # of sampling and of matrix products in training; weights are float32
+    c.remat = "full"  # what a backward pass computes again of a layer: all of it ("full"), all but
+    # matrix products ("dots"), nothing ("none"): memory against time, not results
     c.scan_weights = True  # refuse NaN and infinity in the weights of files
     c.rounds = 3
     c.stages = ("instructor", "generate", "follower")  # of every round, in this order
@@ -116,6 +118,7 @@ def get_config() -> Config:
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.01
     c.optim.clip_norm = 1.0  # global norm of the gradient
+    c.optim.moments = "float32"  # bfloat16, int8: AdamW's two in 1/2, 1/4 of the memory, rounded
 
     c.eval = ConfigDict()
     c.eval.every_steps = 0  # of a Follower stage, and before and after it; 0: never

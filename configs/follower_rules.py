@@ -34,7 +34,7 @@ def get_config() -> Config:
     c.data.rules.first, c.data.rules.last = 0, 54
     c.follower.epochs = (2,)
     c.follower.rollout_prompts = c.follower.optimizer_prompts = 6
-    c.follower.group_size, c.follower.micro_prompts = 6, 3
+    c.follower.group_size, c.follower.micro_tokens = 6, 1536
     c.follower.max_prompt_tokens, c.follower.max_response_tokens = 192, 64
     c.optim.learning_rate = 3e-5
     c.optim.warmup_updates = 2

@@ -13,5 +13,5 @@ from default import get_config as default
 def get_config() -> Config:
     c = default()
     c.model = "meta-llama/Llama-3.1-8B-Instruct"
-    c.follower.micro_prompts = c.instructor.micro_prompts = 1
+    c.follower.micro_tokens = c.instructor.micro_tokens = 8192
     return c

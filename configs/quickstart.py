@@ -15,12 +15,12 @@ def get_config() -> Config:
     c.rounds = 2
     c.data.limit = 10
     role = c.instructor
-    role.rollout_prompts = role.optimizer_prompts = role.micro_prompts = 6
+    role.rollout_prompts = role.optimizer_prompts = 6
     role.group_size, role.max_response_tokens = 3, 72
     role.max_prompt_tokens = 320  # leaves out the one seed that brings a long text
     role = c.follower
     role.rollout_prompts = role.optimizer_prompts = 3
-    role.group_size, role.micro_prompts, role.max_response_tokens = 4, 3, 48
+    role.group_size, role.max_response_tokens = 4, 48
     c.generate.prompts, c.generate.temperature = 10, 0.5
     c.judger.batch_size = 48
     c.checkpoint.every_steps = 100

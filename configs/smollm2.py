@@ -16,8 +16,8 @@ def get_config() -> Config:
     c.format = "plain"
     c.sample_batch = 64
     for role in (c.instructor, c.follower):
-        role.rollout_prompts, role.optimizer_prompts, role.micro_prompts = 8, 8, 2
-        role.group_size = 4
+        role.rollout_prompts, role.optimizer_prompts = 8, 8
+        role.group_size, role.micro_tokens = 4, 1536
         role.max_prompt_tokens, role.max_response_tokens = 384, 128
     c.instructor.shots = 2
     c.instructor.prefill = '{"c1": "The response should'

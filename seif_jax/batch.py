@@ -5,11 +5,10 @@ after each. Whatever is shared is held, and computed, once: in sampling and in t
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 T = TypeVar("T")
@@ -18,40 +17,74 @@ T = TypeVar("T")
 @dataclass_transform(frozen_default=True)
 def pytree(cls: type[T]) -> type[T]:
     """Frozen dataclass whose fields are all children of a JAX pytree."""
-    frozen: Any = dataclass(frozen=True)(cls)
-    jax.tree_util.register_dataclass(frozen, [f.name for f in fields(frozen)], [])
+    frozen = dataclass(frozen=True)(cls)
+    names = [f.name for f in fields(frozen)]  # pyright: ignore[reportArgumentType]
+    jax.tree_util.register_dataclass(frozen, names, [])
     return frozen
 
 
-@pytree
+@dataclass(frozen=True)
 class Batch:
-    """P prompts of G samples each, B = P·G samples in the order of their prompts."""
+    """P prompts of G samples each, B = P·G samples in the order of their prompts; on the host."""
 
-    prefix: Int[Array, "S"]  # tokens that every prompt starts with; may be none
-    prompts: Int[Array, "P T"]  # the rest of each prompt, right-padded
-    prompt_lengths: Int[Array, "P"]  # at least 1
-    completions: Int[Array, "B C"]  # right-padded; the end token, where sampled, included
-    lengths: Int[Array, "B"]
-    sampler_logp: Float[Array, "B C"]  # what the sampler reported for each token
-    old_logp: Float[Array, "B C"]  # policy before this rollout's updates, by the learner
-    ref_logp: Float[Array, "B C"]  # reference policy
-    advantages: Float[Array, "B"]
-    trained: Bool[Array, "B"]  # False: left out of the loss (no verdict, masked, equal group)
+    prefix: Int[np.ndarray, "S"]  # tokens that every prompt starts with; may be none
+    prompts: Int[np.ndarray, "P T"]  # the rest of each prompt, right-padded
+    prompt_lengths: Int[np.ndarray, "P"]  # at least 1
+    completions: Int[np.ndarray, "B C"]  # right-padded; the end token, where sampled, included
+    lengths: Int[np.ndarray, "B"]
+    sampler_logp: Float[np.ndarray, "B C"]  # what the sampler reported for each token
+    old_logp: Float[np.ndarray, "B C"]  # policy before this rollout's updates, by the learner
+    ref_logp: Float[np.ndarray, "B C"]  # reference policy
+    advantages: Float[np.ndarray, "B"]
+    trained: Bool[np.ndarray, "B"]  # False: left out of the loss (no verdict, masked, equal group)
 
-    def slice(self, start: int | Array, prompts: int) -> "Batch":
-        """The part with `prompts` prompts from prompt `start` on, and their samples."""
-        group = self.completions.shape[0] // self.prompts.shape[0]
+    def take(self, prompts: Int[np.ndarray, "p"]) -> "Batch":
+        """These prompts, in this order, and their samples."""
+        rows = self.samples(prompts)
+        parts = {}
+        for field in fields(self):
+            x, name = getattr(self, field.name), field.name
+            at = ... if name == "prefix" else prompts if name.startswith("prompt") else rows
+            parts[name] = x[at]
+        return Batch(**parts)
 
-        def cut(name: str) -> Any:
-            x = getattr(self, name)
-            if name == "prefix":
-                return x
-            size = 1 if name in ("prompts", "prompt_lengths") else group
-            return lax.dynamic_slice_in_dim(x, start * size, prompts * size)
+    def samples(self, prompts: Int[np.ndarray, "p"]) -> Int[np.ndarray, "b"]:
+        """Numbers of the samples of these prompts."""
+        group = len(self.completions) // len(self.prompts)
+        return (prompts[:, None] * group + np.arange(group)).ravel()
 
-        return Batch(**{f.name: cut(f.name) for f in fields(Batch)})
-
-    def mask(self) -> Bool[Array, "B C"]:
+    def mask(self) -> Bool[np.ndarray, "B C"]:
         """The tokens that are trained on."""
-        inside = jnp.arange(self.completions.shape[1]) < self.lengths[:, None]
+        inside = np.arange(self.completions.shape[1]) < self.lengths[:, None]
         return inside & self.trained[:, None]
+
+
+@pytree
+class Flat:
+    """The tokens of a tree in one row of N slots, and where attention finds them.
+
+    The model computes slots, so that padding costs next to nothing; attention alone reads the tree
+    as padded rows. What holds nothing has a number that is out of range.
+    """
+
+    tokens: Int[Array, "N"]
+    positions: Int[Array, "N"]
+    prefix: Int[Array, "S"]  # slot of each token of the prefix
+    prompts: Int[Array, "P T"]
+    completions: Int[Array, "B C"]  # their last tokens are in no slot: nothing follows them
+    places: Int[Array, "N"]  # of each slot: which of the places above, counted through all three
+    states: Int[Array, "M"]  # slots whose states say a token of a completion
+    targets: Int[Array, "M"]  # this token
+    rows: Int[Array, "B C"]  # which of the M is a completion's token
+
+
+@pytree
+class Micro:
+    """What one forward and backward pass computes; as in `Batch`, samples by rows."""
+
+    flat: Flat
+    sampler_logp: Float[Array, "B C"]
+    old_logp: Float[Array, "B C"]
+    ref_logp: Float[Array, "B C"]
+    advantages: Float[Array, "B"]
+    mask: Bool[Array, "B C"]  # the tokens that are trained on

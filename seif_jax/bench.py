@@ -52,7 +52,9 @@ class Request:
     group: int
     prompt_tokens: int
     new_tokens: int
-    micro_prompts: int | None
+    micro_tokens: int | None
+    lengths: str
+    slots: int | None
     dtype: str
     repeats: int
     against: str | None
@@ -61,7 +63,7 @@ class Request:
 
     def check(self) -> None:
         """UserError naming the option whose value cannot be."""
-        for name in ("prompts", "group", "prompt_tokens", "micro_prompts", "repeats"):
+        for name in ("prompts", "group", "prompt_tokens", "micro_tokens", "slots", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name}={value} must be 1 or more")
@@ -69,10 +71,8 @@ class Request:
             raise UserError(f"--new_tokens={self.new_tokens} must be 2 or more")
         if self.what in ("update", "step") and self.group < 2:
             raise UserError(f"--group={self.group}: a group needs at least 2 samples to compare")
-        if self.prompts % self.sizes.micro_prompts:
-            raise UserError(
-                f"--prompts={self.prompts} is not divisible by --micro_prompts={self.micro_prompts}"
-            )
+        if self.lengths == "skewed" and (self.what != "rollout" or self.against):
+            raise UserError("--lengths=skewed is of --what=rollout, without a peer")
         if bool(self.against) != bool(self.peer_python):
             raise UserError("--against=PEER and --peer_python=FILE go together")
         if self.against and self.what not in peers.MEASURES[self.against]:
@@ -85,8 +85,16 @@ class Request:
 
     @property
     def sizes(self) -> Sizes:
-        micro = self.prompts if self.micro_prompts is None else self.micro_prompts
-        return Sizes(self.prompts, self.group, self.prompt_tokens, self.new_tokens, micro)
+        samples = self.prompts * self.group
+        return Sizes(
+            self.prompts,
+            self.group,
+            self.prompt_tokens,
+            self.new_tokens,
+            self.micro_tokens or samples * (self.prompt_tokens + self.new_tokens),
+            self.lengths,
+            self.slots or samples,
+        )
 
 
 def run(r: Request) -> dict[str, Any]:
@@ -202,15 +210,16 @@ def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float,
     """Which limit the work is held against, how much of that it takes, in which seconds."""
     if r.what != "rollout":
         return "flops_per_sec", found["flops"], "step"
+    lengths = r.sizes.new_lengths()
+    steps = max(max(lengths), sum(lengths) / r.sizes.slots) - 1  # with no slot ever empty
     per_step = limits.decode_bytes(
         model.config,
         found["parameters"],
         model.dtype.dtype.itemsize,
-        samples=r.sizes.samples,
-        prompt_tokens=r.prompts * r.prompt_tokens,
-        new_tokens=r.new_tokens,
+        prompt_tokens=r.sizes.slots // r.group * r.prompt_tokens,
+        new_tokens=sum(n * n / 2 for n in lengths) / (steps + 1),
     )
-    return "bytes_per_sec", per_step * (r.new_tokens - 1), "decode"
+    return "bytes_per_sec", per_step * steps, "decode"
 
 
 @contextmanager
@@ -218,9 +227,9 @@ def compile_secs() -> Iterator[list[float]]:
     """Seconds of every program that is compiled meanwhile."""
     found: list[float] = []
 
-    def listen(event: str, duration: float, **rest: Any) -> None:
+    def listen(event: str, duration_secs: float, **rest: Any) -> None:
         if event == COMPILED:
-            found.append(duration)
+            found.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -24,8 +24,9 @@ from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
 from seif_jax.roles import judger
 from seif_jax.rollout import Grouping, make_batch
-from seif_jax.sampling import Engine, pad, row_keys
+from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.shapes import pad
 from seif_jax.speaker import Decoding, Reply, Speaker
 from seif_jax.tasks import FollowerTask
 from seif_jax.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ from seif_jax.tokenizer import Tokenizer
 ALGORITHM = Algorithm(  # as configs/default.py
     clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.01, learning_rate=1e-6,
     schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.01, clip_norm=1.0,
+    weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
 )  # fmt: skip
 SHOTS = 2  # of the Judger, as configs/default.py
 SHARED_BATCH, FULL_BATCH = 80, 16  # prompts in a program at a time, with starts shared and without
@@ -72,11 +73,22 @@ class Sizes:
     group: int
     prompt_tokens: int
     new_tokens: int
-    micro_prompts: int
+    micro_tokens: int
+    lengths: str  # "skewed": most samples of a rollout 50 to 150 tokens, one in ten new_tokens
+    slots: int  # samples decoded together
 
     @property
     def samples(self) -> int:
         return self.prompts * self.group
+
+    def new_lengths(self) -> list[int]:
+        """Tokens of each sample of a rollout."""
+        if self.lengths == "fixed":
+            return [self.new_tokens] * self.samples
+        rng = np.random.default_rng(0)
+        long = rng.random(self.samples) < 0.1
+        short = np.minimum(rng.integers(50, 151, self.samples), self.new_tokens)
+        return np.where(long, self.new_tokens, short).tolist()
 
 
 @dataclass(frozen=True)
@@ -106,9 +118,11 @@ class Plain(Tokenizer):
 class Letters(FollowerTask):
     """Its reward is the share of lower-case letters."""
 
-    def score(self, rows: Sequence[int], step: int, replies: Sequence[Any], key: Any):
-        texts = [reply.text for reply in replies]
-        return [Score(sum(map(str.islower, text)) / max(len(text), 1)) for text in texts]
+    def read(self, row: int, step: int, reply: Any) -> Any:
+        return Score(sum(map(str.islower, reply.text)) / max(len(reply.text), 1))
+
+    def score(self, found: Sequence[Score], key: Any) -> list[Score]:
+        return list(found)
 
 
 def passages(tokenizer: Tokenizer, count: int, tokens: int) -> list[list[int]]:
@@ -138,26 +152,36 @@ def rollout(m: Model, s: Sizes) -> Job:
     """Samples; beside it a rollout of one token: what comes before decoding."""
     engine = m.engine()
     prompts = passages(m.base.tokenizer, s.prompts, s.prompt_tokens)
+    notes: dict[str, float] = {}
 
-    def sample(new_tokens: int) -> None:
+    def sample(lengths: list[int]) -> None:
+        before = engine.slot_steps
         out = engine.sample(
             prompts,
             row_keys(jax.random.key(0), range(s.samples)),
             group=s.group,
-            max_tokens=new_tokens,
+            max_tokens=lengths,
             method=Method(),
             stop_ids=(),
-            batch_size=s.samples,
+            batch_size=s.slots,
         )
-        assert (out.lengths == new_tokens).all()
+        assert [len(sample.tokens) for sample in out] == lengths
+        if max(lengths) > 1:
+            notes["slot_use"] = sum(lengths) / (engine.slot_steps - before)
 
+    def first() -> None:
+        sample([1] * s.samples)
+
+    lengths = s.new_lengths()
+    flops = forward_flops(m.config, prompts, s)
     return Job(
-        lambda: sample(s.new_tokens),
-        s.samples * s.new_tokens,
-        forward_flops(m.config, prompts, s),
+        lambda: sample(lengths),
+        sum(lengths),
+        flops,
         prompts,
-        {"first_token": lambda: sample(1)},
-        warm=(lambda: sample(1),),
+        {"first_token": first},
+        (first,),
+        notes,
     )
 
 
@@ -254,7 +278,7 @@ def update(m: Model, s: Sizes) -> Job:
 
     def work() -> None:
         nonlocal state
-        state, _ = train.apply_updates(stage, programs, state, batch)
+        state, _ = train.apply_updates(stage, programs, state, [batch])
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
@@ -271,7 +295,7 @@ def step(m: Model, s: Sizes) -> Job:
         nonlocal state, number
         number += 1
         rows = range(s.prompts)
-        state, numbers, _ = train.train_step(stage, programs, state, rows, number, 1, Phases())
+        state, numbers, _ = train.train_step(stage, programs, state, rows, number, Phases())
         jax.block_until_ready(state)
         assert numbers["sampled_tokens"] == s.samples * s.new_tokens
         phases = {name.removeprefix("secs/"): x for name, x in numbers.items() if "secs/" in name}
@@ -299,7 +323,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
         task=Letters(rows, Checker(None, "rules"), "plain", 0),
         decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
         grouping=Grouping(s.group, "grpo", False, False),
-        sizes=train.Sizes(s.prompts, s.prompts, s.micro_prompts, 1),
+        sizes=train.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
         algorithm=ALGORITHM,
         key=jax.random.key(0),
         order_seed=0,

@@ -1,24 +1,25 @@
 """The learner: from batches to new weights, all of it arrays and jitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from seif_jax import grpo, optim
-from seif_jax.batch import Batch
+from seif_jax import grpo, metrics, optim
+from seif_jax.batch import Micro
 from seif_jax.models import lora
 from seif_jax.optim import State
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """Numbers of GRPO and AdamW; see configs/default.py."""
+    """What GRPO, AdamW and the memory of both need to know; see configs/default.py."""
 
     clip_low: float
     clip_high: float
@@ -34,30 +35,85 @@ class Algorithm:
     eps: float
     weight_decay: float
     clip_norm: float
+    moments: str
+    remat: str
 
 
 def make_optimizer(a: Algorithm, updates: int) -> optax.GradientTransformation:
     rate = optim.schedule(a.schedule, a.learning_rate, a.warmup_updates, updates, a.end_rate)
-    return optim.adamw(rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay)
+    return optim.adamw(
+        rate, b1=a.b1, b2=a.b2, eps=a.eps, weight_decay=a.weight_decay, kept=a.moments
+    )
 
 
-def make_update(
-    batch_logp: Callable[..., jax.Array],
-    optimizer: optax.GradientTransformation,
+class Learner:
+    """The jitted programs of an update, and what calls them.
+
+    Gradient and change of the weights are programs of their own: in one, XLA would copy moments
+    instead of writing over them.
+    """
+
+    def __init__(
+        self,
+        flat_logp: Callable[..., jax.Array],
+        optimizer: optax.GradientTransformation,
+        a: Algorithm,
+    ):
+        """flat_logp: (weights, Flat, remat=…) -> log-probabilities [B, C]."""
+        self._gradient = jax.jit(partial(gradient, flat_logp, a))
+        self._add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+        self._change = optim.make_update(optimizer, a.clip_norm)
+
+    def update(
+        self, state: State, frozen: Any, micros: Sequence[Micro], fresh: bool
+    ) -> tuple[State, dict[str, Any]]:
+        """One update from the parts of one optimizer batch; a gradient that is not finite changes
+        nothing. The state given is written over.
+
+        frozen: the rest of the model, {} where all weights are trained. fresh: nothing was
+        updated since sampling; old_logp is what this pass computes.
+        """
+        count = np.float32(sum(micro.mask.sum() for micro in micros))
+        total, gaps = None, []
+        for micro in micros:
+            arguments = (state.params, frozen, micro, np.bool_(fresh), count)
+            self._gradient.lower(*arguments).compile()
+            metrics.trim()  # what compiling leaves, before what needs most memory
+            *part, gap = self._gradient(*arguments)
+            total = part if total is None else self._add(total, part)
+            del part
+            gaps.append(gap)
+        assert total, "an update without a token to train on"
+        whole, numbers = total
+        state, norm, taken = self._change(state, whole)
+        return state, jax.device_get(numbers) | {
+            "sampler_gap_max": float(max(gaps)),
+            "grad_norm": norm,
+            "skipped_updates": 1.0 - taken,
+            "trained_tokens": float(count),
+        }
+
+
+def gradient(
+    flat_logp: Callable[..., jax.Array],
     a: Algorithm,
-    micro_prompts: int,
-) -> jax.stages.Wrapped:
-    """One update from one optimizer batch, its gradient added up over micro-batches: jitted,
-    (State, frozen weights, Batch, bool []) -> (State, numbers)."""
+    params: Any,
+    frozen: Any,
+    micro: Micro,
+    fresh: jax.Array,
+    count: jax.Array,
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """Gradient, numbers and the largest difference from the sampler's log-probabilities. The first
+    two add up over the parts of an optimizer batch with `count` trained tokens."""
 
-    def micro_loss(trained: Any, frozen: Any, b: Batch, fresh: jax.Array, count: jax.Array):
-        logp, mask = batch_logp(lora.join(frozen, trained), b, remat=True), b.mask()
-        old = jnp.where(fresh, lax.stop_gradient(logp), b.old_logp)
+    def loss(params: Any):
+        logp, mask = flat_logp(lora.join(frozen, params), micro.flat, remat=a.remat), micro.mask
+        old = jnp.where(fresh, lax.stop_gradient(logp), micro.old_logp)
         value, numbers = grpo.loss(
             logp,
             old,
-            b.ref_logp if a.kl_coef else None,
-            b.advantages[:, None],
+            micro.ref_logp if a.kl_coef else None,
+            micro.advantages[:, None],
             mask,
             clip_low=a.clip_low,
             clip_high=a.clip_high,
@@ -66,39 +122,9 @@ def make_update(
             kl_coef=a.kl_coef,
             token_count=count,
         )
-        gap = jnp.where(mask, jnp.abs(old - b.sampler_logp), 0.0)
-        numbers["sampler_gap"] = jnp.sum(gap) / jnp.maximum(count, 1.0)
+        gap = jnp.where(mask, jnp.abs(old - micro.sampler_logp), 0.0)
+        numbers["sampler_gap"] = jnp.sum(gap) / count
         return value, (numbers, jnp.max(gap))
 
-    @partial(jax.jit, donate_argnums=0)
-    def update(state: State, frozen: Any, batch: Batch, fresh: jax.Array):
-        """frozen: the rest of the model, {} where all weights are trained. fresh: nothing was
-        updated since sampling; old_logp is what this pass computes."""
-        count = jnp.sum(batch.mask(), dtype=jnp.float32)
-        grad = jax.grad(micro_loss, has_aux=True)
-
-        def of(start: int | jax.Array):
-            return grad(state.params, frozen, batch.slice(start, micro_prompts), fresh, count)
-
-        def add(total: Any, start: jax.Array):
-            gradient, (numbers, gap) = of(start)
-            return jax.tree.map(jnp.add, total, (gradient, numbers)), gap
-
-        prompts = batch.prompts.shape[0]
-        if prompts == micro_prompts:  # no second gradient is held to add up in
-            gradient, (numbers, gaps) = of(0)
-        else:
-            part = jax.eval_shape(of, 0)
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (part[0], part[1][0]))
-            starts = jnp.arange(0, prompts, micro_prompts)
-            (gradient, numbers), gaps = lax.scan(add, zeros, starts)
-        state, norm, good = optim.update(optimizer, state, gradient, a.clip_norm)
-        numbers |= {
-            "sampler_gap_max": jnp.max(gaps),
-            "grad_norm": norm,
-            "skipped_updates": 1.0 - good,
-            "trained_tokens": count,
-        }
-        return state, numbers
-
-    return update
+    found, (numbers, gap) = jax.grad(loss, has_aux=True)(params)
+    return found, numbers, gap

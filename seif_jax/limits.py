@@ -13,7 +13,7 @@ from jax import lax
 
 from seif_jax.models.layers import Config
 from seif_jax.peers import serve
-from seif_jax.sampling import same_start
+from seif_jax.sampling.shapes import same_start
 
 COPY_BYTES = 1 << 30  # far beyond any cache
 SIDES = {"cpu": (1024, 2048, 4096)}  # of the square matrices; the best of them counts
@@ -113,13 +113,12 @@ def decode_bytes(
     parameters: int,
     item_bytes: int,
     *,
-    samples: int,
-    prompt_tokens: int,
-    new_tokens: int,
+    prompt_tokens: float,
+    new_tokens: float,
 ) -> float:
-    """Bytes that the average step of decoding must read: every weight once (of an embedding that is
-    no output projection a few rows, counted as none), the keys and values of all prompts, one
-    prompt's once for its group, and of each sample's `new_tokens` on average half."""
+    """Bytes that a step of decoding must read: every weight once (of an embedding that is no output
+    projection a few rows, counted as none), and the keys and values of so many tokens of prompts,
+    one prompt's once for its group, and of samples."""
     weights = parameters - (0 if c.tied else c.vocab * c.width)
-    cached = prompt_tokens + samples * new_tokens / 2
+    cached = prompt_tokens + new_tokens
     return item_bytes * (weights + 2 * c.layers * c.kv_heads * c.head_dim * cached)

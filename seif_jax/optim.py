@@ -1,12 +1,15 @@
 """The optimizer: AdamW under a learning-rate schedule, gradient clipping, skipping bad steps."""
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
 
+from seif_jax import moments
 from seif_jax.batch import pytree
 from seif_jax.errors import UserError
 
@@ -18,7 +21,7 @@ class State:
     """What training changes, and a checkpoint holds."""
 
     params: Any  # float32 master weights: the model's, or its adapters'
-    optimizer: Any  # float32 moments and the number of updates taken
+    optimizer: Any  # moments and the number of updates taken
 
 
 def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
@@ -40,24 +43,45 @@ def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> o
 
 
 def adamw(
-    rate: optax.Schedule, *, b1: float, b2: float, eps: float, weight_decay: float
+    rate: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    kept: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW as torch has it: every weight decays, norms included."""
-    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    """AdamW as torch has it: every weight decays, norms included. kept: of moments.KINDS."""
+    return optax.chain(
+        moments.adam(b1, b2, eps, kept),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
-def update(
-    optimizer: optax.GradientTransformation, state: State, gradient: Any, clip_norm: float
-) -> tuple[State, Float[Array, ""], Bool[Array, ""]]:
-    """One update with the gradient clipped to a global norm.
+def make_update(
+    optimizer: optax.GradientTransformation, clip_norm: float
+) -> Callable[[State, Any], tuple[State, float, bool]]:
+    """One update with the gradient clipped to a global norm: (state, gradient) to the new state,
+    the norm before clipping, and whether the update was taken.
 
-    Returns the new state, the norm before clipping, and whether the update was taken: with a norm
-    that is not finite everything stays as it was, moments and their count included.
+    The state given is written over. With a norm that is not finite everything stays as it was,
+    moments and their count included.
     """
-    norm = optax.tree.norm(gradient)
-    good = jnp.isfinite(norm)
-    scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
-    gradient = jax.tree.map(lambda g: g * scale, gradient)
-    change, moments = optimizer.update(gradient, state.optimizer, state.params)
-    new = State(optax.apply_updates(state.params, change), moments)
-    return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state), norm, good
+    norm_of = jax.jit(optax.tree.norm)
+
+    @partial(jax.jit, donate_argnums=0)
+    def change(state: State, gradient: Any, scale: jax.Array) -> State:
+        gradient = jax.tree.map(lambda g: g * scale, gradient)
+        change, kept = optimizer.update(gradient, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, change), kept)
+
+    def update(state: State, gradient: Any) -> tuple[State, float, bool]:
+        # The decision is the host's: a choice inside the program would copy the whole state.
+        norm = float(norm_of(gradient))
+        if not math.isfinite(norm):
+            return state, norm, False
+        scale = np.float32(min(1.0, clip_norm / max(norm, 1e-12)))
+        return change(state, gradient, scale), norm, True
+
+    return update

@@ -123,7 +123,14 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--group", type=int, default=4, help="samples a prompt; judge: constraints")
     add.add_argument("--prompt_tokens", type=int, default=64, help="default 64")
     add.add_argument("--new_tokens", type=int, default=64, help="default 64")
-    add.add_argument("--micro_prompts", type=int, help="prompts a backward pass (default: all)")
+    add.add_argument(
+        "--lengths",
+        choices=("fixed", "skewed"),
+        default="fixed",
+        help="rollout: skewed: most samples 50 to 150 tokens, one in ten --new_tokens",
+    )
+    add.add_argument("--slots", type=int, help="rollout: decoded together (default: all samples)")
+    add.add_argument("--micro_tokens", type=int, help="tokens a backward pass (default: all)")
     add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     add.add_argument("--repeats", type=int, default=5, help="default 5, after one that warms up")
     add.add_argument("--against", choices=("hf", "trl", "tunix", "vllm"), help="a peer")

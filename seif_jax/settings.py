@@ -5,10 +5,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from seif_jax import optim
+from seif_jax import moments, optim
 from seif_jax.errors import UserError
 from seif_jax.learner import Algorithm
 from seif_jax.models.lora import TARGETS, Lora
+from seif_jax.models.tree import KEPT
 from seif_jax.rewards.score import CHECKS
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
@@ -27,6 +28,8 @@ CHOICES = {
     "grpo.advantage": ("grpo", "rloo", "dr_grpo", "zero"),
     "grpo.kl": ("k1", "abs", "k2", "k3"),
     "optim.schedule": optim.SCHEDULES,
+    "optim.moments": moments.KINDS,
+    "remat": tuple(KEPT),
 }
 POSITIVE = (
     "rounds", "sample_batch", "generate.prompts", "checkpoint.every_steps", "filter.batch_size",
@@ -34,7 +37,7 @@ POSITIVE = (
 )  # fmt: skip
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 ROLE_POSITIVE = (
-    "rollout_prompts", "optimizer_prompts", "micro_prompts", "max_prompt_tokens",
+    "rollout_prompts", "optimizer_prompts", "micro_tokens", "max_prompt_tokens",
     "max_response_tokens", "temperature",
 )  # fmt: skip
 
@@ -91,7 +94,7 @@ def lora(config: Config) -> Lora | None:
 
 def sizes(role: Config, round: int) -> Sizes:
     epochs = role.epochs[min(round, len(role.epochs)) - 1]
-    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_prompts, epochs)
+    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, epochs)
 
 
 def grouping(config: Config, role: Config) -> Grouping:
@@ -166,6 +169,8 @@ def algorithm(config: Config) -> Algorithm:
         eps=o.eps,
         weight_decay=o.weight_decay,
         clip_norm=o.clip_norm,
+        moments=o.moments,
+        remat=config.remat,
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,12 +15,13 @@ from seif_jax.batch import Batch
 from seif_jax.checkpoint import Base, Checkpoints, home, open_checkpoints
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
-from seif_jax.learner import Algorithm, make_optimizer, make_update
+from seif_jax.learner import Algorithm, Learner, make_optimizer
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
 from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
+from seif_jax.packing import pack, padding
 from seif_jax.rollout import Grouping, Task, rollout
 from seif_jax.sampling import Engine
 from seif_jax.speaker import Decoding, Speaker
@@ -30,11 +30,9 @@ from seif_jax.tasks import FollowerTask
 
 @dataclass(frozen=True)
 class Sizes:
-    """In prompts; each has `Grouping.size` samples."""
-
-    rollout: int
+    rollout: int  # prompts a step; each has `Grouping.size` samples
     optimizer: int  # prompts an update
-    micro: int  # prompts a forward and backward pass
+    micro: int  # tokens a forward and backward pass
     epochs: int
 
     def check(self, group: int) -> None:
@@ -45,10 +43,6 @@ class Sizes:
             raise UserError(
                 f"rollout_prompts={self.rollout} is not divisible by "
                 f"optimizer_prompts={self.optimizer}"
-            )
-        if self.optimizer % self.micro:
-            raise UserError(
-                f"optimizer_prompts={self.optimizer} is not divisible by micro_prompts={self.micro}"
             )
 
 
@@ -87,8 +81,8 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
     rows = prompts_that_fit(stage, display)
     order = data.order(len(rows), stage.sizes.epochs, stage.sizes.rollout, stage.order_seed)
     steps = len(order)
-    updates = stage.sizes.rollout // stage.sizes.optimizer
-    optimizer = make_optimizer(stage.algorithm, steps * updates)
+    updates = steps * stage.sizes.rollout // stage.sizes.optimizer
+    optimizer = make_optimizer(stage.algorithm, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
     with open_checkpoints(stage.folder) as checkpoints:
@@ -101,9 +95,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
         for step in range(done + 1, steps + 1):
             picked = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
-            state, numbers, found = train_step(
-                stage, programs, state, picked, step, updates, phases
-            )
+            state, numbers, found = train_step(stage, programs, state, picked, step, phases)
             data.append_samples(samples, found, step)
             writer.write(stage.round, stage.name, step, numbers)
             display.step(numbers)
@@ -167,19 +159,9 @@ class Programs:
         logp = partial(
             completion_logp, c, temperature=stage.decoding.temperature, dtype=stage.dtype
         )
-
-        def batch_logp(params: Any, b: Batch, remat: bool = False) -> jax.Array:
-            return logp(params, b.prefix, b.prompts, b.prompt_lengths, b.completions, remat=remat)
-
         self.cast = jax.jit(lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained))
-        self.logp = jax.jit(batch_logp)
-        self._update = make_update(batch_logp, optimizer, stage.algorithm, stage.sizes.micro)
-
-    def update(self, *arguments: Any) -> tuple[State, dict[str, jax.Array]]:
-        """What compiling leaves is given back before the call that needs most memory."""
-        self._update.lower(*arguments).compile()
-        metrics.trim()
-        return self._update(*arguments)
+        self.logp = jax.jit(logp)
+        self.update = Learner(logp, optimizer, stage.algorithm).update
 
 
 def speaker(stage: Stage, programs: Programs, state: State) -> Speaker:
@@ -194,7 +176,6 @@ def train_step(
     state: State,
     rows: Sequence[int],
     step: int,
-    updates: int,
     phases: Phases,
 ) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
     """Sample, score, update; returns the new state, the step's numbers and its samples."""
@@ -204,11 +185,11 @@ def train_step(
         found = rollout(stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
-            batch = with_logp(stage, programs, found.batch, policy.engine, updates)
+            batches = with_logp(stage, programs, found.batch, policy.engine)
         slot_steps = policy.engine.slot_steps
         del policy  # its weights make room for the update's
         with phases("update"):
-            state, numbers = apply_updates(stage, programs, state, batch)
+            state, numbers = apply_updates(stage, programs, state, batches)
     secs = phases.take()
     numbers |= found.metrics
     numbers["slot_use"] = found.metrics["sampled_tokens"] / slot_steps
@@ -216,39 +197,45 @@ def train_step(
     return state, numbers | secs | metrics.host(), found.samples
 
 
-def with_logp(
-    stage: Stage, programs: Programs, batch: Batch, policy: Engine, updates: int
-) -> Batch:
-    """Adds the log-probabilities of the reference, and of the policy where later updates of this
-    rollout need them; a micro-batch at a time."""
-    size = stage.sizes.micro
-    starts = range(0, batch.prompts.shape[0], size)
+def with_logp(stage: Stage, programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
+    """The rollout's optimizer batches with the log-probabilities of the reference and, after the
+    first, whose own pass gives them, of the policy."""
 
-    def of(params: Any) -> np.ndarray:
-        return np.concatenate([programs.logp(params, batch.slice(s, size)) for s in starts])
+    def of(params: Any, part: Batch) -> np.ndarray:
+        found = np.zeros_like(part.ref_logp)
+        for samples, micro in pack(part, stage.sizes.micro):
+            logp = np.asarray(programs.logp(params, micro.flat))
+            found[samples, : logp.shape[1]] = logp[: len(samples)]
+        return found
 
+    prompts = np.arange(len(batch.prompts)).reshape(-1, stage.sizes.optimizer)
+    parts = [batch.take(numbers) for numbers in prompts]
     if stage.algorithm.kl_coef:
-        batch = replace(batch, ref_logp=of(stage.reference().params))
-    return replace(batch, old_logp=of(policy.params)) if updates > 1 else batch
+        reference = stage.reference().params
+        parts = [replace(part, ref_logp=of(reference, part)) for part in parts]
+    later = [replace(part, old_logp=of(policy.params, part)) for part in parts[1:]]
+    return [parts[0], *later]
 
 
 def apply_updates(
-    stage: Stage, programs: Programs, state: State, batch: Batch
+    stage: Stage, programs: Programs, state: State, batches: Sequence[Batch]
 ) -> tuple[State, dict[str, float]]:
     """The rollout's updates in order; numbers are means over them, skipped ones are counted.
 
     An optimizer batch in which no sample is trained on (all groups skipped) makes no update.
     """
-    size, found = stage.sizes.optimizer, []
-    for start in range(0, batch.prompts.shape[0], size):
-        part = batch.slice(start, size)
-        if np.any(part.trained):
-            state, numbers = programs.update(state, stage.frozen, part, jnp.array(start == 0))
-            found.append(jax.device_get(numbers))
+    found, computed, empty = [], 0, 0
+    for i, batch in enumerate(batches):
+        parts = pack(batch, stage.sizes.micro)
+        if parts:
+            micros = [micro for _, micro in parts]
+            state, numbers = programs.update(state, stage.frozen, micros, fresh=i == 0)
+            found.append(numbers)
+            computed, empty = np.array([computed, empty]) + padding(micros)
     means = {name: float(np.mean([f[name] for f in found])) for name in (found or [{}])[0]}
     for name in ("skipped_updates", "trained_tokens"):
         means[name] = float(np.sum([f[name] for f in found]))
-    return state, means | {"updates": len(found)}
+    return state, means | {"updates": len(found), "padding": float(empty / max(computed, 1))}
 
 
 def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:

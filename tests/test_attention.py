@@ -85,9 +85,7 @@ def test_splash_in_the_model(monkeypatch):
     positions: Any = np.tile(np.arange(130), (2, 1))
 
     def loss(params):
-        hidden, _ = models.forward(
-            model.config, params, tokens, positions, dtype=jnp.bfloat16, remat=True
-        )
+        hidden, _ = models.forward(model.config, params, tokens, positions, dtype=jnp.bfloat16)
         return jnp.sum(jnp.cos(hidden)), hidden
 
     def run():

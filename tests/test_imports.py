@@ -19,6 +19,7 @@ LEVELS = [
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},
+    {"packing", "moments"},
     {"sharding", "masked", "batch"},
     {"peers"},
     {"instruction", "errors", "files", "options"},
@@ -36,6 +37,7 @@ NEVER = {
     "grpo": {"ml_collections", "flax"} | TEXT,
     "masked": {"ml_collections", "flax"} | TEXT,
     "batch": {"ml_collections", "flax"} | TEXT,
+    "packing": {"ml_collections"} | ARRAYS | TEXT,
 }
 
 

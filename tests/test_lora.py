@@ -19,6 +19,7 @@ from seif_jax import models
 from seif_jax.models import hf, lora
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.models.tree import completion_logp
+from seif_jax.packing import flatten
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import split
@@ -40,10 +41,10 @@ def adapted(spec=ALL, **changes):
     return model, models.init(model, 3), {"layers": noisy}
 
 
-@partial(jax.jit, static_argnames=("c", "remat"))
-def logits(c, params, ids=IDS, remat=False):
+@partial(jax.jit, static_argnames="c")
+def logits(c, params, ids=IDS):
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden, _ = models.forward(c, params, ids, positions, dtype=jnp.float32, remat=remat)
+    hidden, _ = models.forward(c, params, ids, positions, dtype=jnp.float32)
     return models.logits(params, hidden, jnp.float32)
 
 
@@ -162,7 +163,7 @@ def test_gradients_of_the_adapters_alone():
     weight = jnp.array(np.random.default_rng(1).normal(size=(2, 9, 96)), jnp.float32)
 
     def objective(params):
-        return jnp.mean(logits(model.config, params, remat=True) * weight)
+        return jnp.mean(logits(model.config, params) * weight)
 
     gradient = jax.jit(jax.grad(lambda adapter, base: objective(lora.join(base, adapter))))
     program = gradient.lower(adapter, base).compile()
@@ -190,10 +191,9 @@ def test_cached_decoding_is_the_learners_forward_pass():
         prompts, row_keys(jax.random.key(0), range(6)), group=2, max_tokens=8, method=Method(),
         stop_ids=(), batch_size=6,
     ))  # fmt: skip
-    parts: Any = split(prompts)
-    prefix, tokens, lengths = parts
+    flat = flatten(*split(prompts), out.tokens, np.full(6, 8))
     learner = jax.jit(partial(completion_logp, model.config, temperature=1.0, dtype=jnp.float32))
-    learned = learner(engine.params, prefix, tokens, lengths, out.tokens)
+    learned = learner(engine.params, flat)
     np.testing.assert_allclose(out.logp, learned, atol=1e-4)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from seif_jax import models
 from seif_jax.models.tree import completion_logp
+from seif_jax.packing import flatten
 from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, pick
 from seif_jax.sampling.shapes import common_prefix, families, round_up, split
@@ -79,12 +80,8 @@ def test_cached_decoding_of_the_families(changes):
         PROMPTS, row_keys(jax.random.key(0), range(8)), group=2, max_tokens=10, method=PLAIN,
         stop_ids=(), batch_size=8,
     ))  # fmt: skip
-    parts: Any = split(PROMPTS)
-    prefix, prompts, lengths = parts
-    learner = completion_logp(
-        model.config, params, prefix, prompts, lengths, out.tokens, temperature=1.0,
-        dtype=jnp.float32,
-    )  # fmt: skip
+    flat = flatten(*split(PROMPTS), out.tokens, np.full(8, 10))
+    learner = completion_logp(model.config, params, flat, temperature=1.0, dtype=jnp.float32)
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
 
 
@@ -92,12 +89,8 @@ def test_cached_decoding_of_the_families(changes):
 def test_sampler_and_learner_report_the_same(temperature):
     """The sampler's log-probabilities against the scanned learner's and a plain forward's."""
     out = draw(method=Method(temperature))
-    parts: Any = split(PROMPTS)
-    prefix, prompts, lengths = parts
-    learner = completion_logp(
-        C, PARAMS, prefix, prompts, lengths, out.tokens, temperature=temperature,
-        dtype=jnp.float32, remat=True,
-    )  # fmt: skip
+    flat = flatten(*split(PROMPTS), out.tokens, np.full(12, 10))
+    learner = completion_logp(C, PARAMS, flat, temperature=temperature, dtype=jnp.float32)
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
     for row, tokens in enumerate(out.tokens):
         prompt = PROMPTS[row // 3]
@@ -228,17 +221,3 @@ def test_sizes():
     assert common_prefix([[1, 2, 3]] * 2) == 0
     assert common_prefix([list(range(66))]) == 64  # at least two tokens are left
     assert common_prefix([list(range(65))]) == 48
-
-
-def test_padding_cannot_be_seen():
-    """Rubbish in the padding of prompts and completions changes nothing that counts."""
-    parts: Any = split(PROMPTS)
-    prefix, prompts, lengths = parts
-    completions: Any = np.arange(4 * 6).reshape(4, 6) % 96
-    junk_prompts: Any = np.where(np.arange(prompts.shape[1]) < lengths[:, None], prompts, 77)
-    junk = completions.copy()
-    junk[:, 4:] = 33
-    kw: Any = {"temperature": 1.0, "dtype": jnp.float32}
-    a = completion_logp(C, PARAMS, prefix, prompts, lengths, completions, **kw)
-    b = completion_logp(C, PARAMS, prefix, junk_prompts, lengths, junk, **kw)
-    np.testing.assert_array_equal(a[:, :4], b[:, :4])

@@ -14,8 +14,9 @@ import tiny
 
 from seif_jax import learner, models, train
 from seif_jax.batch import Batch
-from seif_jax.models.tree import completion_logp
+from seif_jax.models.tree import KEPT, completion_logp
 from seif_jax.optim import State
+from seif_jax.packing import pack
 
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
@@ -23,7 +24,7 @@ PARAMS = models.init(MODEL, 1)
 ALGORITHM = learner.Algorithm(
     clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1.0,
     schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.0, clip_norm=1e9,
+    weight_decay=0.0, clip_norm=1e9, moments="float32", remat="full",
 )  # fmt: skip
 # 4 prompts of 2 samples; lengths differ so that a mean of micro-batch means would show.
 LENGTHS = np.array([6, 2, 1, 5, 3, 3, 6, 4], np.int32)
@@ -32,11 +33,8 @@ TOKENS = int(LENGTHS[TRAINED].sum())
 ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
 
 
-def batch_logp(params, b, remat=False, dtype=jnp.float32):
-    return completion_logp(
-        C, params, b.prefix, b.prompts, b.prompt_lengths, b.completions,
-        temperature=0.8, dtype=dtype, remat=remat,
-    )  # fmt: skip
+def flat_logp(params, flat, remat="none", dtype=jnp.float32):
+    return completion_logp(C, params, flat, temperature=0.8, dtype=dtype, remat=remat)
 
 
 def bare_batch() -> Batch:
@@ -86,38 +84,56 @@ def quick_compiles():
         yield
 
 
-UPDATES = {
-    micro: learner.make_update(batch_logp, optax.sgd(1.0), ALGORITHM, micro) for micro in (1, 2, 4)
-}
+LEARNER = learner.Learner(flat_logp, optax.sgd(1.0), ALGORITHM)
 
 
-def step(batch, fresh=False, micro=4):
+def step(batch, fresh=False, tokens=100, learner=LEARNER):
     """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = State(start, optax.sgd(1.0).init(start))
-    state, numbers = UPDATES[micro](state, {}, batch, jnp.array(fresh))
+    micros = [micro for _, micro in pack(batch, tokens)]
+    state, numbers = learner.update(state, {}, micros, fresh)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
-    return gradient, state.params, jax.device_get(numbers)
+    return gradient, state.params, numbers
 
 
 def close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-def test_the_tree_is_each_sequence_by_itself():
-    inside = np.arange(6) < LENGTHS[:, None]
-    tree = np.asarray(jax.jit(batch_logp)(PARAMS, BATCH))
+@pytest.mark.parametrize("tokens, parts", [(41, 1), (24, 2)])
+def test_the_tree_is_each_sequence_by_itself(tokens, parts):
+    found = pack(BATCH, tokens)
+    assert len(found) == parts
+    inside = BATCH.mask()
+    tree = np.zeros_like(LOGP)
+    for samples, micro in found:
+        logp = jax.jit(flat_logp)(PARAMS, micro.flat)
+        tree[samples, : logp.shape[1]] = logp[: len(samples)]
     np.testing.assert_allclose(tree[inside], LOGP[inside], atol=1e-5)
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_micro_batches_do_not_matter(micro):
+def test_micro_batches_do_not_matter():
     _, whole, numbers = step(BATCH)
-    _, parts, others = step(BATCH, micro=micro)
+    _, parts, others = step(BATCH, tokens=24)
     close(parts, whole, atol=1e-5)
     assert numbers.keys() == others.keys()
     for name, value in numbers.items():
         assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_padding_cannot_be_seen():
+    """Rubbish in it does not get into a pass; room for a prompt that is not there changes none."""
+    inside = np.arange(6) < LENGTHS[:, None]
+    prompts = np.where(np.arange(6) < BATCH.prompt_lengths[:, None], BATCH.prompts, 77)
+    junk = replace(BATCH, prompts=prompts, completions=np.where(inside, BATCH.completions, 33))
+    (_, clean), (_, other) = pack(BATCH, 100)[0], pack(junk, 100)[0]
+    close(other, clean, atol=0)
+    samples, micro = pack(BATCH.take(np.array([3, 0, 1])), 100)[0]
+    assert len(samples) == 6 and micro.mask.shape[0] == 8
+    logp = jax.jit(flat_logp)(PARAMS, micro.flat)
+    wanted, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
+    np.testing.assert_allclose(logp[:6][mask], wanted[mask], atol=1e-5)
 
 
 def test_gradient_is_that_of_the_plain_formula():
@@ -172,53 +188,81 @@ def test_an_infinity_that_is_not_trained_on_does_no_harm():
     close(params, step(BATCH)[1], atol=0)
 
 
-def test_weights_stay_float32_under_bfloat16():
-    logp = partial(batch_logp, dtype=jnp.bfloat16)
-    optimizer = learner.make_optimizer(ALGORITHM, 10)
-    update = learner.make_update(logp, optimizer, ALGORITHM, 2)
-    shapes = models.shapes(MODEL)
-    state = State(shapes, jax.eval_shape(optimizer.init, shapes))
-    after, _ = jax.eval_shape(update, state, {}, BATCH, jnp.array(True))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype, after, state))
-    assert {x.dtype for x in jax.tree.leaves(after.params)} == {np.dtype(np.float32)}
-    assert {x.dtype.name for x in jax.tree.leaves(after.optimizer)} == {"float32", "int32"}
+def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
+    """The same gradient; what is held between the passes: full < dots < none. Four layers."""
+    model = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 4})
+    (_, micro), params = pack(BATCH, 100)[0], models.init(model, 1)
+    held, gradients = {}, {}
+    for remat in KEPT:
+        logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
+        whole = partial(learner.gradient, logp, replace(ALGORITHM, remat=remat))
+        arguments = (params, {}, micro, np.bool_(True), np.float32(29))
+        program = jax.jit(whole).lower(*arguments).compile()
+        analysis: Any = program.memory_analysis()
+        held[remat] = analysis.temp_size_in_bytes
+        gradients[remat] = program(*arguments)[0]
+    assert held["full"] < held["dots"] < held["none"]
+    close(gradients["dots"], gradients["full"], atol=2e-6)
+    close(gradients["none"], gradients["full"], atol=2e-6)
+
+
+def test_gradients_are_float32_under_bfloat16():
+    logp = partial(flat_logp, dtype=jnp.bfloat16)
+    (_, micro), shapes = pack(BATCH, 100)[0], models.shapes(MODEL)
+    gradient = partial(learner.gradient, logp, ALGORITHM)
+    found, *_ = jax.eval_shape(gradient, shapes, {}, micro, np.bool_(True), np.float32(29))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
+        lambda x: (x.shape, np.dtype(np.float32)), shapes
+    )
 
 
 def test_updates_of_a_rollout():
     """Only the first is fresh; one without a trained sample is left out; counts are sums."""
     calls = []
 
-    def update(state, frozen, part, fresh):
-        calls.append((part.advantages.tolist(), bool(fresh)))
+    def update(state, frozen, micros, fresh):
+        calls.append((micros[0].advantages.tolist(), fresh))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 1, 1), frozen={}))
+    stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 100, 1), frozen={}))
     programs = cast(Any, SimpleNamespace(update=update))
-    part = replace(BATCH, trained=trained)
-    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), part)
+    batch = replace(BATCH, trained=trained)
+    batches = [batch.take(np.array([i])) for i in range(4)]
+    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), batches)
     assert calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),
         (pytest.approx([0.7, -0.7]), False),
     ]
     assert state == 3
-    assert numbers == {"loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3}
+    # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
+    assert numbers == {
+        "loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3, "padding": 0.0,
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("updates, kl_coef", [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1)])
-def test_log_probabilities_are_computed_where_they_are_needed(updates, kl_coef):
-    def logp(weight, part):
-        return part.completions.astype(np.float32) * weight
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+@pytest.mark.parametrize("prompts", [2, 4])
+def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
+    """Those of the policy where updates of this rollout come before."""
+
+    def logp(weight, flat):
+        return flat.targets[flat.rows].astype(np.float32) * weight
 
     programs = cast(Any, SimpleNamespace(logp=logp))
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
-        sizes=train.Sizes(4, 2, 2, 1), reference=lambda: reference,
+        sizes=train.Sizes(4, prompts, 24, 1), reference=lambda: reference,
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = train.with_logp(stage, programs, empty, policy, updates)
-    np.testing.assert_array_equal(found.old_logp, BATCH.completions * (2.0 if updates > 1 else 0))
-    np.testing.assert_array_equal(found.ref_logp, BATCH.completions * (3.0 if kl_coef else 0))
+    found = train.with_logp(stage, programs, empty, policy)
+    assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
+    inside = np.split(BATCH.mask(), 4 // prompts)
+    tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)
+    for i, (part, wanted, trained) in enumerate(zip(found, tokens, inside, strict=True)):
+        np.testing.assert_array_equal(part.old_logp[trained], (wanted * 2.0 * (i > 0))[trained])
+        ref = wanted * (3.0 if kl_coef else 0)
+        np.testing.assert_array_equal(part.ref_logp[trained], ref[trained])

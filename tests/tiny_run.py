@@ -40,8 +40,8 @@ def get_config():
     c.model, c.data.seeds = MODEL, SEEDS
     c.dtype, c.format, c.rounds, c.sample_batch = "float32", "plain", 2, 4
     for role in (c.instructor, c.follower):
-        role.rollout_prompts, role.optimizer_prompts, role.micro_prompts = 2, 1, 1
-        role.group_size = 2
+        role.rollout_prompts, role.optimizer_prompts = 2, 1
+        role.group_size, role.micro_tokens = 2, 1024
         role.max_prompt_tokens, role.max_response_tokens = 700, 8
         role.epochs = (1,)
     c.instructor.prefill = PREFILL

@@ -227,7 +227,6 @@ def forward(
     context: Sequence[Segment] = (),
     *,
     dtype: Any,
-    remat: bool = False,
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """Runs T new tokens after `context`; layers are scanned.
 
@@ -248,10 +247,9 @@ def forward(
         x, new = layers.block(c, w, x, r, lambda k, v: [*past, Segment(k, v, causal)], dtype)
         return x, (new.k, new.v)
 
-    body = jax.checkpoint(layer) if remat else layer
     x = layers.embed(params["embed"], tokens)
     stacked = (params["layers"], [(s.k, s.v) for s in context])
-    x, (k, v) = lax.scan(body, x, jax.tree.map(layers.as_bits, stacked))
+    x, (k, v) = lax.scan(layer, x, jax.tree.map(layers.as_bits, stacked))
     hidden = layers.rms_norm(x, params["norm"], c.norm_eps)
     return hidden, Segment(k, v, jnp.ones((1, 1, T), bool))
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from seif_jax.models.attention import Segment, attend
@@ -63,6 +64,9 @@ def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float
     return product(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
 
 
+PROJECTED = "projected"  # what `project` gives, to policies of jax.checkpoint
+
+
 def project(
     c: Config, w: Mapping[str, Array], name: str, x: Float[Array, "*S I"], dtype: Any
 ) -> Float[Array, "*S O"]:
@@ -71,7 +75,7 @@ def project(
     if f"{name}_a" in w:
         low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
         out = out + linear(low, w[f"{name}_b"], dtype)
-    return out
+    return checkpoint_name(out, PROJECTED)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float):
@@ -99,6 +103,46 @@ def rotate(x: Float[Array, "B T h H"], r: Rope) -> Float[Array, "B T h H"]:
     return (halves * r.cos + halves[..., ::-1, :] * r.sin).reshape(x.shape)
 
 
+def heads(
+    c: Config, w: Mapping[str, Array], x: Float[Array, "B T D"], r: Rope, dtype: Any
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """First part of a layer: queries, keys and values."""
+    h = rms_norm(x, w["attn_norm"], c.norm_eps)
+    shape = (*x.shape[:2], -1, c.head_dim)
+    q, k, v = (project(c, w, name, h, dtype).reshape(shape) for name in "qkv")
+    if c.qkv_bias:
+        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+    if c.qk_norm:
+        q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
+    return rotate(q, r), rotate(k, r), v
+
+
+def lead(
+    q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"], dtype: Any
+) -> tuple[Float[Array, "K B R T H"], Float[Array, "K B T H"], Float[Array, "K B T H"]]:
+    """Heads before rows, as `attend` takes them."""
+    B, T, K, H = k.shape
+    q = q.reshape(B, T, K, -1, H).transpose(2, 0, 3, 1, 4)
+    k, v = (y.astype(cache_dtype(dtype)).transpose(2, 0, 1, 3) for y in (k, v))
+    return q, k, v
+
+
+def follow(seen: Float[Array, "K B R T H"]) -> Float[Array, "B T NH"]:
+    """Heads after rows again, in one axis with their dimensions."""
+    _, B, _, T, _ = seen.shape
+    return seen.transpose(1, 3, 0, 2, 4).reshape(B, T, -1)
+
+
+def finish(
+    c: Config, w: Mapping[str, Array], x: Float[Array, "B T D"], seen: Array, dtype: Any
+) -> Float[Array, "B T D"]:
+    """The rest of a layer, from what attention has seen [B, T, N·H]."""
+    x = x + project(c, w, "o", seen, dtype)
+    h = rms_norm(x, w["mlp_norm"], c.norm_eps)
+    gate, up = (project(c, w, name, h, dtype) for name in ("gate", "up"))
+    return x + project(c, w, "down", jax.nn.silu(gate) * up, dtype)
+
+
 def block(
     c: Config,
     w: Mapping[str, Array],
@@ -109,18 +153,6 @@ def block(
 ) -> tuple[Float[Array, "B T D"], Segment]:
     """One layer. `see` turns the new keys and values into all the segments that queries attend to,
     the one that holds the new ones last; that one is returned."""
-    (B, T, _), K, H = x.shape, c.kv_heads, c.head_dim
-    h = rms_norm(x, w["attn_norm"], c.norm_eps)
-    q, k, v = (project(c, w, name, h, dtype).reshape(B, T, -1, H) for name in "qkv")
-    if c.qkv_bias:
-        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
-    if c.qk_norm:
-        q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
-    q = rotate(q, r).reshape(B, T, K, -1, H).transpose(2, 0, 3, 1, 4)
-    k, v = (y.astype(cache_dtype(dtype)).transpose(2, 0, 1, 3) for y in (rotate(k, r), v))
+    q, k, v = lead(*heads(c, w, x, r, dtype), dtype)
     segments = see(k, v)
-    seen = attend(q, segments, dtype).transpose(1, 3, 0, 2, 4)
-    x = x + project(c, w, "o", seen.reshape(B, T, -1), dtype)
-    h = rms_norm(x, w["mlp_norm"], c.norm_eps)
-    gate, up = (project(c, w, name, h, dtype) for name in ("gate", "up"))
-    return x + project(c, w, "down", jax.nn.silu(gate) * up, dtype), segments[-1]
+    return finish(c, w, x, follow(attend(q, segments, dtype)), dtype), segments[-1]

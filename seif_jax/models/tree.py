@@ -1,7 +1,7 @@
 """The model over a tree of text: one prefix, prompts after it, completions after each prompt.
 
-The sampler's prefill, the learner, the reference policy and the verdicts all read text through
-these two functions, so they see the same numbers.
+`read` gives what the sampler and the verdicts go on from; `completion_logp` is what the learner and
+the reference policy compute, all of the tree at once.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from seif_jax.models import forward, logits, visible
+from seif_jax.batch import Flat
+from seif_jax.models import forward, layers, logits, visible
 from seif_jax.models.layers import Config, Segment
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time
+POLICIES = jax.checkpoint_policies
+KEPT = {  # by what is computed again in the backward pass: what is kept of each layer for it
+    "full": POLICIES.nothing_saveable,
+    "dots": POLICIES.save_only_these_names(layers.PROJECTED),
+    "none": POLICIES.everything_saveable,
+}
 
 
 def read(
@@ -26,16 +33,15 @@ def read(
     lengths: Int[Array, "P"],
     *,
     dtype: Any,
-    remat: bool = False,
 ) -> tuple[Float[Array, "P D"], list[Segment]]:
     """Hidden state of each prompt's last token, and the keys and values of prefix and prompts."""
     S, (P, T) = prefix.shape[0], prompts.shape
     context = []
     if S:
-        _, kv = forward(c, params, prefix[None], jnp.arange(S)[None], dtype=dtype, remat=remat)
+        _, kv = forward(c, params, prefix[None], jnp.arange(S)[None], dtype=dtype)
         context.append(kv)
     positions = jnp.broadcast_to(S + jnp.arange(T), (P, T))
-    hidden, kv = forward(c, params, prompts, positions, context, dtype=dtype, remat=remat)
+    hidden, kv = forward(c, params, prompts, positions, context, dtype=dtype)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     return last, [*context, Segment(kv.k, kv.v, visible(lengths, T))]
 
@@ -43,42 +49,99 @@ def read(
 def completion_logp(
     c: Config,
     params: Mapping[str, Any],
-    prefix: Int[Array, "S"],
-    prompts: Int[Array, "P T"],
-    prompt_lengths: Int[Array, "P"],
-    completions: Int[Array, "B C"],
+    flat: Flat,
     *,
     temperature: float,
     dtype: Any,
-    remat: bool = False,
+    remat: str = "none",
 ) -> Float[Array, "B C"]:
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
-    of no meaning. Differentiable in `params`."""
-    group = completions.shape[0] // prompts.shape[0]
-    last, context = read(c, params, prefix, prompts, prompt_lengths, dtype=dtype, remat=remat)
-    start = prefix.shape[0] + jnp.repeat(prompt_lengths, group)[:, None]
-    positions = start + jnp.arange(completions.shape[1] - 1)
-    hidden, _ = forward(
-        c, params, completions[:, :-1], positions, context, dtype=dtype, remat=remat
-    )
-    states = jnp.concatenate([jnp.repeat(last, group, axis=0)[:, None], hidden], axis=1)
-    return token_logp(params, states, completions, temperature, dtype)
+    of no meaning. Differentiable in `params`. remat: of KEPT."""
+    hidden = run(c, params, flat, dtype, remat)
+    return token_logp(params, hidden[flat.states], flat.targets, temperature, dtype)[flat.rows]
+
+
+def run(
+    c: Config, params: Mapping[str, Any], flat: Flat, dtype: Any, remat: str
+) -> Float[Array, "N D"]:
+    """Final hidden state of every slot (normed, float32). Layers are scanned."""
+    r = layers.rope(c, flat.positions[None])
+
+    def layer(x: Array, bits: Any) -> tuple[Array, None]:
+        w = jax.tree.map(layers.from_bits, bits)
+        q, k, v = (y[0] for y in layers.heads(c, w, x, r, dtype))
+        seen = attend(flat, q, k, v, dtype)
+        return layers.finish(c, w, x, seen[None], dtype), None
+
+    body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
+    x = layers.embed(params["embed"], flat.tokens)[None]
+    x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
+    return layers.rms_norm(x[0], params["norm"], c.norm_eps)
+
+
+def attend(
+    flat: Flat,
+    q: Float[Array, "N h H"],
+    k: Float[Array, "N K H"],
+    v: Float[Array, "N K H"],
+    dtype: Any,
+) -> Float[Array, "N hH"]:
+    """Attention from slots to slots: the prefix sees itself, prompts it and themselves, completions
+    all that comes before them."""
+    whole = [slots for slots in (flat.prefix[None], flat.prompts, flat.completions) if slots.size]
+    index = jnp.concatenate([slots.ravel() for slots in whole])
+    ends = [sum(slots.size for slots in whole[: i + 1]) for i in range(len(whole))]
+    padded = [jnp.split(move(y, index, flat.places), ends[:-1]) for y in (q, k, v)]
+    seen, past = [], []
+    for slots, *rows in zip(whole, *padded, strict=True):
+        q, k, v = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
+        q, k, v = layers.lead(q, k, v, dtype)
+        causal = jnp.tril(jnp.ones((1, slots.shape[1], slots.shape[1]), bool))
+        found = layers.attend(q, [*past, Segment(k, v, causal)], dtype)
+        seen.append(layers.follow(found).reshape(slots.size, -1))
+        past.append(Segment(k, v, (slots < flat.tokens.size)[:, None]))
+    return move(jnp.concatenate(seen), flat.places, index)
+
+
+@jax.custom_vjp
+def move(
+    x: Float[Array, "n *S"], index: Int[Array, "m"], back: Int[Array, "n"]
+) -> Float[Array, "m *S"]:
+    """Rows of x, zeros where the index is out of range. `back` is the index that undoes it: so the
+    gradient is gathered, too; XLA's CPU backend is slow to scatter."""
+    del back
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+def _move_forward(x: Array, index: Array, back: Array):
+    return move(x, index, back), (index, back)
+
+
+def _move_backward(saved: tuple[Array, Array], gradient: Array):
+    index, back = saved
+    return move(gradient, back, index), None, None
+
+
+move.defvjp(_move_forward, _move_backward)
 
 
 def token_logp(
     params: Mapping[str, Any],
-    states: Float[Array, "B C D"],
-    tokens: Int[Array, "B C"],
+    states: Float[Array, "M D"],
+    tokens: Int[Array, "M"],
     temperature: float,
     dtype: Any,
-) -> Float[Array, "B C"]:
-    """Log-softmax of each state's logits over `temperature`, at its token; the [B, C, V] array
-    never exists: chunks of rows, computed again in the backward pass."""
+) -> Float[Array, "M"]:
+    """Log-softmax of each state's logits over `temperature`, at its token; the [M, V] array never
+    exists: chunks of rows, computed again in the backward pass."""
     rows = tokens.size
-    size = min(CHUNK, rows)
-    padding = -rows % size
-    flat = jnp.pad(states.reshape(rows, -1), ((0, padding), (0, 0)))
-    target = jnp.pad(tokens.reshape(rows), (0, padding))
+    count = -(-rows // CHUNK)
+    size = -(-rows // count)
+    padding = size * count - rows
+    parts = (
+        jnp.pad(states, ((0, padding), (0, 0))).reshape(count, size, -1),
+        jnp.pad(tokens, (0, padding)).reshape(count, size),
+    )
 
     @jax.checkpoint
     def chunk(part: tuple[Array, Array]) -> Array:
@@ -86,5 +149,4 @@ def token_logp(
         picked = jnp.take_along_axis(scaled, part[1][:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(scaled, axis=1)
 
-    parts = (flat.reshape(-1, size, flat.shape[-1]), target.reshape(-1, size))
-    return lax.map(chunk, parts).reshape(-1)[:rows].reshape(tokens.shape)
+    return lax.map(chunk, parts).reshape(-1)[:rows]

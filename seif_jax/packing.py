@@ -1,0 +1,143 @@
+"""A batch as few passes of few shapes with little padding: on the host, in numpy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from seif_jax.batch import Batch, Flat, Micro
+
+Ints = Int[np.ndarray, "..."]
+
+
+def fine(n: int) -> int:
+    """n or a little more: one of eight sizes an octave, at most an eighth more, 6% in the mean."""
+    step = 1 << max(n.bit_length() - 4, 0)
+    return -(-n // step) * step
+
+
+def coarse(n: int) -> int:
+    """n or up to twice as much: a power of two."""
+    return 1 << (n - 1).bit_length()
+
+
+def flatten(
+    prefix: Ints,
+    prompts: Ints,
+    starts: Ints,
+    completions: Ints,
+    lengths: Ints,
+    slots: int = 0,
+    states: int = 0,
+) -> Flat:
+    """The tree's tokens in a row. starts [P], lengths [B]: of the right-padded prompts and
+    completions; one of length 0 is left out. slots, states: make at least so many."""
+    (P, T), (B, C), S = prompts.shape, completions.shape, len(prefix)
+    after = S + np.repeat(starts, B // P)[:, None]
+    held = [
+        np.ones(S, bool),
+        np.arange(T) < starts[:, None],
+        np.arange(1, C + 1) < lengths[:, None],
+    ]
+    positions = [np.arange(S), np.tile(S + np.arange(T), (P, 1)), after + np.arange(C)]
+    used = np.flatnonzero(_joined(held))
+    slots = max(fine(len(used)), slots)
+    slot = np.full(S + P * T + B * C, slots, np.int32)
+    slot[used] = np.arange(len(used))
+    in_prefix, in_prompts, in_completions = np.split(slot, [S, S + P * T])
+    in_prompts, in_completions = in_prompts.reshape(P, T), in_completions.reshape(B, C)
+    last = np.repeat(in_prompts[np.arange(P), starts - 1], B // P)
+    before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
+    said = np.arange(C) < lengths[:, None]
+    count = int(said.sum())
+    states = max(fine(count), states)
+    rows = np.zeros((B, C), np.int32)
+    rows[said] = np.arange(count)
+    arrays: Any = (
+        _filled(_joined([prefix, prompts, completions])[used], slots, 0),
+        _filled(_joined(positions)[used], slots, 0),
+        in_prefix,
+        in_prompts,
+        in_completions,
+        _filled(used, slots, len(slot)),
+        _filled(before[said], states, 0),
+        _filled(completions[said], states, 0),
+        rows,
+    )
+    return Flat(*arrays)
+
+
+def pack(batch: Batch, tokens: int) -> list[tuple[Ints, Micro]]:
+    """Parts of the batch, all of one shape, of at most so many tokens each or of one prompt with
+    its samples; and which samples are a part's first rows (others follow that hold nothing).
+
+    Samples that are not trained on are left out.
+    """
+    group, S = len(batch.completions) // len(batch.prompts), len(batch.prefix)
+    lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group)
+    said = lengths.sum(axis=1)
+    sizes = np.where(said, batch.prompt_lengths + np.maximum(lengths - 1, 0).sum(axis=1), 0)
+    parts = share(sizes, tokens - S)
+    if not parts:
+        return []
+    prompts = coarse(max(map(len, parts)))
+    slots = fine(S + max(int(sizes[part].sum()) for part in parts))
+    states = fine(max(int(said[part].sum()) for part in parts))
+    start, width = coarse(int(batch.prompt_lengths[said > 0].max())), coarse(int(lengths.max()))
+
+    def micro(part: Ints) -> Micro:
+        held, mask = batch.take(part), batch.mask()[batch.samples(part)]
+
+        def rows(x: np.ndarray) -> np.ndarray:
+            return _filled(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
+
+        flat = flatten(
+            held.prefix,
+            _filled(held.prompts[:, :start], prompts, 0),
+            _filled(held.prompt_lengths, prompts, 0),
+            rows(held.completions),
+            rows(mask.sum(axis=1)),
+            slots,
+            states,
+        )
+        values = (held.sampler_logp, held.old_logp, held.ref_logp, held.advantages, mask)
+        arrays: Any = [rows(x) for x in values]
+        return Micro(flat, *arrays)
+
+    return [(batch.samples(part), micro(part)) for part in parts]
+
+
+def share(sizes: Ints, limit: int) -> list[Ints]:
+    """The numbers of all sizes over 0 in the fewest parts of about the same sum, at most `limit`
+    where there is more than one number: the largest first, each to the part with the least."""
+    order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i]]
+    for count in range(max(-(-int(sizes.sum()) // max(limit, 1)), 1), len(order) + 1):
+        parts: list[list[int]] = [[] for _ in range(count)]
+        sums = np.zeros(count, int)
+        for i in order:
+            least = int(np.argmin(sums))
+            parts[least].append(i)
+            sums[least] += sizes[i]
+        if all(total <= limit or len(part) == 1 for part, total in zip(parts, sums, strict=True)):
+            return [np.array(sorted(part)) for part in parts]
+    return [np.array([i]) for i in sorted(order)]
+
+
+def padding(micros: Sequence[Micro]) -> tuple[int, int]:
+    """Slots computed, and how many of them hold no token."""
+    flats = [micro.flat for micro in micros]
+    places = [f.prefix.size + f.prompts.size + f.completions.size for f in flats]
+    empty = sum(np.sum(f.places == n) for f, n in zip(flats, places, strict=True))
+    return sum(f.tokens.size for f in flats), int(empty)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def _filled(x: np.ndarray, size: int, value: int) -> np.ndarray:
+    """x with rows of `value` after it, `size` in all; integers as int32."""
+    out = np.full((size, *x.shape[1:]), value, np.int32 if x.dtype.kind in "iu" else x.dtype)
+    out[: len(x)] = x
+    return out

@@ -1,0 +1,125 @@
+"""Moments in fewer bits: how far off, right in the mean, learning as float32 does, resumable."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seif_jax import moments, optim
+from seif_jax.checkpoint import open_checkpoints
+from seif_jax.moments import decode, encode, round_bfloat16
+from seif_jax.optim import State
+
+FEWER = ("bfloat16", "int8")
+RNG = np.random.default_rng(0)
+
+
+def there_and_back(kind, x, signed, key=0):
+    bits = jax.random.bits(jax.random.key(key), x.shape, jnp.uint32)
+    if kind == "bfloat16":
+        return np.asarray(round_bfloat16(x, bits, signed).astype(jnp.float32))
+    return np.asarray(decode(encode(x, bits, signed), x.shape))
+
+
+@pytest.mark.parametrize("kind, step", [("bfloat16", 2**-7), ("int8", 2**0.125 - 1)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_how_far_off(kind, step, signed):
+    """Three blocks, the last not full, over four orders of magnitude; a block of zeros stays so."""
+    x = (10.0 ** RNG.uniform(-4, 0, (6, 100))).astype(np.float32)
+    x *= np.where(RNG.random(x.shape) < 0.5, -1, 1) if signed else 1
+    found = there_and_back(kind, jnp.array(x), signed)
+    assert np.abs(found / x - 1).max() < step * 1.0001
+    largest = np.argmax(np.abs(x).ravel()[:256])
+    assert found.ravel()[largest] == pytest.approx(x.ravel()[largest], rel=2**-7)
+    assert not there_and_back(kind, jnp.zeros((3, 100)), signed).any()
+
+
+@pytest.mark.parametrize("kind", FEWER)
+@pytest.mark.parametrize("signed", [True, False])
+def test_right_in_the_mean(kind, signed):
+    """Over 4000 draws; the smallest is under the lowest level of the signed codes, 2^-15.75."""
+    x = jnp.array([1.0, 0.7, 0.013, 1e-5, 0.0 if signed else 0.5])
+    several = jnp.broadcast_to(x, (4000, 5))
+    if kind == "int8":  # each row a block of its own
+        several = jnp.pad(several, ((0, 0), (0, 251)))
+    found = there_and_back(kind, several, signed)[:, :5]
+    error = np.maximum(found.std(axis=0) / 4000**0.5, 1e-9)
+    assert np.all(np.abs(found.mean(axis=0) - x) < 4 * error)
+
+
+def test_the_unsigned_scale_ends_above_zero():
+    x = jnp.array([1.0, 1e-12, 0.0])
+    np.testing.assert_allclose(
+        there_and_back("int8", x, False), [1, 2**-31.875, 2**-31.875], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", FEWER)
+def test_small_changes_are_not_lost(kind):
+    """A second moment of 1e-3, then 700 updates without a gradient: 0.999^700 is left of it."""
+    scaling = moments.adam(0.9, 0.999, 1e-8, kind)
+    weights = jnp.zeros(2048)
+    change = jax.jit(lambda g, s: scaling.update(g, s)[1])
+    state = change(weights + 1, scaling.init(weights))
+    for _ in range(700):
+        state = change(weights, state)
+    nu = state.nu if kind == "bfloat16" else decode(state.nu, (2048,))
+    assert float(jnp.mean(nu)) == pytest.approx(1e-3 * 0.999**700, rel=0.05)
+
+
+INPUTS = jnp.array(RNG.normal(size=(50, 32, 40)), jnp.float32)
+TRUTH = jnp.array(RNG.normal(size=(40, 30)), jnp.float32)
+
+
+@functools.cache
+def optimizer(kind):
+    rate = optim.schedule("linear", 0.03, 0, 300, 0.0)
+    found = optim.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, kept=kind)
+    return found, optim.make_update(found, 1e9)
+
+
+@jax.jit
+def gradient(params, i):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (32, 30))
+
+    def loss(params):
+        return jnp.mean((INPUTS[i % 50] @ (params["w"] - TRUTH) + noise) ** 2)
+
+    return jax.grad(loss)(params)
+
+
+def regression(kind, steps, state=None, first=0):
+    """Noisy linear regression, 40 to 30; the error, and the state."""
+    chain, update = optimizer(kind)
+    if state is None:
+        params = {"w": jnp.zeros((40, 30)), "unused": jnp.zeros(3)}
+        state = State(params, chain.init(params))
+    for i in range(first, first + steps):
+        state, _, taken = update(state, gradient(state.params, i))
+        assert taken
+    return float(jnp.mean((state.params["w"] - TRUTH) ** 2)), state
+
+
+@pytest.mark.parametrize("kind", FEWER)
+def test_learns_as_with_float32(kind):
+    loss, state = regression(kind, 300)
+    plain, _ = regression("float32", 300)
+    assert plain < 0.05 and loss == pytest.approx(plain, rel=0.1)
+    size = {"bfloat16": 2.0, "int8": 1.1}[kind]
+    kept = state.optimizer[0].mu["w"]
+    assert sum(x.nbytes for x in jax.tree.leaves(kept)) < size * 1.1 * 1200
+    assert not state.params["unused"].any()  # without a gradient, no NaN
+
+
+@pytest.mark.parametrize("kind", moments.KINDS)
+def test_stopped_and_started_again(kind, tmp_path):
+    _, half = regression(kind, 3)
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, params=half.params, optimizer=half.optimizer)
+        shapes = jax.eval_shape(lambda: half)
+        held = checkpoints.restore(3, params=shapes.params, optimizer=shapes.optimizer)
+    _, again = regression(kind, 3, State(held["params"], held["optimizer"]), first=3)
+    _, whole = regression(kind, 6)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
