@@ -19,8 +19,8 @@ import importlib.metadata
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,14 +30,13 @@ from typing import Any
 import jax
 import psutil
 
-from seif_jax import limits, models, peers, settings
+from seif_jax import limits, metrics, models, peers, settings
 from seif_jax.checkpoint import Base, tensors
 from seif_jax.errors import UserError
 from seif_jax.jobs import ALGORITHM, FULL_BATCH, JOBS, Job, Model, Sizes
 from seif_jax.peers import Peer
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
-COMPILED = "/jax/core/compile/backend_compile_duration"
 
 Row = dict[str, float]  # a repetition's seconds by name, the whole as "step"
 
@@ -138,7 +137,7 @@ def measured(r: Request, model: Model) -> dict[str, Any]:
         job = JOBS[r.what](model, r.sizes)
         peer = stack.enter_context(start_peer(r, model, job, folder)) if r.against else None
         versions = peer.ready() if peer else {}
-        secs = stack.enter_context(compile_secs())
+        secs = stack.enter_context(metrics.compile_secs())
         first = timed(job.work)
         compiled = list(secs)
         tell(f"{r.what}: {len(compiled)} programs, ready after {first['step']:.2f} s")
@@ -220,22 +219,6 @@ def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float,
         new_tokens=sum(n * n / 2 for n in lengths) / (steps + 1),
     )
     return "bytes_per_sec", per_step * steps, "decode"
-
-
-@contextmanager
-def compile_secs() -> Iterator[list[float]]:
-    """Seconds of every program that is compiled meanwhile."""
-    found: list[float] = []
-
-    def listen(event: str, duration_secs: float, **rest: Any) -> None:
-        if event == COMPILED:
-            found.append(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def peer_dtype(r: Request) -> str:

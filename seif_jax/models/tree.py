@@ -58,7 +58,9 @@ def completion_logp(
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
     of no meaning. Differentiable in `params`. remat: of KEPT."""
     hidden = run(c, params, flat, dtype, remat)
-    return token_logp(params, hidden[flat.states], flat.targets, temperature, dtype)[flat.rows]
+    states = hidden[flat.states]
+    logp = token_logp(params, states, flat.targets, flat.said, temperature, dtype)
+    return logp[flat.rows]
 
 
 def run(
@@ -129,11 +131,13 @@ def token_logp(
     params: Mapping[str, Any],
     states: Float[Array, "M D"],
     tokens: Int[Array, "M"],
+    said: Int[Array, ""],
     temperature: float,
     dtype: Any,
 ) -> Float[Array, "M"]:
     """Log-softmax of each state's logits over `temperature`, at its token; the [M, V] array never
-    exists: chunks of rows, computed again in the backward pass."""
+    exists: chunks of rows, computed again in the backward pass, those after the first `said` rows
+    not at all."""
     rows = tokens.size
     count = -(-rows // CHUNK)
     size = -(-rows // count)
@@ -141,12 +145,17 @@ def token_logp(
     parts = (
         jnp.pad(states, ((0, padding), (0, 0))).reshape(count, size, -1),
         jnp.pad(tokens, (0, padding)).reshape(count, size),
+        jnp.arange(count) * size,
     )
 
-    @jax.checkpoint
-    def chunk(part: tuple[Array, Array]) -> Array:
-        scaled = logits(params, part[0], dtype) / temperature
-        picked = jnp.take_along_axis(scaled, part[1][:, None], axis=1)[:, 0]
+    def chunk(states: Array, tokens: Array) -> Array:
+        scaled = logits(params, states, dtype) / temperature
+        picked = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(scaled, axis=1)
 
-    return lax.map(chunk, parts).reshape(-1)[:rows]
+    @jax.checkpoint
+    def where_said(part: tuple[Array, Array, Array]) -> Array:
+        states, tokens, first = part
+        return lax.cond(first < said, chunk, lambda *_: jnp.zeros(size), states, tokens)
+
+    return lax.map(where_said, parts).reshape(-1)[:rows]
