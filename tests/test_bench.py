@@ -99,6 +99,17 @@ def test_a_benchmark(place, quick, capsys, what, tokens, phases, limit):
         assert found["times_full_forward"]["min"] > 0
 
 
+def test_a_rollout_of_unequal_lengths(place, quick, capsys):
+    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+    assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lengths = jobs.Sizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
+    assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
+    check(found, sum(lengths))
+    # four samples and then two in four slots, which end with the longest's chunk of 16 steps
+    assert sum(lengths) / (4 * 2 * 160) <= found["slot_use"] < 1
+
+
 def test_beside_a_peer(place, quick, write_peer, capsys):
     write_peer(FAKE)
     against = ["--against=hf", f"--peer_python={sys.executable}"]
@@ -222,9 +233,8 @@ def test_bytes_of_decoding(tied):
     c, shapes = model.config, models.shapes(model)
     read = {name: tree for name, tree in shapes.items() if tied or name != "embed"}
     weights = sum(x.size * 2 for x in jax.tree.leaves(read))
-    sizes = dict(samples=6, prompt_tokens=20, new_tokens=8)
-    found = limits.decode_bytes(c, models.count(model), 2, **sizes)
-    cache = np.zeros((2, c.layers, c.kv_heads, 20 + 6 * 8 // 2, c.head_dim), np.float16)
+    found = limits.decode_bytes(c, models.count(model), 2, prompt_tokens=20, new_tokens=24)
+    cache = np.zeros((2, c.layers, c.kv_heads, 20 + 24, c.head_dim), np.float16)
     assert found == weights + cache.nbytes
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from seif_jax.models import forward, layers, logits
 from seif_jax.models.layers import Config, Segment
 from seif_jax.models.tree import read
-from seif_jax.sampling.decode import KV, Pool
+from seif_jax.sampling.decode import KV
 
 
 def unstack(stacked: Mapping[str, Any]) -> list[Any]:
@@ -30,84 +31,66 @@ def _layer(stacked: Mapping[str, Any], i: Int[Array, ""]) -> Any:
 
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
-def read_prefix(
-    c: Config, params: Mapping[str, Any], prefix: Int[Array, "S"], *, dtype: Any
-) -> tuple[list[Segment], list[KV]]:
-    """Keys and values of what all prompts begin with: as `admit` and as `decode` read them."""
-    if not prefix.shape[0]:
-        return [], []
-    positions = jnp.arange(prefix.shape[0])[None]
-    _, kv = forward(c, params, prefix[None], positions, dtype=dtype)
-    return [kv], _turned(kv)
-
-
-def _turned(kv: Segment) -> list[KV]:
-    """Each layer's keys and values as decoding reads them, [K, n, H, S] and [K, n, S, H]."""
-    L, K, n, S, H = kv.k.shape
-    k, v = kv.k.swapaxes(3, 4).reshape(L, K * n, H, S), kv.v.reshape(L, K * n, S, H)
-    return [KV(k[i], v[i]) for i in range(L)]
-
-
-@partial(jax.jit, static_argnames=("c", "dtype"), donate_argnames="pool")
-def admit(
+def prefill(
     c: Config,
     params: Mapping[str, Any],
     prefix: list[Segment],
-    pool: Pool,
-    rows: Int[Array, "n"],
     prompts: Int[Array, "n T"],
     lengths: Int[Array, "n"],
     *,
     dtype: Any,
-) -> Pool:
-    """Prefill: reads n prompts, which follow the prefix, into rows of the pool; a row beyond the
-    pool's is left out."""
+) -> tuple[Float[Array, "n D"], Segment]:
+    """Reads n prompts, which follow the prefix: final hidden state of each one's last token; keys
+    and values, stacked over layers."""
     start = prefix[0].k.shape[3] if prefix else 0
     n, T = prompts.shape
     positions = jnp.broadcast_to(start + jnp.arange(T), (n, T))
     hidden, kv = forward(c, params, prompts, positions, prefix, dtype=dtype)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-
-    def put(held: Array, new: Array) -> Array:
-        shape = (c.kv_heads, -1, *held.shape[1:])
-        held, new = held.reshape(shape), new.reshape(shape)
-        return held.at[:, rows].set(new, mode="drop").reshape(-1, *shape[2:])
-
-    held = [KV(*map(put, old, new)) for old, new in zip(pool.layers, _turned(kv), strict=True)]
-    return Pool(held, pool.last.at[rows].set(last, mode="drop"))
+    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], kv
 
 
-@partial(jax.jit, static_argnames=("c", "rows"))
-def grow(c: Config, pool: Pool, *, rows: int) -> Pool:
-    """The pool with room for so many prompts."""
+# The following change one layer at a time: programs of all layers take long to compile.
+
+
+def put(kv: Segment, pool: list[KV], rows: Int[np.ndarray, "n"]) -> list[KV]:
+    """What `prefill` gave into rows of a pool, which is written over."""
+    return [_put(kv.k, kv.v, held, rows, np.int32(i)) for i, held in enumerate(pool)]
+
+
+@partial(jax.jit, donate_argnames="held")
+def _put(k: Array, v: Array, held: KV, rows: Array, i: Array) -> KV:
+    k, v = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (k, v))
+
+    def write(held: Array, new: Float[Array, "K n *S"]) -> Array:
+        by_head = held.reshape(new.shape[0], -1, *held.shape[1:])
+        return by_head.at[:, rows].set(new).reshape(held.shape)
+
+    return KV(write(held.k, k.swapaxes(2, 3)), write(held.v, v))
+
+
+@partial(jax.jit, static_argnames=("heads", "rows"))
+def grow(kv: KV, *, heads: int, rows: int) -> KV:
+    """A layer of the pool with room for so many prompts."""
 
     def widen(x: Array) -> Array:
-        x = x.reshape(c.kv_heads, -1, *x.shape[1:])
+        x = x.reshape(heads, -1, *x.shape[1:])
         room = [(0, 0), (0, rows - x.shape[1]), (0, 0), (0, 0)]
         return jnp.pad(x, room).reshape(-1, *x.shape[2:])
 
-    more = rows - pool.last.shape[0]
-    return Pool(jax.tree.map(widen, pool.layers), jnp.pad(pool.last, ((0, more), (0, 0))))
+    return jax.tree.map(widen, kv)
 
 
-@partial(jax.jit, static_argnames=("c", "columns"))
-def move(
-    c: Config,
-    cache: list[KV],
-    rows: Int[Array, "n"],
-    shift: Int[Array, ""],
-    *,
-    columns: int,
-) -> list[KV]:
-    """Rows of the cache, without its first `shift` columns, in a cache of so many columns."""
+@partial(jax.jit, static_argnames=("heads", "columns"))
+def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, columns: int) -> KV:
+    """Rows of a layer of the cache, without its first `shift` columns, in a cache of so many."""
 
     def take(x: Array, axis: int) -> Array:
-        x = x.reshape(c.kv_heads, -1, *x.shape[1:])
+        x = x.reshape(heads, -1, *x.shape[1:])
         x = jnp.take(x, rows, axis=1).reshape(-1, *x.shape[2:])
         room = [(0, columns if i == axis else 0) for i in range(3)]
         return lax.dynamic_slice_in_dim(jnp.pad(x, room), shift, columns, axis)
 
-    return [KV(take(k, 2), take(v, 1)) for k, v in cache]
+    return KV(take(kv.k, 2), take(kv.v, 1))
 
 
 @partial(jax.jit, static_argnames=("c", "options", "dtype"))

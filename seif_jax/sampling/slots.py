@@ -14,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax.models import layers
-from seif_jax.models.layers import Config
+from seif_jax.models.layers import Config, Segment
 from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.read import admit, grow, move, read_prefix, unstack
+from seif_jax.sampling.read import grow, move, prefill, put, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
 
 COLUMNS = tuple(128 << i for i in range(12))  # of the cache
-READ = (64, 16, 4, 1)  # prompts that one prefill program reads
+FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
+LATER = (1, 4)
 MIN_SLOTS = 4
 WORTH_TOKENS = 128  # a rest that may be this long is worth a program with fewer slots
 
@@ -70,9 +71,12 @@ class Session:
         shared = common_prefix(prompts)
         self.rests = [prompt[shared:] for prompt in prompts]
         self.width = round_up(max(map(len, self.rests)), WIDE)
-        prefix = np.array(prompts[0][:shared], np.int32)
         self.shared = shared
-        self.context, self.prefix = read_prefix(config, params, prefix, dtype=dtype)
+        self.context: list[Segment] = []
+        self.prefix: list[KV] = []
+        if shared:
+            _, kv = self._read([prompts[0][:shared]], shared)
+            self.context, self.prefix = [kv], put(kv, self._cache(1, shared), np.arange(1))
         total = len(prompts) * group
         self.waiting = list(range(total))[::-1]
         self.slots: list[Live | None] = [None] * min(slots, round_up(total, SIZES))
@@ -84,7 +88,7 @@ class Session:
         self.pool = self._pool(min(len(prompts), -(-size // group)))
         longest = -(-max(limits) // CHUNK) * CHUNK
         self.cache = self._cache(size, min(COLUMNS[0], longest))
-        self.hidden = jnp.zeros((config.width, size), jnp.float32)
+        self.hidden = self._zeros((config.width, size), jnp.float32)
 
     def run(self, ended: Callable[[int, Sample], None]) -> None:
         """Samples all; `ended` is told of each one, while the next chunk is being computed."""
@@ -118,6 +122,7 @@ class Session:
     def _refill(self) -> None:
         """The next samples into the empty slots, their prompts into the pool."""
         fresh: list[int] = []
+        sizes = LATER if any(self.slots) else FIRST
         for i, held in enumerate(self.slots):
             if held is None and self.waiting:
                 sample = self.waiting.pop()
@@ -130,19 +135,20 @@ class Session:
         needed = max(self.rows.values(), default=-1) + 1
         if needed > self._pool_rows:
             rows = min(max(needed, 2 * self._pool_rows), max(len(self.slots), needed))
-            self.pool = grow(self.config, self.pool, rows=rows)
+            heads = self.config.kv_heads
+            held = [grow(kv, heads=heads, rows=rows) for kv in self.pool.layers]
+            more = self._zeros((rows - self._pool_rows, self.config.width))
+            self.pool = Pool(held, jnp.concatenate([self.pool.last, more]))
         while fresh:
-            size = next(n for n in READ if n <= len(fresh))
+            size = max(n for n in sizes if n <= len(fresh))
             part, fresh = fresh[:size], fresh[size:]
-            self.pool = admit(
-                self.config,
-                self.params,
-                self.context,
-                self.pool,
-                np.array([self.rows[p] for p in part], np.int32),
-                *pad([self.rests[p] for p in part], self.width),
-                dtype=self.dtype,
-            )
+            rows = np.array([self.rows[p] for p in part], np.int32)
+            last, kv = self._read([self.rests[p] for p in part], self.width)
+            self.pool = Pool(put(kv, self.pool.layers, rows), self.pool.last.at[rows].set(last))
+
+    def _read(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
+        tokens = pad(texts, width)
+        return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
 
     @property
     def _pool_rows(self) -> int:
@@ -169,7 +175,8 @@ class Session:
             self.hidden = self.hidden[:, np.array(held)]
             self.slots = [self.slots[i] for i in held]
         rows = np.array(held, np.int32)
-        self.cache = move(self.config, self.cache, rows, np.int32(first), columns=columns)
+        where = {"heads": self.config.kv_heads, "columns": columns}
+        self.cache = [move(kv, rows, np.int32(first), **where) for kv in self.cache]
         self.column -= first
         for live in self.slots:
             if live:
@@ -219,15 +226,15 @@ class Session:
         return done, stops
 
     def _pool(self, rows: int) -> Pool:
-        c, kind = self.config, layers.cache_dtype(self.dtype)
-        shape = (c.kv_heads * rows, self.width, c.head_dim)
-        k, v = jnp.zeros((shape[0], shape[2], shape[1]), kind), jnp.zeros(shape, kind)
-        return Pool([KV(k + 0, v + 0) for _ in range(c.layers)], jnp.zeros((rows, c.width)))
+        return Pool(self._cache(rows, self.width), self._zeros((rows, self.config.width)))
 
     def _cache(self, rows: int, columns: int) -> list[KV]:
         c, kind = self.config, layers.cache_dtype(self.dtype)
         n, H = c.kv_heads * rows, c.head_dim
-        return [
-            KV(jnp.zeros((n, H, columns), kind), jnp.zeros((n, columns, H), kind))
-            for _ in range(c.layers)
-        ]
+        shapes = (n, H, columns), (n, columns, H)
+        return [KV(*(self._zeros(shape, kind) for shape in shapes)) for _ in range(c.layers)]
+
+    def _zeros(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        """Where the weights are: what is merely there by default is another type to jit, and the
+        programs would be compiled once more for what they return."""
+        return jnp.zeros(shape, dtype, device=self.params["norm"].sharding)
