@@ -218,9 +218,9 @@ def compile_secs() -> Iterator[list[float]]:
     """Seconds of every program that is compiled meanwhile."""
     found: list[float] = []
 
-    def listen(event: str, duration: float, **rest: Any) -> None:
+    def listen(event: str, duration_secs: float, **rest: Any) -> None:
         if event == COMPILED:
-            found.append(duration)
+            found.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
