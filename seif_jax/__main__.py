@@ -1,4 +1,4 @@
-"""The `seif` command: run, generate, convert."""
+"""The `seif` command: run, generate, convert, bench."""
 
 import argparse
 import json
@@ -7,36 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from seif_jax import __version__
 from seif_jax.errors import RunError, UserError
-
-DTYPES = ("bfloat16", "float32")
-
-CONVERT_HELP = """\
-Writes a model as a Hugging Face folder that transformers loads: config.json, safetensors (with an
-index where there are several), tokenizer, chat template, generation_config.json, model card; or
-(--to=orbax) as an Orbax checkpoint that every command here takes for a model.
-
-  seif convert RUN/round_2/follower DST     what a stage of a run trained; or RUN/round_2/instructor
-  seif convert MODEL.gguf DST               a GGUF file, dequantized
-  seif convert FOLDER DST --dtype=float32   a Hugging Face folder, checked and in another dtype
-  seif convert RUN/round_2/follower DST --adapter      the LoRA adapter alone, as peft loads it
-  seif convert Qwen/Qwen2.5-0.5B DST        a name on the Hugging Face hub, where there is a network
-
-DST is made anew or holds an older model, which is replaced. It appears whole or not at all.
-"""
-
-RUN_HELP = """\
-Starts a run, or resumes the one that DIR holds. Any key of the config can be set:
-
-  seif run --config=configs/quickstart.py --workdir=runs/mine --config.seed=1
-  seif run --config=configs/smollm2.py --workdir=runs/follower \\
-      --config.stages=follower --config.data.instructions=DATA.parquet
-  seif run --config=configs/smollm2.py --workdir=runs/instructor \\
-      --config.stages=instructor --config.instructor.init=RUN/round_1/instructor
-"""
+from seif_jax.options import DTYPES, parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        options.function(options, rest)
+        COMMANDS[options.command](options, rest)
     except UserError as error:
         print(f"seif {options.command}: {error}", file=sys.stderr)
         return 2
@@ -58,84 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"seif {options.command}: stopped; the same command goes on", file=sys.stderr)
         return 1
     return 0
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, as for every other mistake."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="seif", description="Self-evolving RL for instruction following, in JAX.")
-    top.add_argument("--version", action="version", version=f"seif_jax {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    add = commands.add_parser(
-        "run",
-        help="start or resume a run",
-        description=RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="seif run --config=FILE --workdir=DIR [--config.key=value …]",
-    )
-    add.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or yours")
-    add.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
-    add.set_defaults(function=run)
-
-    add = commands.add_parser(
-        "generate",
-        help="complete prompts with a model",
-        description="Completes prompts with a Hugging Face folder, a GGUF file or a run's "
-        "checkpoint. Prompts come from --prompt, --prompts, or standard input (one a line).",
-    )
-    add.add_argument("--model", metavar="PATH", help="none: the embedded SmolLM2-135M-Instruct")
-    add.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
-    add.add_argument(
-        "--prompts", metavar="FILE", help=".txt (one a line), .jsonl or .parquet (column 'prompt')"
-    )
-    add.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1.0)")
-    add.add_argument("--top_k", type=int, default=0, help="0: off (default)")
-    add.add_argument("--top_p", type=float, default=1.0)
-    add.add_argument("--max_tokens", type=int, default=256, help="default 256")
-    add.add_argument("--n", type=int, default=1, help="completions a prompt (default 1)")
-    add.add_argument("--seed", type=int, default=0)
-    add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    add_scan(add)
-    add.add_argument("--raw", action="store_true", help="no chat template: continue the text")
-    add.add_argument("--json", action="store_true", help="one object a completion, a line each")
-    add.set_defaults(function=generate)
-
-    add = commands.add_parser(
-        "convert",
-        help="write a checkpoint in Hugging Face format",
-        description=CONVERT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add.add_argument("src", metavar="SRC")
-    add.add_argument("dst", metavar="DST")
-    add.add_argument("--to", choices=("hf", "orbax"), default="hf", help="default hf")
-    add.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="default: as SRC's config.json says, or else bfloat16; with --adapter float32",
-    )
-    add.add_argument(
-        "--adapter",
-        action="store_true",
-        help="of a run with config.lora; without it the adapter is merged into its base",
-    )
-    add_scan(add)
-    add.set_defaults(function=convert)
-    return top
-
-
-def add_scan(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--no_scan",
-        dest="scan",
-        action="store_false",
-        help="take weights of files as they are, with NaN and infinity",
-    )
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -276,6 +172,15 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
         f"{size:,} bytes in {secs:.1f} s"
     )
 
+
+def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import bench
+
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    print(json.dumps(bench.run(bench.Request(**given))))
+
+
+COMMANDS = {"run": run, "generate": generate, "convert": convert, "bench": bench}
 
 if __name__ == "__main__":
     sys.exit(main())

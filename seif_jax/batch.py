@@ -75,6 +75,7 @@ class Flat:
     places: Int[Array, "N"]  # of each slot: which of the places above, counted through all three
     states: Int[Array, "M"]  # slots whose states say a token of a completion
     targets: Int[Array, "M"]  # this token
+    said: Int[Array, ""]  # how many of the M there are: the first ones
     rows: Int[Array, "B C"]  # which of the M is a completion's token
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from seif_jax import data, metrics
 from seif_jax.display import Display
 from seif_jax.metrics import Phases, Writer
-from seif_jax.rollout import UNREADABLE
+from seif_jax.rollout import UNREADABLE, ask
 from seif_jax.speaker import Decoding, Reply, Speaker
 from seif_jax.tasks import Proposal, Proposer
 
@@ -56,10 +56,10 @@ def _step(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     key = jax.random.fold_in(stage.key, step)
     with phases("sample"):
-        dialogues = [stage.task.dialogue(row, step) for row in rows]
-        replies = stage.speaker.reply(dialogues, stage.decoding, jax.random.fold_in(key, 0))
+        seed = jax.random.fold_in(key, 0)
+        replies, read = ask(stage.task, stage.speaker, rows, step, stage.decoding, seed)
     with phases("filter"):
-        proposals = stage.task.propose(rows, step, replies, jax.random.fold_in(key, 1))
+        proposals = stage.task.propose(read, jax.random.fold_in(key, 1))
     secs = phases.take()
     tokens = sum(len(reply.ids) for reply in replies if reply)
     numbers = {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import psutil
 from tensorboardX import SummaryWriter
@@ -17,6 +18,8 @@ from seif_jax.files import remove, write_text
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
 STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX
 
 Place = tuple[int, int, int]  # round, position of the stage, step: the order of a run
 
@@ -107,6 +110,22 @@ class Phases:
         taken = {f"secs/{name}": secs for name, secs in self._secs.items()}
         self._secs = {}
         return taken
+
+
+@contextlib.contextmanager
+def compile_secs() -> Iterator[list[float]]:
+    """Seconds of every program that is compiled meanwhile, or read from JAX's cache of them."""
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **rest: Any) -> None:
+        if event == COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def trim() -> None:

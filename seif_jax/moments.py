@@ -46,16 +46,16 @@ def adam(b1: float, b2: float, eps: float, kind: str) -> optax.GradientTransform
         mu, nu = write(state.mu, salts[0], True), write(state.nu, salts[1], False)
         return state._replace(mu=mu, nu=nu)
 
-    def init(weight: jax.Array) -> Any:
-        shapes = jax.eval_shape(lambda: kept(plain.init(weight)))
+    def init(params: Any) -> Any:
+        shapes = jax.eval_shape(lambda: kept(plain.init(params)))
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def update(gradient: jax.Array, state: Any, weight: Any = None) -> tuple[jax.Array, Any]:
-        mu, nu = read(state.mu, gradient.shape), read(state.nu, gradient.shape)
-        change, state = plain.update(gradient, state._replace(mu=mu, nu=nu), weight)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        mu, nu = read(state.mu, updates.shape), read(state.nu, updates.shape)
+        change, state = plain.update(updates, state._replace(mu=mu, nu=nu), params)
         return change, kept(state)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformation(init, update)
 
 
 def random_bits(shape: tuple[int, ...], salt: Int[Array, ""]) -> UInt32[Array, "*S"]:

@@ -51,7 +51,7 @@ def flatten(
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     said = np.arange(C) < lengths[:, None]
     count = int(said.sum())
-    states = max(fine(count), states)
+    states = max(coarse(count), states)
     rows = np.zeros((B, C), np.int32)
     rows[said] = np.arange(count)
     arrays: Any = (
@@ -63,6 +63,7 @@ def flatten(
         _filled(used, slots, len(slot)),
         _filled(before[said], states, 0),
         _filled(completions[said], states, 0),
+        np.int32(count),
         rows,
     )
     return Flat(*arrays)
@@ -83,7 +84,7 @@ def pack(batch: Batch, tokens: int) -> list[tuple[Ints, Micro]]:
         return []
     prompts = coarse(max(map(len, parts)))
     slots = fine(S + max(int(sizes[part].sum()) for part in parts))
-    states = fine(max(int(said[part].sum()) for part in parts))
+    states = coarse(max(int(said[part].sum()) for part in parts))
     start, width = coarse(int(batch.prompt_lengths[said > 0].max())), coarse(int(lengths.max()))
 
     def micro(part: Ints) -> Micro:

@@ -13,9 +13,9 @@ from seif_jax.batch import Batch
 from seif_jax.metrics import Phases
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
-from seif_jax.sampling import WIDE, pad, round_up, split
+from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 from seif_jax.speaker import Decoding, Reply, Speaker
-from seif_jax.tasks import FollowerTask, InstructorTask
+from seif_jax.tasks import FollowerTask, InstructorTask, Proposer
 
 Task = FollowerTask | InstructorTask
 # Reasons for which a reply does not have the form that was asked for.
@@ -50,14 +50,14 @@ def rollout(
     phases: Phases,
 ) -> Rollout:
     """Samples a group for each row, scores it, and makes the batch to be trained on."""
+    repeated = [row for row in rows for _ in range(grouping.size)]
     with phases("sample"):
-        dialogues = [task.dialogue(row, step) for row in rows]
-        replies = policy.reply(dialogues, decoding, jax.random.fold_in(key, 0), grouping.size)
+        seed = jax.random.fold_in(key, 0)
+        replies, read = ask(task, policy, rows, step, decoding, seed, grouping.size)
     whole = [reply for reply in replies if reply is not None]
     assert len(whole) == len(replies), "over-long prompts are dropped before training"
-    repeated = [row for row in rows for _ in range(grouping.size)]
     with phases("reward"):
-        scores = task.score(repeated, step, whole, jax.random.fold_in(key, 1))
+        scores = task.score(read, jax.random.fold_in(key, 1))
     batch = make_batch(whole, scores, grouping, decoding.max_tokens)
     samples = [
         _sample(task, row, step, g % grouping.size, reply, score, advantage)
@@ -72,6 +72,27 @@ def rollout(
         "trained_samples": float(batch.trained.mean()),
     }
     return Rollout(batch, samples, metrics)
+
+
+def ask(
+    task: FollowerTask | Proposer,
+    speaker: Speaker,
+    rows: Sequence[int],
+    step: int,
+    decoding: Decoding,
+    key: jax.Array,
+    group: int = 1,
+) -> tuple[list[Reply | None], list[Any]]:
+    """`group` replies to each row's dialogue, and what the task reads in each: parsing and rules
+    run on the host while other replies are still being sampled."""
+    read: dict[int, Any] = {}
+
+    def ended(i: int, reply: Reply | None) -> None:
+        read[i] = task.read(rows[i // group], step, reply)
+
+    dialogues = [task.dialogue(row, step) for row in rows]
+    replies = speaker.reply(dialogues, decoding, key, group, ended)
+    return replies, [read[i] for i in range(len(replies))]
 
 
 def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str, float]:

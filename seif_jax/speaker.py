@@ -1,13 +1,13 @@
 """A model one can talk to: dialogues in, replies or probabilities out. Weights plus tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from seif_jax.errors import UserError
-from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling import Engine, Sample, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.tokenizer import Tokenizer
 
@@ -50,6 +50,13 @@ class Reply:
     finished: bool  # by a stop token; False: cut at max_tokens
 
 
+Ended = Callable[[int, Reply | None], None]
+
+
+def ignore(row: int, reply: Reply | None) -> None:
+    """What is done with a reply as it ends, where nothing is."""
+
+
 class Speaker:
     def __init__(self, engine: Engine, tokenizer: Tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
@@ -63,25 +70,43 @@ class Speaker:
         decoding: Decoding,
         key: jax.Array,
         group: int = 1,
+        ended: Ended = ignore,
     ) -> list[Reply | None]:
         """`group` replies to each dialogue, in their order; None for one that is too long.
 
-        Reply i of dialogue j depends on the dialogue, `key` and j·group + i alone.
+        Reply i of dialogue j depends on the dialogue, `key` and j·group + i alone. `ended` is told
+        of every reply by its number, in the order in which they end, while others are sampled.
         """
         prompts = self.encode(dialogues, decoding.prefill)
-        return self.complete(prompts, decoding, key, group)
+        return self.complete(prompts, decoding, key, group, ended)
 
     def complete(
-        self, prompts: Sequence[list[int]], decoding: Decoding, key: jax.Array, group: int = 1
+        self,
+        prompts: Sequence[list[int]],
+        decoding: Decoding,
+        key: jax.Array,
+        group: int = 1,
+        ended: Ended = ignore,
     ) -> list[Reply | None]:
         """As `reply`, for prompts that are encoded already, the prefill included."""
         decoding.check(self.engine.config.max_positions)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
         replies: list[Reply | None] = [None] * (len(prompts) * group)
+        rows = [i * group + g for i in fit for g in range(group)]
+        for row in sorted({*range(len(replies))} - {*rows}):
+            ended(row, None)
         if not fit:
             return replies
-        rows = [i * group + g for i in fit for g in range(group)]
-        out = self.engine.sample(
+
+        def take(n: int, sample: Sample) -> None:
+            row = rows[n]
+            text = decoding.prefill + self.tokenizer.decode(sample.tokens)
+            prompt = prompts[row // group]
+            reply = Reply(text, prompt, sample.tokens, sample.logp, sample.stopped)
+            replies[row] = reply
+            ended(row, reply)
+
+        self.engine.sample(
             [prompts[i] for i in fit],
             row_keys(jax.random.fold_in(key, decoding.salt) if decoding.salt else key, rows),
             group=group,
@@ -89,16 +114,8 @@ class Speaker:
             method=decoding.method,
             stop_ids=self.tokenizer.stop_ids,
             batch_size=decoding.batch_size,
+            ended=take,
         )
-        for n, row in enumerate(rows):
-            ids = out.tokens[n, : out.lengths[n]]
-            replies[row] = Reply(
-                decoding.prefill + self.tokenizer.decode(ids),
-                prompts[row // group],
-                ids,
-                out.logp[n, : out.lengths[n]],
-                bool(out.stopped[n]),
-            )
         return replies
 
     def choose(

@@ -4,14 +4,14 @@ Instructor and Follower are trained by one stage; these two classes are all that
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.rewards.recognise import recognise
-from seif_jax.rewards.score import Checker, Score
+from seif_jax.rewards.score import Checked, Checker, Mark, Score
 from seif_jax.roles import filter, follower, instructor
 from seif_jax.roles.format import Message
 
@@ -34,9 +34,13 @@ class Answerer:
     format: str
     shots: int
 
-    def answer(self, prompts: Sequence[str], key: Any) -> list[Reply | None]:
+    def answer(
+        self, prompts: Sequence[str], key: Any, ended: Callable[[int, Reply | None], None]
+    ) -> None:
+        """Tells `ended` of each prompt's answer, while others are being written."""
         dialogues = [follower.messages(p, format=self.format, shots=self.shots) for p in prompts]
-        return self.speaker.reply(dialogues, self.decoding, key) if prompts else []
+        if prompts:
+            self.speaker.reply(dialogues, self.decoding, key, ended=ended)
 
 
 @dataclass(frozen=True)
@@ -58,21 +62,18 @@ class FollowerTask:
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row].seed_question}
 
-    def score(
-        self, rows: Sequence[int], step: int, replies: Sequence[Reply], key: Any
-    ) -> list[Score]:
-        scores = [
-            _read_answer(reply, self.format, self.rows[row].prompt)
-            for row, reply in zip(rows, replies, strict=True)
-        ]
-        open_ = [i for i, score in enumerate(scores) if not score.reason]
-        marks = self.checker.marks([(self.rows[rows[i]], scores[i].answer) for i in open_], key)
-        for i, marked in zip(open_, marks, strict=True):
-            score = Score(None, answer=scores[i].answer, prompt=scores[i].prompt, marks=marked)
-            if score.followed is None:
-                scores[i] = replace(score, reason="no_verdict")
-            else:
-                scores[i] = replace(score, reward=score.followed)
+    def read(self, row: int, step: int, reply: Reply | None) -> tuple[Score, Checked | None]:
+        """What can be said of a reply by itself: its answer, checked by the rules."""
+        score = _read_answer(reply, self.format, self.rows[row].prompt)
+        return score, None if score.reason else self.checker.check(self.rows[row], score.answer)
+
+    def score(self, found: Sequence[tuple[Score, Checked | None]], key: Any) -> list[Score]:
+        """found: what `read` gave of each reply."""
+        scores = [score for score, _ in found]
+        items = [checked for _, checked in found if checked]
+        open_ = [i for i, (_, checked) in enumerate(found) if checked]
+        for i, marks in zip(open_, self.checker.marks(items, key), strict=True):
+            scores[i] = _marked(scores[i], marks, lambda followed: followed)
         return scores
 
 
@@ -116,14 +117,13 @@ class Proposer:
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row], "variant": self.variant(row, step)}
 
-    def propose(
-        self, rows: Sequence[int], step: int, replies: Sequence[Reply | None], key: Any
-    ) -> list[Proposal]:
-        """Parses and filters; every reply gets its proposal, kept (reason "") or dropped."""
-        proposals = [
-            self._parse(row, self.variant(row, step), reply)
-            for row, reply in zip(rows, replies, strict=True)
-        ]
+    def read(self, row: int, step: int, reply: Reply | None) -> Proposal:
+        """What can be said of a reply by itself: parsed, not yet filtered."""
+        return self._parse(row, self.variant(row, step), reply)
+
+    def propose(self, found: Sequence[Proposal], key: Any) -> list[Proposal]:
+        """Filters what `read` gave; every reply's proposal is kept (reason "") or dropped."""
+        proposals = list(found)
         open_ = [i for i, p in enumerate(proposals) if not p.reason] if self.filter else []
         if self.filter:
             prompts = [(proposals[i].instruction.prompt,) for i in open_]
@@ -164,30 +164,39 @@ class InstructorTask(Proposer):
     checker: Checker
     answerer: Answerer
 
-    def score(
-        self, rows: Sequence[int], step: int, replies: Sequence[Reply], key: Any
-    ) -> list[Score]:
-        proposals = self.propose(rows, step, replies, key)
+    def score(self, found: Sequence[Proposal], key: Any) -> list[Score]:
+        """found: what `read` gave of each reply."""
+        proposals = self.propose(found, key)
         scores = [
             Score(0.0, p.reason, p.detail, prompt=p.instruction.prompt, filter=p.filter)
             for p in proposals
         ]
         asked = [i for i, p in enumerate(proposals) if not p.reason]
-        answers = self.answerer.answer([proposals[i].instruction.prompt for i in asked], key)
-        for i, reply in zip(asked, answers, strict=True):
+        items: dict[int, Checked] = {}
+
+        def ended(n: int, reply: Reply | None) -> None:
+            i = asked[n]
             read = _read_answer(reply, self.answerer.format, scores[i].prompt)
             # A reply of the frozen Follower outside its format says nothing about the constraints.
             reason = "answer_format" if read.reason in ("format", "truncated") else read.reason
             scores[i] = replace(scores[i], answer=read.answer, reason=reason)
-        open_ = [i for i in asked if not scores[i].reason]
-        items = [(proposals[i].instruction, scores[i].answer) for i in open_]
-        for i, marks in zip(open_, self.checker.marks(items, key), strict=True):
-            score = replace(scores[i], marks=marks)
-            if score.followed is None:
-                scores[i] = replace(score, reward=None, reason="no_verdict")
-            else:
-                scores[i] = replace(score, reward=1.0 - score.followed)
+            if not reason:
+                items[i] = self.checker.check(proposals[i].instruction, read.answer)
+
+        self.answerer.answer([proposals[i].instruction.prompt for i in asked], key, ended)
+        open_ = sorted(items)
+        marks = self.checker.marks([items[i] for i in open_], key)
+        for i, marked in zip(open_, marks, strict=True):
+            scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed)
         return scores
+
+
+def _marked(score: Score, marks: tuple[Mark, ...], reward: Callable[[float], float]) -> Score:
+    """The score with its marks and the reward that the followed share makes."""
+    score = replace(score, marks=marks)
+    if score.followed is None:
+        return replace(score, reward=None, reason="no_verdict")
+    return replace(score, reward=reward(score.followed))
 
 
 def _read_answer(reply: Reply | None, format: str, prompt: str) -> Score:

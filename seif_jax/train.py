@@ -85,7 +85,8 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
     optimizer = make_optimizer(stage.algorithm, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
-    with open_checkpoints(stage.folder) as checkpoints:
+    compiled, programs_secs = 0, 0.0
+    with open_checkpoints(stage.folder) as checkpoints, metrics.compile_secs() as secs:
         done, state = restore(stage, checkpoints, optimizer, steps)
         writer.resume(stage.round, stage.name, done + 1 if done else 0)
         data.cut_samples(samples, done + 1)
@@ -96,6 +97,9 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
             picked = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
             state, numbers, found = train_step(stage, programs, state, picked, step, phases)
+            numbers |= {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
+            compiled, programs_secs = compiled + len(secs), programs_secs + sum(secs)
+            secs.clear()
             data.append_samples(samples, found, step)
             writer.write(stage.round, stage.name, step, numbers)
             display.step(numbers)
@@ -106,6 +110,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
                 checkpoints.save(step, params=state.params, optimizer=state.optimizer)
         if done < steps:
             checkpoints.save(steps, params=state.params)
+    display.note(f"{stage.name}: {compiled} programs compiled in {programs_secs:.1f} s")
     return summary(writer.path, stage)
 
 
@@ -186,11 +191,13 @@ def train_step(
         check_verdicts(stage, found.metrics)
         with phases("reference"):
             batches = with_logp(stage, programs, found.batch, policy.engine)
+        slot_steps = policy.engine.slot_steps
         del policy  # its weights make room for the update's
         with phases("update"):
             state, numbers = apply_updates(stage, programs, state, batches)
     secs = phases.take()
     numbers |= found.metrics
+    numbers["slot_use"] = found.metrics["sampled_tokens"] / slot_steps
     numbers["tokens_per_sec"] = found.metrics["sampled_tokens"] / secs["secs/sample"]
     return state, numbers | secs | metrics.host(), found.samples
 

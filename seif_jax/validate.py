@@ -7,7 +7,7 @@ import jax
 
 from seif_jax.errors import UserError
 from seif_jax.rewards import score as scoring
-from seif_jax.rollout import reply_metrics
+from seif_jax.rollout import ask, reply_metrics
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import FollowerTask
 
@@ -23,7 +23,7 @@ def score_sets(
     found: list[dict[str, Any]] = []
     for name, (task, decoding) in sets.items():
         rows = range(len(task.rows))
-        replies = policy.reply([task.dialogue(row, 0) for row in rows], decoding, key)
+        replies, read = ask(task, policy, rows, 0, decoding, key)
         kept = [row for row in rows if replies[row] is not None]
         whole = [reply for reply in replies if reply is not None]
         if not whole:
@@ -31,7 +31,7 @@ def score_sets(
                 f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
                 f"max_prompt_tokens={decoding.max_prompt_tokens}"
             )
-        scores = task.score(kept, 0, whole, key)
+        scores = task.score([read[row] for row in kept], key)
         values = scoring.metrics(scores, task.checker.asks) | reply_metrics(whole, scores)
         values["dropped"] = len(rows) - len(whole)
         numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}

@@ -22,6 +22,17 @@ class Limits:
     prefill: str = ""
 
 
+def ignore(row: int, reply: Any) -> None:
+    pass
+
+
+def tell(replies: list[Any], ended: Any) -> list[Any]:
+    """Tells `ended` of all replies, the last one first, as they end in any order."""
+    for row in reversed(range(len(replies))):
+        ended(row, replies[row])
+    return replies
+
+
 class FakeSpeaker:
     """`say`: last turn's text -> a reply (`Said`; None: too long), or [P("0"), P("1")]."""
 
@@ -36,8 +47,10 @@ class FakeSpeaker:
         self.calls.append(call)
         return [self.say(turn) for turn in turns]
 
-    def reply(self, dialogues: Sequence[Any], decoding: Any, key: Any) -> list[Any]:
-        return self._answers(dialogues, decoding, key)
+    def reply(
+        self, dialogues: Sequence[Any], decoding: Any, key: Any, ended: Any = ignore
+    ) -> list[Any]:
+        return tell(self._answers(dialogues, decoding, key), ended)
 
     def choose(
         self,

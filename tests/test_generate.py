@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fakes import NO, judge
+from fakes import NO, judge, tell
 
 from seif_jax import data, generate
 from seif_jax.display import Display
@@ -42,10 +42,12 @@ class Instructor:
     def __init__(self) -> None:
         self.calls = 0
 
-    def reply(self, dialogues: Any, decoding: Any, key: Any) -> list[Reply | None]:
+    def reply(
+        self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any
+    ) -> list[Reply | None]:
         self.calls += 1
         seeds = [d[-1]["content"].rsplit("Question: ", 1)[1] for d in dialogues]
-        return [self._reply(SAID[seed]) for seed in seeds]
+        return tell([self._reply(SAID[seed]) for seed in seeds], ended)
 
     def _reply(self, said: tuple[str, bool] | None) -> Reply | None:
         if said is None:

@@ -8,17 +8,21 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "seif_jax"
 
+PEERS = set(PACKAGE.glob("peers/*.py")) - {PACKAGE / "peers" / "__init__.py"}
+
 # From the top down; a room imports rooms of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"evolve", "weights", "settings", "report", "card", "evaluate", "plan", "bench", "sweep"},
-    {"train", "generate", "validate", "learner"},
+    {"bench"},
+    {"evolve", "weights", "settings", "report", "card", "evaluate", "plan", "jobs", "sweep"},
+    {"train", "generate", "validate", "learner", "limits"},
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},
     {"packing", "moments"},
     {"sharding", "masked", "batch"},
-    {"instruction", "errors", "files"},
+    {"peers"},
+    {"instruction", "errors", "files", "options"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -62,9 +66,11 @@ def within(name: str, names: set[str]) -> bool:
 
 @functools.cache
 def all_imports() -> dict[str, set[str]]:
-    """{path inside the package: what it imports}"""
+    """{path inside the package: what it imports}; of the peers, which run elsewhere, nothing"""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
+        if path in PEERS:
+            continue
         module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         found[str(path.relative_to(PACKAGE))] = set(imported(path.read_text("utf-8"), module))
     return found
@@ -134,6 +140,13 @@ def test_libraries_kept_in_one_place_or_out():
     }
     assert set(having["orbax"]) <= {"checkpoint.py"}
     assert having["torch"] == having["tensorflow"] == []
+
+
+def test_peers_run_without_this_package():
+    assert len(PEERS) == 5
+    for path in PEERS:
+        names = set(imported(path.read_text("utf-8"), path.stem))
+        assert not any(within(name, {"seif_jax"}) for name in names), path
 
 
 def test_no_way_of_importing_is_overlooked():

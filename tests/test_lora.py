@@ -20,8 +20,9 @@ from seif_jax.models import hf, lora
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.models.tree import completion_logp
 from seif_jax.packing import flatten
-from seif_jax.sampling import Engine, row_keys, split
+from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.shapes import split
 
 REFERENCE = Path(__file__).parent / "reference"
 ALL = Lora(3, 12.0, TARGETS, None)
@@ -186,10 +187,10 @@ def test_cached_decoding_is_the_learners_forward_pass():
     model, base, adapter = adapted()
     prompts = [list(range(5, 45)) + tail for tail in ([7, 8, 9], [1], [2] * 12)]
     engine = Engine(model.config, lora.join(base, adapter), jnp.float32)
-    out = engine.sample(
+    out = tiny.stack(engine.sample(
         prompts, row_keys(jax.random.key(0), range(6)), group=2, max_tokens=8, method=Method(),
         stop_ids=(), batch_size=6,
-    )  # fmt: skip
+    ))  # fmt: skip
     flat = flatten(*split(prompts), out.tokens, np.full(6, 8))
     learner = jax.jit(partial(completion_logp, model.config, temperature=1.0, dtype=jnp.float32))
     learned = learner(engine.params, flat)

@@ -102,7 +102,7 @@ def test_greedy_tokens_of_transformers():
     out = engine.sample(
         prompts, keys, group=1, max_tokens=tokens, method=Method(0.0), stop_ids=(), batch_size=count
     )
-    np.testing.assert_array_equal(out.tokens, held["tokens"])
+    np.testing.assert_array_equal([sample.tokens for sample in out], held["tokens"])
 
 
 @needs_torch

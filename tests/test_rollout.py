@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fakes import NO, UNSURE, YES, judge
+from fakes import NO, UNSURE, YES, judge, tell
 
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.metrics import Phases
@@ -170,9 +170,9 @@ class Policy:
     def __init__(self, replies: list[Reply]):
         self.replies = replies
 
-    def reply(self, dialogues: Any, decoding: Any, key: Any, group: int) -> list[Reply]:
+    def reply(self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any) -> list[Reply]:
         self.asked = (dialogues, decoding, group)
-        return self.replies
+        return tell(self.replies, ended)
 
 
 def test_rollout() -> None:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from seif_jax import models
 from seif_jax.models.tree import completion_logp
 from seif_jax.packing import flatten
-from seif_jax.sampling import Engine, common_prefix, families, methods, round_up, row_keys, split
+from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, pick
+from seif_jax.sampling.shapes import common_prefix, families, round_up, split
 
-MODEL = models.describe(tiny.tiny_config(96))
+MODEL = models.describe({**tiny.tiny_config(96), "max_position_embeddings": 2048})
 C = MODEL.config
 PARAMS = models.init(MODEL, 3)
 SHARED = list(range(5, 45))  # 40 tokens: 32 of them become the prefix
@@ -30,10 +31,10 @@ def engine():
 
 def draw(prompts=PROMPTS, group=3, keys=None, tokens=10, method=PLAIN, stop=(), batch_size=12):
     keys = row_keys(jax.random.key(0), range(len(prompts) * group)) if keys is None else keys
-    return engine().sample(
+    return tiny.stack(engine().sample(
         prompts, keys, group=group, max_tokens=tokens, method=method, stop_ids=stop,
         batch_size=batch_size,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 @jax.jit
@@ -75,10 +76,10 @@ def test_cached_decoding_of_the_families(changes):
     """Prompts of unequal length: sampled log-probabilities are those of the scanned learner."""
     model = models.describe({**tiny.tiny_config(96), **changes})
     params = models.init(model, 4)
-    out = Engine(model.config, params, jnp.float32).sample(
+    out = tiny.stack(Engine(model.config, params, jnp.float32).sample(
         PROMPTS, row_keys(jax.random.key(0), range(8)), group=2, max_tokens=10, method=PLAIN,
         stop_ids=(), batch_size=8,
-    )  # fmt: skip
+    ))  # fmt: skip
     flat = flatten(*split(PROMPTS), out.tokens, np.full(8, 10))
     learner = completion_logp(model.config, params, flat, temperature=1.0, dtype=jnp.float32)
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
@@ -141,6 +142,32 @@ def test_sample_depends_on_its_key_alone():
     assert len({tuple(row) for row in whole.tokens.tolist()}) == 12  # and no two keys agree
 
 
+def test_few_slots_for_many_samples_of_unequal_length():
+    """Most of 50 to 150 tokens, one in ten of 600: slots are refilled, the pool grows, the cache
+    moves, slots are given up at the end; and each sample is the one that it would be alone."""
+    rng = np.random.default_rng(2)
+    limits = np.where(rng.random(72) < 0.1, 600, rng.integers(50, 151, 72)).tolist()
+    prompts = [SHARED + rng.integers(3, 96, rng.integers(1, 50)).tolist() for _ in range(24)]
+    keys = row_keys(jax.random.key(3), range(72))
+    speaker = engine()
+    told: list[int] = []
+    out = speaker.sample(
+        prompts, keys, group=3, max_tokens=limits, method=PLAIN, stop_ids=(), batch_size=8,
+        ended=lambda i, sample: told.append(i),
+    )  # fmt: skip
+    assert sorted(told) == list(range(72)) and told != sorted(told)
+    assert [len(sample.tokens) for sample in out] == limits
+    assert not any(sample.stopped for sample in out)
+    assert sum(limits) / speaker.slot_steps >= 0.85
+    for i in (0, 41, int(np.argmax(limits))):
+        (alone,) = engine().sample(
+            [prompts[i // 3]], keys[i : i + 1], group=1, max_tokens=limits[i], method=PLAIN,
+            stop_ids=(), batch_size=1,
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone.tokens, out[i].tokens)
+        np.testing.assert_allclose(alone.logp, out[i].logp, atol=1e-5)
+
+
 def test_stop_tokens_are_part_of_the_sample_and_end_it():
     free = draw()
     stops = (int(free.tokens[0, 3]), int(free.tokens[4, 5]))
@@ -158,7 +185,7 @@ def test_frequencies_follow_the_softmax():
     n = 20_000
     uniform = (jnp.arange(n) + 0.5) / n
     for method in (Method(1.0), Method(0.5), Method(1.0, top_k=5), Method(1.0, top_p=0.6)):
-        token, logp = pick(jnp.tile(logits, (n, 1)), uniform, method)
+        token, logp = pick(jnp.tile(logits[:, None], (1, n)), uniform, method)
         p = np.asarray(jax.nn.softmax(logits / method.temperature), np.float64)
         np.testing.assert_allclose(logp, np.log(p)[token], atol=1e-4)
         order = np.argsort(-p)
@@ -178,7 +205,7 @@ def test_frequencies_follow_the_softmax():
 def test_a_token_of_no_weight_is_never_picked(weights, uniform):
     w = np.array(weights, np.float32)
     if w.sum() > 0:
-        assert w[methods._invert(jnp.array(w)[None], jnp.array([uniform]))[0]] > 0
+        assert w[methods._invert(jnp.array(w)[:, None], jnp.array([uniform]))[0]] > 0
 
 
 def test_a_bad_method_is_refused():

@@ -9,18 +9,11 @@ import pytest
 from tiny import tiny_tokenizer
 
 from seif_jax.errors import UserError
-from seif_jax.sampling import row_keys
+from seif_jax.sampling import Sample, row_keys
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tokenizer import Tokenizer
 
 END = 2  # <|im_end|>
-
-
-class Samples(NamedTuple):
-    tokens: np.ndarray
-    lengths: np.ndarray
-    logp: np.ndarray
-    stopped: np.ndarray
 
 
 class Limit(NamedTuple):
@@ -35,16 +28,11 @@ class FakeEngine:
     def __init__(self, letter: int):
         self.letter, self.calls = letter, []
 
-    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> Any:
+    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> None:
         self.calls.append((prompts, jax.random.key_data(keys).tolist(), rest["stop_ids"]))
-        n = len(prompts) * group
-        tokens = np.zeros((n, max_tokens), np.int32)
-        for i in range(n):
-            tokens[i, :i] = self.letter
-            tokens[i, i] = self.letter if i == 2 else END
-        lengths = np.arange(1, n + 1)
-        logp = np.full(tokens.shape, -0.5, np.float32)
-        return Samples(tokens, lengths, logp, np.arange(n) != 2)
+        for i in reversed(range(len(prompts) * group)):
+            tokens = np.array([self.letter] * i + [self.letter if i == 2 else END], np.int32)
+            rest["ended"](i, Sample(tokens, np.full(i + 1, -0.5, np.float32), i != 2))
 
     def next_logp(self, prompts: Any, options: tuple[int, ...], batch_size: int) -> np.ndarray:
         self.calls.append((prompts, options, batch_size))

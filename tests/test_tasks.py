@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge
+from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge, tell
 
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards.score import Checker, Score
@@ -28,9 +28,14 @@ ROWS = [row(KIND, BRIEF), row(KIND, COMMA), row(LOUD)]
 PAIRS: dict[str, list[float] | None] = {KIND: YES, BRIEF: NO, LOUD: UNSURE}
 
 
+def scored(task: Any, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
+    pairs = zip(rows, replies, strict=True)
+    return task.score([task.read(row, 1, reply) for row, reply in pairs], "key")
+
+
 def follow(form: str, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
     task = FollowerTask(ROWS, Checker(judge(PAIRS), "hybrid"), form, 0)
-    return task.score(rows, 1, replies, "key")
+    return scored(task, rows, replies)
 
 
 def said(answer: str) -> str:
@@ -115,7 +120,7 @@ def task(
 
 
 def instruct(reply: Said, **settings: Any) -> Score:
-    (score,) = task(**settings).score([0], 1, [reply], "key")
+    (score,) = scored(task(**settings), [0], [reply])
     return score
 
 
@@ -205,7 +210,7 @@ def test_no_verdict_of_the_judger_is_no_reward() -> None:
 def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about() -> None:
     replies = [Said("none"), Said(GOOD), Said(proposal(KIND, KIND, KIND)), Said(GOOD)]
     one = task()
-    scores = one.score([0, 0, 0, 1], 1, replies, "key")
+    scores = scored(one, [0, 0, 0, 1], replies)
     assert [s.reason for s in scores] == ["parse", "", "duplicate", ""]
     assert [s.reward for s in scores] == [0.0, pytest.approx(2 / 3), 0.0, pytest.approx(2 / 3)]
     other = instructor.instruction("Name a tree.", THREE)
@@ -225,8 +230,9 @@ def test_propose_with_and_without_a_filter() -> None:
     ]
     contradictory = task(verdict=NO)
     unfiltered = replace(contradictory, filter=None)
-    assert unfiltered.propose([0, 0, 0], 1, replies, "key") == [kept, *dropped]
-    found = contradictory.propose([0, 0, 0], 1, replies, "key")
+    read = [unfiltered.read(0, 1, reply) for reply in replies]
+    assert unfiltered.propose(read, "key") == [kept, *dropped]
+    found = contradictory.propose(read, "key")
     assert found[1:] == dropped and found[0].instruction == kept.instruction
     assert (found[0].reason, found[0].filter and found[0].filter.prob) == ("contradiction", 0.25)
 
@@ -248,10 +254,10 @@ def test_variant_is_a_function_of_seed_step_and_row() -> None:
 
 def test_soft_proposals_need_five() -> None:
     five = proposal(*THREE, LOUD, "Be odd.")
-    (score,) = task(soft_share=1.0).score([0], 1, [Said(five)], "key")
-    assert score.reason == "" and len(score.marks) == 5
-    (score,) = task(soft_share=1.0).score([0], 1, [Said(GOOD)], "key")
-    assert (score.reward, score.reason) == (0.0, "count")
+    (found,) = scored(task(soft_share=1.0), [0], [Said(five)])
+    assert found.reason == "" and len(found.marks) == 5
+    (found,) = scored(task(soft_share=1.0), [0], [Said(GOOD)])
+    assert (found.reward, found.reason) == (0.0, "count")
 
 
 @pytest.mark.parametrize(
@@ -270,11 +276,14 @@ def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
     dialogues: list[Any] = []
 
     class Listener:
-        def reply(self, asked: Sequence[Any], decoding: Any, key: Any) -> list[Said]:
+        def reply(self, asked: Sequence[Any], decoding: Any, key: Any, ended: Any) -> list[Said]:
             dialogues.extend(asked)
-            return [Said("x")] * len(asked)
+            return tell([Said("x")] * len(asked), ended)
 
     answerer = Answerer(Listener(), "decoding", "think_answer", 1)
-    assert answerer.answer(["P"], "key") == [Said("x")]
+    told: list[Any] = []
+    answerer.answer(["P"], "key", lambda row, reply: told.append((row, reply)))
+    assert told == [(0, Said("x"))]
     assert dialogues == [follower.messages("P", format="think_answer", shots=1)]
-    assert answerer.answer([], "key") == []
+    answerer.answer([], "key", lambda row, reply: told.append((row, reply)))
+    assert len(told) == len(dialogues) == 1

@@ -4,12 +4,14 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from seif_jax.sampling import Sample
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2
 WORDS = (  # each becomes one token; \u0120 is the byte-level alphabet's space
@@ -132,3 +134,25 @@ def jax_settings(**values: Any) -> Iterator[None]:
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+class Samples(NamedTuple):
+    tokens: Any  # numpy [n, C], right-padded with 0
+    logp: Any
+    lengths: np.ndarray
+    stopped: np.ndarray
+
+
+def stack(samples: list[Sample]) -> Samples:
+    """What an engine gives, as arrays."""
+    longest = max(len(s.tokens) for s in samples)
+
+    def padded(rows: list[np.ndarray]) -> np.ndarray:
+        return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+
+    return Samples(
+        padded([s.tokens for s in samples]),
+        padded([s.logp for s in samples]),
+        np.array([len(s.tokens) for s in samples]),
+        np.array([s.stopped for s in samples]),
+    )

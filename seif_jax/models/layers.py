@@ -7,18 +7,19 @@ N query heads                 K key/value heads             R = N/K query heads 
 H head dim                    L layers                      G = B/b
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from seif_jax.models.attention import Segment, attend
+from seif_jax.models.products import as_bits, cache_dtype, from_bits, product
 
 
 @dataclass(frozen=True)
@@ -53,73 +54,9 @@ def weight(
     return nnx.Param(value, axes=tuple(axes.split()))
 
 
-def cache_dtype(dtype: Any) -> Any:
-    """In which attention is computed, and keys and values are held: XLA's CPU backend has no
-    bf16 x bf16 -> float32 for batched products."""
-    return jnp.float32 if jax.default_backend() == "cpu" else dtype
-
-
-def as_bits(x: Array) -> Array:
-    """bf16 as uint16, others as they are. XLA's CPU backend would convert a whole bf16 array to
-    float32 to take rows or a slice of it, but not its bits."""
-    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
-
-
-def from_bits(x: Array) -> Array:
-    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
-
-
 def embed(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
     """Rows of the table, float32."""
     return from_bits(jnp.take(as_bits(table), tokens, axis=0)).astype(jnp.float32)
-
-
-def product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
-    """Matrix product of x's rows with the rows (axis -1) or the columns (-2) of w, batched over the
-    leading axis where there are three. Operands in `dtype`; the sum, the result and both gradients
-    in float32.
-
-    The casts sit inside, so float32 master weights get float32 gradients, while every product,
-    backward ones included, runs at the speed of `dtype`.
-    """
-    return cast(Array, _product(x, w, axis, dtype))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
-    batch = tuple(range(x.ndim - 2))
-    dtype = cache_dtype(dtype) if batch else dtype
-    return lax.dot_general(
-        x.astype(dtype),
-        w.astype(dtype),
-        (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)),
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _product_forward(x: Array, w: Array, axis: int, dtype: Any):
-    return _product(x, w, axis, dtype), (x, w)
-
-
-def _product_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradient: Array):
-    x, w = saved
-    dx = product(gradient, w, -3 - axis, dtype)
-    left, right = (gradient, x) if axis == -1 else (x, gradient)
-    left = _turned(left.astype(dtype))
-    return dx.astype(x.dtype), product(left, right, -2, dtype).astype(w.dtype)
-
-
-def _turned(x: Array) -> Array:
-    """x with its last two axes exchanged. In two steps: XLA's CPU backend would fold one into the
-    product and then take over twice as long for it."""
-    rows, columns = x.shape[-2:]
-    tile = math.gcd(columns, 32)
-    tiled = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, tile), -3, -1)
-    return tiled.reshape(*x.shape[:-2], columns, rows)
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float[Array, "*S O"]:
@@ -164,45 +101,6 @@ def rotate(x: Float[Array, "B T h H"], r: Rope) -> Float[Array, "B T h H"]:
     """Rotary embedding, in the half-split order of Hugging Face checkpoints."""
     halves = x.reshape(*x.shape[:-1], 2, -1)
     return (halves * r.cos + halves[..., ::-1, :] * r.sin).reshape(x.shape)
-
-
-class Segment(NamedTuple):
-    """Keys and values that queries may see.
-
-    A segment with fewer rows than the queries is shared: row i serves the i-th block of query
-    rows. So a prefix common to all prompts is one row, a prompt one row for its whole group.
-    Heads lead, so that the queries that share a segment lie side by side.
-    """
-
-    k: Float[Array, "K b S H"]
-    v: Float[Array, "K b S H"]
-    mask: Bool[Array, "#b #T S"]  # which keys each query (of each row of the segment) sees
-
-
-def attend(
-    q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
-) -> Float[Array, "K B R T H"]:
-    """Softmax attention over all segments together, grouped-query, scores in float32.
-
-    Segments are not put together: each gives its part of the sums, as all know the largest score.
-    """
-    K, B, R, T, H = q.shape
-    q = q * H**-0.5
-    scores = []
-    for s in segments:
-        b, S = s.k.shape[1:3]
-        score = product(q.reshape(K * b, -1, H), s.k.reshape(K * b, S, H), -1, dtype)
-        score = score.reshape(K, b, B // b, R, T, S)
-        score = jnp.where(s.mask[None, :, None, None], score, -jnp.inf)
-        scores.append(score.reshape(K, B, R, T, S))
-    top = reduce(jnp.maximum, (jnp.max(score, axis=-1, keepdims=True) for score in scores))
-    weights = [jnp.exp(score - lax.stop_gradient(top)) for score in scores]
-    out = jnp.zeros((), jnp.float32)
-    for s, weight in zip(segments, weights, strict=True):
-        b, S = s.k.shape[1:3]
-        part = product(weight.reshape(K * b, -1, S), s.v.reshape(K * b, S, H), -2, dtype)
-        out = out + part.reshape(q.shape)
-    return out / sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
 
 
 def heads(

@@ -58,7 +58,9 @@ def completion_logp(
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
     of no meaning. Differentiable in `params`. remat: of KEPT."""
     hidden = run(c, params, flat, dtype, remat)
-    return token_logp(params, hidden[flat.states], flat.targets, temperature, dtype)[flat.rows]
+    states = hidden[flat.states]
+    logp = token_logp(params, states, flat.targets, flat.said, temperature, dtype)
+    return logp[flat.rows]
 
 
 def run(
@@ -69,7 +71,8 @@ def run(
 
     def layer(x: Array, bits: Any) -> tuple[Array, None]:
         w = jax.tree.map(layers.from_bits, bits)
-        seen = attend(flat, *(y[0] for y in layers.heads(c, w, x, r, dtype)), dtype)
+        q, k, v = (y[0] for y in layers.heads(c, w, x, r, dtype))
+        seen = attend(flat, q, k, v, dtype)
         return layers.finish(c, w, x, seen[None], dtype), None
 
     body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
@@ -93,12 +96,12 @@ def attend(
     padded = [jnp.split(move(y, index, flat.places), ends[:-1]) for y in (q, k, v)]
     seen, past = [], []
     for slots, *rows in zip(whole, *padded, strict=True):
-        shaped = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
-        a, b, d = layers.lead(*shaped, dtype)
+        q, k, v = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
+        q, k, v = layers.lead(q, k, v, dtype)
         causal = jnp.tril(jnp.ones((1, slots.shape[1], slots.shape[1]), bool))
-        found = layers.attend(a, [*past, Segment(b, d, causal)], dtype)
+        found = layers.attend(q, [*past, Segment(k, v, causal)], dtype)
         seen.append(layers.follow(found).reshape(slots.size, -1))
-        past.append(Segment(b, d, (slots < flat.tokens.size)[:, None]))
+        past.append(Segment(k, v, (slots < flat.tokens.size)[:, None]))
     return move(jnp.concatenate(seen), flat.places, index)
 
 
@@ -128,11 +131,13 @@ def token_logp(
     params: Mapping[str, Any],
     states: Float[Array, "M D"],
     tokens: Int[Array, "M"],
+    said: Int[Array, ""],
     temperature: float,
     dtype: Any,
 ) -> Float[Array, "M"]:
     """Log-softmax of each state's logits over `temperature`, at its token; the [M, V] array never
-    exists: chunks of rows, computed again in the backward pass."""
+    exists: chunks of rows, computed again in the backward pass, those after the first `said` rows
+    not at all."""
     rows = tokens.size
     count = -(-rows // CHUNK)
     size = -(-rows // count)
@@ -140,12 +145,17 @@ def token_logp(
     parts = (
         jnp.pad(states, ((0, padding), (0, 0))).reshape(count, size, -1),
         jnp.pad(tokens, (0, padding)).reshape(count, size),
+        jnp.arange(count) * size,
     )
 
-    @jax.checkpoint
-    def chunk(part: tuple[Array, Array]) -> Array:
-        scaled = logits(params, part[0], dtype) / temperature
-        picked = jnp.take_along_axis(scaled, part[1][:, None], axis=1)[:, 0]
+    def chunk(states: Array, tokens: Array) -> Array:
+        scaled = logits(params, states, dtype) / temperature
+        picked = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
         return picked - jax.nn.logsumexp(scaled, axis=1)
 
-    return lax.map(chunk, parts).reshape(-1)[:rows]
+    @jax.checkpoint
+    def where_said(part: tuple[Array, Array, Array]) -> Array:
+        states, tokens, first = part
+        return lax.cond(first < said, chunk, lambda *_: jnp.zeros(size), states, tokens)
+
+    return lax.map(where_said, parts).reshape(-1)[:rows]

@@ -66,6 +66,15 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """An answer with what the rules say of it, before any Judger."""
+
+    row: Instruction
+    answer: str
+    rules: list[tuple[str, bool | None]]  # of each constraint: its rule's id, met or not
+
+
+@dataclass(frozen=True)
 class Checker:
     """Scores answers against constraints. checks: "judge" (the Judger alone), "rules" (rules alone,
     constraints without one have no verdict) or "hybrid" (the rule where there is one).
@@ -81,40 +90,48 @@ class Checker:
         """Whether a Judger gives verdicts."""
         return self.judge is not None and self.checks != "rules"
 
-    def marks(self, items: Sequence[tuple[Instruction, str]], key: Any) -> list[tuple[Mark, ...]]:
-        """items: instruction and answer. All of a call's constraints are judged in one go."""
-        flat = [(i, j) for i, (row, _) in enumerate(items) for j in range(len(row.constraints))]
+    def check(self, row: Instruction, answer: str) -> Checked:
+        """What needs no Judger: every constraint's rule, where there is one, on the answer."""
+        return Checked(row, answer, [_rule(row, answer, j) for j in range(len(row.constraints))])
+
+    def marks(self, items: Sequence[Checked], key: Any) -> list[tuple[Mark, ...]]:
+        """All of a call's constraints are judged in one go."""
+        flat = [(i, j) for i, item in enumerate(items) for j in range(len(item.rules))]
         if self.judge is None or not self.asks:
             verdicts = [Verdict(None)] * len(flat)
         else:
             questions = [
-                (items[i][0].prompt, items[i][1], items[i][0].constraints[j]) for i, j in flat
+                (items[i].row.prompt, items[i].answer, items[i].row.constraints[j]) for i, j in flat
             ]
             verdicts = self.judge.ask(judger.messages, questions, key)
         result: list[list[Mark]] = [[] for _ in items]
         for (i, j), verdict in zip(flat, verdicts, strict=True):
-            result[i].append(self._mark(*items[i], j, verdict))
+            result[i].append(self._mark(items[i], j, verdict))
         return [tuple(marks) for marks in result]
 
-    def _mark(self, row: Instruction, answer: str, j: int, verdict: Verdict) -> Mark:
-        name, kwargs = row.instruction_ids[j], row.kwargs[j]
-        if name == SOFT:
-            name, kwargs = recognise(row.constraints[j]) or (SOFT, {})
-        rule = None
-        if name != SOFT:
-            try:
-                rule = rules.check(name, kwargs, answer, row.seed_question)
-            except Exception as error:
-                raise RunError(
-                    f"rule {name} with {kwargs} failed on the answer {answer[:80]!r} to "
-                    f"{row.prompt[:80]!r}: {error}"
-                ) from error
+    def _mark(self, item: Checked, j: int, verdict: Verdict) -> Mark:
+        name, rule = item.rules[j]
         value = {"judge": verdict.value, "rules": rule, "hybrid": rule}[self.checks]
         if self.checks == "hybrid" and rule is None:
             value = verdict.value
-        return Mark(
-            row.constraints[j], name, rule, verdict.value, verdict.prob, verdict.text, value
-        )
+        constraint = item.row.constraints[j]
+        return Mark(constraint, name, rule, verdict.value, verdict.prob, verdict.text, value)
+
+
+def _rule(row: Instruction, answer: str, j: int) -> tuple[str, bool | None]:
+    """Id of a constraint's rule and what it says; SOFT and None where there is none."""
+    name, kwargs = row.instruction_ids[j], row.kwargs[j]
+    if name == SOFT:
+        name, kwargs = recognise(row.constraints[j]) or (SOFT, {})
+    if name == SOFT:
+        return SOFT, None
+    try:
+        return name, rules.check(name, kwargs, answer, row.seed_question)
+    except Exception as error:
+        raise RunError(
+            f"rule {name} with {kwargs} failed on the answer {answer[:80]!r} to "
+            f"{row.prompt[:80]!r}: {error}"
+        ) from error
 
 
 def metrics(scores: Sequence[Score], asked: bool) -> dict[str, float]:

@@ -26,57 +26,59 @@ class Method:
 
 
 def pick(
-    logits: Float[Array, "B V"], uniform: Float[Array, "B"], method: Method
+    logits: Float[Array, "V B"], uniform: Float[Array, "B"], method: Method
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Picks a token for each row from one uniform number in [0, 1) each.
+    """Picks a token for each column from one uniform number in [0, 1) each.
 
     Returns the tokens and their log-probabilities under the whole softmax at the temperature
     (greedy: at 1), before top-k and top-p: what the learner computes for the same token.
     """
     if method.temperature > 0:
         logits = logits / method.temperature
-    logp = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    top = jnp.max(logits, axis=0)
+    weights = jnp.exp(logits - top)
     if method.temperature == 0:
-        token = jnp.argmax(logits, axis=-1)
+        token = jnp.argmax(logits, axis=0)
     else:
-        token = _invert(jnp.exp(_keep(logp, method)), uniform)
-    return token, jnp.take_along_axis(logp, token[:, None], axis=1)[:, 0]
+        token = _invert(_keep(weights, method), uniform)
+    picked = jnp.take_along_axis(logits, token[None], axis=0)[0]
+    return token, picked - top - jnp.log(jnp.sum(weights, axis=0))
 
 
-def _keep(logp: Float[Array, "B V"], method: Method) -> Float[Array, "B V"]:
-    """Log-probabilities with what top-k and top-p leave out at -inf."""
+def _keep(weights: Float[Array, "V B"], method: Method) -> Float[Array, "V B"]:
+    """Weights, not yet normalized, with 0 for what top-k and top-p leave out."""
     if method.top_k:
-        floor = jax.lax.top_k(logp, min(method.top_k, logp.shape[-1]))[0][:, -1:]
-        logp = jnp.where(logp >= floor, logp, -jnp.inf)
+        floor = jax.lax.top_k(weights.T, min(method.top_k, len(weights)))[0][:, -1]
+        weights = jnp.where(weights >= floor, weights, 0.0)
     if method.top_p < 1:
-        ranked = -jnp.sort(-logp, axis=-1)
-        mass = jax.nn.softmax(ranked, axis=-1)
-        inside = jnp.cumsum(mass, axis=-1) - mass < method.top_p  # mass before the token itself
-        floor = jnp.min(jnp.where(inside, ranked, jnp.inf), axis=-1, keepdims=True)
-        logp = jnp.where(logp >= floor, logp, -jnp.inf)
-    return logp
+        ranked = -jnp.sort(-weights, axis=0)
+        before = jnp.cumsum(ranked, axis=0) - ranked  # weight before the token itself
+        inside = before < method.top_p * jnp.sum(ranked, axis=0)
+        floor = jnp.min(jnp.where(inside, ranked, jnp.inf), axis=0)
+        weights = jnp.where(weights >= floor, weights, 0.0)
+    return weights
 
 
-def _invert(weights: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
+def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
     """Inverse of the cumulative distribution: first the block of tokens, then the token in it.
 
-    One random number a row, where Gumbel noise would need V of them; two short sums, where one
+    One random number a column, where Gumbel noise would need V of them; two short sums, where one
     cumulative sum over V would be long. Weights need not add up to 1.
     """
-    B, V = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    cumulative = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-    goal = uniform * cumulative[:, -1]
+    V, B = weights.shape
+    blocks = jnp.pad(weights, ((0, -V % BLOCK), (0, 0))).reshape(-1, BLOCK, B)
+    cumulative = jnp.cumsum(jnp.sum(blocks, axis=1), axis=0)
+    goal = uniform * cumulative[-1]
     block = _first_above(cumulative, goal)
     before = jnp.where(
-        block > 0, jnp.take_along_axis(cumulative, (block - 1)[:, None], axis=1)[:, 0], 0.0
+        block > 0, jnp.take_along_axis(cumulative, (block - 1)[None], axis=0)[0], 0.0
     )
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + _first_above(jnp.cumsum(inside, axis=-1), goal - before)
+    inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0]
+    return block * BLOCK + _first_above(jnp.cumsum(inside, axis=0), goal - before)
 
 
-def _first_above(cumulative: Float[Array, "B n"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
+def _first_above(cumulative: Float[Array, "n B"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
     """First index whose cumulative weight exceeds the goal. Should rounding put the goal at or
     beyond the end, the last index that has weight: never one of weight 0."""
-    end = jnp.argmax(cumulative, axis=-1)  # the first of the largest is the last with weight
-    return jnp.minimum(jnp.sum(cumulative <= goal[:, None], axis=-1), end)
+    end = jnp.argmax(cumulative, axis=0)  # the first of the largest is the last with weight
+    return jnp.minimum(jnp.sum(cumulative <= goal, axis=0), end)

@@ -1,0 +1,166 @@
+"""Attention of queries over segments of keys: the plain one, kernels for accelerators, the choice.
+
+Letters as in layers.py. Kernels want one key and one value array a row: `through` joins the
+segments for them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from seif_jax.models.products import platform, product
+
+BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple
+MAX_BLOCK = 512
+HEAD_DIMS = (64, 128)  # that every kernel takes
+
+
+class Segment(NamedTuple):
+    """Keys and values that queries may see.
+
+    A segment with fewer rows than the queries is shared: row i serves the i-th block of query
+    rows. So a prefix common to all prompts is one row, a prompt one row for its whole group.
+    Heads lead, so that the queries that share a segment lie side by side.
+    """
+
+    k: Float[Array, "K b S H"]
+    v: Float[Array, "K b S H"]
+    mask: Bool[Array, "#b #T S"]  # which keys each query (of each row of the segment) sees
+
+
+def attend(
+    q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
+) -> Float[Array, "K B R T H"]:
+    """Softmax attention over all segments together, grouped-query, scores and result in float32.
+
+    Every query must see a key. Here it is chosen: the platform's kernel, if it has one, or `plain`.
+    """
+    # Kernels take no float32 (cuDNN), or round it to bf16 (splash). Fewer queries than a block, as
+    # in decoding, leave a kernel idle; and keys that rows share, which `plain` reads once, would
+    # have to be copied to every row.
+    T, H = q.shape[-2:]
+    kernel = KERNELS.get(platform())
+    if kernel is None or jnp.dtype(dtype) != jnp.bfloat16 or T < BLOCK or H not in HEAD_DIMS:
+        return plain(q, segments, dtype)
+    return through(kernel, q, segments, dtype)
+
+
+def plain(
+    q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
+) -> Float[Array, "K B R T H"]:
+    """`attend`, as XLA compiles it.
+
+    Segments are not put together: each gives its part of the sums, as all know the largest score.
+    """
+    K, B, R, T, H = q.shape
+    q = q * H**-0.5
+    scores = []
+    for s in segments:
+        b, S = s.k.shape[1:3]
+        score = product(q.reshape(K * b, -1, H), s.k.reshape(K * b, S, H), -1, dtype)
+        score = score.reshape(K, b, B // b, R, T, S)
+        score = jnp.where(s.mask[None, :, None, None], score, -jnp.inf)
+        scores.append(score.reshape(K, B, R, T, S))
+    top = reduce(jnp.maximum, (jnp.max(score, axis=-1, keepdims=True) for score in scores))
+    weights = [jnp.exp(score - lax.stop_gradient(top)) for score in scores]
+    out = jnp.zeros((), jnp.float32)
+    for s, weight in zip(segments, weights, strict=True):
+        b, S = s.k.shape[1:3]
+        part = product(weight.reshape(K * b, -1, S), s.v.reshape(K * b, S, H), -2, dtype)
+        out = out + part.reshape(q.shape)
+    return out / sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
+
+
+def through(
+    kernel: Callable[..., Array],
+    q: Float[Array, "K B R T H"],
+    segments: Sequence[Segment],
+    dtype: Any,
+) -> Float[Array, "K B R T H"]:
+    """`attend` by a kernel: (q [B, T, N, H], k, v [B, S, K, H], mask [B, T, S]) -> [B, T, N, H],
+    q scaled, T and S filled up to whole blocks."""
+    K, B, R, T, H = q.shape
+
+    def rows(x: Array) -> Array:
+        """[b, …] to [B, …]."""
+        each = jnp.broadcast_to(x[:, None], (x.shape[0], B // x.shape[0], *x.shape[1:]))
+        return each.reshape(B, *x.shape[1:])
+
+    def joined(parts: Sequence[Array]) -> Array:
+        # Cast last: the gradient of a shared segment is then added up in float32.
+        wide = [rows(x.astype(jnp.float32).transpose(1, 2, 0, 3)) for x in parts]
+        return _fill(jnp.concatenate(wide, axis=1), 1).astype(dtype)
+
+    masks = [jnp.broadcast_to(s.mask, (len(s.mask), T, s.k.shape[2])) for s in segments]
+    mask = _fill(jnp.concatenate([rows(x) for x in masks], axis=2), 2)
+    scaled = (q * H**-0.5).transpose(1, 3, 0, 2, 4).reshape(B, T, K * R, H)
+    out = kernel(
+        _fill(scaled, 1).astype(dtype),
+        joined([s.k for s in segments]),
+        joined([s.v for s in segments]),
+        _fill(mask, 1, mode="edge"),  # what fills up sees a key, too: without one it would be NaN
+    )
+    out = out[:, :T].astype(jnp.float32)
+    return out.reshape(B, T, K, R, H).transpose(2, 0, 3, 1, 4)
+
+
+def _fill(x: Array, axis: int, mode: str = "constant") -> Array:
+    """x, its axis filled up to whole blocks."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % BLOCK)
+    return jnp.pad(x, widths, mode=mode)
+
+
+def cudnn(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    implementation: Any = "cudnn",
+) -> Float[Array, "B T N H"]:
+    """cuDNN's flash attention."""
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask[:, None], scale=1.0, implementation=implementation
+    )
+
+
+def splash(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"],
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """JAX's splash attention in Pallas, row by row; blocks that no query sees are left out."""
+    # Here, as the import takes long and is of use on TPUs alone.
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    queries, keys = (math.gcd(n, MAX_BLOCK) for n in mask.shape[1:])
+    sizes = library.BlockSizes(
+        block_q=queries,
+        block_kv=keys,
+        block_q_dkv=queries,
+        block_kv_dkv=keys,
+        block_q_dq=queries,
+        block_kv_dq=keys,
+    )
+
+    def row(q: Array, k: Array, v: Array, mask: Array) -> Array:
+        kernel = library.make_splash_mha_single_device(
+            mask[None], block_sizes=sizes, interpret=interpret
+        )
+        # The library makes an array of this flag, too, and then asks it: an error under jit.
+        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
+        return cast(Array, kernel(q, k, v))
+
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # heads lead
+    return jax.vmap(row)(q, k, v, mask).swapaxes(1, 2)
+
+
+KERNELS = {"gpu": cudnn, "tpu": splash}

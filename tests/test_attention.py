@@ -1,0 +1,154 @@
+"""Every attention against the plain one, forward and backward, and which is chosen where."""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.flatten_util import ravel_pytree
+
+from seif_jax import models
+from seif_jax.models import attention
+from seif_jax.models.attention import Segment, attend, cudnn, plain, splash, through
+
+# The kernels as they run here: cuDNN's caller with XLA behind it, Pallas's own interpreter.
+HERE = {"gpu": partial(cudnn, implementation="xla"), "tpu": partial(splash, interpret=True)}
+CALLS = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
+LOWERED = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # platforms by the compiler's names
+
+
+def case(K=2, B=4, R=2, T=150, H=64):
+    """A prefix for all, right-padded prompts for two rows each (the second of no token), and own
+    tokens; 273 keys and 150 queries fill no block."""
+    rng = np.random.default_rng(0)
+
+    def segment(b, S, mask):
+        k, v = jnp.array(rng.normal(size=(2, K, b, S, H)), jnp.float32)
+        return Segment(k, v, mask)
+
+    q = jnp.array(rng.normal(size=(K, B, R, T, H)), jnp.float32)
+    prefix = segment(1, 33, jnp.ones((1, 1, 33), bool))
+    prompts = segment(2, 90, models.visible(jnp.array([70, 0]), 90))
+    return q, [prefix, prompts, segment(B, T, jnp.tril(jnp.ones((1, T, T), bool)))]
+
+
+def compiled(attention, q, segments, dtype=jnp.float32):
+    """Values, and gradients of q and of all keys and values: a program, and what it takes."""
+    masks = [s.mask for s in segments]
+
+    @jax.checkpoint
+    def of(q, keys_values):
+        held = [Segment(k, v, mask) for (k, v), mask in zip(keys_values, masks, strict=True)]
+        return attention(q, held, dtype)
+
+    @jax.jit
+    def both(q, keys_values):
+        out, pull = jax.vjp(of, q, keys_values)
+        return out, pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
+
+    return both, (q, [(s.k, s.v) for s in segments])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Pallas's interpreter takes long to compile."""
+    with tiny.jax_settings(jax_disable_most_optimizations=True):
+        yield
+
+
+def test_kernels_are_the_plain_one():
+    q, segments = case(H=16)
+    kernels = [partial(through, kernel) for kernel in HERE.values()]
+    programs = [compiled(attention, q, segments) for attention in (plain, *kernels)]
+    wanted, *found = (jax.tree.leaves(program(*inputs)) for program, inputs in programs)
+    assert len(wanted) == 8  # out, q, three times k and v
+    for got in found:
+        for one, other in zip(got, wanted, strict=True):
+            largest = float(jnp.max(jnp.abs(other)))
+            np.testing.assert_allclose(one, other, atol=1e-5 * largest)
+        for gradient in got[4:6]:  # of the prompts: nothing of what is hidden
+            assert not gradient[:, 0, 70:].any() and not gradient[:, 1].any()
+
+
+def test_splash_in_the_model(monkeypatch):
+    """In bf16, scanned over layers and computed again in the backward pass: hidden states and
+    gradients of the weights, where the choice falls on the kernel as on a TPU."""
+    changes = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = models.describe({**tiny.tiny_config(96), **changes})
+    params = models.init(model, 0)
+    tokens: Any = np.random.default_rng(0).integers(0, 96, (2, 130))
+    positions: Any = np.tile(np.arange(130), (2, 1))
+
+    def loss(params):
+        hidden, _ = models.forward(model.config, params, tokens, positions, dtype=jnp.bfloat16)
+        return jnp.sum(jnp.cos(hidden)), hidden
+
+    def run():
+        (_, hidden), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return np.asarray(hidden), np.asarray(ravel_pytree(gradient)[0])
+
+    wanted = run()
+    asked = []
+    monkeypatch.setitem(
+        attention.KERNELS, "cpu", lambda *x: (asked.append(x[:2]), HERE["tpu"](*x))[1]
+    )
+    got = run()
+    shapes = [((2, 256, 2, 64), jnp.bfloat16), ((2, 256, 1, 64), jnp.bfloat16)]
+    assert [(x.shape, x.dtype) for x in asked[0]] == shapes
+    for one, other in zip(got, wanted, strict=True):
+        assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize(
+    "where, shape, dtype, chosen",
+    [
+        ("gpu", {"H": 128}, jnp.bfloat16, True),
+        ("tpu", {}, "bfloat16", True),
+        ("cpu", {}, jnp.bfloat16, False),
+        ("gpu", {}, jnp.float32, False),
+        ("tpu", {}, jnp.float32, False),
+        ("gpu", {"T": 1}, jnp.bfloat16, False),
+        ("tpu", {"H": 8}, jnp.bfloat16, False),
+    ],
+)
+def test_choice(where, shape, dtype, chosen, monkeypatch):
+    """Lowered for each platform: the kernel's calls, forward and backward, or none."""
+    monkeypatch.setattr(jax, "default_backend", lambda: where)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    program, inputs = compiled(attend, *case(**shape), dtype)
+    text = program.trace(*inputs).lower(lowering_platforms=(LOWERED[where],)).as_text()
+    kernels = re.findall(r"custom_call @([\w$]+)", text)
+    found = [name for name in kernels if name.startswith(tuple(CALLS.values()))]
+    assert (len(found) >= 2 and {name[:9] for name in found} == {CALLS[where][:9]}) == chosen
+    assert bool(found) == chosen
+
+
+@pytest.mark.parametrize("where", LOWERED)
+def test_products_of_a_platform(where, monkeypatch):
+    """bf16 weights, forward and backward. Accelerators multiply bf16 and add up in float32, and
+    nothing is done for the CPU's sake; there, batched products are float32."""
+    monkeypatch.setattr(jax, "default_backend", lambda: where)
+    model = models.describe(tiny.tiny_config(96))
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), models.shapes(model)
+    )
+    tokens: Any = np.zeros((2, 24), np.int32)
+
+    def loss(params):
+        hidden, _ = models.forward(model.config, params, tokens, tokens, dtype=jnp.bfloat16)
+        return jnp.sum(models.logits(params, hidden, jnp.bfloat16))
+
+    lowered = jax.jit(jax.grad(loss)).trace(params).lower(lowering_platforms=(LOWERED[where],))
+    text = lowered.as_text()
+    products = re.findall(r"dot_general .*: \((\S+), (\S+)\) -> (\S+)", text)
+    assert {result.endswith("xf32>") for _, _, result in products} == {True}
+    kinds: dict[bool, set[str]] = {False: set(), True: set()}  # operands' by whether batched
+    for left, right, _ in products:
+        kinds[left.count("x") == 3] |= {left[-5:], right[-5:]}
+    assert kinds == {False: {"bf16>"}, True: {"xf32>" if where == "cpu" else "bf16>"}}
+    assert ("bitcast_convert" in text) == (where == "cpu")

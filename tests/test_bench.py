@@ -1,0 +1,258 @@
+"""`seif bench`: numbers in range, counts against arrays and programs, turns taken with a peer."""
+
+import json
+import math
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tiny_run
+from jax.extend.core import jaxprs_in_params
+
+from seif_jax import bench, jobs, limits, models, peers, settings
+from seif_jax.__main__ import main
+from seif_jax.checkpoint import Base
+from seif_jax.errors import UserError
+from seif_jax.jobs import Job
+from seif_jax.peers import Peer
+
+SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
+FAKE = """
+from pathlib import Path
+
+def run(spec, say, wait):
+    print("not a line of the protocol")
+    say(ready={"fake": spec["dtype"]})
+    while wait():
+        with open(Path(spec["folder"]) / "turns", "a") as turns:
+            turns.write("peer ")
+        say(secs=0.5, tokens=7, phases={"sample": 0.25})
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    programs = tiny.jax_settings(jax_compilation_cache_dir=str(folder / "cache"))
+    with tiny_run.quick_compiles(folder / "cache"), programs:  # an update is a step's, too
+        yield SimpleNamespace(folder=folder, model=tiny_run.model_folder(folder / "model"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Little work where there is nothing to be checked."""
+    monkeypatch.setattr(jobs, "SHOTS", 0)
+    monkeypatch.setattr(limits, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(limits, "SIDES", {"cpu": (32,)})
+
+
+@pytest.fixture
+def write_peer(monkeypatch, tmp_path):
+    """Puts a script in the place of the peer hf."""
+    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    return lambda text: (tmp_path / "hf.py").write_text(text)
+
+
+def check(found, tokens):
+    for name, row in found["secs"].items():
+        assert row["min"] <= row["median"] <= row["max"]
+        assert row["min"] > 0 or name == "decode"  # a difference, here of a few milliseconds
+    assert found["step_secs"] == found["secs"]["step"]["median"]
+    assert found["tokens_per_sec"] == pytest.approx(tokens / found["step_secs"])
+
+
+@pytest.mark.parametrize(
+    "what, tokens, phases, limit",
+    [
+        ("rollout", 2 * 3 * 5, {"first_token", "decode"}, "bytes_per_sec"),
+        ("judge", None, {"full_forward"}, "flops_per_sec"),
+        ("update", 2 * 3 * (12 + 5), set(), "flops_per_sec"),
+        ("step", 2 * 3 * 5, {"sample", "reward", "reference", "update"}, "flops_per_sec"),
+    ],
+)
+def test_a_benchmark(place, quick, capsys, what, tokens, phases, limit):
+    options = ["bench", f"--model={place.model}", f"--what={what}", "--dtype=float32", *SIZES]
+    assert main(options) == 0
+    out, progress = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    assert f"{what}: {found['compiled_programs']} programs" in progress
+    check(found, tokens or found["tokens_per_sec"] * found["step_secs"])
+    assert set(found["secs"]) == {"step"} | phases
+    assert found["compiled_programs"] > 0 and found["compiled_again"] == 0
+    assert 0 < found["compile_secs"] < found["first_secs"]
+    assert found["peak_bytes"] > 1e8 and found["flops"] > 1e6
+    assert found["limit"] == limit and math.isfinite(found["share_of_limit"])
+    if what != "rollout":
+        least_secs = found["flops"] / found["limits"][limit]
+        assert found["share_of_limit"] == pytest.approx(least_secs / found["step_secs"])
+    assert found["limits"].keys() == {"bytes_per_sec", "flops_per_sec"}
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["machine"]["cores"] >= 1
+    if what == "judge":
+        assert found["probability_gap_max"] < 1e-4
+        assert found["times_full_forward"]["min"] > 0
+
+
+def test_a_rollout_of_unequal_lengths(place, quick, capsys):
+    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+    assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lengths = jobs.Sizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
+    assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
+    check(found, sum(lengths))
+    # four samples and then two in four slots, which end with the longest's chunk of 16 steps
+    assert sum(lengths) / (4 * 2 * 160) <= found["slot_use"] < 1
+
+
+def test_beside_a_peer(place, quick, write_peer, capsys):
+    write_peer(FAKE)
+    against = ["--against=hf", f"--peer_python={sys.executable}"]
+    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+    assert main([*options, *against]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["peer"]["versions"] == {"fake": "float32"}
+    assert found["peer"]["step_secs"] == 0.5
+    assert found["peer"]["secs"]["sample"]["median"] == 0.25
+    check(found["peer"], 2 * 3 * 5)
+    assert found["secs_over_peer"]["max"] == pytest.approx(found["secs"]["step"]["max"] / 0.5)
+    assert found["peak_over_peer"] > 2  # the peer holds nothing
+
+
+def start(folder: Path, python: str = sys.executable) -> Peer:
+    return Peer("hf", python, {"threads": 1, "dtype": "none", "folder": str(folder)}, folder)
+
+
+def test_sides_take_turns(write_peer, tmp_path, capsys):
+    write_peer(FAKE)
+    turns = tmp_path / "turns"
+
+    def ours():
+        with turns.open("a") as file:
+            file.write("ours ")
+
+    with start(tmp_path) as peer:
+        assert peer.ready() == {"fake": "none"}
+        assert not turns.exists()
+        rows, others = bench.alternate(Job(ours, 1, 1, []), peer, 3)
+    assert turns.read_text().split() == ["ours", "peer"] * 3
+    assert len(rows) == 3 and [other["tokens"] for other in others] == [7] * 3
+    assert all(other["peak_bytes"] > 1e6 for other in others)
+
+
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("import absent_library", "exit code 1: ModuleNotFoundError: No module named 'absent_lib"),
+        ("def run(*_): raise SystemExit(3)", "exit code 3: it said nothing"),
+        (FAKE.replace("while wait()", "if wait()"), "exit code 0: not a line of the protocol"),
+    ],
+)
+def test_peers_that_fail(write_peer, tmp_path, script, words):
+    write_peer(script)
+    with start(tmp_path) as peer, pytest.raises(UserError, match="--against=hf: .*") as error:
+        peer.ready()
+        peer.repeat()
+        peer.repeat()
+    assert words in str(error.value)
+
+
+def test_an_interpreter_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="--peer_python=/absent: No such file"):
+        start(tmp_path, "/absent")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--repeats=0", "--repeats=0 must be 1 or more"),
+        ("--new_tokens=1", "--new_tokens=1 must be 2 or more"),
+        ("--group=1 --what=update", "--group=1: a group needs at least 2 samples"),
+        ("--lengths=skewed --what=step", "--lengths=skewed is of --what=rollout"),
+        ("--micro_tokens=0", "--micro_tokens=0 must be 1 or more"),
+        ("--new_tokens=9000", "--new_tokens=9000 exceed the model's 8192 positions"),
+        ("--against=hf", "--against=PEER and --peer_python=FILE go together"),
+        ("--against=trl --peer_python=x", "--against=trl measures step, not rollout"),
+        ("--peer_dtype=autocast --against=hf --peer_python=x", "--peer_dtype=autocast is TRL's"),
+        ("--what=all", "invalid choice: 'all'"),
+    ],
+)
+def test_what_cannot_be_measured(place, capsys, options, message):
+    try:
+        code = main(["bench", f"--model={place.model}", "--what=rollout", *options.split()])
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and message in err
+
+
+def products(jaxpr) -> int:
+    """Operations of all matrix products of a program, a multiplication and an addition each."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            inner = [equation.invars[0].aval.shape[axis] for axis in contracted]
+            total += 2 * int(np.prod(equation.outvars[0].aval.shape) * np.prod(inner))
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        total += times * sum(products(inner) for inner in jaxprs_in_params(equation.params))
+    return total
+
+
+def test_flops_are_those_of_the_program():
+    model = models.describe(tiny.tiny_config(97))
+    params = models.shapes(model)
+    B, T = 3, 10
+
+    def forward(params, tokens):
+        positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+        hidden, _ = models.forward(model.config, params, tokens, positions, dtype=jnp.float32)
+        return models.logits(params, hidden, jnp.float32)
+
+    program = jax.make_jaxpr(forward)(params, jax.ShapeDtypeStruct((B, T), jnp.int32))
+    # The program computes the whole square of scores, and masks it.
+    assert products(program.jaxpr) == limits.forward_flops(model.config, B * T, B * T * T, B * T)
+
+
+def test_what_is_shared_counts_once():
+    sequences = [[1, 2, 3, 4], [1, 2, 5], [6], [1, 2, 3, 7], [1, 2, 5]]
+    starts = {tuple(ids[: i + 1]) for ids in sequences for i in range(len(ids))}
+    assert limits.tree(sequences) == (len(starts), sum(map(len, starts)))
+    assert limits.tree([[1, 2, 3]]) == (3, 1 + 2 + 3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bytes_of_decoding(tied):
+    model = models.describe({**tiny.tiny_config(97), "tie_word_embeddings": tied})
+    c, shapes = model.config, models.shapes(model)
+    read = {name: tree for name, tree in shapes.items() if tied or name != "embed"}
+    weights = sum(x.size * 2 for x in jax.tree.leaves(read))
+    found = limits.decode_bytes(c, models.count(model), 2, prompt_tokens=20, new_tokens=24)
+    cache = np.zeros((2, c.layers, c.kv_heads, 20 + 24, c.head_dim), np.float16)
+    assert found == weights + cache.nbytes
+
+
+def test_prompts_have_their_length(place):
+    base = Base.load(str(place.model))
+    found = jobs.passages(base.tokenizer, 5, 40)
+    assert [len(ids) for ids in found] == [40] * 5
+    assert len(set(map(tuple, found))) == 5
+    plain = jobs.Plain(base.tokenizer)
+    for ids in found:
+        chat = [{"role": "user", "content": base.tokenizer.decode(ids)}]
+        assert plain.encode_chat(chat) == ids
+    with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
+        jobs.passages(base.tokenizer, 90_000, 4)
+
+
+def test_sizes_that_are_not_options_are_the_default_config():
+    path = Path(__file__).parent.parent / "configs" / "default.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    assert settings.algorithm(config) == jobs.ALGORITHM
+    assert config.judger.shots == jobs.SHOTS
