@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from seif_jax.learner import Algorithm, make_optimizer
 from seif_jax.metrics import Phases
 from seif_jax.models.devices import home
 from seif_jax.models.layers import Config
-from seif_jax.optim import State
+from seif_jax.optim import State, init
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
@@ -338,7 +338,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
 def start(stage: train.Stage) -> tuple[train.Programs, State]:
     optimizer = make_optimizer(stage.algorithm, 1)
     params = stage.start()
-    state = State(params, jax.jit(optimizer.init, out_shardings=home())(params))
+    state = State(params, jax.jit(partial(init, optimizer), out_shardings=home())(params))
     return train.Programs(stage.base.model.config, stage, optimizer), state
 
 

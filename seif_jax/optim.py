@@ -21,7 +21,7 @@ class State:
     """What training changes, and a checkpoint holds."""
 
     params: Any  # float32 master weights: the model's, or its adapters'
-    optimizer: Any  # moments and the number of updates taken
+    optimizer: Any  # of each weight: moments and the number of updates taken
 
 
 def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
@@ -59,29 +59,37 @@ def adamw(
     )
 
 
+def init(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """Each weight has an optimizer state of its own, as each is updated by itself."""
+    return jax.tree.map(optimizer.init, params)
+
+
 def make_update(
     optimizer: optax.GradientTransformation, clip_norm: float
 ) -> Callable[[State, Any], tuple[State, float, bool]]:
     """One update with the gradient clipped to a global norm: (state, gradient) to the new state,
     the norm before clipping, and whether the update was taken.
 
-    The state given is written over. With a norm that is not finite everything stays as it was,
-    moments and their count included.
+    The state given is written over, a weight at a time: XLA would copy a part of it all if it
+    were one program. With a norm that is not finite everything stays as it was, moments and their
+    count included.
     """
     norm_of = jax.jit(optax.tree.norm)
 
-    @partial(jax.jit, donate_argnums=0)
-    def change(state: State, gradient: Any, scale: jax.Array) -> State:
-        gradient = jax.tree.map(lambda g: g * scale, gradient)
-        change, kept = optimizer.update(gradient, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, change), kept)
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def change(weight: jax.Array, own: Any, gradient: jax.Array, scale: jax.Array):
+        step, own = optimizer.update(gradient * scale, own, weight)
+        return optax.apply_updates(weight, step), own
 
     def update(state: State, gradient: Any) -> tuple[State, float, bool]:
-        # The decision is the host's: a choice inside the program would copy the whole state.
-        norm = float(norm_of(gradient))
+        norm = float(norm_of(gradient))  # the host decides: a choice in the program would copy
         if not math.isfinite(norm):
             return state, norm, False
         scale = np.float32(min(1.0, clip_norm / max(norm, 1e-12)))
-        return change(state, gradient, scale), norm, True
+        weights, structure = jax.tree.flatten(state.params)
+        parts = (weights, structure.flatten_up_to(state.optimizer), jax.tree.leaves(gradient))
+        changed = [change(*part, scale) for part in zip(*parts, strict=True)]
+        params, own = (structure.unflatten(x) for x in zip(*changed, strict=True))
+        return State(params, own), norm, True
 
     return update

@@ -20,7 +20,7 @@ from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
 from seif_jax.models.tree import completion_logp
-from seif_jax.optim import State
+from seif_jax.optim import State, init
 from seif_jax.packing import pack, padding
 from seif_jax.rollout import Grouping, Task, rollout
 from seif_jax.sampling import Engine
@@ -149,11 +149,11 @@ def restore(
     done = checkpoints.latest()
     if done is None:
         params = stage.start()
-        return 0, State(params, jax.jit(optimizer.init, out_shardings=home())(params))
-    moments = jax.eval_shape(optimizer.init, stage.shapes)
+        return 0, State(params, jax.jit(partial(init, optimizer), out_shardings=home())(params))
+    own = jax.eval_shape(partial(init, optimizer), stage.shapes)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
         return done, State(checkpoints.restore(done, params=stage.shapes)["params"], None)
-    trees = checkpoints.restore(done, params=stage.shapes, optimizer=moments)
+    trees = checkpoints.restore(done, params=stage.shapes, optimizer=own)
     return done, State(trees["params"], trees["optimizer"])
 
 

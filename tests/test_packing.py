@@ -24,8 +24,8 @@ def test_a_tree_in_a_row():
     assert flat.prefix.tolist() == [0, 1] and flat.prompts.tolist() == [[2, 3], [4, 8]]
     assert flat.completions.tolist() == [[5, 6, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
     assert flat.places.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
-    assert flat.states.tolist() == [3, 5, 6, 4, 4, 7]
-    assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15]
+    assert flat.states.tolist() == [3, 5, 6, 4, 4, 7, 0, 0] and flat.said == 6
+    assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
     assert flat.rows.tolist() == [[0, 1, 2], [0, 0, 0], [3, 0, 0], [4, 5, 0]]
 
 
