@@ -60,7 +60,7 @@ class Batch:
 
 
 @pytree
-class Flat:
+class Tree:
     """The tokens of a tree in one row of N slots, and where attention finds them.
 
     The model computes slots, so that padding costs next to nothing; attention alone reads the tree
@@ -69,10 +69,15 @@ class Flat:
 
     tokens: Int[Array, "N"]
     positions: Int[Array, "N"]
-    prefix: Int[Array, "S"]  # slot of each token of the prefix
-    prompts: Int[Array, "P T"]
-    completions: Int[Array, "B C"]  # their last tokens are in no slot: nothing follows them
-    places: Int[Array, "N"]  # of each slot: which of the places above, counted through all three
+    levels: tuple[Int[Array, "n T"], ...]  # from the root, slots; rows of equal number follow each
+    places: Int[Array, "N"]  # of each slot: which of the places above, counted through all levels
+
+
+@pytree
+class Flat:
+    """Prefix, prompts and completions as a tree, and the tokens that completions say."""
+
+    tree: Tree  # last tokens of completions are in no slot: nothing follows them
     states: Int[Array, "M"]  # slots whose states say a token of a completion
     targets: Int[Array, "M"]  # this token
     said: Int[Array, ""]  # how many of the M there are: the first ones

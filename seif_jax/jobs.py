@@ -37,7 +37,8 @@ ALGORITHM = Algorithm(  # as configs/default.py
     weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
 )  # fmt: skip
 SHOTS = 2  # of the Judger, as configs/default.py
-SHARED_BATCH, FULL_BATCH = 80, 16  # prompts in a program at a time, with starts shared and without
+REPLIES = 4  # to one instruction that are judged
+SHARED_BATCH, FULL_BATCH = 256, 16  # prompts in a program at a time, with starts shared and without
 KINDS = (  # constraints that go together
     "punctuation:no_comma", "length_constraints:number_words", "keywords:existence",
     "detectable_format:title", "detectable_content:postscript", "keywords:frequency",
@@ -66,8 +67,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Sizes:
-    """judge: `prompts` replies, `group` constraints each, an instruction of prompt_tokens, a reply
-    of new_tokens."""
+    """judge: `prompts` replies, REPLIES to an instruction, `group` constraints each; an instruction
+    of prompt_tokens, a reply of new_tokens."""
 
     prompts: int
     group: int
@@ -232,16 +233,21 @@ def judge(m: Model, s: Sizes) -> Job:
 
 
 def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
-    """The Judger's dialogues, those of one reply side by side."""
-    asked = passages(tokenizer, s.prompts, s.prompt_tokens)
+    """The Judger's dialogues, in the order of a rollout: the replies to an instruction side by
+    side, and so the constraints of a reply."""
+    asked = passages(tokenizer, -(-s.prompts // REPLIES), s.prompt_tokens)
     replies = passages(tokenizer, s.prompts, s.new_tokens)[::-1]
     rows = instructions([tokenizer.decode(ids) for ids in asked], KINDS, s.group, 0)
     return [
         judger.messages(
-            row["prompt"], tokenizer.decode(reply), constraint, shots=SHOTS, mode="verdict"
+            rows[i // REPLIES]["prompt"],
+            tokenizer.decode(reply),
+            constraint,
+            shots=SHOTS,
+            mode="verdict",
         )
-        for row, reply in zip(rows, replies, strict=True)
-        for constraint in row["constraint"]
+        for i, reply in enumerate(replies)
+        for constraint in rows[i // REPLIES]["constraint"]
     ]
 
 

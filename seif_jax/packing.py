@@ -1,4 +1,5 @@
-"""A batch as few passes of few shapes with little padding: on the host, in numpy."""
+"""Trees of tokens in a row of slots, and a batch as few passes of few shapes with little padding:
+on the host, in numpy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.batch import Batch, Flat, Micro
+from seif_jax.batch import Batch, Flat, Micro, Tree
 
 Ints = Int[np.ndarray, "..."]
 
@@ -22,6 +23,38 @@ def coarse(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def lay(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> Tree:
+    """A tree's tokens in a row.
+
+    levels: from the root, right-padded tokens [n, T] and lengths [n]; as many rows of a level
+    follow each row of the one before. A row of length 0 is left out. slots: make at least so many.
+    """
+    held, positions, starts = [], [], np.zeros(1, int)
+    for tokens, lengths in levels:
+        starts = np.repeat(starts, len(tokens) // len(starts))
+        at = np.arange(tokens.shape[1])
+        held.append(at < lengths[:, None])
+        positions.append(starts[:, None] + at)
+        starts = starts + lengths
+    used = np.flatnonzero(_joined(held))
+    slots = max(fine(len(used)), slots)
+    size = sum(tokens.size for tokens, _ in levels)
+    slot = np.full(size, slots, np.int32)
+    slot[used] = np.arange(len(used))
+    ends = np.cumsum([tokens.size for tokens, _ in levels])
+    cut = [
+        part.reshape(tokens.shape)
+        for part, (tokens, _) in zip(np.split(slot, ends[:-1]), levels, strict=True)
+    ]
+    arrays: Any = (
+        _filled(_joined([tokens for tokens, _ in levels])[used], slots, 0),
+        _filled(_joined(positions)[used], slots, 0),
+        tuple(cut),
+        _filled(used, slots, size),
+    )
+    return Tree(*arrays)
+
+
 def flatten(
     prefix: Ints,
     prompts: Ints,
@@ -31,22 +64,19 @@ def flatten(
     slots: int = 0,
     states: int = 0,
 ) -> Flat:
-    """The tree's tokens in a row. starts [P], lengths [B]: of the right-padded prompts and
-    completions; one of length 0 is left out. slots, states: make at least so many."""
-    (P, T), (B, C), S = prompts.shape, completions.shape, len(prefix)
-    after = S + np.repeat(starts, B // P)[:, None]
-    held = [
-        np.ones(S, bool),
-        np.arange(T) < starts[:, None],
-        np.arange(1, C + 1) < lengths[:, None],
-    ]
-    positions = [np.arange(S), np.tile(S + np.arange(T), (P, 1)), after + np.arange(C)]
-    used = np.flatnonzero(_joined(held))
-    slots = max(fine(len(used)), slots)
-    slot = np.full(S + P * T + B * C, slots, np.int32)
-    slot[used] = np.arange(len(used))
-    in_prefix, in_prompts, in_completions = np.split(slot, [S, S + P * T])
-    in_prompts, in_completions = in_prompts.reshape(P, T), in_completions.reshape(B, C)
+    """Prefix [S], prompts [P, T] and completions [B, C] in a row. starts [P], lengths [B]: of the
+    right-padded prompts and completions; one of length 0 is left out. slots, states: make at least
+    so many."""
+    P, (B, C) = len(prompts), completions.shape
+    tree = lay(
+        [
+            (prefix[None], np.array([len(prefix)])),
+            (prompts, starts),
+            (completions, np.maximum(lengths - 1, 0)),
+        ],
+        slots,
+    )
+    _, in_prompts, in_completions = tree.levels
     last = np.repeat(in_prompts[np.arange(P), starts - 1], B // P)
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     said = np.arange(C) < lengths[:, None]
@@ -55,12 +85,7 @@ def flatten(
     rows = np.zeros((B, C), np.int32)
     rows[said] = np.arange(count)
     arrays: Any = (
-        _filled(_joined([prefix, prompts, completions])[used], slots, 0),
-        _filled(_joined(positions)[used], slots, 0),
-        in_prefix,
-        in_prompts,
-        in_completions,
-        _filled(used, slots, len(slot)),
+        tree,
         _filled(before[said], states, 0),
         _filled(completions[said], states, 0),
         np.int32(count),
@@ -127,10 +152,10 @@ def share(sizes: Ints, limit: int) -> list[Ints]:
 
 def padding(micros: Sequence[Micro]) -> tuple[int, int]:
     """Slots computed, and how many of them hold no token."""
-    flats = [micro.flat for micro in micros]
-    places = [f.prefix.size + f.prompts.size + f.completions.size for f in flats]
-    empty = sum(np.sum(f.places == n) for f, n in zip(flats, places, strict=True))
-    return sum(f.tokens.size for f in flats), int(empty)
+    trees = [micro.flat.tree for micro in micros]
+    places = [sum(level.size for level in tree.levels) for tree in trees]
+    empty = sum(np.sum(tree.places == n) for tree, n in zip(trees, places, strict=True))
+    return sum(tree.tokens.size for tree in trees), int(empty)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

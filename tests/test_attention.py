@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from seif_jax import models
 from seif_jax.models import attention
-from seif_jax.models.attention import Segment, attend, cudnn, plain, splash, through
+from seif_jax.models.attention import Segment, attend, cudnn, plain, splash, through, together
 
 # The kernels as they run here: cuDNN's caller with XLA behind it, Pallas's own interpreter.
 HERE = {"gpu": partial(cudnn, implementation="xla"), "tpu": partial(splash, interpret=True)}
@@ -73,6 +73,20 @@ def test_kernels_are_the_plain_one():
             np.testing.assert_allclose(one, other, atol=1e-5 * largest)
         for gradient in got[4:6]:  # of the prompts: nothing of what is hidden
             assert not gradient[:, 0, 70:].any() and not gradient[:, 1].any()
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_blocks_of_rows_are_all_at_once(monkeypatch, blocks):
+    """One prompt's rows a block, and one row: then a prompt serves two blocks."""
+    q, segments = case(T=12, H=16)
+    scores = q.size // q.shape[-1] * sum(s.k.shape[2] for s in segments)
+    monkeypatch.setattr(attention, "CACHED", scores // blocks)
+    found, wanted = (compiled(one, q, segments) for one in (plain, together))
+    assert "while" in found[0].lower(*found[1]).as_text()
+    for got, one in zip(
+        *(jax.tree.leaves(f(*inputs)) for f, inputs in (found, wanted)), strict=True
+    ):
+        np.testing.assert_allclose(got, one, atol=1e-5 * float(jnp.max(jnp.abs(one))))
 
 
 def test_splash_in_the_model(monkeypatch):

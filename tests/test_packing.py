@@ -19,11 +19,12 @@ def test_a_tree_in_a_row():
         np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
         np.array([[10, 11, 12], [0, 0, 0], [13, 0, 0], [14, 15, 0]]), np.array([3, 0, 1, 2]),
     )  # fmt: skip
-    assert flat.tokens.tolist() == [5, 6, 7, 8, 9, 10, 11, 14]
-    assert flat.positions.tolist() == [0, 1, 2, 3, 2, 4, 5, 3]
-    assert flat.prefix.tolist() == [0, 1] and flat.prompts.tolist() == [[2, 3], [4, 8]]
-    assert flat.completions.tolist() == [[5, 6, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
-    assert flat.places.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
+    assert flat.tree.tokens.tolist() == [5, 6, 7, 8, 9, 10, 11, 14]
+    assert flat.tree.positions.tolist() == [0, 1, 2, 3, 2, 4, 5, 3]
+    prefix, prompts, completions = flat.tree.levels
+    assert prefix.tolist() == [[0, 1]] and prompts.tolist() == [[2, 3], [4, 8]]
+    assert completions.tolist() == [[5, 6, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
+    assert flat.tree.places.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
     assert flat.states.tolist() == [3, 5, 6, 4, 4, 7, 0, 0] and flat.said == 6
     assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
     assert flat.rows.tolist() == [[0, 1, 2], [0, 0, 0], [3, 0, 0], [4, 5, 0]]

@@ -15,7 +15,8 @@ from seif_jax.models.tree import completion_logp
 from seif_jax.packing import flatten
 from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, pick
-from seif_jax.sampling.shapes import common_prefix, families, round_up, split
+from seif_jax.sampling.shapes import common_prefix, round_up, split
+from seif_jax.sampling.trees import as_trees, families
 
 MODEL = models.describe({**tiny.tiny_config(96), "max_position_embeddings": 2048})
 C = MODEL.config
@@ -46,7 +47,7 @@ def plain_forward(tokens):
 
 def full_logp(ids, temperature=1.0):
     """One sequence through the plain forward pass, no prefix and no cache, numpy [len, V]."""
-    tokens = np.zeros((1, 128), np.int32)
+    tokens = np.zeros((1, 160), np.int32)
     tokens[0, : len(ids)] = ids
     logp = np.asarray(plain_forward(tokens))[: len(ids)] / temperature
     return logp - np.log(np.exp(logp).sum(-1, keepdims=True))
@@ -119,6 +120,32 @@ def test_next_logp_of_a_tree():
     np.testing.assert_allclose(got, alone, atol=1e-4)
     for prompt, row in zip(prompts, got, strict=True):
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+
+
+def test_a_tree_of_four_levels():
+    """Instructions, replies to each and constraints of each reply, as many as there happen to be:
+    every token is computed once, and what follows is what it would be alone."""
+    rng = np.random.default_rng(3)
+
+    def text(tokens: int) -> list[int]:
+        return rng.integers(0, 96, tokens).tolist()
+
+    prompts = []
+    for replies in (3, 2):
+        instruction = SHARED + text(44)
+        for _ in range(replies):
+            reply = instruction + text(int(rng.integers(40, 60)))
+            prompts += [reply + [7] + text(int(rng.integers(1, 12))) for _ in range(replies)]
+    (part,) = as_trees(prompts, 13)
+    assert [len(level) for level in part.tree.levels] == [1, 2, 6, 18]
+    starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
+    held = part.tree.places < sum(level.size for level in part.tree.levels)
+    assert np.sum(held) == len(starts)
+    assert sorted(part.prompts) == [-1] * 5 + list(range(13))
+    for size in (13, 5):  # and cut into trees of one instruction each
+        got = engine().next_logp(prompts, (4, 60), batch_size=size)
+        for prompt, row in zip(prompts, got, strict=True):
+            np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
 
 
 def test_families_by_what_they_cost():

@@ -18,6 +18,7 @@ from seif_jax.models.products import platform, product
 
 BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple
 MAX_BLOCK = 512
+CACHED = 1 << 22  # scores that a CPU's caches hold, about
 HEAD_DIMS = (64, 128)  # that every kernel takes
 
 
@@ -55,6 +56,39 @@ def plain(
     q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
 ) -> Float[Array, "K B R T H"]:
     """`attend`, as XLA compiles it.
+
+    On the CPU in blocks of rows: scores that leave its caches take twice as long.
+    """
+    K, B, R, T, _ = q.shape
+    size = K * B * R * T * sum(s.k.shape[2] for s in segments)
+    counts = sorted({s.k.shape[1] for s in segments}) if platform() == "cpu" else [1]
+    blocks = next((n for n in counts if size <= n * CACHED), counts[-1])
+    if blocks == 1:
+        return together(q, segments, dtype)
+
+    def cut(x: Array, axis: int) -> Array | None:
+        """Blocks lead; None: all blocks share it."""
+        if x.shape[axis] == 1:
+            return None
+        x = jnp.repeat(x, -(-blocks // x.shape[axis]), axis)
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, -1, *x.shape[axis + 1 :]), axis, 0)
+
+    def see(block: tuple[Array, list[list[Array | None]]]) -> Array:
+        q, parts = block
+        chosen = [
+            Segment(*(all_ if x is None else x for x, all_ in zip(part, whole, strict=True)))
+            for part, whole in zip(parts, segments, strict=True)
+        ]
+        return together(q, chosen, dtype)
+
+    seen = lax.map(see, (cut(q, 1), [[cut(s.k, 1), cut(s.v, 1), cut(s.mask, 0)] for s in segments]))
+    return jnp.moveaxis(seen, 0, 1).reshape(q.shape)
+
+
+def together(
+    q: Float[Array, "K B R T H"], segments: Sequence[Segment], dtype: Any
+) -> Float[Array, "K B R T H"]:
+    """`plain`, of all rows at once.
 
     Segments are not put together: each gives its part of the sums, as all know the largest score.
     """

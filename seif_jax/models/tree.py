@@ -1,7 +1,7 @@
-"""The model over a tree of text: one prefix, prompts after it, completions after each prompt.
+"""The model over a tree of text, all of it at once.
 
-`read` gives what the sampler and the verdicts go on from; `completion_logp` is what the learner and
-the reference policy compute, all of the tree at once.
+`completion_logp` is what the learner and the reference policy compute, `next_logp` what verdicts
+are read from.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from seif_jax.batch import Flat
-from seif_jax.models import forward, layers, logits, visible
+from seif_jax.batch import Flat, Tree
+from seif_jax.models import layers, logits
 from seif_jax.models.layers import Config, Segment
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time
@@ -23,27 +23,6 @@ KEPT = {  # by what is computed again in the backward pass: what is kept of each
     "dots": POLICIES.save_only_these_names(layers.PROJECTED),
     "none": POLICIES.everything_saveable,
 }
-
-
-def read(
-    c: Config,
-    params: Mapping[str, Any],
-    prefix: Int[Array, "S"],
-    prompts: Int[Array, "P T"],
-    lengths: Int[Array, "P"],
-    *,
-    dtype: Any,
-) -> tuple[Float[Array, "P D"], list[Segment]]:
-    """Hidden state of each prompt's last token, and the keys and values of prefix and prompts."""
-    S, (P, T) = prefix.shape[0], prompts.shape
-    context = []
-    if S:
-        _, kv = forward(c, params, prefix[None], jnp.arange(S)[None], dtype=dtype)
-        context.append(kv)
-    positions = jnp.broadcast_to(S + jnp.arange(T), (P, T))
-    hidden, kv = forward(c, params, prompts, positions, context, dtype=dtype)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-    return last, [*context, Segment(kv.k, kv.v, visible(lengths, T))]
 
 
 def completion_logp(
@@ -57,43 +36,50 @@ def completion_logp(
 ) -> Float[Array, "B C"]:
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
     of no meaning. Differentiable in `params`. remat: of KEPT."""
-    hidden = run(c, params, flat, dtype, remat)
+    hidden = run(c, params, flat.tree, dtype, remat)
     states = hidden[flat.states]
     logp = token_logp(params, states, flat.targets, flat.said, temperature, dtype)
     return logp[flat.rows]
 
 
+def next_logp(
+    c: Config, params: Mapping[str, Any], tree: Tree, ends: Int[Array, "B"], *, dtype: Any
+) -> Float[Array, "B V"]:
+    """Log-probabilities, float32, of what follows each of the slots `ends`."""
+    hidden = run(c, params, tree, dtype, "none")
+    return jax.nn.log_softmax(logits(params, hidden[ends], dtype), axis=-1)
+
+
 def run(
-    c: Config, params: Mapping[str, Any], flat: Flat, dtype: Any, remat: str
+    c: Config, params: Mapping[str, Any], tree: Tree, dtype: Any, remat: str
 ) -> Float[Array, "N D"]:
     """Final hidden state of every slot (normed, float32). Layers are scanned."""
-    r = layers.rope(c, flat.positions[None])
+    r = layers.rope(c, tree.positions[None])
 
     def layer(x: Array, bits: Any) -> tuple[Array, None]:
         w = jax.tree.map(layers.from_bits, bits)
         q, k, v = (y[0] for y in layers.heads(c, w, x, r, dtype))
-        seen = attend(flat, q, k, v, dtype)
+        seen = attend(tree, q, k, v, dtype)
         return layers.finish(c, w, x, seen[None], dtype), None
 
     body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
-    x = layers.embed(params["embed"], flat.tokens)[None]
+    x = layers.embed(params["embed"], tree.tokens)[None]
     x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
     return layers.rms_norm(x[0], params["norm"], c.norm_eps)
 
 
 def attend(
-    flat: Flat,
+    tree: Tree,
     q: Float[Array, "N h H"],
     k: Float[Array, "N K H"],
     v: Float[Array, "N K H"],
     dtype: Any,
 ) -> Float[Array, "N hH"]:
-    """Attention from slots to slots: the prefix sees itself, prompts it and themselves, completions
-    all that comes before them."""
-    whole = [slots for slots in (flat.prefix[None], flat.prompts, flat.completions) if slots.size]
+    """Attention from slots to slots: rows of a level see themselves and those that they follow."""
+    whole = [slots for slots in tree.levels if slots.size]
     index = jnp.concatenate([slots.ravel() for slots in whole])
     ends = [sum(slots.size for slots in whole[: i + 1]) for i in range(len(whole))]
-    padded = [jnp.split(move(y, index, flat.places), ends[:-1]) for y in (q, k, v)]
+    padded = [jnp.split(move(y, index, tree.places), ends[:-1]) for y in (q, k, v)]
     seen, past = [], []
     for slots, *rows in zip(whole, *padded, strict=True):
         q, k, v = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
@@ -101,8 +87,8 @@ def attend(
         causal = jnp.tril(jnp.ones((1, slots.shape[1], slots.shape[1]), bool))
         found = layers.attend(q, [*past, Segment(k, v, causal)], dtype)
         seen.append(layers.follow(found).reshape(slots.size, -1))
-        past.append(Segment(k, v, (slots < flat.tokens.size)[:, None]))
-    return move(jnp.concatenate(seen), flat.places, index)
+        past.append(Segment(k, v, (slots < tree.tokens.size)[:, None]))
+    return move(jnp.concatenate(seen), tree.places, index)
 
 
 @jax.custom_vjp

@@ -10,8 +10,9 @@ import numpy as np
 from seif_jax.models.layers import Config
 from seif_jax.sampling import read
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.shapes import Ids, batches, common_prefix, families, padded
+from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import Sample, Session
+from seif_jax.sampling.trees import as_trees
 
 
 class Engine:
@@ -72,32 +73,15 @@ class Engine:
     ) -> np.ndarray:
         """Log-probability of each option as the next token of each prompt, float32 [n, O].
 
-        What prompts share is computed once: the start that is common to all, and the stem that
-        neighbours have in common (one reply judged against several constraints).
-        batch_size: prompts in one program at a time.
+        What prompts share with their neighbours is computed once. batch_size: prompts in one
+        program at a time, about.
         """
-        shared = common_prefix(prompts)
-        prefix = np.array(prompts[0][:shared], np.int32)
-        runs = families([prompt[shared:] for prompt in prompts])
-        size = max(len(members) for _, members in runs)
-        runs.sort(key=lambda run: len(run[0]))  # like lengths share a batch
         result = np.zeros((len(prompts), len(options)), np.float32)
-        for _, part in batches(runs, max(1, batch_size // size)):
-            stem, stem_lengths = padded([tokens for tokens, _ in part])
-            # A smaller family is filled up with its last member.
-            rows = [members[min(i, len(members) - 1)] for _, members in part for i in range(size)]
-            starts = [shared + len(tokens) for tokens, _ in part for _ in range(size)]
-            leaves = [prompts[row][start:] for row, start in zip(rows, starts, strict=True)]
-            result[rows] = read.next_logp(
-                self.config,
-                self.params,
-                prefix,
-                stem,
-                stem_lengths,
-                *padded(leaves),
-                options=options,
-                dtype=self.dtype,
+        for tree, ends, rows in as_trees(prompts, batch_size):
+            logp = read.next_logp(
+                self.config, self.params, tree, ends, options=options, dtype=self.dtype
             )
+            result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
         return result
 
 

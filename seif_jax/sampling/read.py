@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from seif_jax.models import forward, layers, logits
+from seif_jax.batch import Tree
+from seif_jax.models import forward, layers
 from seif_jax.models.layers import Config, Segment
-from seif_jax.models.tree import read
+from seif_jax.models.tree import next_logp as tree_logp
 from seif_jax.sampling.decode import KV
 
 
@@ -97,24 +98,11 @@ def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, co
 def next_logp(
     c: Config,
     params: Mapping[str, Any],
-    prefix: Int[Array, "S"],
-    stems: Int[Array, "P T"],
-    stem_lengths: Int[Array, "P"],
-    leaves: Int[Array, "B C"],
-    leaf_lengths: Int[Array, "B"],
+    tree: Tree,
+    ends: Int[Array, "B"],
     *,
     options: tuple[int, ...],
     dtype: Any,
 ) -> Float[Array, "B O"]:
-    """Log-probability of each of `options` (token ids) as what follows each leaf.
-
-    Requests form a tree: all share the prefix, B/P consecutive leaves share a stem; each is
-    computed once.
-    """
-    _, context = read(c, params, prefix, stems, stem_lengths, dtype=dtype)
-    start = prefix.shape[0] + jnp.repeat(stem_lengths, leaves.shape[0] // stems.shape[0])
-    positions = start[:, None] + jnp.arange(leaves.shape[1])
-    hidden, _ = forward(c, params, leaves, positions, context, dtype=dtype)
-    last = jnp.take_along_axis(hidden, leaf_lengths[:, None, None] - 1, axis=1)[:, 0]
-    logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
-    return logp[:, jnp.array(options)]
+    """Log-probability of each of `options` (token ids) as what follows each of the slots `ends`."""
+    return tree_logp(c, params, tree, ends, dtype=dtype)[:, jnp.array(options)]

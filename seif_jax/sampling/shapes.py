@@ -1,14 +1,11 @@
 """Requests of any length to fixed shapes: lengths and rows are rounded up to short ladders, so that
-the number of compiled programs stays small, and what prompts have in common is found."""
+the number of compiled programs stays small."""
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
-MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; prompts that share a stem
 SIZES = (
     1,
     *(s << i for i in range(20) for s in (2, 3)),
@@ -16,7 +13,6 @@ SIZES = (
 WIDE = tuple(64 << i for i in range(12))  # for the programs that take long to compile
 
 Ids = list[int]
-Row = TypeVar("Row")
 
 
 def round_up(n: int, ladder: Sequence[int] = LADDER[1:]) -> int:
@@ -52,51 +48,3 @@ def split(prompts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rests = [prompt[shared:] for prompt in prompts]
     tokens, lengths = pad(rests, round_up(max(map(len, rests)), WIDE))
     return np.array(prompts[0][:shared], np.int32), tokens, lengths
-
-
-def families(prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
-    """Cuts a list of prompts into runs that begin alike: their common start, and their numbers.
-
-    Of the cuts into runs of at most 1, 2, … prompts the one with which least is computed, padding
-    included.
-    """
-
-    def tokens(cut: list[tuple[Ids, list[int]]]) -> int:
-        size = max(len(members) for _, members in cut)
-        stem = max(len(stem) for stem, _ in cut)
-        leaf = max(len(prompts[i]) - len(stem) for stem, members in cut for i in members)
-        return len(cut) * (stem + size * leaf)
-
-    shared = [same_start(a, b) for a, b in pairwise(prompts)]
-    return min((stems(prompts, shared, limit) for limit in range(1, MAX_FAMILY + 1)), key=tokens)
-
-
-def stems(prompts: Sequence[Ids], shared: Sequence[int], limit: int) -> list[tuple[Ids, list[int]]]:
-    """Runs of at most `limit` prompts, each as long as they share enough; `shared`: tokens that
-    each prompt and the next one begin with.
-
-    Each prompt keeps at least one token after its stem, so each must have two.
-    """
-    found: list[tuple[Ids, list[int]]] = []
-    for i, prompt in enumerate(prompts):
-        if found:
-            stem, members = found[-1]
-            same = min(len(stem), len(prompt) - 1, shared[i - 1])
-            if same >= MIN_STEM and len(members) < limit:
-                found[-1] = (stem[:same], [*members, i])
-                continue
-        found.append((prompt[:-1], [i]))
-    return found
-
-
-def padded(rows: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
-    return pad(rows, round_up(max(map(len, rows))))
-
-
-def batches(rows: Sequence[Row], size: int) -> Iterator[tuple[int, list[Row]]]:
-    """Batches of `size` rows with the number of their first; the last is filled up, with the first
-    rows again, to one of SIZES or to `size`."""
-    for start in range(0, len(rows), size):
-        part = list(rows[start : start + size])
-        full = min(size, round_up(len(part), SIZES))
-        yield start, part + [rows[(start + i) % len(rows)] for i in range(len(part), full)]
