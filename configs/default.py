@@ -63,6 +63,12 @@ def get_config() -> Config:
     c.format = "think_answer"  # of both trained roles' replies; "plain" for very small models
     c.sample_batch = 256  # samples in one sampling program at a time
 
+    c.mesh = ConfigDict()  # devices along each axis; -1: all that are left
+    c.mesh.data = 1  # each trains on its own samples, with all weights
+    c.mesh.fsdp = -1  # the same, but each holds a share of weights and optimizer
+    c.mesh.sequence = 1  # share the tokens of a part of the batch: for long responses
+    c.mesh.tensor = 1  # share heads and feed-forward width, in sampling, too
+
     c.data = ConfigDict()
     c.data.seeds = text()  # .parquet, .jsonl, .json, hub name, tfds:name; none: the packaged ones
     c.data.column = "prompt"
@@ -92,7 +98,7 @@ def get_config() -> Config:
     c.judger = verdict_role()
     c.judger.model = text()  # none: the last round's Follower; else a fixed model
     c.judger.dtype = text()  # none: as dtype
-    c.judger.devices = "shared"  # or a device's number: "1"
+    c.judger.devices = "shared"  # or its own devices, by their numbers: "6,7"
     c.judger.max_no_verdict = 0.5  # share of a step's verdicts that, unreadable, stops the run
 
     c.reward = ConfigDict()

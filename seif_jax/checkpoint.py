@@ -17,7 +17,7 @@ from seif_jax import models
 from seif_jax.errors import UserError
 from seif_jax.files import beside, occupied, write_json
 from seif_jax.models import Model, hf, lora
-from seif_jax.models.devices import home
+from seif_jax.models.devices import Place, home
 from seif_jax.models.lora import Lora
 from seif_jax.tokenizer import Tokenizer
 
@@ -65,9 +65,8 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
 
 
 def _placed(tree: Any) -> Any:
-    """Says on which device to put what is restored."""
-    sharding = home()
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    """Says where to put what is restored, if it does not say so itself."""
+    return jax.tree.map(lambda x: x if x.sharding else x.update(sharding=home()), tree)
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,14 @@ class Base:
 
 
 def load_params(
-    path: str | Path | None, model: Model, dtype: Any = jnp.float32, scan: bool = True
+    path: str | Path | None,
+    model: Model,
+    dtype: Any = jnp.float32,
+    scan: bool = True,
+    place: Place = home,
 ) -> Any:
-    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file.
+    """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file, each
+    where `place` says.
 
     A checkpoint of adapters is merged into its base, which must be where it was (UserError).
     scan: NaN and infinity in files are refused (a run's own training leaves none).
@@ -144,14 +148,14 @@ def load_params(
     if not stage:
         source = models.open_source(path)
         try:
-            return models.load(source, model, dtype, home, scan)
+            return models.load(source, model, dtype, place, scan)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     adapters = read_lora(stage)
     if adapters:
-        base = _load_base(stage, adapters, model, dtype, scan)
-        return lora.merge(base, load_adapter(stage, model, adapters), adapters.scale)
-    return _restore(stage, jax.tree.map(lambda x: x.update(dtype=dtype), models.shapes(model)))
+        base = _load_base(stage, adapters, model, dtype, scan, place)
+        return lora.merge(base, load_adapter(stage, model, adapters, place), adapters.scale)
+    return _restore(stage, models.shapes(model, dtype, place))
 
 
 def read_lora(path: Path) -> Lora | None:
@@ -161,11 +165,11 @@ def read_lora(path: Path) -> Lora | None:
     return Lora.from_peft(json.loads(file.read_text("utf-8"))) if file and file.is_file() else None
 
 
-def load_adapter(path: Path, model: Model, adapters: Lora) -> Any:
+def load_adapter(path: Path, model: Model, adapters: Lora, place: Place = home) -> Any:
     """The adapters of a run's checkpoint, float32."""
     stage = stage_of(path)
     assert stage, f"{path} has been read as a checkpoint of adapters"
-    return _restore(stage, lora.shapes(model, adapters))
+    return _restore(stage, lora.shapes(model, adapters, place))
 
 
 def export_adapter(path: str | Path, folder: Path, base: Base, dtype: Any) -> int:
@@ -181,10 +185,12 @@ def export_adapter(path: str | Path, folder: Path, base: Base, dtype: Any) -> in
     return sum(value.size for value in held.values())
 
 
-def _load_base(stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool) -> Any:
+def _load_base(
+    stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool, place: Place
+) -> Any:
     """What a stage's adapters belong to. UserError: it is not where it was."""
     try:
-        return load_params(adapters.base, model, dtype, scan)
+        return load_params(adapters.base, model, dtype, scan, place)
     except UserError as error:
         file = run_of(stage) / BASE / hf.ADAPTER_CONFIG
         raise UserError(f"{stage}: the base of its adapters, named in {file}: {error}") from None

@@ -155,6 +155,7 @@ class Evolution:
             base=self.base,
             start=partial(self.weights.start, start, jax.random.fold_in(key, 0)),
             shapes=self.weights.shapes,
+            mesh=self.weights.mesh,
             frozen=self.weights.frozen(),
             reference=partial(self.weights.engine, start, c.dtype, "shared"),
             task=task,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import data, limits, models, train
+from seif_jax import data, limits, models, optim, sharding, train
 from seif_jax.checkpoint import Base, load_params
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.learner import Algorithm, make_optimizer
 from seif_jax.metrics import Phases
-from seif_jax.models.devices import home
 from seif_jax.models.layers import Config
-from seif_jax.optim import State, init
+from seif_jax.optim import State
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
@@ -284,7 +283,7 @@ def update(m: Model, s: Sizes) -> Job:
 
     def work() -> None:
         nonlocal state
-        state, _ = train.apply_updates(stage, programs, state, [batch])
+        state, _ = train.apply_updates(programs, state, [batch])
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
@@ -324,6 +323,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
         base=replace(m.base, tokenizer=tokenizer),
         start=lambda: m.weights(jnp.float32),
         shapes=models.shapes(m.base.model),
+        mesh=sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1]),
         frozen={},
         reference=cache(m.engine),
         task=Letters(rows, Checker(None, "rules"), "plain", 0),
@@ -343,8 +343,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
 
 def start(stage: train.Stage) -> tuple[train.Programs, State]:
     optimizer = make_optimizer(stage.algorithm, 1)
-    params = stage.start()
-    state = State(params, jax.jit(partial(init, optimizer), out_shardings=home())(params))
+    state = optim.start(optimizer, stage.start())
     return train.Programs(stage.base.model.config, stage, optimizer), state
 
 

@@ -1,6 +1,6 @@
 """The learner: from batches to new weights, all of it arrays and jitted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,15 +65,15 @@ class Learner:
         self._change = optim.make_update(optimizer, a.clip_norm)
 
     def update(
-        self, state: State, frozen: Any, micros: Sequence[Micro], fresh: bool
+        self, state: State, frozen: Any, micros: Iterable[Micro], trained: int, fresh: bool
     ) -> tuple[State, dict[str, Any]]:
-        """One update from the parts of one optimizer batch; a gradient that is not finite changes
-        nothing. The state given is written over.
+        """One update from the parts of one optimizer batch, in which so many tokens are trained on;
+        a gradient that is not finite changes nothing. The state given is written over.
 
         frozen: the rest of the model, {} where all weights are trained. fresh: nothing was
         updated since sampling; old_logp is what this pass computes.
         """
-        count = np.float32(sum(micro.mask.sum() for micro in micros))
+        count = np.float32(trained)
         total, gaps = None, []
         for micro in micros:
             arguments = (state.params, frozen, micro, np.bool_(fresh), count)
@@ -90,7 +90,7 @@ class Learner:
             "sampler_gap_max": float(max(gaps)),
             "grad_norm": norm,
             "skipped_updates": 1.0 - taken,
-            "trained_tokens": float(count),
+            "trained_tokens": float(trained),
         }
 
 
@@ -113,7 +113,7 @@ def gradient(
             logp,
             old,
             micro.ref_logp if a.kl_coef else None,
-            micro.advantages[:, None],
+            micro.advantages[..., None],
             mask,
             clip_low=a.clip_low,
             clip_high=a.clip_high,

@@ -12,6 +12,7 @@ import optax
 from seif_jax import moments
 from seif_jax.batch import pytree
 from seif_jax.errors import UserError
+from seif_jax.sharding import beside
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -62,6 +63,27 @@ def adamw(
 def init(optimizer: optax.GradientTransformation, params: Any) -> Any:
     """Each weight has an optimizer state of its own, as each is updated by itself."""
     return jax.tree.map(optimizer.init, params)
+
+
+def shapes(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """What `init` gives, as `jax.ShapeDtypeStruct`, with where it lives; params: as such."""
+
+    def placed(weight: jax.ShapeDtypeStruct) -> Any:
+        return jax.tree.map(
+            lambda x: x.update(sharding=beside(weight, x.shape)),
+            jax.eval_shape(optimizer.init, weight),
+        )
+
+    return jax.tree.map(placed, params)
+
+
+def start(optimizer: optax.GradientTransformation, params: Any) -> State:
+    """The state before the first update."""
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
+    )
+    where = jax.tree.map(lambda x: x.sharding, shapes(optimizer, given))
+    return State(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
 
 
 def make_update(

@@ -94,21 +94,25 @@ def flatten(
     return Flat(*arrays)
 
 
-def pack(batch: Batch, tokens: int) -> list[tuple[Ints, Micro]]:
+def pack(
+    batch: Batch, tokens: int, multiple: int = 1, sequence: int = 1
+) -> list[tuple[Ints, Micro]]:
     """Parts of the batch, all of one shape, of at most so many tokens each or of one prompt with
     its samples; and which samples are a part's first rows (others follow that hold nothing).
 
-    Samples that are not trained on are left out.
+    Samples that are not trained on are left out. Their number is a `multiple`, that of their slots
+    one of `sequence`; some parts may hold nothing.
     """
     group, S = len(batch.completions) // len(batch.prompts), len(batch.prefix)
     lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group)
     said = lengths.sum(axis=1)
     sizes = np.where(said, batch.prompt_lengths + np.maximum(lengths - 1, 0).sum(axis=1), 0)
-    parts = share(sizes, tokens - S)
+    parts = share(sizes, tokens - S, multiple)
     if not parts:
         return []
     prompts = coarse(max(map(len, parts)))
     slots = fine(S + max(int(sizes[part].sum()) for part in parts))
+    slots += -slots % sequence
     states = coarse(max(int(said[part].sum()) for part in parts))
     start, width = coarse(int(batch.prompt_lengths[said > 0].max())), coarse(int(lengths.max()))
 
@@ -134,20 +138,24 @@ def pack(batch: Batch, tokens: int) -> list[tuple[Ints, Micro]]:
     return [(batch.samples(part), micro(part)) for part in parts]
 
 
-def share(sizes: Ints, limit: int) -> list[Ints]:
+def share(sizes: Ints, limit: int, multiple: int = 1) -> list[Ints]:
     """The numbers of all sizes over 0 in the fewest parts of about the same sum, at most `limit`
-    where there is more than one number: the largest first, each to the part with the least."""
+    where there is more than one number: the largest first, each to the part with the least. The
+    number of parts is a multiple; [] where there is nothing to share."""
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i]]
-    for count in range(max(-(-int(sizes.sum()) // max(limit, 1)), 1), len(order) + 1):
+    least = max(-(-int(sizes.sum()) // max(limit, 1)), 1)
+    most = len(order) + -len(order) % multiple
+    for count in range(least + -least % multiple, most + 1, multiple):
         parts: list[list[int]] = [[] for _ in range(count)]
         sums = np.zeros(count, int)
         for i in order:
             least = int(np.argmin(sums))
             parts[least].append(i)
             sums[least] += sizes[i]
-        if all(total <= limit or len(part) == 1 for part, total in zip(parts, sums, strict=True)):
-            return [np.array(sorted(part)) for part in parts]
-    return [np.array([i]) for i in sorted(order)]
+        if all(total <= limit or len(part) < 2 for part, total in zip(parts, sums, strict=True)):
+            return [np.array(sorted(part), int) for part in parts]
+    alone = [np.array([i]) for i in sorted(order)]
+    return alone + [np.zeros(0, int)] * (most - len(order))
 
 
 def padding(micros: Sequence[Micro]) -> tuple[int, int]:

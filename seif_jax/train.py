@@ -9,18 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from seif_jax import data, metrics, validate
-from seif_jax.batch import Batch
-from seif_jax.checkpoint import Base, Checkpoints, home, open_checkpoints
+from seif_jax import data, metrics, optim, sharding, validate
+from seif_jax.batch import Batch, Micro
+from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
 from seif_jax.learner import Algorithm, Learner, make_optimizer
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
-from seif_jax.models.tree import completion_logp
-from seif_jax.optim import State, init
+from seif_jax.models.tree import completion_logp, parts_logp
+from seif_jax.optim import State
 from seif_jax.packing import pack, padding
 from seif_jax.rollout import Grouping, Task, rollout
 from seif_jax.sampling import Engine
@@ -56,7 +57,8 @@ class Stage:
     folder: Path
     base: Base
     start: Callable[[], Any]  # makes the float32 weights to train
-    shapes: Any  # of those
+    shapes: Any  # of those, and where they live
+    mesh: Mesh
     frozen: Any  # the rest of the model in `dtype`: the base of adapters, {} where there are none
     reference: Callable[[], Engine]  # the same weights, frozen
     task: Task
@@ -148,9 +150,8 @@ def restore(
     """Steps done and the state after them: from the newest checkpoint, else the stage's start."""
     done = checkpoints.latest()
     if done is None:
-        params = stage.start()
-        return 0, State(params, jax.jit(partial(init, optimizer), out_shardings=home())(params))
-    own = jax.eval_shape(partial(init, optimizer), stage.shapes)
+        return 0, optim.start(optimizer, stage.start())
+    own = optim.shapes(optimizer, stage.shapes)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
         return done, State(checkpoints.restore(done, params=stage.shapes)["params"], None)
     trees = checkpoints.restore(done, params=stage.shapes, optimizer=own)
@@ -161,12 +162,53 @@ class Programs:
     """The stage's jitted functions of weights and batches."""
 
     def __init__(self, c: Config, stage: Stage, optimizer: optax.GradientTransformation):
-        logp = partial(
-            completion_logp, c, temperature=stage.decoding.temperature, dtype=stage.dtype
+        self.stage, self.parts = stage, sharding.parts(stage.mesh)
+        of = completion_logp if self.parts == 1 else parts_logp
+        logp = partial(of, c, temperature=stage.decoding.temperature, dtype=stage.dtype)
+        self.cast = jax.jit(  # and to where it is sampled from
+            lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
+            out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),
         )
-        self.cast = jax.jit(lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained))
-        self.logp = jax.jit(logp)
-        self.update = Learner(logp, optimizer, stage.algorithm).update
+        self._logp = jax.jit(logp)
+        self._learner = Learner(logp, optimizer, stage.algorithm)
+
+    def pack(self, batch: Batch) -> list[tuple[list[np.ndarray], list[Micro]]]:
+        """The batch in passes of as many parts as the mesh computes at a time; which samples are
+        the first rows of each part."""
+        sequence = self.stage.mesh.shape["sequence"]
+        found = pack(batch, self.stage.sizes.micro, self.parts, sequence)
+        passes = [found[i : i + self.parts] for i in range(0, len(found), self.parts)]
+        return [([samples for samples, _ in some], [micro for _, micro in some]) for some in passes]
+
+    def logp(self, params: Any, batch: Batch) -> np.ndarray:
+        """Log-probabilities of the batch's completions, float32 [B, C]."""
+        found = np.zeros_like(batch.ref_logp)
+        with jax.set_mesh(self.stage.mesh):
+            for rows, micros in self.pack(batch):
+                logp = sharding.to_host(self._logp(params, self.place(micros).flat))
+                of_parts = logp.reshape(self.parts, -1, logp.shape[-1])
+                for samples, part in zip(rows, of_parts, strict=True):
+                    found[samples, : part.shape[1]] = part[: len(samples)]
+        return found
+
+    def place(self, micros: Sequence[Micro]) -> Micro:
+        """The parts of a pass, where they are computed; one alone has no axis for the parts."""
+        return micros[0] if self.parts == 1 else sharding.spread(self.stage.mesh, micros)
+
+    def update(
+        self, state: State, batch: Batch, fresh: bool
+    ) -> tuple[State, dict[str, Any], tuple[int, int]]:
+        """One update (none where there is nothing to train on); its numbers ({}), and slots
+        computed with how many of them were empty."""
+        passes = [micros for _, micros in self.pack(batch)]
+        if not passes:
+            return state, {}, (0, 0)
+        count = sum(int(micro.mask.sum()) for micros in passes for micro in micros)
+        with jax.set_mesh(self.stage.mesh):
+            state, numbers = self._learner.update(
+                state, self.stage.frozen, map(self.place, passes), count, fresh
+            )
+        return state, numbers, padding([micro for micros in passes for micro in micros])
 
 
 def speaker(stage: Stage, programs: Programs, state: State) -> Speaker:
@@ -190,11 +232,11 @@ def train_step(
         found = rollout(stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
-            batches = with_logp(stage, programs, found.batch, policy.engine)
+            batches = with_logp(programs, found.batch, policy.engine)
         slot_steps = policy.engine.slot_steps
         del policy  # its weights make room for the update's
         with phases("update"):
-            state, numbers = apply_updates(stage, programs, state, batches)
+            state, numbers = apply_updates(programs, state, batches)
     secs = phases.take()
     numbers |= found.metrics
     numbers["slot_use"] = found.metrics["sampled_tokens"] / slot_steps
@@ -202,45 +244,37 @@ def train_step(
     return state, numbers | secs | metrics.host(), found.samples
 
 
-def with_logp(stage: Stage, programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
+def with_logp(programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
     """The rollout's optimizer batches with the log-probabilities of the reference and, after the
     first, whose own pass gives them, of the policy."""
 
-    def of(params: Any, part: Batch) -> np.ndarray:
-        found = np.zeros_like(part.ref_logp)
-        for samples, micro in pack(part, stage.sizes.micro):
-            logp = np.asarray(programs.logp(params, micro.flat))
-            found[samples, : logp.shape[1]] = logp[: len(samples)]
-        return found
-
+    stage = programs.stage
     prompts = np.arange(len(batch.prompts)).reshape(-1, stage.sizes.optimizer)
     parts = [batch.take(numbers) for numbers in prompts]
     if stage.algorithm.kl_coef:
         reference = stage.reference().params
-        parts = [replace(part, ref_logp=of(reference, part)) for part in parts]
-    later = [replace(part, old_logp=of(policy.params, part)) for part in parts[1:]]
+        parts = [replace(part, ref_logp=programs.logp(reference, part)) for part in parts]
+    later = [replace(part, old_logp=programs.logp(policy.params, part)) for part in parts[1:]]
     return [parts[0], *later]
 
 
 def apply_updates(
-    stage: Stage, programs: Programs, state: State, batches: Sequence[Batch]
+    programs: Programs, state: State, batches: Sequence[Batch]
 ) -> tuple[State, dict[str, float]]:
     """The rollout's updates in order; numbers are means over them, skipped ones are counted.
 
     An optimizer batch in which no sample is trained on (all groups skipped) makes no update.
     """
-    found, computed, empty = [], 0, 0
+    found, slots = [], np.zeros(2, int)
     for i, batch in enumerate(batches):
-        parts = pack(batch, stage.sizes.micro)
-        if parts:
-            micros = [micro for _, micro in parts]
-            state, numbers = programs.update(state, stage.frozen, micros, fresh=i == 0)
-            found.append(numbers)
-            computed, empty = np.array([computed, empty]) + padding(micros)
+        state, numbers, held = programs.update(state, batch, fresh=i == 0)
+        found += [numbers] if numbers else []
+        slots += held
+    computed, empty = slots.tolist()
     means = {name: float(np.mean([f[name] for f in found])) for name in (found or [{}])[0]}
     for name in ("skipped_updates", "trained_tokens"):
         means[name] = float(np.sum([f[name] for f in found]))
-    return state, means | {"updates": len(found), "padding": float(empty / max(computed, 1))}
+    return state, means | {"updates": len(found), "padding": empty / max(computed, 1)}
 
 
 def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:

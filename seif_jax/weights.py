@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 
-from seif_jax import models, settings
+from seif_jax import models, settings, sharding
 from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.models import lora, resolve
+from seif_jax.models.devices import Place
 from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 
@@ -24,10 +25,18 @@ class Weights:
     def __init__(self, config: Config, workdir: Path, base: Base):
         self.config, self.workdir = config, workdir
         self.lora = settings.lora(config)
-        self.base, self.shapes = base, models.shapes(base.model)
+        own = judger_devices(config.judger.devices)
+        rest = [device for device in jax.devices() if device not in own]
+        self.mesh = sharding.make_mesh(config.mesh, rest)
+        self._meshes = {"shared": self.mesh}
+        if own:
+            sizes = dict.fromkeys(sharding.AXES, 1) | {"data": len(own)}
+            self._meshes[config.judger.devices] = sharding.make_mesh(sizes, own)
+        place = sharding.placing(self.mesh)
+        self.base, self.shapes = base, models.shapes(base.model, place=place)
         if self.lora:
             self.base = replace(base, model=lora.adapted(base.model, self.lora))
-            self.shapes = lora.shapes(base.model, self.lora)
+            self.shapes = lora.shapes(base.model, self.lora, place)
         for role in ("instructor", "follower"):
             self._check_init(role)
         self._engines: dict[tuple[str, str, str], Engine] = {}
@@ -38,10 +47,12 @@ class Weights:
             return self.workdir / f"round_{round}" / role
         return resolve(self.config[role].init or self.config.model)
 
-    def load(self, path: Path, dtype: str) -> Any:
-        """Whole weights; adapters are merged into their base."""
+    def load(self, path: Path, dtype: str, place: Place | None = None) -> Any:
+        """Whole weights, where they are trained unless said; adapters are merged into their
+        base."""
         kind, scan = settings.dtype(dtype), self.config.scan_weights
-        return load_params(path, self.base.model, kind, scan)
+        place = place or sharding.placing(self.mesh)
+        return load_params(path, self.base.model, kind, scan, place)
 
     def start(self, path: Path, key: jax.Array) -> Any:
         """What to train, float32: whole weights, or adapters, new ones on the bare base."""
@@ -49,7 +60,7 @@ class Weights:
             return self.load(path, "float32")
         if path == resolve(self.config.model):
             return lora.init(self.shapes, key)
-        return load_adapter(path, self.base.model, self.lora)
+        return load_adapter(path, self.base.model, self.lora, sharding.placing(self.mesh))
 
     def frozen(self) -> Any:
         """The rest of the model that is trained: the base, {} without adapters."""
@@ -59,13 +70,13 @@ class Weights:
         """Weights that are only read; the same ones are held once, whoever asks for them."""
         held = (str(path), dtype, devices)
         if held not in self._engines:
-            kind, device = settings.dtype(dtype), None if devices == "shared" else _device(devices)
+            place = sharding.placing(self._meshes[devices], over=("tensor",))
             if self.lora and read_lora(path) == self.lora:
-                adapter = load_adapter(path, self.base.model, self.lora)
+                adapter = load_adapter(path, self.base.model, self.lora, place)
                 params = lora.join(self._base(dtype, devices), adapter)
             else:
-                params = self.load(path, dtype)
-            self._engines[held] = Engine(self.base.model.config, params, kind, device)
+                params = self.load(path, dtype, place)
+            self._engines[held] = Engine(self.base.model.config, params, settings.dtype(dtype))
         return self._engines[held]
 
     def keep_only(self, *paths: Path) -> None:
@@ -91,10 +102,15 @@ class Weights:
             )
 
 
-def _device(number: str) -> Any:
-    if not number.isdigit() or int(number) >= len(jax.devices()):
+def judger_devices(text: str) -> list[Any]:
+    """The Judger's own devices, by their numbers; "shared": none."""
+    if text == "shared":
+        return []
+    devices = {str(device.id): device for device in jax.devices()}
+    numbers = text.split(",")
+    if not {*numbers} < devices.keys() or len({*numbers}) < len(numbers):
         raise UserError(
-            f"config.judger.devices={number!r}: neither 'shared' nor one of the devices "
-            f"0 to {len(jax.devices()) - 1}"
+            f"config.judger.devices={text!r}: neither 'shared' nor some of the devices "
+            f"0 to {len(devices) - 1}, with at least one left for training"
         )
-    return jax.devices()[int(number)]
+    return [devices[number] for number in numbers]

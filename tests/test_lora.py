@@ -119,7 +119,9 @@ def test_new_adapters():
     model, base, _ = adapted()
     shapes, key = lora.shapes(model, ALL), jax.random.key(5)
     new = lora.init(shapes, key)
-    assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), new) == shapes
+    for x, shape in zip(*map(jax.tree.leaves, (new, shapes)), strict=True):
+        assert (x.shape, x.dtype, x.sharding) == (shape.shape, shape.dtype, shape.sharding)
+    assert jax.tree.structure(new) == jax.tree.structure(shapes)
     plain, joined = (logits(model.config, params) for params in (base, lora.join(base, new)))
     np.testing.assert_array_equal(joined, plain)
     layers = new["layers"]

@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 
-from seif_jax import learner, models, optim, train
+from seif_jax import learner, models, optim, sharding, train
 from seif_jax.batch import Batch
 from seif_jax.models.tree import KEPT, completion_logp
 from seif_jax.optim import State
@@ -92,7 +92,8 @@ def step(batch, fresh=False, tokens=100, learner=LEARNER):
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = State(start, optim.init(optax.sgd(1.0), start))
     micros = [micro for _, micro in pack(batch, tokens)]
-    state, numbers = learner.update(state, {}, micros, fresh)
+    trained = int(batch.mask().sum())
+    state, numbers = learner.update(state, {}, micros, trained, fresh)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
     return gradient, state.params, numbers
 
@@ -217,21 +218,29 @@ def test_gradients_are_float32_under_bfloat16():
     )
 
 
+def programs_of(stage: Any, **parts: Any) -> train.Programs:
+    """The stage's programs on one device, some parts of them replaced."""
+    programs = object.__new__(train.Programs)
+    stage.mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    programs.__dict__ |= {"stage": stage, "parts": 1, **parts}
+    return programs
+
+
 def test_updates_of_a_rollout():
     """Only the first is fresh; one without a trained sample is left out; counts are sums."""
     calls = []
 
-    def update(state, frozen, micros, fresh):
-        calls.append((micros[0].advantages.tolist(), fresh))
+    def update(state, frozen, micros, trained, fresh):
+        calls.append((next(micros).advantages.tolist(), fresh))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
     stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 100, 1), frozen={}))
-    programs = cast(Any, SimpleNamespace(update=update))
+    programs = programs_of(stage, _learner=SimpleNamespace(update=update))
     batch = replace(BATCH, trained=trained)
     batches = [batch.take(np.array([i])) for i in range(4)]
-    state, numbers = train.apply_updates(stage, programs, cast(Any, 0), batches)
+    state, numbers = train.apply_updates(programs, cast(Any, 0), batches)
     assert calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),
@@ -250,16 +259,15 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
     """Those of the policy where updates of this rollout come before."""
 
     def logp(weight, flat):
-        return flat.targets[flat.rows].astype(np.float32) * weight
+        return jnp.asarray(flat.targets[flat.rows] * weight)
 
-    programs = cast(Any, SimpleNamespace(logp=logp))
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
         sizes=train.Sizes(4, prompts, 24, 1), reference=lambda: reference,
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = train.with_logp(stage, programs, empty, policy)
+    found = train.with_logp(programs_of(stage, _logp=logp), empty, policy)
     assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
     inside = np.split(BATCH.mask(), 4 // prompts)
     tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)

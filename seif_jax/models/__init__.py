@@ -93,9 +93,12 @@ def weights(model: Model) -> dict[str, nnx.Param]:
     return {"/".join(map(str, path)): param for path, param in state}
 
 
-def shapes(model: Model) -> Params:
-    """The tree of weights as `jax.ShapeDtypeStruct`."""
-    flat = {key: param.get_value() for key, param in weights(model).items()}
+def shapes(model: Model, dtype: Any = jnp.float32, place: Place = home) -> Params:
+    """The tree of weights as `jax.ShapeDtypeStruct`, each where `place` says."""
+    flat = {
+        key: jax.ShapeDtypeStruct(param.shape, dtype, sharding=place(param.axes, param.shape))
+        for key, param in weights(model).items()
+    }
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -190,7 +193,9 @@ def load(
     params, flat = weights(model), {}
     for key, held in groupby(expected(source, model), lambda one: one.key):
         param = params[key]
-        flat[key] = fill(param.shape, dtype, place(param.axes), partial(read, list(held)))
+        flat[key] = fill(
+            param.shape, dtype, place(param.axes, param.shape), partial(read, list(held))
+        )
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

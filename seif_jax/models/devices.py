@@ -1,7 +1,7 @@
 """A weight onto its devices, piece by piece: the host holds one piece at a time, never a stack."""
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,15 @@ from jax import lax
 
 CACHED_BYTES = 1 << 19
 Index = tuple[slice, ...]
-Place = Callable[[tuple[str, ...]], jax.sharding.Sharding]  # logical axes of a weight -> devices
+Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]
 
 
-def home(axes: tuple[str, ...] = ()) -> jax.sharding.Sharding:
-    """Where what is trained lives. Everything is put there by name: an array that only happens to
-    be there is another type to jit, and the programs would be compiled once more for it."""
-    del axes  # one device holds every weight whole
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def home(axes: Sequence[str | None] = (), shape: Sequence[int] = ()) -> jax.sharding.Sharding:
+    """Where the weights of a single device live. Everything is put there by name: an array that
+    only happens to be there is another type to jit, and the programs would be compiled once more
+    for it."""
+    del axes, shape  # one device holds every weight whole
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def fill(

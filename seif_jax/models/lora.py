@@ -16,6 +16,7 @@ from jax import lax
 
 from seif_jax import models
 from seif_jax.models import Model, Params, decoder
+from seif_jax.models.devices import Place, home
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 MODULES = {name: decoder.NAMES[f"layers/{name}"].split(".")[-2] for name in TARGETS}  # HF's names
@@ -61,14 +62,19 @@ def adapted(model: Model, lora: Lora) -> Model:
     return model._replace(config=replace(model.config, lora_scale=lora.scale))
 
 
-def shapes(model: Model, lora: Lora) -> Params:
-    """The tree of adapters as `jax.ShapeDtypeStruct`, float32."""
+def shapes(model: Model, lora: Lora, place: Place = home) -> Params:
+    """The tree of adapters as `jax.ShapeDtypeStruct`, float32, each where `place` says."""
+
+    def placed(*sizes: int) -> jax.ShapeDtypeStruct:
+        where = place((None,) * len(sizes), sizes)
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=where)
+
     base, found = models.weights(model), {}
     for name in lora.targets:
         (count, *shape), (_, *axes) = base[f"layers/{name}"].shape, base[f"layers/{name}"].axes
         rows, columns = models.flat_shape(tuple(shape), tuple(axes))
-        found[f"{name}_a"] = jax.ShapeDtypeStruct((count, lora.rank, columns), jnp.float32)
-        found[f"{name}_b"] = jax.ShapeDtypeStruct((count, rows, lora.rank), jnp.float32)
+        found[f"{name}_a"] = placed(count, lora.rank, columns)
+        found[f"{name}_b"] = placed(count, rows, lora.rank)
     return {"layers": found}
 
 
@@ -80,7 +86,7 @@ def init(shapes: Params, key: jax.Array) -> Params:
             shape = found[name].shape
             values = jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-1.0)
             found[name] = values * shape[-1] ** -0.5
-    return {"layers": found}
+    return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), {"layers": found}, shapes)
 
 
 def join(base: Mapping[str, Any], adapter: Mapping[str, Any]) -> Params:

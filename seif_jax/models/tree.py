@@ -5,6 +5,7 @@ are read from.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from seif_jax.batch import Flat, Tree
 from seif_jax.models import layers, logits
 from seif_jax.models.layers import Config, Segment
+from seif_jax.sharding import PARTS, constrain
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time
 POLICIES = jax.checkpoint_policies
@@ -42,6 +44,22 @@ def completion_logp(
     return logp[flat.rows]
 
 
+def parts_logp(
+    c: Config,
+    params: Mapping[str, Any],
+    flat: Flat,
+    *,
+    temperature: float,
+    dtype: Any,
+    remat: str = "none",
+) -> Float[Array, "P B C"]:
+    """`completion_logp` of several trees side by side, spread over a mesh."""
+    of_one = partial(completion_logp, c, temperature=temperature, dtype=dtype, remat=remat)
+    # `said` is no axis, or both sides of the choice that it makes would be computed.
+    axes: Any = (None, Flat(0, 0, 0, None, 0))  # pyright: ignore[reportArgumentType]
+    return jax.vmap(of_one, axes, spmd_axis_name=PARTS)(params, flat)
+
+
 def next_logp(
     c: Config, params: Mapping[str, Any], tree: Tree, ends: Int[Array, "B"], *, dtype: Any
 ) -> Float[Array, "B V"]:
@@ -60,10 +78,11 @@ def run(
         w = jax.tree.map(layers.from_bits, bits)
         q, k, v = (y[0] for y in layers.heads(c, w, x, r, dtype))
         seen = attend(tree, q, k, v, dtype)
-        return layers.finish(c, w, x, seen[None], dtype), None
+        x = layers.finish(c, w, x, seen[None], dtype)
+        return constrain(x, None, "slots", None), None
 
     body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
-    x = layers.embed(params["embed"], tree.tokens)[None]
+    x = constrain(layers.embed(params["embed"], tree.tokens)[None], None, "slots", None)
     x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
     return layers.rms_norm(x[0], params["norm"], c.norm_eps)
 

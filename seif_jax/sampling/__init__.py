@@ -1,6 +1,8 @@
 """Inference: one set of weights that can be sampled from and asked for probabilities."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
 
 import jax
@@ -13,18 +15,19 @@ from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import Sample, Session
 from seif_jax.sampling.trees import as_trees
+from seif_jax.sharding import replicas
 
 
 class Engine:
     """One set of weights that can be sampled from and asked for probabilities."""
 
-    def __init__(self, config: Config, params: Any, dtype: Any, device: Any = None):
-        """`params` are cast to `dtype` and, if a device is given, moved there; nothing is copied
-        that is already so."""
+    def __init__(self, config: Config, params: Any, dtype: Any):
+        """`params` are cast to `dtype`; nothing is copied that is already so. Where a mesh holds
+        several copies of them, each serves a part of what is asked, at the same time."""
         self.config, self.dtype = config, dtype
         self.slot_steps = 0  # slots decoded, over all steps: tokens sampled are at most that many
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-        self.params = params if device is None else jax.device_put(params, device)
+        self.params = jax.tree.map(lambda x: x.astype(dtype), params)
+        self.replicas = replicas(self.params)
 
     def sample(
         self,
@@ -47,25 +50,35 @@ class Engine:
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         found: dict[int, Sample] = {}
+        key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
+        count = min(len(self.replicas), len(prompts))
 
-        def take(i: int, sample: Sample) -> None:
-            found[i] = sample
-            ended(i, sample)
+        def run(number: int) -> None:
+            mine = range(number, len(prompts), count)
+            rows = [prompt * group + g for prompt in mine for g in range(group)]
 
-        session = Session(
-            self.config,
-            self.params,
-            self.dtype,
-            prompts,
-            keys,
-            group=group,
-            limits=limits,
-            method=method,
-            stop_ids=stop_ids,
-            slots=batch_size,
-        )
-        session.run(take)
-        self.slot_steps += session.slot_steps
+            def take(i: int, sample: Sample) -> None:
+                with lock:
+                    found[rows[i]] = sample
+                    ended(rows[i], sample)
+
+            session = Session(
+                self.config,
+                self.replicas[number],
+                self.dtype,
+                [prompts[prompt] for prompt in mine],
+                key_data[rows],
+                group=group,
+                limits=[limits[row] for row in rows],
+                method=method,
+                stop_ids=stop_ids,
+                slots=batch_size,
+            )
+            session.run(take)
+            with lock:
+                self.slot_steps += session.slot_steps
+
+        side_by_side(run, range(count))
         return [found[i] for i in range(total)]
 
     def next_logp(
@@ -77,12 +90,32 @@ class Engine:
         program at a time, about.
         """
         result = np.zeros((len(prompts), len(options)), np.float32)
-        for tree, ends, rows in as_trees(prompts, batch_size):
-            logp = read.next_logp(
-                self.config, self.params, tree, ends, options=options, dtype=self.dtype
-            )
-            result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
+        parts = list(as_trees(prompts, batch_size))
+        count = min(len(self.replicas), len(parts))
+
+        def run(number: int) -> None:
+            for tree, ends, rows in parts[number::count]:
+                logp = read.next_logp(
+                    self.config,
+                    self.replicas[number],
+                    tree,
+                    ends,
+                    options=options,
+                    dtype=self.dtype,
+                )
+                result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
+
+        side_by_side(run, range(count))
         return result
+
+
+def side_by_side(work: Callable[[int], None], numbers: range) -> None:
+    """Calls `work` with each number, all at the same time; the first error is raised."""
+    if len(numbers) == 1:
+        work(numbers[0])
+        return
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        list(pool.map(work, numbers))
 
 
 def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:

@@ -19,6 +19,7 @@ from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.read import grow, move, prefill, put, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
+from seif_jax.sharding import heads_like
 
 COLUMNS = tuple(128 << i for i in range(12))  # of the cache
 FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
@@ -55,7 +56,7 @@ class Session:
         params: Any,
         dtype: Any,
         prompts: Sequence[Ids],
-        keys: jax.Array,
+        keys: np.ndarray,
         *,
         group: int,
         limits: Sequence[int],
@@ -65,7 +66,7 @@ class Session:
     ):
         self.config, self.params, self.dtype = config, params, dtype
         self.group, self.limits, self.method, self.stop_ids = group, limits, method, stop_ids
-        self.keys = np.asarray(jax.random.key_data(keys))
+        self.keys = keys  # their data, uint32 [samples, 2]
         self.unstacked = unstack(params["layers"])
         self.table = jax.jit(layers.as_bits)(params["embed"])
         shared = common_prefix(prompts)
@@ -232,7 +233,8 @@ class Session:
         c, kind = self.config, layers.cache_dtype(self.dtype)
         n, H = c.kv_heads * rows, c.head_dim
         shapes = (n, H, columns), (n, columns, H)
-        return [KV(*(self._zeros(shape, kind) for shape in shapes)) for _ in range(c.layers)]
+        where = heads_like(self.params["layers"]["k"].sharding)
+        return [KV(*(jnp.zeros(s, kind, device=where) for s in shapes)) for _ in range(c.layers)]
 
     def _zeros(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Where the weights are: what is merely there by default is another type to jit, and the

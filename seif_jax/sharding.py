@@ -1,0 +1,166 @@
+"""Where arrays live: a mesh of devices, and one table from logical axes to the mesh's.
+
+A weight names its axes ("layer heads head_dim embed"), a program those of what it computes; which
+of them are cut over which devices is decided here alone. Meshes are of `AxisType.Auto`: XLA puts
+the collectives in.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from seif_jax.errors import UserError
+
+AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
+PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
+RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "slots": "sequence",
+}
+Place = Callable[[Sequence[str | None], Sequence[int]], NamedSharding]
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """The devices in a mesh of AXES. sizes: of each axis; one may be -1: all that is left.
+
+    UserError: the sizes are none, or their product is not the number of devices.
+    """
+    given = [sizes[axis] for axis in AXES]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, given, strict=True))
+    if any(size < 1 and size != -1 for size in given) or given.count(-1) > 1:
+        raise UserError(f"config.mesh: {text}: each is 1 or more, and one may be -1 (the rest)")
+    known = math.prod(size for size in given if size > 0)
+    if len(devices) % known or (-1 not in given and known != len(devices)):
+        raise UserError(f"config.mesh: {text} does not fit {len(devices)} devices")
+    shape = [len(devices) // known if size == -1 else size for size in given]
+    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
+
+
+def parts(mesh: Mesh) -> int:
+    """Parts of a batch that are computed at a time."""
+    return math.prod(mesh.shape[axis] for axis in PARTS)
+
+
+def spec(
+    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], over: Sequence[str] = AXES
+) -> PartitionSpec:
+    """How an array with these logical axes is cut, over some of the mesh's axes. UserError: a
+    dimension does not divide.
+
+    Fewer key/value heads than an axis has devices are held by all of it.
+    """
+    found: list[str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        target = RULES.get(axis or "")
+        devices = mesh.shape[target] if target in over else 1
+        if axis == "kv_heads" and devices % size == 0:
+            target = target if devices == size else None
+        elif size % devices:
+            raise UserError(f"config.mesh: {axis}={size} is not divisible by {target}={devices}")
+        found.append(target if devices > 1 else None)
+    used = [axis for axis in found if axis]
+    if len(used) != len({*used}):
+        raise UserError(f"config.mesh: {' '.join(map(str, axes))} would be cut twice: {used}")
+    return PartitionSpec(*found)
+
+
+def placing(mesh: Mesh, over: Sequence[str] = AXES) -> Place:
+    """Says of arrays, by logical axes and shape, where they live: cut over some of the axes, and
+    held by all devices of the others."""
+    return lambda axes, shape: NamedSharding(mesh, spec(mesh, axes, shape, over))
+
+
+def beside(weight: jax.ShapeDtypeStruct, shape: Sequence[int]) -> Any:
+    """Where an array lives that belongs to a weight: with it if it has its shape, else in pieces of
+    its leading axis."""
+    home = weight.sharding
+    if not isinstance(home, NamedSharding) or tuple(shape) == weight.shape:
+        return home
+    whole = not shape or shape[0] % home.mesh.size
+    return NamedSharding(home.mesh, PartitionSpec() if whole else PartitionSpec(AXES))
+
+
+def for_sampling(home: Any) -> Any:
+    """Where a weight is sampled from that is trained there: only tensor parallelism is left."""
+    if not isinstance(home, NamedSharding):
+        return home
+    kept = (axis if axis == "tensor" else None for axis in home.spec)
+    return NamedSharding(home.mesh, PartitionSpec(*kept))
+
+
+def replicas(params: Any) -> list[Any]:
+    """Copies of the weights, of which this process's devices hold each a whole one: one for every
+    group of devices along "tensor". Nothing is copied. UserError: a group spans processes."""
+    home = jax.tree.leaves(params)[0].sharding
+    if not isinstance(home, NamedSharding) or home.mesh.size == 1:
+        return [params]
+    groups = np.asarray(home.mesh.devices).reshape(-1, home.mesh.shape["tensor"])
+    local = [group for group in groups if any(map(_is_here, group))]
+    if not all(_is_here(device) for group in local for device in group):
+        raise UserError(
+            f"config.mesh: tensor={groups.shape[1]} spans several processes, which have "
+            f"{jax.local_device_count()} devices each"
+        )
+
+    def held(group: np.ndarray) -> Any:
+        mesh = Mesh(group.reshape(1, 1, 1, -1), AXES, axis_types=home.mesh.axis_types)
+
+        def part(x: jax.Array) -> jax.Array:
+            pieces = {shard.device: shard.data for shard in x.addressable_shards}
+            where = NamedSharding(mesh, cast(NamedSharding, x.sharding).spec)
+            mine = [pieces[device] for device in group]
+            return jax.make_array_from_single_device_arrays(x.shape, where, mine)
+
+        return jax.tree.map(part, params)
+
+    return [held(group) for group in local]
+
+
+def heads_like(home: Any) -> Any:
+    """Where arrays live whose leading axis is that of the heads of a weight [L, K, …] there."""
+    if not isinstance(home, NamedSharding):
+        return home
+    return NamedSharding(home.mesh, PartitionSpec(*home.spec[1:2]))
+
+
+def _is_here(device: Any) -> bool:
+    return device.process_index == jax.process_index()
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, cut as the table says, where a program runs under a mesh (`jax.set_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    wanted = [RULES.get(axis or "") for axis in axes]
+    return lax.with_sharding_constraint(x, PartitionSpec(*wanted))
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array, on every process."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def spread(mesh: Mesh, micros: Sequence[Any]) -> Any:
+    """Parts of a batch, trees of the host's arrays of one shape, on a leading axis, each on its own
+    devices. Of what is one number the largest, on all."""
+
+    def put(*each: Any) -> jax.Array:
+        x = np.stack(each) if np.ndim(each[0]) else np.asarray(max(each))
+        cut = PartitionSpec(PARTS) if x.ndim else PartitionSpec()
+        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, cut), lambda i: x[i])
+
+    return jax.tree.map(put, *micros)

@@ -1,0 +1,96 @@
+"""Run by test_sharding.py with eight devices of the CPU: losses and greedy tokens on a mesh.
+
+usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
+"""
+
+import json
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny
+
+from seif_jax import learner, models, optim, sharding, train
+from seif_jax.batch import Batch
+from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling.methods import Method
+
+ALGORITHM = learner.Algorithm(
+    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1e-3,
+    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
+    weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
+)  # fmt: skip
+MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
+STEPS, PROMPTS, GROUP = 5, 8, 2
+
+
+def batch(step: int) -> Batch:
+    rng = np.random.default_rng(step)
+    samples = PROMPTS * GROUP
+    nothing = np.zeros((samples, 12), np.float32)
+    fields: dict[str, Any] = dict(
+        prefix=rng.integers(3, 96, 6, np.int32),
+        prompts=rng.integers(3, 96, (PROMPTS, 9), np.int32),
+        prompt_lengths=rng.integers(1, 10, PROMPTS, np.int32),
+        completions=rng.integers(3, 96, (samples, 12), np.int32),
+        lengths=rng.integers(1, 13, samples, np.int32),
+        sampler_logp=nothing, old_logp=nothing, ref_logp=nothing,
+        advantages=rng.normal(size=samples).astype(np.float32),
+        trained=rng.random(samples) < 0.9,
+    )  # fmt: skip
+    return Batch(**fields)
+
+
+def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
+    """Five updates, then greedy tokens to two prompts and the probabilities of two options."""
+    mesh = sharding.make_mesh(sizes, jax.devices()[: abs(int(np.prod([*sizes.values()])))])
+    place = sharding.placing(mesh)
+    shapes = models.shapes(MODEL, place=place)
+    start = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), models.init(MODEL, 0), shapes)
+    algorithm = replace(ALGORITHM, moments=moments)
+    stage: Any = SimpleNamespace(
+        mesh=mesh, shapes=shapes, frozen={}, dtype=jnp.float32, algorithm=algorithm,
+        sizes=train.Sizes(PROMPTS, PROMPTS, 400, 1), decoding=SimpleNamespace(temperature=1.0),
+    )  # fmt: skip
+    optimizer = learner.make_optimizer(algorithm, STEPS)
+    state = optim.start(optimizer, start)
+    programs = train.Programs(MODEL.config, stage, optimizer)
+    losses, norms = [], []
+    for step in range(STEPS):
+        given = batch(step)
+        reference = programs.logp(programs.cast(state.params), given)
+        given = replace(given, ref_logp=reference * np.float32(1.01))
+        state, numbers, _ = programs.update(state, given, fresh=True)
+        losses.append(float(numbers["loss"]))
+        norms.append(float(numbers["grad_norm"]))
+    engine = Engine(MODEL.config, programs.cast(state.params), jnp.float32)
+    prompts = [given.prompts[i, : given.prompt_lengths[i]].tolist() for i in range(2)]
+    samples = engine.sample(
+        prompts, row_keys(jax.random.key(0), range(2)), group=1, max_tokens=12,
+        method=Method(temperature=0.0), stop_ids=(), batch_size=8,
+    )  # fmt: skip
+    verdicts = engine.next_logp([[*p, *range(3, 40)] for p in prompts], (4, 60), batch_size=2)
+    held = [x for x in jax.tree.leaves(state) if x.ndim > 1]
+    return {
+        "loss": losses,
+        "norm": norms,
+        "tokens": [sample.tokens.tolist() for sample in samples],
+        "verdicts": verdicts.tolist(),
+        "replicas": len(engine.replicas),
+        "held": sum(x.addressable_shards[0].data.nbytes for x in held)
+        / sum(x.nbytes for x in held),
+    }
+
+
+def sizes_of(text: str) -> dict[str, int]:
+    given = dict(part.split("=") for part in text.split(","))
+    return {axis: int(given.get(axis, 1)) for axis in sharding.AXES}
+
+
+if __name__ == "__main__":
+    with tiny.jax_settings(jax_disable_most_optimizations=True):
+        print(json.dumps({text: run(sizes_of(text)) for text in sys.argv[1:]}))

@@ -1,0 +1,102 @@
+"""Meshes: what does not fit, who holds what, and the same numbers on every one of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+
+from seif_jax import models, sharding
+from seif_jax.errors import UserError
+from seif_jax.sharding import AXES, make_mesh, spec
+
+MESHES = ("data=1", "tensor=8", "fsdp=4,tensor=2", "data=2,fsdp=2,sequence=2")
+ONE = dict.fromkeys(AXES, 1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What meshes.py says of each mesh, with eight devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "meshes.py"), *MESHES],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=900,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+def test_every_mesh_trains_and_samples_as_one_device(found, mesh):
+    """Five updates, then greedy tokens and verdicts; two key/value heads on eight devices, too."""
+    one, other = found[MESHES[0]], found[mesh]
+    np.testing.assert_allclose(other["loss"], one["loss"], atol=1e-4)
+    np.testing.assert_allclose(other["norm"], one["norm"], rtol=1e-4)
+    np.testing.assert_allclose(other["verdicts"], one["verdicts"], atol=1e-4)
+    assert other["tokens"] == one["tokens"]
+    assert len({x for row in one["tokens"] for x in row}) > 5
+
+
+def test_weights_moments_and_cache_are_shared_out(found):
+    """Of weights and moments a device holds one part, of key/value heads fewer than devices all;
+    data parallelism and sequences share none."""
+    held = {mesh: found[mesh]["held"] for mesh in MESHES}
+    assert held["data=1"] == 1
+    assert 1 / 8 <= held["fsdp=4,tensor=2"] < 0.13
+    assert 1 / 8 < held["tensor=8"] < 0.25
+    assert held["data=2,fsdp=2,sequence=2"] == 0.5
+    replicas = [found[mesh]["replicas"] for mesh in MESHES]
+    assert replicas == [1, 1, 4, 8]
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"data": 2}, "data=2, fsdp=1, sequence=1, tensor=1 does not fit 1 devices"),
+        ({"data": -1, "fsdp": 3}, "data=-1, fsdp=3, sequence=1, tensor=1 does not fit 1 devices"),
+        ({"data": -1, "fsdp": -1}, "each is 1 or more, and one may be -1"),
+        ({"tensor": 0}, "each is 1 or more, and one may be -1"),
+    ],
+)
+def test_meshes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match="config.mesh: .*" + message):
+        make_mesh({**ONE, **sizes}, jax.devices()[:1])
+
+
+def mesh_of(**sizes):
+    """A mesh of devices that need not be there."""
+    shape = tuple({**ONE, **sizes}.values())
+    return jax.sharding.AbstractMesh(shape, AXES)
+
+
+def test_how_weights_are_cut():
+    model = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8})
+    held = {key: (param.axes, param.shape) for key, param in models.weights(model).items()}
+    both = mesh_of(fsdp=4, tensor=2)
+    assert spec(both, *held["layers/q"]) == PartitionSpec(None, "tensor", None, "fsdp")
+    assert spec(both, *held["layers/down"]) == PartitionSpec(None, "fsdp", "tensor")
+    assert spec(both, *held["norm"]) == PartitionSpec("fsdp")
+    assert spec(mesh_of(tensor=8), *held["layers/k"]) == PartitionSpec(None, None, None, None)
+    sampled = spec(both, *held["layers/q"], over=("tensor",))
+    assert sampled == PartitionSpec(None, "tensor", None, None)
+    with pytest.raises(UserError, match="config.mesh: heads=8 is not divisible by tensor=3"):
+        spec(mesh_of(tensor=3), *held["layers/q"])
+    with pytest.raises(UserError, match="config.mesh: kv_heads=2 is not divisible by tensor=3"):
+        spec(mesh_of(tensor=3), *held["layers/k"])
+    with pytest.raises(UserError, match="config.mesh: embed=32 is not divisible by fsdp=3"):
+        spec(mesh_of(fsdp=3), *held["norm"])
+    with pytest.raises(UserError, match="would be cut twice"):
+        spec(both, ("heads", "mlp"), (8, 8))
+
+
+def test_one_device_is_one_copy_of_the_weights():
+    params = {"norm": jax.device_put(np.ones(4), jax.devices()[0])}
+    assert sharding.replicas(params) == [params]
