@@ -37,11 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = read_config(options.config, overrides)
     use_compilation_cache()
-    from seif_jax import evolve
+    from seif_jax import evolve, processes
     from seif_jax.display import Display
 
-    with Display() as display:
-        evolve.run(config, Path(options.workdir), display)
+    with processes.together(options.coordinator, options.processes, options.process):
+        stream = None if processes.first() else open(os.devnull, "w")
+        with Display(stream, stream) as display:
+            evolve.run(config, Path(options.workdir), display)
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Any:

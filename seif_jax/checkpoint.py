@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from seif_jax import models
+from seif_jax import models, processes
 from seif_jax.errors import UserError
 from seif_jax.files import beside, occupied, write_json
 from seif_jax.models import Model, hf, lora
@@ -120,8 +121,13 @@ class Base:
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
-        """Writes a Hugging Face folder that transformers loads."""
-        self.write(folder, models.export(self.model, params, dtype), dtype)
+        """Writes a Hugging Face folder that transformers loads. Of several processes the first
+        alone writes; the others hand over what they hold."""
+        tensors = models.export(self.model, params, dtype)
+        if processes.first():
+            self.write(folder, tensors, dtype)
+        else:
+            deque(tensors, maxlen=0)
 
     def write(self, folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: Any) -> None:
         """The same with weights as Hugging Face names them, all of `dtype`."""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seif_jax import processes
 from seif_jax.errors import UserError
 from seif_jax.files import beside
 from seif_jax.instruction import SOFT, Instruction
@@ -120,8 +121,11 @@ def append_samples(path: str | Path, rows: Sequence[dict[str, Any]], step: int) 
     """Adds the samples of one step to the stage's one file; each row gets `step`.
 
     What the file holds of this step or later ones is dropped first, so that a step done again
-    after a resume is there once. Earlier rows have nulls in a column that comes later.
+    after a resume is there once. Earlier rows have nulls in a column that comes later. Of several
+    processes the first alone writes.
     """
+    if not processes.first():
+        return
     path = Path(path)
     table = pa.Table.from_pylist([{"step": step, **row} for row in rows])
     if path.exists():

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import data, generate, metrics, report, settings, train
+from seif_jax import data, generate, metrics, processes, report, settings, train
 from seif_jax.card import card
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
@@ -35,7 +35,8 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     base = Base.load(config.model)
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
-    new = open_workdir(config, workdir, base)
+    new = processes.first() and open_workdir(config, workdir, base)
+    processes.wait(f"{workdir}: open")
     writer = Writer(workdir)
     try:
         for round in range(1, config.rounds + 1):
@@ -48,7 +49,8 @@ def run(config: Config, workdir: Path, display: Display) -> None:
         raise
     finally:
         writer.close()
-    report.rounds(config, workdir, display)
+    if processes.first():
+        report.rounds(config, workdir, display)
 
 
 def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
@@ -135,7 +137,8 @@ class Evolution:
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
             self.base.with_card(card(folder)).export(folder / "hf", params, "bfloat16")
-        write_json(folder / report.DONE, numbers)
+        if processes.first():
+            write_json(folder / report.DONE, numbers)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
         c = self.config

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import pyarrow.parquet as pq
 
-from seif_jax import data, metrics
+from seif_jax import data, metrics, processes
 from seif_jax.display import Display
 from seif_jax.metrics import Phases, Writer
 from seif_jax.rollout import UNREADABLE, ask
@@ -45,9 +45,12 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
         writer.write(stage.round, "generate", step, numbers)
         data.append_samples(samples, found, step)  # last: the step is done once it is in there
         display.step(numbers)
+    processes.wait(f"{samples}: written")
     held = pq.read_table(samples).to_pylist()
     names = data.INSTRUCTIONS.names
-    data.save_instructions(path, [_instruction(row, names) for row in held])
+    if processes.first():
+        data.save_instructions(path, [_instruction(row, names) for row in held])
+    processes.wait(f"{path}: written")
     return _shares([row["reason"] for row in held])
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from tensorboardX import SummaryWriter
 
+from seif_jax import processes
 from seif_jax.files import remove, write_text
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
@@ -29,16 +30,22 @@ class Writer:
 
     In TensorBoard a tag is `stage/name`; its step goes on where the stage's last round ended. A run
     that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point.
+    Of several processes the first alone writes.
     """
 
     def __init__(self, workdir: str | Path):
         self.path = Path(workdir) / "metrics.jsonl"
         self.folder = Path(workdir) / "tensorboard"
+        self.writes = processes.first()
+        if not self.writes:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._open(read(self.path) if self.path.exists() else [])
 
     def write(self, round: int, stage: str, step: int, numbers: Mapping[str, Any]) -> None:
         """numbers: Python, numpy or jax scalars. NaN and infinities become null."""
+        if not self.writes:
+            return
         line = {"round": round, "stage": stage, "step": step}
         _place(line)
         line |= {name: _number(value) for name, value in numbers.items()}
@@ -48,11 +55,15 @@ class Writer:
 
     def resume(self, round: int, stage: str, step: int) -> None:
         """Drops the lines that come at or after this place in the run."""
+        if not self.writes:
+            return
         start = (round, STAGES[stage], step)
         self.close()
         self._open([line for line in read(self.path) if _place(line) < start])
 
     def close(self) -> None:
+        if not self.writes:
+            return
         self._file.close()
         if self._board:
             self._board.close()

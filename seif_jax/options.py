@@ -67,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or yours")
     add.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    add.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="of several processes: where the first one listens; with --processes and --process, "
+        "where SLURM, Open MPI, TPU slices and GKE do not say it",
+    )
+    add.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    add.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
     add = commands.add_parser(
         "generate",

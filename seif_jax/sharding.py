@@ -99,15 +99,16 @@ def for_sampling(home: Any) -> Any:
     return NamedSharding(home.mesh, PartitionSpec(*kept))
 
 
-def replicas(params: Any) -> list[Any]:
-    """Copies of the weights, of which this process's devices hold each a whole one: one for every
-    group of devices along "tensor". Nothing is copied. UserError: a group spans processes."""
+def replicas(params: Any) -> tuple[dict[int, Any], int]:
+    """The copies of the weights that this process's devices hold, by their numbers, and how many
+    there are in all: one for every group of devices along "tensor". Nothing is copied. UserError: a
+    group spans processes."""
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding) or home.mesh.size == 1:
-        return [params]
+        return ({0: params} if home.is_fully_addressable else {}), 1
     groups = np.asarray(home.mesh.devices).reshape(-1, home.mesh.shape["tensor"])
-    local = [group for group in groups if any(map(_is_here, group))]
-    if not all(_is_here(device) for group in local for device in group):
+    local = {n: group for n, group in enumerate(groups) if any(map(_is_here, group))}
+    if not all(_is_here(device) for group in local.values() for device in group):
         raise UserError(
             f"config.mesh: tensor={groups.shape[1]} spans several processes, which have "
             f"{jax.local_device_count()} devices each"
@@ -124,7 +125,7 @@ def replicas(params: Any) -> list[Any]:
 
         return jax.tree.map(part, params)
 
-    return [held(group) for group in local]
+    return {n: held(group) for n, group in local.items()}, len(groups)
 
 
 def heads_like(home: Any) -> Any:

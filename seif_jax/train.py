@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics, optim, sharding, validate
+from seif_jax import data, metrics, optim, processes, sharding, validate
 from seif_jax.batch import Batch, Micro
 from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
 from seif_jax.display import Display
@@ -112,6 +112,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
                 checkpoints.save(step, params=state.params, optimizer=state.optimizer)
         if done < steps:
             checkpoints.save(steps, params=state.params)
+    processes.wait(f"{stage.folder}: trained")
     display.note(f"{stage.name}: {compiled} programs compiled in {programs_secs:.1f} s")
     return summary(writer.path, stage)
 

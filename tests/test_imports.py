@@ -20,7 +20,7 @@ LEVELS = [
     {"sampling", "roles", "rewards", "tokenizer"},
     {"models"},
     {"packing", "moments"},
-    {"sharding", "masked", "batch"},
+    {"sharding", "masked", "batch", "processes"},
     {"peers"},
     {"instruction", "errors", "files", "options"},
 ]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,7 @@ def test_meshes_that_do_not_fit(sizes, message):
         make_mesh({**ONE, **sizes}, jax.devices()[:1])
 
 
-def mesh_of(**sizes):
+def mesh_of(**sizes: int) -> Any:
     """A mesh of devices that need not be there."""
     shape = tuple({**ONE, **sizes}.values())
     return jax.sharding.AbstractMesh(shape, AXES)
@@ -99,4 +100,4 @@ def test_how_weights_are_cut():
 
 def test_one_device_is_one_copy_of_the_weights():
     params = {"norm": jax.device_put(np.ones(4), jax.devices()[0])}
-    assert sharding.replicas(params) == [params]
+    assert sharding.replicas(params) == ({0: params}, 1)

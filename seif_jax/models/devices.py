@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from seif_jax import sharding
+
 CACHED_BYTES = 1 << 19
 Index = tuple[slice, ...]
 Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]
@@ -26,7 +28,7 @@ def home(axes: Sequence[str | None] = (), shape: Sequence[int] = ()) -> jax.shar
 def fill(
     shape: tuple[int, ...],
     dtype: Any,
-    sharding: jax.sharding.Sharding,
+    home: jax.sharding.Sharding,
     read: Callable[[Index], Iterator[tuple[int, np.ndarray]]],
 ) -> jax.Array:
     """An array of which a process reads the parts of its own devices, each part once.
@@ -36,7 +38,7 @@ def fill(
     """
     parts: dict[tuple[tuple[int, int], ...], jax.Array] = {}
     arrays = []
-    for device, index in sharding.addressable_devices_indices_map(shape).items():
+    for device, index in home.addressable_devices_indices_map(shape).items():
         spans = tuple(s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True))
         if spans in parts:
             arrays.append(jax.device_put(parts[spans], device))
@@ -48,7 +50,7 @@ def fill(
             part = write(part, piece, start)
         parts[spans] = part
         arrays.append(part)
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return jax.make_array_from_single_device_arrays(shape, home, arrays, dtype=dtype)
 
 
 def _write_here(part: jax.Array, piece: np.ndarray, start: int) -> jax.Array:
@@ -75,6 +77,8 @@ def to_host(x: Any, layer: int | None = None) -> np.ndarray:
     """An array, or one layer of a stack. On an accelerator the slice is taken there: the host has
     no room for the stack. On the CPU nothing is copied."""
     index = ... if layer is None else layer
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return sharding.to_host(x[index])  # by all processes together
     there = isinstance(x, jax.Array) and any(d.platform != "cpu" for d in x.devices())
     return np.asarray(x[index]) if there else np.asarray(x)[index]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax.models.layers import Config
+from seif_jax.processes import exchange
 from seif_jax.sampling import read
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
@@ -19,7 +20,10 @@ from seif_jax.sharding import replicas
 
 
 class Engine:
-    """One set of weights that can be sampled from and asked for probabilities."""
+    """One set of weights that can be sampled from and asked for probabilities.
+
+    Several processes call it together, with the same arguments, and get the same results.
+    """
 
     def __init__(self, config: Config, params: Any, dtype: Any):
         """`params` are cast to `dtype`; nothing is copied that is already so. Where a mesh holds
@@ -27,7 +31,7 @@ class Engine:
         self.config, self.dtype = config, dtype
         self.slot_steps = 0  # slots decoded, over all steps: tokens sampled are at most that many
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
-        self.replicas = replicas(self.params)
+        self.replicas, self.copies = replicas(self.params)
 
     def sample(
         self,
@@ -50,8 +54,9 @@ class Engine:
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         found: dict[int, Sample] = {}
+        steps: dict[int, int] = {}  # of each copy
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
-        count = min(len(self.replicas), len(prompts))
+        count = min(self.copies, len(prompts))
 
         def run(number: int) -> None:
             mine = range(number, len(prompts), count)
@@ -75,11 +80,14 @@ class Engine:
                 slots=batch_size,
             )
             session.run(take)
-            with lock:
-                self.slot_steps += session.slot_steps
+            steps[number] = session.slot_steps
 
-        side_by_side(run, range(count))
-        return [found[i] for i in range(total)]
+        side_by_side(run, [n for n in self.replicas if n < count])
+        self.slot_steps += sum(exchange(steps).values())
+        whole = exchange(found)
+        for i in sorted(whole.keys() - found.keys()):
+            ended(i, whole[i])
+        return [whole[i] for i in range(total)]
 
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
@@ -89,12 +97,13 @@ class Engine:
         What prompts share with their neighbours is computed once. batch_size: prompts in one
         program at a time, about.
         """
-        result = np.zeros((len(prompts), len(options)), np.float32)
         parts = list(as_trees(prompts, batch_size))
-        count = min(len(self.replicas), len(parts))
+        count = min(self.copies, len(parts))
+        found: dict[int, np.ndarray] = {}  # of each part
 
         def run(number: int) -> None:
-            for tree, ends, rows in parts[number::count]:
+            for i in range(number, len(parts), count):
+                tree, ends, _ = parts[i]
                 logp = read.next_logp(
                     self.config,
                     self.replicas[number],
@@ -103,16 +112,20 @@ class Engine:
                     options=options,
                     dtype=self.dtype,
                 )
-                result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
+                found[i] = np.asarray(logp)
 
-        side_by_side(run, range(count))
+        side_by_side(run, [n for n in self.replicas if n < count])
+        result = np.zeros((len(prompts), len(options)), np.float32)
+        for i, logp in exchange(found).items():
+            rows = parts[i].prompts
+            result[rows[rows >= 0]] = logp[rows >= 0]
         return result
 
 
-def side_by_side(work: Callable[[int], None], numbers: range) -> None:
+def side_by_side(work: Callable[[int], None], numbers: Sequence[int]) -> None:
     """Calls `work` with each number, all at the same time; the first error is raised."""
-    if len(numbers) == 1:
-        work(numbers[0])
+    if len(numbers) < 2:
+        list(map(work, numbers))
         return
     with ThreadPoolExecutor(len(numbers)) as pool:
         list(pool.map(work, numbers))
