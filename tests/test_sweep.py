@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_run
@@ -183,7 +184,8 @@ def test_what_waits_does_not_begin_once_it_is_stopped(tmp_path, monkeypatch):
 
     cancelled, started = threading.Event(), []
     monkeypatch.setattr(launch, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(launch.subprocess, "run", run)
+    here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(launch, "subprocess", here)
     with pytest.raises(KeyboardInterrupt):
         launch.local([Job(f"{n}", (f"{n}",)) for n in range(3)], tmp_path, 1, ())
     assert set(started) <= {"0", "1"}
@@ -239,7 +241,8 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
         return subprocess.CompletedProcess(command, main(command[3:]))
 
     monkeypatch.setattr(train, "run", lambda *_: {"reward": 0.5})
-    monkeypatch.setattr(launch.subprocess, "run", run)
+    here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(launch, "subprocess", here)
     config = tiny_run.config_file(tmp_path, tiny_run.model_folder(tmp_path / "model"))
     (tmp_path / "sweep.py").write_text(body("for seed in (1, 2):", "    add(seed=seed)"))
     command = [
