@@ -1,7 +1,7 @@
 """Where `seif` commands are started: here, on SLURM through submitit, on GKE's slices through xpk.
 
 A launcher takes jobs, the folder for what it writes itself, how many may run at once (None: as it
-likes) and its own options, `key=value` or `key`; it returns what failed, by the job's name.
+likes) and its own options, `key=value` or `key`. RunError names what failed.
 """
 
 import hashlib
@@ -33,16 +33,13 @@ class Job:
     arguments: tuple[str, ...]  # of `seif`
 
 
-def show(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> Any:
+def show(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
     """Prints the commands, each a line for a shell."""
     for job in jobs:
         print(shlex.join(["seif", *job.arguments]))
-    return {}
 
 
-def local(
-    jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]
-) -> dict[str, str]:
+def local(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
     """Processes here, one after another unless at_once says more; output in FOLDER/NAME.log."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -65,11 +62,13 @@ def local(
         codes = list(pool.map(start, jobs))
     finally:
         pool.shutdown(cancel_futures=True)  # stopped by Ctrl-C: those that wait do not begin
-    return {
-        job.name: f"exit code {code}, see {folder / job.name}.log"
+    failed = [
+        f"{job.name} (exit code {code}, see {folder / job.name}.log)"
         for job, code in zip(jobs, codes, strict=True)
         if code
-    }
+    ]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,7 @@ class Requeued:
         return DelayedSubmission(self)
 
 
-def slurm(
-    jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]
-) -> dict[str, str]:
+def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
     """One array; scripts and logs in FOLDER/slurm. options: sbatch's, by submitit's names."""
     try:
         import submitit
@@ -101,7 +98,8 @@ def slurm(
         if not shutil.which(program):
             raise UserError(f"--launcher=slurm: there is no {program} here")
     given = dict(_parameter(option) for option in options)
-    parameters: dict[str, Any] = {"job_name": folder.name, **SLURM, **given}
+    name = jobs[0].name if len(jobs) == 1 else folder.name
+    parameters: dict[str, Any] = {"job_name": name, **SLURM, **given}
     if at_once:
         parameters["array_parallelism"] = at_once
     gpus = given.get("gpus_per_node", 1)
@@ -120,7 +118,6 @@ def slurm(
         raise RunError(f"sbatch refused: {' '.join(str(error).split())}") from error
     for job, submitted in zip(jobs, found, strict=True):
         tell(f"{job.name}: job {submitted.job_id}, its output is in {submitted.paths.stdout}")
-    return {}
 
 
 def _parameter(option: str) -> tuple[str, Any]:
@@ -131,13 +128,13 @@ def _parameter(option: str) -> tuple[str, Any]:
     return key, int(value) if value.isdigit() else value
 
 
-def xpk(
-    jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]
-) -> dict[str, str]:
-    """A workload a job. options: of `xpk workload create`, {name} in them being the job's name."""
+def xpk(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
+    """A workload a job. options: of `xpk workload create`, {name} in them being the job's name.
+
+    The first that xpk refuses is the last that is tried.
+    """
     if not shutil.which("xpk"):
         raise UserError("--launcher=xpk: there is no xpk here: pip install xpk")
-    failed = {}
     for job in jobs:
         name = workload(job.name, str(folder))
         command = [
@@ -149,8 +146,7 @@ def xpk(
         tell(f"{job.name}: workload {name}")
         code = subprocess.run(command, check=False).returncode
         if code:
-            failed[job.name] = f"xpk ended with exit code {code}"
-    return failed
+            raise RunError(f"{job.name}: xpk ended with exit code {code}")
 
 
 def workload(name: str, folder: str) -> str:
@@ -164,5 +160,5 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-Launcher = Callable[[Sequence[Job], Path, int | None, Sequence[str]], dict[str, str]]
+Launcher = Callable[[Sequence[Job], Path, int | None, Sequence[str]], None]
 LAUNCHERS: dict[str, Launcher] = {"print": show, "local": local, "slurm": slurm, "xpk": xpk}

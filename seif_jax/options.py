@@ -59,7 +59,7 @@ there is one run, of the config as it is, in DIR itself: so one run is sent to S
                      --slurm.gpus_per_node=8 --slurm.ntasks_per_node=8 (a process a GPU; without the
                      last one a process a node)
   --launcher=xpk     a workload a run; options of `xpk workload create` are --xpk.key=value, {name}
-                     in them being the run's: --xpk.cluster=C --xpk.tpu-type=v5p-16
+                     in them being the run's: --xpk.cluster=NAME --xpk.tpu-type=v5p-16
                      --xpk.docker-image=IMAGE; offline, the manifest alone: --xpk.dry-run
                      --xpk.output-manifest-file=DIR/{name}.yaml
   --launcher=table   starts nothing: how the runs compare

@@ -22,7 +22,7 @@ from typing import Any
 
 from seif_jax import launch, metrics, report, settings
 from seif_jax.display import Display
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import UserError
 from seif_jax.settings import Config
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
@@ -80,21 +80,19 @@ class Run:
 
 
 def run(r: Request, read: Read) -> None:
-    """Starts what is not finished. UserError: nothing was started; RunError names what failed."""
+    """Starts what is not finished. UserError: nothing was started."""
     r.check()
     runs = expand(r, read)
     left = [one for one in runs if one.status != "finished"]
     launch.tell(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
-    failed: dict[str, str] = {}
-    if left and r.launcher != "table":
-        jobs = [launch.Job(one.name, one.arguments) for one in left]
-        options = [option.removeprefix(f"--{r.launcher}.") for option in r.options]
-        failed = launch.LAUNCHERS[r.launcher](jobs, runs[0].folder.parent, r.jobs, options)
-    if r.launcher in ("local", "table"):
-        compare(runs)
-    if failed:
-        words = "; ".join(f"{name} ({why})" for name, why in failed.items())
-        raise RunError(f"{len(failed)} of {len(left)} runs failed: {words}")
+    try:
+        if left and r.launcher != "table":
+            jobs = [launch.Job(one.name, one.arguments) for one in left]
+            options = [option.removeprefix(f"--{r.launcher}.") for option in r.options]
+            launch.LAUNCHERS[r.launcher](jobs, runs[0].folder.parent, r.jobs, options)
+    finally:
+        if r.launcher in ("local", "table"):
+            compare(runs)
 
 
 def expand(r: Request, read: Read) -> list[Run]:

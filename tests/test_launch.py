@@ -60,7 +60,7 @@ def slurm(tmp_path, programs, monkeypatch):
     monkeypatch.setattr(launch, "SEIF", (sys.executable, "-c", FAKE))
 
     def submit(jobs, *options, at_once=None):
-        assert launch.slurm(jobs, tmp_path / "runs", at_once, options) == {}
+        launch.slurm(jobs, tmp_path / "runs", at_once, options)
         return (tmp_path / "submitted.sh").read_text()
 
     return submit
@@ -125,18 +125,20 @@ JOBS = [Job("a,b=1", ("run", "--config.stages=('generate', 'follower')")), Job("
 
 
 def test_xpk_gets_a_workload_a_run(tmp_path, programs, capfd):
-    programs(xpk='printf "%s\\n" "$@" > "$LOGS/$3"; [[ $4 != *--command=*generate* ]]')
-    options = ["cluster=C", "dry-run", "output-manifest-file=m/{name}.yaml"]
-    failed = launch.xpk(JOBS, tmp_path, None, options)
-    assert failed == {"a,b=1": "xpk ended with exit code 1"}  # and the other was started
+    programs(xpk='printf "%s\\n" "$@" > "$LOGS/$3"')
+    options = ["cluster=c", "dry-run", "output-manifest-file=m/{name}.yaml"]
+    launch.xpk(JOBS, tmp_path, None, options)
     (first, second) = (launch.workload(job.name, str(tmp_path)) for job in JOBS)
     assert (tmp_path / f"--workload={second}").read_text().splitlines() == [
         *("workload", "create", f"--workload={second}", "--command=seif run"),
         *("--max-restarts=10", "--restart-on-exit-codes=1"),
-        *("--cluster=C", "--dry-run", "--output-manifest-file=m/c.yaml"),
+        *("--cluster=c", "--dry-run", "--output-manifest-file=m/c.yaml"),
     ]
     command = (tmp_path / f"--workload={first}").read_text().splitlines()[3]
     assert shlex.split(command.partition("=")[2]) == ["seif", *JOBS[0].arguments]
+    programs(xpk="[[ $4 != *--command=*generate* ]]")
+    with pytest.raises(RunError, match="a,b=1: xpk ended with exit code 1"):
+        launch.xpk(JOBS, tmp_path, None, options)
 
 
 def test_names_of_workloads():
@@ -151,7 +153,7 @@ def test_xpk_writes_the_manifest(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HOME", str(tmp_path))  # it keeps a file there
     place = ["cluster=c", "project=p", "zone=us-east5-a", "tpu-type=v5p-16", "docker-image=i:tpu"]
     options = [*place, "dry-run", f"output-manifest-file={tmp_path}/{{name}}.yaml"]
-    assert launch.xpk(JOBS, tmp_path, None, options) == {}
+    launch.xpk(JOBS, tmp_path, None, options)
     manifest = yaml.safe_load((tmp_path / "a,b=1.yaml").read_text())
     assert manifest["kind"] == "JobSet"
     assert manifest["metadata"]["name"] == launch.workload("a,b=1", str(tmp_path))
