@@ -20,7 +20,11 @@ from seif_jax.errors import RunError, UserError
 
 SEIF = (sys.executable, "-m", "seif_jax")  # this very package, wherever it is started
 # Of sbatch, by submitit's names. A job that reaches its time is queued again and goes on.
-SLURM = {"time": 24 * 60, "srun_args": ["--kill-on-bad-exit=1"]}
+SLURM = {
+    "time": 24 * 60,
+    "srun_args": ["--kill-on-bad-exit=1"],
+    "additional_parameters": {"requeue": True},
+}
 MAX_TIMEOUTS = 1000
 # A slice whose process was lost ends with 1 on its other hosts: it starts again and resumes.
 XPK = ("--max-restarts=10", "--restart-on-exit-codes=1")
@@ -102,14 +106,14 @@ def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
     parameters: dict[str, Any] = {"job_name": name, **SLURM, **given}
     if at_once:
         parameters["array_parallelism"] = at_once
-    gpus = given.get("gpus_per_node", 1)
-    if gpus > 1 and given.get("ntasks_per_node", 1) == 1:
+    gpus = str(given.get("gpus_per_node", "")).rpartition(":")[2]  # 8, h100:8
+    if gpus.isdigit() and given.get("ntasks_per_node", 1) == 1:
         # One process a node takes all of its GPUs; JAX would take one a process.
-        ids = ",".join(map(str, range(gpus)))
+        ids = ",".join(map(str, range(int(gpus))))
         parameters["setup"] = [f"export JAX_LOCAL_DEVICE_IDS={ids}"]
     executor = submitit.SlurmExecutor(folder / "slurm", max_num_timeout=MAX_TIMEOUTS)
     try:
-        executor.update_parameters(**parameters, additional_parameters={"requeue": True})
+        executor.update_parameters(**parameters)
         with executor.batch():
             found = [executor.submit(Requeued((*SEIF, *job.arguments))) for job in jobs]
     except ValueError as error:

@@ -61,22 +61,18 @@ class Run:
     config: Config
     arguments: tuple[str, ...]  # of `seif`
 
-    def progress(self) -> tuple[int, int]:
-        """How many of its stages have ended, and of how many."""
+    @property
+    def status(self) -> str:
+        """How far it is, by what its folder holds."""
         ended = [
             (self.folder / f"round_{round}" / stage / report.DONE).exists()
             for round in range(1, self.config.rounds + 1)
             for stage in self.config.stages
         ]
-        return sum(ended), len(ended)
-
-    @property
-    def status(self) -> str:
-        ended, stages = self.progress()
-        if ended == stages:
+        if all(ended):
             return "finished"
         begun = (self.folder / "config.json").exists()
-        return f"{ended} of {stages} stages" if begun else "not begun"
+        return f"{sum(ended)} of {len(ended)} stages" if begun else "not begun"
 
 
 def run(r: Request, read: Read) -> None:

@@ -75,11 +75,11 @@ def task(number):
 
 def test_slurm_gets_one_array(slurm, tmp_path):
     jobs = [Job(name, (f"{tmp_path}/{name}",)) for name in ("a", "b", "c")]
-    options = ["partition=gpu", "nodes=2", "gpus_per_node=4", "exclusive"]
+    options = ["partition=gpu", "nodes=2", "gpus_per_node=h100:4", "exclusive"]
     script = slurm(jobs, *options, at_once=2)
     flags = {line for line in script.splitlines() if line.startswith("#SBATCH")}
     assert flags >= {
-        *("#SBATCH --array=0-2%2", "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=4"),
+        *("#SBATCH --array=0-2%2", "#SBATCH --nodes=2", "#SBATCH --gpus-per-node=h100:4"),
         *("#SBATCH --partition=gpu", "#SBATCH --exclusive", "#SBATCH --requeue"),
         *("#SBATCH --time=1440", "#SBATCH --job-name=runs"),
     }
