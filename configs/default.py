@@ -40,7 +40,8 @@ def trained_role() -> ConfigDict:
 def verdict_role() -> ConfigDict:
     """What Filter and Judger have in common."""
     c = ConfigDict()
-    c.mode = "generate"  # "generate": analysis, then [[1]] or [[0]]; "verdict": forward pass only
+    c.mode = "generate"  # "generate": analysis, then [[1]] or [[0]]; "verdict": forward pass only;
+    # the Judger's also "random": a coin for each constraint, with reward.checks="judge" the control
     c.shots = 2  # few-shot turns
     c.prefill = ""  # generate: the reply starts with this; verdict: comes before the "[["
     c.max_prompt_tokens = 12288  # tokens; a longer prompt gets no verdict

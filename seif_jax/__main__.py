@@ -1,4 +1,4 @@
-"""The `seif` command: run, generate, convert, bench."""
+"""The `seif` command: run, generate, convert, bench, sweep."""
 
 import argparse
 import json
@@ -16,8 +16,9 @@ from seif_jax.options import DTYPES, parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input."""
     options, rest = parser().parse_known_args(arguments)
-    if rest and not (options.command == "run" and all(r.startswith("--config.") for r in rest)):
-        print(f"seif {options.command}: unknown argument {rest[0]}", file=sys.stderr)
+    unknown = [r for r in rest if not r.startswith(PASSED_ON.get(options.command, ()))]
+    if unknown:
+        print(f"seif {options.command}: unknown argument {unknown[0]}", file=sys.stderr)
         return 2
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -182,7 +183,18 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print(json.dumps(bench.run(bench.Request(**given))))
 
 
-COMMANDS = {"run": run, "generate": generate, "convert": convert, "bench": bench}
+def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import sweep
+
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    overrides = [option for option in rest if option.startswith("--config.")]
+    own = [option for option in rest if option not in overrides]
+    sweep.run(sweep.Request(**given, overrides=overrides, options=own), read_config)
+
+
+COMMANDS = {"run": run, "generate": generate, "convert": convert, "bench": bench, "sweep": sweep}
+# What arguments that are no options of a command may start with.
+PASSED_ON = {"run": ("--config.",), "sweep": ("--config.", "--slurm.", "--xpk.")}
 
 if __name__ == "__main__":
     sys.exit(main())

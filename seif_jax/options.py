@@ -46,6 +46,25 @@ Starts a run, or resumes the one that DIR holds. Any key of the config can be se
       --config.stages=instructor --config.instructor.init=RUN/round_1/instructor
 """
 
+SWEEP_HELP = """\
+Runs a config many times, each run as the sweep file's sweep(add) says (sweeps/), in DIR/NAME; all
+are checked before any starts. What is finished is left out, what is not goes on. Without --sweep
+there is one run, of the config as it is, in DIR itself: so one run is sent to SLURM or GKE.
+
+  --launcher=print   the commands that are left, one a line
+  --launcher=local   here, --jobs at a time; output in DIR/NAME.log; at the end the table
+  --launcher=slurm   one array of jobs through submitit, --jobs at a time; a job that is preempted
+                     or out of time (a day) is queued again. sbatch's options are --slurm.key=value,
+                     by submitit's names: --slurm.partition=gpu --slurm.nodes=2
+                     --slurm.gpus_per_node=8 --slurm.ntasks_per_node=8 (a process a GPU; without the
+                     last one a process a node)
+  --launcher=xpk     a workload a run; options of `xpk workload create` are --xpk.key=value, {name}
+                     in them being the run's: --xpk.cluster=NAME --xpk.tpu-type=v5p-16
+                     --xpk.docker-image=IMAGE; offline, the manifest alone: --xpk.dry-run
+                     --xpk.output-manifest-file=DIR/{name}.yaml
+  --launcher=table   starts nothing: how the runs compare
+"""
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -148,6 +167,22 @@ def parser() -> argparse.ArgumentParser:
         choices=(*DTYPES, "autocast"),
         help="default: as --dtype; trl: autocast (bfloat16 over float32 weights); tunix: float32",
     )
+
+    add = commands.add_parser(
+        "sweep",
+        help="run a config many times, here or on a cluster, and compare",
+        description=SWEEP_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="seif sweep --config=FILE [--sweep=FILE] --workdir=DIR --launcher=LAUNCHER "
+        "[--jobs=N] [--config.key=value …]",
+    )
+    add.add_argument("--config", required=True, metavar="FILE", help="as of `seif run`")
+    add.add_argument("--sweep", metavar="FILE", help="a file of sweeps/, or yours")
+    add.add_argument("--workdir", required=True, metavar="DIR", help="the runs' folders are in it")
+    add.add_argument(
+        "--launcher", required=True, choices=("print", "local", "slurm", "xpk", "table")
+    )
+    add.add_argument("--jobs", type=int, metavar="N", help="at once; local: 1 unless given")
     return top
 
 

@@ -23,7 +23,7 @@ CHOICES = {
     "format": ("think_answer", "plain"),
     "dtype": ("bfloat16", "float32"),
     "filter.mode": ("generate", "verdict"),
-    "judger.mode": ("generate", "verdict"),
+    "judger.mode": ("generate", "verdict", "random"),
     "reward.checks": CHECKS,
     "grpo.advantage": ("grpo", "rloo", "dr_grpo", "zero"),
     "grpo.kl": ("k1", "abs", "k2", "k3"),

@@ -141,6 +141,11 @@ class Speaker:
                 result[i] = row.tolist()
         return result
 
+    def toss(self, count: int, decoding: Decoding, key: jax.Array) -> list[bool]:
+        """Coins, each a function of `key`, the decoding's salt and its number alone."""
+        keys = row_keys(jax.random.fold_in(key, decoding.salt), range(count))
+        return jax.vmap(jax.random.bernoulli)(keys).tolist()
+
     def _token(self, prefill: str, option: str) -> int:
         before, after = self.tokenizer.encode(prefill), self.tokenizer.encode(prefill + option)
         if after[:-1] != before:

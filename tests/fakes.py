@@ -63,6 +63,10 @@ class FakeSpeaker:
     ) -> list[list[float] | None]:
         return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
 
+    def toss(self, count: int, decoding: Any, key: Any) -> list[bool]:
+        self.calls.append((count, decoding, key))
+        return [i % 2 == 1 for i in range(count)]
+
 
 def quoted(turn: str, header: str) -> str:
     """The data that stands quoted under a header of a Filter's or Judger's chat."""

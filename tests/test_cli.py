@@ -47,7 +47,7 @@ def refused(capsys):
     return run
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["convert"], ["bench"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["sweep"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])

@@ -22,6 +22,7 @@ LEVELS = [
     {"packing", "moments"},
     {"sharding", "masked", "batch", "processes"},
     {"peers"},
+    {"launch"},
     {"instruction", "errors", "files", "options"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -95,7 +95,14 @@ def test_what_the_model_is_asked() -> None:
     assert speaker.calls == [(Limits(), "key")]  # all questions in one call
 
 
-@pytest.mark.parametrize("mode", ["generate", "verdict"])
+def test_random_mode_tosses_coins_and_asks_no_model() -> None:
+    speaker = FakeSpeaker(lambda turn: None)
+    verdicts = Judge(speaker, "random", 2, Limits()).ask(messages, [("Q",)] * 3, "key")
+    assert verdicts == [Verdict(False), Verdict(True), Verdict(False)]
+    assert speaker.asked == [] and speaker.calls == [(3, Limits(), "key")]
+
+
+@pytest.mark.parametrize("mode", ["generate", "verdict", "random"])
 def test_no_questions_ask_nothing(mode: str) -> None:
     speaker = FakeSpeaker(lambda turn: None)
     assert Judge(speaker, mode, 0, Limits()).ask(messages, [], "key") == []

@@ -120,3 +120,16 @@ def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
             talker.choose(ASKED, prefill, (option,), max_prompt_tokens=40, batch_size=4)
     with pytest.raises(UserError, match="'he' is not one token"):  # it melts into what is before
         talker.choose(ASKED, " t", ("he",), max_prompt_tokens=40, batch_size=4)
+
+
+def test_coins_are_fair_and_functions_of_key_salt_and_number(tokenizer: Tokenizer) -> None:
+    speak, engine = speaker(tokenizer)
+    key, one, two = jax.random.key(3), Decoding(9, 9, 9, salt=1), Decoding(9, 9, 9, salt=2)
+    coins = speak.toss(4000, one, key)
+    assert coins == speak.toss(4000, one, key) and coins[:7] == speak.toss(7, one, key)
+    assert abs(sum(coins) / 4000 - 0.5) < 0.03  # four standard errors
+    others = (speak.toss(4000, two, key), speak.toss(4000, one, jax.random.key(4)), coins[1:])
+    for other in others:
+        agreement = np.mean([a == b for a, b in zip(coins, other, strict=False)])
+        assert abs(agreement - 0.5) < 0.03
+    assert engine.calls == []

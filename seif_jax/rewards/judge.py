@@ -24,6 +24,7 @@ class Speaker(Protocol):
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
+    def toss(self, count: int, decoding: Any, key: Any) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Judge:
     """One role that gives verdicts: which model, and how it is asked.
 
     mode "verdict" reads the probability of 1 against 0 after the prefill, with no decoding;
-    "generate" lets the model write its analysis first (the paper's way). A verdict that is not
-    there, is cut off, or does not fit the prompt limit is None: never a 0.
+    "generate" lets the model write its analysis first (the paper's way); "random" tosses a coin for
+    each question and asks no model: the control, in which nothing can be learned from the verdicts.
+    A verdict that is not there, is cut off, or does not fit the prompt limit is None: never a 0.
     """
 
     speaker: Speaker
@@ -51,9 +53,11 @@ class Judge:
         self, messages: Callable[..., Any], questions: Sequence[tuple[str, ...]], key: Any
     ) -> list[Verdict]:
         """`messages(*question, shots=…, mode=…)` makes a question's dialogue."""
-        dialogues = [messages(*q, shots=self.shots, mode=self.mode) for q in questions]
-        if not dialogues:
+        if not questions:
             return []
+        if self.mode == "random":
+            return [Verdict(v) for v in self.speaker.toss(len(questions), self.decoding, key)]
+        dialogues = [messages(*q, shots=self.shots, mode=self.mode) for q in questions]
         if self.mode == "verdict":
             pairs = self.speaker.choose(
                 dialogues,

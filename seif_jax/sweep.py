@@ -1,0 +1,212 @@
+"""`seif sweep`: many runs of one config, named, started where there is room, and compared.
+
+A sweep file has a function that says what each run changes, and may name it:
+
+    def sweep(add):
+        for rate in (1e-6, 3e-6):
+            add(**{"optim.learning_rate": rate})
+        add("no_filter", **{"filter.on": False, "generate.filter": False})
+
+A run is `seif run --config=FILE --workdir=DIR/NAME --config.key=value …`; without a name its keys
+and values are one. All are checked before any starts. A run says by its folder how far it is:
+called again, what is finished is left out, and `seif run` itself resumes the rest.
+"""
+
+import json
+import re
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seif_jax import launch, metrics, report, settings
+from seif_jax.display import Display
+from seif_jax.errors import UserError
+from seif_jax.settings import Config
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
+Read = Callable[[str, Sequence[str]], Config]  # a config file with overrides; raises UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `seif sweep`."""
+
+    config: str
+    sweep: str | None  # none: one run, of the config as it is, in workdir itself
+    workdir: str
+    launcher: str  # of launch.LAUNCHERS, or "table": starts nothing
+    jobs: int | None
+    overrides: Sequence[str]  # --config.key=value, of every run
+    options: Sequence[str]  # --slurm.key=value, --xpk.key=value
+
+    def check(self) -> None:
+        """UserError naming the option that cannot be."""
+        if "://" in self.workdir:
+            raise UserError(f"--workdir={self.workdir} is no path: mount it, then give its path")
+        if self.jobs is not None and (self.jobs < 1 or self.launcher not in ("local", "slurm")):
+            raise UserError(
+                f"--jobs={self.jobs}: how many at once, 1 or more, of --launcher=local or slurm"
+            )
+        for option in self.options:
+            if not option.startswith(f"--{self.launcher}."):
+                raise UserError(f"{option} is not of --launcher={self.launcher}")
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    folder: Path
+    config: Config
+    arguments: tuple[str, ...]  # of `seif`
+
+    @property
+    def status(self) -> str:
+        """How far it is, by what its folder holds."""
+        ended = [
+            (self.folder / f"round_{round}" / stage / report.DONE).exists()
+            for round in range(1, self.config.rounds + 1)
+            for stage in self.config.stages
+        ]
+        if all(ended):
+            return "finished"
+        begun = (self.folder / "config.json").exists()
+        return f"{sum(ended)} of {len(ended)} stages" if begun else "not begun"
+
+
+def run(r: Request, read: Read) -> None:
+    """Starts what is not finished. UserError: nothing was started."""
+    r.check()
+    runs = expand(r, read)
+    left = [one for one in runs if one.status != "finished"]
+    launch.tell(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
+    try:
+        if left and r.launcher != "table":
+            jobs = [launch.Job(one.name, one.arguments) for one in left]
+            options = [option.removeprefix(f"--{r.launcher}.") for option in r.options]
+            launch.LAUNCHERS[r.launcher](jobs, runs[0].folder.parent, r.jobs, options)
+    finally:
+        if r.launcher in ("local", "table"):
+            compare(runs)
+
+
+def expand(r: Request, read: Read) -> list[Run]:
+    """The runs of a sweep, each checked as `seif run` checks it; UserError names the first that
+    cannot be."""
+    if r.sweep is None:
+        return [_run(r, Path(r.workdir), {}, read)]
+    runs: list[Run] = []
+    for number, (given, values) in enumerate(read_sweep(r.sweep), 1):
+        name = given or _name(values)
+        where = f"{r.sweep}: run {number}"
+        if not re.fullmatch(NAME, name):
+            raise UserError(
+                f"{where}: the name {name!r} is not one of at most 100 letters, digits and _.,=+-; "
+                "give another: add('NAME', …)"
+            )
+        try:
+            one = _run(r, Path(r.workdir) / name, values, read)
+        except UserError as error:
+            raise UserError(f"{where} ({name}): {error}") from error
+        for earlier, other in enumerate(runs, 1):
+            if other.config.to_json() == one.config.to_json():
+                raise UserError(f"{where} ({name}) has the same values as run {earlier}")
+            if other.name == name:
+                raise UserError(f"{where} has the name of run {earlier}, {name}")
+        runs.append(one)
+    return runs
+
+
+def read_sweep(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """What the file adds: a name ("": none was given) and values by their keys."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such sweep file")
+    found: list[tuple[str, dict[str, Any]]] = []
+
+    def add(name: str = "", /, **values: Any) -> None:
+        found.append((name, values))
+
+    try:
+        sweep = runpy.run_path(path).get("sweep")
+        if sweep:
+            sweep(add)
+    except Exception as error:
+        raise UserError(f"{path}: {type(error).__name__}: {error}") from error
+    if not sweep:
+        raise UserError(f"{path}: no function sweep(add)")
+    if not found:
+        raise UserError(f"{path}: sweep(add) adds no run")
+    return found
+
+
+def _name(values: dict[str, Any]) -> str:
+    def word(value: Any) -> str:
+        bare = re.sub(r"[()\[\]'\" ]", "", str(value)).strip(",/")
+        return re.sub("[^A-Za-z0-9_.+-]+", "-", bare)
+
+    return ",".join(f"{key}={word(value)}" for key, value in values.items()) or "base"
+
+
+def _run(r: Request, folder: Path, values: dict[str, Any], read: Read) -> Run:
+    taken = {override.removeprefix("--config.").partition("=")[0] for override in r.overrides}
+    changes = [f"--config.{key}={value}" for key, value in values.items()]
+    config = read(r.config, [*r.overrides, *changes])
+    for key, value in values.items():
+        if key in taken:
+            raise UserError(f"--config.{key} is given for all runs, and changed by this one")
+        if settings.get(config, key) != value:
+            raise UserError(f"{key}={value!r} is read as {settings.get(config, key)!r}")
+    settings.check(config)
+    path = folder / "config.json"
+    if path.exists():
+        held = json.loads(path.read_text(encoding="utf-8")).get("config") or {}
+        wanted = json.loads(config.to_json())
+        changed = [key for key in wanted if held.get(key) != wanted[key]]
+        if changed:
+            raise UserError(
+                f"{folder} holds a run of another config ({changed[0]}); give another --workdir"
+            )
+    place = (f"--config={r.config}", f"--workdir={folder}")
+    return Run(folder.name, folder, config, ("run", *place, *r.overrides, *changes))
+
+
+SHOWN = {  # column: stage, and its number
+    "instr. reward": ("instructor", "reward"),
+    "reward": ("follower", "reward"),
+    "followed": ("follower", "followed"),
+    "KL": ("follower", "kl"),
+}
+
+
+def compare(runs: Sequence[Run]) -> None:
+    """A line a run: how far it is, and its last numbers."""
+    found = [numbers(one.folder / "metrics.jsonl") for one in runs]
+    names = list(dict.fromkeys(name for row in found for name in row))
+    rows = [
+        [one.name, one.status, *(row.get(name) for name in names)]
+        for one, row in zip(runs, found, strict=True)
+    ]
+    with Display() as display:
+        title = "Means over each stage's last round; the last evaluation"
+        display.table(title, ["run", "status", *names], rows)
+
+
+def numbers(path: Path) -> dict[str, float]:
+    """What of a metrics.jsonl is compared: columns and their numbers; nothing without a file."""
+    lines = metrics.read(path) if path.exists() else []
+    rounds = {line["stage"]: line["round"] for line in lines}  # of each stage, the last
+    means = {
+        stage: metrics.means([x for x in lines if (x["stage"], x["round"]) == (stage, round)])
+        for stage, round in rounds.items()
+    }
+    found = {
+        name: means[stage][key]
+        for name, (stage, key) in SHOWN.items()
+        if key in means.get(stage, ())
+    }
+    evaluations = [line for line in lines if line["stage"] == "evaluate"]
+    for key, value in (evaluations[-1] if evaluations else {}).items():
+        if key.endswith("/reward"):
+            found[key.removesuffix("/reward")] = value
+    return found
