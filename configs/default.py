@@ -97,7 +97,7 @@ def get_config() -> Config:
     c.filter = verdict_role()
     c.filter.on = True  # in the Instructor's reward
     c.judger = verdict_role()
-    c.judger.model = text()  # none: the last round's Follower; else a fixed model
+    c.judger.model = text()  # none: the last round's Follower; "base": the first one; else a path
     c.judger.dtype = text()  # none: as dtype
     c.judger.devices = "shared"  # or its own devices, by their numbers: "6,7"
     c.judger.max_no_verdict = 0.5  # share of a step's verdicts that, unreadable, stops the run

@@ -180,7 +180,9 @@ class Evolution:
 
     def judger_path(self, round: int) -> Path:
         fixed = self.config.judger.model
-        return resolve(fixed) if fixed else self.weights.path("follower", round - 1)
+        if fixed and fixed != "base":
+            return resolve(fixed)
+        return self.weights.path("follower", 0 if fixed else round - 1)
 
     def checker(self, round: int) -> Checker:
         """The Judger is F_{t-1}, or a fixed model; with rules alone there is none."""

@@ -8,12 +8,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny_run
 
 from seif_jax import launch, train
 from seif_jax.__main__ import main, read_config
+from seif_jax.evolve import Evolution
 from seif_jax.launch import Job
 
 ROOT = Path(__file__).parents[1]
@@ -256,3 +258,10 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
         rows = [line.split() for line in out.splitlines()[-2:]]
         assert rows == [["seed=1", "finished"], ["seed=2", "finished"]]
         assert len(err.splitlines()) == 1 or not finished
+
+
+def test_the_judger_is_the_last_follower_or_the_first(tmp_path):
+    evolution: Any = SimpleNamespace(weights=SimpleNamespace(path=lambda *which: which))
+    for model, wanted in ((None, ("follower", 2)), ("base", ("follower", 0)), (tmp_path, tmp_path)):
+        evolution.config = SimpleNamespace(judger=SimpleNamespace(model=model and str(model)))
+        assert Evolution.judger_path(evolution, 3) == wanted
