@@ -16,6 +16,7 @@ from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.learner import Algorithm, make_optimizer
 from seif_jax.metrics import Phases
+from seif_jax.models.devices import Place, home
 from seif_jax.models.layers import Config
 from seif_jax.optim import State
 from seif_jax.rewards.judge import OPTIONS, PREFILL
@@ -60,8 +61,8 @@ class Model:
     def engine(self) -> Engine:
         return Engine(self.config, self.weights(self.dtype), self.dtype)
 
-    def weights(self, dtype: Any) -> Any:
-        return load_params(self.path, self.base.model, dtype)
+    def weights(self, dtype: Any, place: Place = home) -> Any:
+        return load_params(self.path, self.base.model, dtype, place=place)
 
 
 @dataclass(frozen=True)
@@ -315,15 +316,17 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
     tokenizer = Plain(m.base.tokenizer)
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    place = sharding.placing(mesh)
     return train.Stage(
         name="bench",
         round=1,
         rounds=1,
         folder=Path(),
         base=replace(m.base, tokenizer=tokenizer),
-        start=lambda: m.weights(jnp.float32),
-        shapes=models.shapes(m.base.model),
-        mesh=sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1]),
+        start=lambda: m.weights(jnp.float32, place),
+        shapes=models.shapes(m.base.model, place=place),
+        mesh=mesh,
         frozen={},
         reference=cache(m.engine),
         task=Letters(rows, Checker(None, "rules"), "plain", 0),

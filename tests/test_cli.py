@@ -82,7 +82,7 @@ def test_help(command, capsys):
         ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
-        ("judger.devices=7", "config.judger.devices='7': neither 'shared' nor one of the devices"),
+        ("judger.devices=7", "config.judger.devices='7': neither 'shared' nor some of the devices"),
         ("judger.model=/absent", "/absent"),
         ("lora.rank=-1", "config.lora.rank=-1 must be 0 .* or more"),
         ("lora.targets=embed", "config.lora.targets: 'embed' is none of q, k, v, o, gate, up,"),

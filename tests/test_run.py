@@ -280,8 +280,8 @@ def test_judger_on_a_device_of_its_own(place):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     shared, first, other, second = out.splitlines()
-    assert shared.startswith("{0} 0.") and other == shared.replace("{0}", "{1}")
-    assert first == second == "{0}"  # the answerer stays where it was
+    assert shared.startswith("{0, 1} 0.") and other == shared.replace("{0, 1}", "{1}")
+    assert (first, second) == ("{0, 1}", "{0}")  # the answerer is on what is left
 
 
 def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
