@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 
 
 def start(place, workdir, count):
-    """The processes of a run of one round on eight devices, `count` of them."""
+    """The processes of a run on eight devices, `count` of them: data, then a Follower."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -36,7 +36,7 @@ def start(place, workdir, count):
     command = [
         sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
         f"--workdir={workdir}", "--config.rounds=1", "--config.mesh.data=2",
-        "--config.mesh.tensor=4",
+        "--config.mesh.tensor=4", "--config.stages=('generate', 'follower')",
     ]  # fmt: skip
     found = []
     for number in range(count):
@@ -65,13 +65,13 @@ def test_two_processes_are_one(place):
         said[count] = [process.communicate(timeout=600) for process in running]
         assert [process.returncode for process in running] == [0] * count, said[count]
     one, two = numbers(place.folder / "1"), numbers(place.folder / "2")
-    assert len(one) == len(two) == 8
+    assert len(one) == len(two) == 5
     for line, other in zip(one, two, strict=True):
         assert line.keys() == other.keys()
         for name, value in line.items():
             np.testing.assert_equal(type(other[name]), type(value))
             if isinstance(value, float):
-                np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+                np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
             else:
                 assert other[name] == value, name
     folders = [
