@@ -27,7 +27,7 @@ RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
     "vocab": "tensor",
     "slots": "sequence",
 }
-Place = Callable[[Sequence[str | None], Sequence[int]], NamedSharding]
+Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]  # axes, shape
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:

@@ -20,7 +20,7 @@ from seif_jax.learner import Algorithm, Learner, make_optimizer
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
-from seif_jax.models.tree import completion_logp, parts_logp
+from seif_jax.models.tree import completion_logp, of_parts
 from seif_jax.optim import State
 from seif_jax.packing import pack, padding
 from seif_jax.rollout import Grouping, Task, rollout
@@ -164,8 +164,11 @@ class Programs:
 
     def __init__(self, c: Config, stage: Stage, optimizer: optax.GradientTransformation):
         self.stage, self.parts = stage, sharding.parts(stage.mesh)
-        of = completion_logp if self.parts == 1 else parts_logp
-        logp = partial(of, c, temperature=stage.decoding.temperature, dtype=stage.dtype)
+        logp = partial(
+            completion_logp, c, temperature=stage.decoding.temperature, dtype=stage.dtype
+        )
+        if self.parts > 1:
+            logp = of_parts(logp)
         self.cast = jax.jit(  # and to where it is sampled from
             lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
             out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),

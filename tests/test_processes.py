@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +19,8 @@ MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use")  # what differs betw
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    with tiny_run.quick_compiles(folder / "cache") as variables:
-        config = tiny_run.config_file(folder, tiny_run.model_folder(folder / "model"))
-        yield SimpleNamespace(folder=folder, config=config, variables=variables)
+    with tiny_run.place(tmp_path_factory.mktemp("processes")) as found:
+        yield found
 
 
 def start(place, workdir, count):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -34,11 +33,8 @@ FOLLOWER = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Model and config for the whole module, and the variables for a subprocess."""
-    folder = tmp_path_factory.mktemp("run")
-    with tiny_run.quick_compiles(folder / "cache") as variables:
-        config = tiny_run.config_file(folder, tiny_run.model_folder(folder / "model"))
-        yield SimpleNamespace(folder=folder, config=config, variables=variables)
+    with tiny_run.place(tmp_path_factory.mktemp("run")) as found:
+        yield found
 
 
 def seif(place, workdir: Path, *more: str) -> int:

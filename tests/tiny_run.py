@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -83,6 +84,14 @@ def config_file(folder: Path, model: Path) -> Path:
     path = folder / "tiny_run_config.py"
     path.write_text(f"DEFAULT, MODEL, SEEDS, PREFILL = {values!r}\n{CONFIG}")
     return path
+
+
+@contextlib.contextmanager
+def place(folder: Path) -> Iterator[SimpleNamespace]:
+    """Model and config of a module's runs, and the variables for a subprocess."""
+    with quick_compiles(folder / "cache") as variables:
+        config = config_file(folder, model_folder(folder / "model"))
+        yield SimpleNamespace(folder=folder, config=config, variables=variables)
 
 
 @contextlib.contextmanager

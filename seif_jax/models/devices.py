@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 
 from seif_jax import sharding
+from seif_jax.sharding import Place as Place
 
 CACHED_BYTES = 1 << 19
 Index = tuple[slice, ...]
-Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]
 
 
 def home(axes: Sequence[str | None] = (), shape: Sequence[int] = ()) -> jax.sharding.Sharding:

@@ -4,7 +4,7 @@
 are read from.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,20 +44,15 @@ def completion_logp(
     return logp[flat.rows]
 
 
-def parts_logp(
-    c: Config,
-    params: Mapping[str, Any],
-    flat: Flat,
-    *,
-    temperature: float,
-    dtype: Any,
-    remat: str = "none",
-) -> Float[Array, "P B C"]:
-    """`completion_logp` of several trees side by side, spread over a mesh."""
-    of_one = partial(completion_logp, c, temperature=temperature, dtype=dtype, remat=remat)
+def of_parts(logp: Callable[..., Array]) -> Callable[..., Float[Array, "P B C"]]:
+    """A function of weights and a Flat, as one of several side by side, spread over a mesh."""
     # `said` is no axis, or both sides of the choice that it makes would be computed.
     axes: Any = (None, Flat(0, 0, 0, None, 0))  # pyright: ignore[reportArgumentType]
-    return jax.vmap(of_one, axes, spmd_axis_name=PARTS)(params, flat)
+
+    def of_all(params: Any, flat: Flat, **options: Any) -> Array:
+        return jax.vmap(partial(logp, **options), axes, spmd_axis_name=PARTS)(params, flat)
+
+    return of_all
 
 
 def next_logp(

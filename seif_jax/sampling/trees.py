@@ -48,16 +48,16 @@ def as_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
     widths = [round_up(max(map(len, level))) for level in levels]
     root = pad([prompts[0][:shared]], fine(shared))
 
-    def laid(numbers: list[list[int]], slots: int = 0) -> Tree:
-        below = [
-            pad([level[i] if i >= 0 else [] for i in at], width)
-            for level, at, width in zip(levels, numbers, widths, strict=True)
+    texts = [  # of each part, its levels; what is not there is empty
+        [
+            [level[i] if i >= 0 else [] for i in at]
+            for level, at in zip(levels, numbers, strict=True)
         ]
-        return lay([root, *below], slots)
-
-    slots = max(laid(numbers).tokens.size for numbers in rows)
-    for numbers in rows:
-        tree, leaves = laid(numbers, slots), np.array(numbers[-1])
+        for numbers in rows
+    ]
+    slots = fine(shared + max(sum(len(row) for level in text for row in level) for text in texts))
+    for text, numbers in zip(texts, rows, strict=True):
+        tree, leaves = lay([root, *map(pad, text, widths)], slots), np.array(numbers[-1])
         length = np.array([len(levels[-1][i]) if i >= 0 else 1 for i in leaves])
         yield Part(tree, np.asarray(tree.levels[-1])[np.arange(len(leaves)), length - 1], leaves)
 
