@@ -99,7 +99,8 @@ def get_config() -> Config:
     c.judger = verdict_role()
     c.judger.model = text()  # none: the last round's Follower; "base": the first one; else a path
     c.judger.dtype = text()  # none: as dtype
-    c.judger.devices = "shared"  # or its own devices, by their numbers: "6,7"
+    c.judger.devices = "shared"  # or its own, Filter's and answerer's, too: "2" (so many), "[6,7]"
+    # (these); what was sampled first is then scored while the rest is being sampled
     c.judger.max_no_verdict = 0.5  # share of a step's verdicts that, unreadable, stops the run
 
     c.reward = ConfigDict()

@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if "://" in options.workdir:
+        raise UserError(f"--workdir={options.workdir} is no path: give one where it is mounted")
     config = read_config(options.config, overrides)
     use_compilation_cache()
     from seif_jax import evolve, processes

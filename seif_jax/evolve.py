@@ -164,6 +164,7 @@ class Evolution:
             task=task,
             decoding=settings.decoding(c, role, role.temperature),
             grouping=settings.grouping(c, role),
+            pieces=settings.pieces(c),
             sizes=settings.sizes(role, round),
             algorithm=settings.algorithm(c),
             key=key,  # folded with steps, which count from 1
@@ -212,7 +213,7 @@ class Evolution:
 
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
-        evaluator = self.speaker(self.weights.path("follower", round - 1), c.dtype)
+        evaluator = self.evaluator(round)
         answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_SALT)
         return InstructorTask(
             rows=self.seeds,
@@ -224,6 +225,11 @@ class Evolution:
             soft_share=c.instructor.soft_share,
             seed=f"{c.seed}/{round}",
         )
+
+    def evaluator(self, round: int) -> Speaker:
+        """F_{t-1}, which filters and answers, beside the Judger."""
+        path = self.weights.path("follower", round - 1)
+        return self.speaker(path, self.config.dtype, self.config.judger.devices)
 
     def filter(self, evaluator: Speaker) -> Judge:
         c = self.config.filter
@@ -240,10 +246,9 @@ class Evolution:
         c = self.config
         author = self.weights.path("instructor", round)
         self.weights.keep_only(author, self.weights.path("follower", round - 1))
-        evaluator = self.speaker(self.weights.path("follower", round - 1), c.dtype)
         task = Proposer(
             rows=self.seeds,
-            filter=self.filter(evaluator) if c.generate.filter else None,
+            filter=self.filter(self.evaluator(round)) if c.generate.filter else None,
             format=c.format,
             shots=c.instructor.shots,
             soft_share=c.instructor.soft_share,
@@ -257,6 +262,7 @@ class Evolution:
             task=task,
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),
             batch=c.generate.prompts,
+            pieces=settings.pieces(c),
             key=key,
         )
         return generate.run(stage, self.instructions(round), writer, self.display)
@@ -273,10 +279,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return None
     return found.stdout.strip() or None

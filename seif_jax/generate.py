@@ -25,6 +25,7 @@ class Stage:
     task: Proposer
     decoding: Decoding
     batch: int  # seeds a step
+    pieces: int  # in which a step's proposals are filtered, while others are still written
     key: jax.Array  # a function of seed, round and stage
 
 
@@ -58,11 +59,14 @@ def _step(
     stage: Stage, rows: Sequence[int], step: int, phases: Phases
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     key = jax.random.fold_in(stage.key, step)
-    with phases("sample"):
-        seed = jax.random.fold_in(key, 0)
-        replies, read = ask(stage.task, stage.speaker, rows, step, stage.decoding, seed)
-    with phases("filter"):
-        proposals = stage.task.propose(read, jax.random.fold_in(key, 1))
+    seed, other = (jax.random.fold_in(key, i) for i in range(2))
+
+    def filter(read: Sequence[Proposal], numbers: Sequence[int]) -> list[Proposal]:
+        return stage.task.propose(read, numbers, other)
+
+    asked = (stage.task, stage.speaker, rows, step, stage.decoding, seed, filter)
+    names = ("sample", "filter")
+    replies, proposals = ask(*asked, pieces=stage.pieces, phases=phases, names=names)
     secs = phases.take()
     tokens = sum(len(reply.ids) for reply in replies if reply)
     numbers = {

@@ -122,7 +122,7 @@ class Letters(FollowerTask):
     def read(self, row: int, step: int, reply: Any) -> Any:
         return Score(sum(map(str.islower, reply.text)) / max(len(reply.text), 1))
 
-    def score(self, found: Sequence[Score], key: Any) -> list[Score]:
+    def score(self, found: Sequence[Score], numbers: Sequence[int], key: Any) -> list[Score]:
         return list(found)
 
 
@@ -332,6 +332,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
         task=Letters(rows, Checker(None, "rules"), "plain", 0),
         decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
         grouping=Grouping(s.group, "grpo", False, False),
+        pieces=1,
         sizes=train.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
         algorithm=ALGORITHM,
         key=jax.random.key(0),

@@ -114,7 +114,10 @@ class Phases:
         try:
             yield
         finally:
-            self._secs[name] = self._secs.get(name, 0.0) + self._clock() - start
+            self.add(name, self._clock() - start)
+
+    def add(self, name: str, secs: float) -> None:
+        self._secs[name] = self._secs.get(name, 0.0) + secs
 
     def take(self) -> dict[str, float]:
         """{"secs/NAME": seconds} since the last call; the next step starts from nothing."""

@@ -10,7 +10,7 @@ import pickle
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from seif_jax.errors import RunError, UserError
 
 HEARTBEAT_SECS = 30  # silence after which a process is taken to be dead
 SHUTDOWN_SECS = 30
+
+T = TypeVar("T")
 
 
 def start(coordinator: str | None, count: int | None, number: int | None) -> None:
@@ -83,15 +85,18 @@ def wait(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
-def exchange(found: dict[int, Any]) -> dict[int, Any]:
-    """What all processes found, in one dict; each has numbers of its own."""
+def share(count: int) -> range:
+    """Which of `count` rows this process takes, as grain's ShardByJaxProcess deals them."""
+    return range(jax.process_index(), count, jax.process_count())
+
+
+def exchange(found: T) -> list[T]:
+    """What each process found, by their numbers; all call it."""
     if jax.process_count() == 1:
-        return found
+        return [found]
     data = np.frombuffer(pickle.dumps(found), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size]))
     width = 1 << int(sizes.max()).bit_length()  # few shapes
     rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
-    merged: dict[int, Any] = {}
-    for row, size in zip(rows, sizes.ravel(), strict=True):
-        merged |= pickle.loads(row[:size].tobytes())
-    return merged
+    held = zip(rows, sizes.ravel(), strict=True)
+    return [pickle.loads(row[:size].tobytes()) for row, size in held]

@@ -1,22 +1,24 @@
 """Prompts to samples to rewards to a Batch: the one place where text meets tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import grpo
+from seif_jax import grpo, processes
 from seif_jax.batch import Batch
 from seif_jax.metrics import Phases
+from seif_jax.pieces import Pieces
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 from seif_jax.speaker import Decoding, Reply, Speaker
 from seif_jax.tasks import FollowerTask, InstructorTask, Proposer
 
+T = TypeVar("T")
 Task = FollowerTask | InstructorTask
 # Reasons for which a reply does not have the form that was asked for.
 UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_seed")
@@ -48,16 +50,21 @@ def rollout(
     decoding: Decoding,
     grouping: Grouping,
     phases: Phases,
+    pieces: int = 1,
 ) -> Rollout:
-    """Samples a group for each row, scores it, and makes the batch to be trained on."""
+    """Samples a group for each row, scores it, and makes the batch to be trained on. pieces: of
+    `ask`."""
     repeated = [row for row in rows for _ in range(grouping.size)]
-    with phases("sample"):
-        seed = jax.random.fold_in(key, 0)
-        replies, read = ask(task, policy, rows, step, decoding, seed, grouping.size)
+    seed, other = (jax.random.fold_in(key, i) for i in range(2))
+
+    def score(read: Sequence[Any], numbers: Sequence[int]) -> list[Score]:
+        return task.score(read, numbers, other)
+
+    group, names = grouping.size, ("sample", "reward")
+    asked = (task, policy, rows, step, decoding, seed, score)
+    replies, scores = ask(*asked, group=group, pieces=pieces, phases=phases, names=names)
     whole = [reply for reply in replies if reply is not None]
     assert len(whole) == len(replies), "over-long prompts are dropped before training"
-    with phases("reward"):
-        scores = task.score(read, jax.random.fold_in(key, 1))
     batch = make_batch(whole, scores, grouping, decoding.max_tokens)
     samples = [
         _sample(task, row, step, g % grouping.size, reply, score, advantage)
@@ -81,18 +88,44 @@ def ask(
     step: int,
     decoding: Decoding,
     key: jax.Array,
+    score: Callable[[Sequence[Any], Sequence[int]], Sequence[T]],
+    *,
     group: int = 1,
-) -> tuple[list[Reply | None], list[Any]]:
-    """`group` replies to each row's dialogue, and what the task reads in each: parsing and rules
-    run on the host while other replies are still being sampled."""
+    pieces: int = 1,
+    phases: Phases,
+    names: tuple[str, str],
+) -> tuple[list[Reply | None], list[T]]:
+    """`group` replies to each row's dialogue, and what `score` makes of what the task reads in
+    them: (what was read, the samples' numbers) to one result each.
+
+    Parsing and rules run on the host while other replies are still being sampled. So does `score`
+    where there are several pieces: of so many runs of rows each is scored once its replies are
+    there, whatever else is. Of several processes each does this for its share of the rows; all get
+    everything. names: of the phases of sampling, and of scoring what is left then.
+    """
+    mine = processes.share(len(rows))
+    numbers = [row * group + g for row in mine for g in range(group)]
     read: dict[int, Any] = {}
 
-    def ended(i: int, reply: Reply | None) -> None:
-        read[i] = task.read(rows[i // group], step, reply)
+    def work(run: range) -> Sequence[T]:
+        return score([read[i] for i in run], [numbers[i] for i in run])
 
-    dialogues = [task.dialogue(row, step) for row in rows]
-    replies = speaker.reply(dialogues, decoding, key, group, ended)
-    return replies, [read[i] for i in range(len(replies))]
+    with Pieces(len(numbers), group, pieces, work) as scored:
+
+        def ended(i: int, reply: Reply | None) -> None:
+            read[i] = task.read(rows[mine[i // group]], step, reply)
+            scored.came(i)
+
+        with phases(names[0]):
+            dialogues = [task.dialogue(rows[row], step) for row in mine]
+            replies = speaker.reply(dialogues, decoding, key, group, ended, mine)
+        with phases(names[1]):
+            own, early_secs = scored.results()
+            shares = processes.exchange(list(zip(numbers, replies, own, strict=True)))
+    if pieces > 1:
+        phases.add("scored_early", early_secs)
+    whole = sorted((each for found in shares for each in found), key=lambda each: each[0])
+    return [reply for _, reply, _ in whole], [result for _, _, result in whole]
 
 
 def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str, float]:

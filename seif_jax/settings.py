@@ -35,6 +35,7 @@ POSITIVE = (
     "rounds", "sample_batch", "generate.prompts", "checkpoint.every_steps", "filter.batch_size",
     "judger.batch_size", "optim.learning_rate", "optim.clip_norm",
 )  # fmt: skip
+PIECES = 8  # in which samples are scored where the Judger has devices of its own
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 ROLE_POSITIVE = (
     "rollout_prompts", "optimizer_prompts", "micro_tokens", "max_prompt_tokens",
@@ -100,6 +101,12 @@ def sizes(role: Config, round: int) -> Sizes:
 def grouping(config: Config, role: Config) -> Grouping:
     g = config.grpo
     return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
+
+
+def pieces(config: Config) -> int:
+    """In how many pieces a step's samples are scored. Where the Judger shares the devices there is
+    nothing to gain by several."""
+    return 1 if config.judger.devices == "shared" else PIECES
 
 
 def decoding(config: Config, role: Config, temperature: float, salt: int = 0) -> Decoding:

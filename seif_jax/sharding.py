@@ -31,7 +31,8 @@ Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]  
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
-    """The devices in a mesh of AXES. sizes: of each axis; one may be -1: all that is left.
+    """The devices in a mesh of AXES, those of a process next to each other. sizes: of each axis;
+    one may be -1: all that is left.
 
     UserError: the sizes are none, or their product is not the number of devices.
     """
@@ -44,6 +45,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
         raise UserError(f"config.mesh: {text} does not fit {len(devices)} devices")
     shape = [len(devices) // known if size == -1 else size for size in given]
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
 
 
@@ -99,16 +101,15 @@ def for_sampling(home: Any) -> Any:
     return NamedSharding(home.mesh, PartitionSpec(*kept))
 
 
-def replicas(params: Any) -> tuple[dict[int, Any], int]:
-    """The copies of the weights that this process's devices hold, by their numbers, and how many
-    there are in all: one for every group of devices along "tensor". Nothing is copied. UserError: a
-    group spans processes."""
+def replicas(params: Any) -> list[Any]:
+    """The copies of the weights that this process's devices hold: one for every group of devices
+    along "tensor". Nothing is copied. UserError: a group spans processes."""
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding) or home.mesh.size == 1:
-        return ({0: params} if home.is_fully_addressable else {}), 1
+        return [params]
     groups = np.asarray(home.mesh.devices).reshape(-1, home.mesh.shape["tensor"])
-    local = {n: group for n, group in enumerate(groups) if any(map(_is_here, group))}
-    if not all(_is_here(device) for group in local.values() for device in group):
+    local = [group for group in groups if any(map(_is_here, group))]
+    if not all(_is_here(device) for group in local for device in group):
         raise UserError(
             f"config.mesh: tensor={groups.shape[1]} spans several processes, which have "
             f"{jax.local_device_count()} devices each"
@@ -125,7 +126,7 @@ def replicas(params: Any) -> tuple[dict[int, Any], int]:
 
         return jax.tree.map(part, params)
 
-    return {n: held(group) for n, group in local.items()}, len(groups)
+    return [held(group) for group in local]
 
 
 def heads_like(home: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,14 +72,17 @@ class Speaker:
         key: jax.Array,
         group: int = 1,
         ended: Ended = ignore,
+        numbers: Sequence[Any] | None = None,
     ) -> list[Reply | None]:
         """`group` replies to each dialogue, in their order; None for one that is too long.
 
-        Reply i of dialogue j depends on the dialogue, `key` and j·group + i alone. `ended` is told
-        of every reply by its number, in the order in which they end, while others are sampled.
+        numbers: of each dialogue, a number or several; none: its place. Reply i of a dialogue
+        depends on the dialogue, `key` and number·group + i alone (of several, the last number).
+        `ended` is told of every reply by its place, in the order in which they end, while others
+        are sampled.
         """
         prompts = self.encode(dialogues, decoding.prefill)
-        return self.complete(prompts, decoding, key, group, ended)
+        return self.complete(prompts, decoding, key, group, ended, numbers)
 
     def complete(
         self,
@@ -87,6 +91,7 @@ class Speaker:
         key: jax.Array,
         group: int = 1,
         ended: Ended = ignore,
+        numbers: Sequence[Any] | None = None,
     ) -> list[Reply | None]:
         """As `reply`, for prompts that are encoded already, the prefill included."""
         decoding.check(self.engine.config.max_positions)
@@ -98,6 +103,10 @@ class Speaker:
         if not fit:
             return replies
 
+        of_dialogues = np.array(range(len(prompts)) if numbers is None else numbers, np.uint32)
+        addresses = np.repeat(of_dialogues.reshape(len(prompts), -1)[fit], group, axis=0)
+        addresses[:, -1] = addresses[:, -1] * group + np.tile(np.arange(group), len(fit))
+
         def take(n: int, sample: Sample) -> None:
             row = rows[n]
             text = decoding.prefill + self.tokenizer.decode(sample.tokens)
@@ -108,7 +117,7 @@ class Speaker:
 
         self.engine.sample(
             [prompts[i] for i in fit],
-            row_keys(jax.random.fold_in(key, decoding.salt) if decoding.salt else key, rows),
+            row_keys(jax.random.fold_in(key, decoding.salt) if decoding.salt else key, addresses),
             group=group,
             max_tokens=decoding.max_tokens,
             method=decoding.method,
@@ -141,9 +150,9 @@ class Speaker:
                 result[i] = row.tolist()
         return result
 
-    def toss(self, count: int, decoding: Decoding, key: jax.Array) -> list[bool]:
-        """Coins, each a function of `key`, the decoding's salt and its number alone."""
-        keys = row_keys(jax.random.fold_in(key, decoding.salt), range(count))
+    def toss(self, numbers: Sequence[Any], decoding: Decoding, key: jax.Array) -> list[bool]:
+        """Coins, each a function of `key`, the decoding's salt and its number or numbers alone."""
+        keys = row_keys(jax.random.fold_in(key, decoding.salt), numbers)
         return jax.vmap(jax.random.bernoulli)(keys).tolist()
 
     def _token(self, prefill: str, option: str) -> int:

@@ -35,12 +35,17 @@ class Answerer:
     shots: int
 
     def answer(
-        self, prompts: Sequence[str], key: Any, ended: Callable[[int, Reply | None], None]
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[int],
+        key: Any,
+        ended: Callable[[int, Reply | None], None],
     ) -> None:
-        """Tells `ended` of each prompt's answer, while others are being written."""
+        """Tells `ended` of each prompt's answer, while others are being written. numbers: of the
+        samples that the prompts are."""
         dialogues = [follower.messages(p, format=self.format, shots=self.shots) for p in prompts]
         if prompts:
-            self.speaker.reply(dialogues, self.decoding, key, ended=ended)
+            self.speaker.reply(dialogues, self.decoding, key, ended=ended, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,16 @@ class FollowerTask:
         score = _read_answer(reply, self.format, self.rows[row].prompt)
         return score, None if score.reason else self.checker.check(self.rows[row], score.answer)
 
-    def score(self, found: Sequence[tuple[Score, Checked | None]], key: Any) -> list[Score]:
-        """found: what `read` gave of each reply."""
+    def score(
+        self, found: Sequence[tuple[Score, Checked | None]], numbers: Sequence[int], key: Any
+    ) -> list[Score]:
+        """found: what `read` gave of each reply; numbers: of these samples."""
         scores = [score for score, _ in found]
         items = [checked for _, checked in found if checked]
         open_ = [i for i, (_, checked) in enumerate(found) if checked]
-        for i, marks in zip(open_, self.checker.marks(items, key), strict=True):
-            scores[i] = _marked(scores[i], marks, lambda followed: followed)
+        marks = self.checker.marks(items, [numbers[i] for i in open_], key)
+        for i, marked in zip(open_, marks, strict=True):
+            scores[i] = _marked(scores[i], marked, lambda followed: followed)
         return scores
 
 
@@ -121,13 +129,17 @@ class Proposer:
         """What can be said of a reply by itself: parsed, not yet filtered."""
         return self._parse(row, self.variant(row, step), reply)
 
-    def propose(self, found: Sequence[Proposal], key: Any) -> list[Proposal]:
-        """Filters what `read` gave; every reply's proposal is kept (reason "") or dropped."""
+    def propose(
+        self, found: Sequence[Proposal], numbers: Sequence[int], key: Any
+    ) -> list[Proposal]:
+        """Filters what `read` gave of the samples with these numbers; every reply's proposal is
+        kept (reason "") or dropped."""
         proposals = list(found)
         open_ = [i for i, p in enumerate(proposals) if not p.reason] if self.filter else []
         if self.filter:
             prompts = [(proposals[i].instruction.prompt,) for i in open_]
-            verdicts = self.filter.ask(filter.messages, prompts, key)
+            named = [numbers[i] for i in open_]
+            verdicts = self.filter.ask(filter.messages, prompts, named, key)
             for i, verdict in zip(open_, verdicts, strict=True):
                 reason = {True: "", False: "contradiction", None: "no_verdict"}[verdict.value]
                 p = proposals[i]
@@ -164,9 +176,9 @@ class InstructorTask(Proposer):
     checker: Checker
     answerer: Answerer
 
-    def score(self, found: Sequence[Proposal], key: Any) -> list[Score]:
-        """found: what `read` gave of each reply."""
-        proposals = self.propose(found, key)
+    def score(self, found: Sequence[Proposal], numbers: Sequence[int], key: Any) -> list[Score]:
+        """found: what `read` gave of each reply; numbers: of these samples."""
+        proposals = self.propose(found, numbers, key)
         scores = [
             Score(0.0, p.reason, p.detail, prompt=p.instruction.prompt, filter=p.filter)
             for p in proposals
@@ -183,9 +195,11 @@ class InstructorTask(Proposer):
             if not reason:
                 items[i] = self.checker.check(proposals[i].instruction, read.answer)
 
-        self.answerer.answer([proposals[i].instruction.prompt for i in asked], key, ended)
+        prompts = [proposals[i].instruction.prompt for i in asked]
+        self.answerer.answer(prompts, [numbers[i] for i in asked], key, ended)
         open_ = sorted(items)
-        marks = self.checker.marks([items[i] for i in open_], key)
+        named = [numbers[i] for i in open_]
+        marks = self.checker.marks([items[i] for i in open_], named, key)
         for i, marked in zip(open_, marks, strict=True):
             scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed)
         return scores

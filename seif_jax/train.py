@@ -64,6 +64,7 @@ class Stage:
     task: Task
     decoding: Decoding
     grouping: Grouping
+    pieces: int  # in which a step's samples are scored, while others are still being generated
     sizes: Sizes
     algorithm: Algorithm
     key: jax.Array  # a function of seed, round and stage
@@ -121,14 +122,14 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     """Rows whose prompt is within the limit in every form it can take; the others are dropped."""
     stage.sizes.check(stage.grouping.size)
     limit, tokenizer = stage.decoding.max_prompt_tokens, stage.base.tokenizer
-    fits, longest = [], 0
-    for row in range(len(stage.task.rows)):
+    own: dict[int, int] = {}  # tokens of the longest form of this process's rows
+    for row in processes.share(len(stage.task.rows)):
         forms = stage.task.dialogues(row)
-        length = max(len(tokenizer.encode_chat(d, stage.decoding.prefill)) for d in forms)
-        longest = max(longest, length)
-        if length <= limit:
-            fits.append(row)
-    dropped = len(stage.task.rows) - len(fits)
+        own[row] = max(len(tokenizer.encode_chat(d, stage.decoding.prefill)) for d in forms)
+    lengths = {row: length for part in processes.exchange(own) for row, length in part.items()}
+    longest = max(lengths.values())
+    fits = sorted(row for row, length in lengths.items() if length <= limit)
+    dropped = len(lengths) - len(fits)
     if not fits:
         raise UserError(
             f"{stage.name}: all {dropped} prompts are longer than max_prompt_tokens={limit} "
@@ -233,11 +234,12 @@ def train_step(
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
         policy = speaker(stage, programs, state)
-        found = rollout(stage.task, policy, rows, step, key, stage.decoding, stage.grouping, phases)
+        decoding, grouping, pieces = stage.decoding, stage.grouping, stage.pieces
+        found = rollout(stage.task, policy, rows, step, key, decoding, grouping, phases, pieces)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
             batches = with_logp(programs, found.batch, policy.engine)
-        slot_steps = policy.engine.slot_steps
+        slot_steps = sum(processes.exchange(policy.engine.slot_steps))
         del policy  # its weights make room for the update's
         with phases("update"):
             state, numbers = apply_updates(programs, state, batches)

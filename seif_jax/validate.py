@@ -1,12 +1,14 @@
 """Scores a policy on evaluation sets: what is learned beyond the prompts that are trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from seif_jax.errors import UserError
+from seif_jax.metrics import Phases
 from seif_jax.rewards import score as scoring
+from seif_jax.rewards.score import Score
 from seif_jax.rollout import ask, reply_metrics
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import FollowerTask
@@ -23,7 +25,12 @@ def score_sets(
     found: list[dict[str, Any]] = []
     for name, (task, decoding) in sets.items():
         rows = range(len(task.rows))
-        replies, read = ask(task, policy, rows, 0, decoding, key)
+
+        def score(read: Sequence[Any], numbers: Sequence[int], task=task) -> list[Score]:
+            return task.score(read, numbers, key)
+
+        asked = (task, policy, rows, 0, decoding, key, score)
+        replies, all_scores = ask(*asked, phases=Phases(), names=("sample", "reward"))
         kept = [row for row in rows if replies[row] is not None]
         whole = [reply for reply in replies if reply is not None]
         if not whole:
@@ -31,7 +38,7 @@ def score_sets(
                 f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
                 f"max_prompt_tokens={decoding.max_prompt_tokens}"
             )
-        scores = task.score([read[row] for row in kept], key)
+        scores = [all_scores[row] for row in kept]
         values = scoring.metrics(scores, task.checker.asks) | reply_metrics(whole, scores)
         values["dropped"] = len(rows) - len(whole)
         numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}

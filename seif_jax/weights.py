@@ -1,5 +1,6 @@
 """Where the weights of every role come from; those that are only read are held once."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ class Weights:
         self.mesh = sharding.make_mesh(config.mesh, rest)
         self._meshes = {"shared": self.mesh}
         if own:
-            sizes = dict.fromkeys(sharding.AXES, 1) | {"data": len(own)}
+            # Whole copies of the weights, cut as finely as the sampler's where they can be.
+            tensor = math.gcd(len(own) // jax.process_count(), self.mesh.shape["tensor"])
+            sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "tensor": tensor}
             self._meshes[config.judger.devices] = sharding.make_mesh(sizes, own)
         place = sharding.placing(self.mesh)
         self.base, self.shapes = base, models.shapes(base.model, place=place)
@@ -103,14 +106,32 @@ class Weights:
 
 
 def judger_devices(text: str) -> list[Any]:
-    """The Judger's own devices, by their numbers; "shared": none."""
+    """The devices of Judger, Filter and answerer: "shared": none of their own; "2": so many, each
+    process's last ones; "[6,7]": those with these numbers. UserError: they are not there, none is
+    left for training, or processes have unequally many."""
     if text == "shared":
         return []
     devices = {str(device.id): device for device in jax.devices()}
-    numbers = text.split(",")
-    if not {*numbers} < devices.keys() or len({*numbers}) < len(numbers):
+    held = [
+        [device for device in devices.values() if device.process_index == process]
+        for process in range(jax.process_count())
+    ]
+    if text.isdecimal():
+        each = int(text) // len(held) if int(text) % len(held) == 0 else 0
+        own = [device for some in held for device in some[max(len(some) - each, 0) :]]
+    else:
+        numbers = [number.strip() for number in text.strip("[]()").split(",")]
+        if not {*numbers} <= devices.keys():
+            raise UserError(
+                f"config.judger.devices={text!r}: neither 'shared', nor how many, nor a list of "
+                f"some of the devices 0 to {len(devices) - 1}, as '[{len(devices) - 1}]'"
+            )
+        own = [devices[number] for number in dict.fromkeys(numbers)]
+    counts = [sum(device in own for device in some) for some in held]
+    if len({*counts}) > 1 or not 0 < counts[0] < min(map(len, held)):
+        shares = ", ".join(f"{n} of {len(some)}" for n, some in zip(counts, held, strict=True))
         raise UserError(
-            f"config.judger.devices={text!r}: neither 'shared' nor some of the devices "
-            f"0 to {len(devices) - 1}, with at least one left for training"
+            f"config.judger.devices={text!r}: takes {shares} devices; each process needs at least "
+            "one and as many as the others, and one left for training"
         )
-    return [devices[number] for number in numbers]
+    return own

@@ -48,8 +48,15 @@ class FakeSpeaker:
         return [self.say(turn) for turn in turns]
 
     def reply(
-        self, dialogues: Sequence[Any], decoding: Any, key: Any, ended: Any = ignore
+        self,
+        dialogues: Sequence[Any],
+        decoding: Any,
+        key: Any,
+        ended: Any = ignore,
+        *,
+        numbers: Sequence[Any],
     ) -> list[Any]:
+        assert len(numbers) == len({*numbers}) == len(dialogues)
         return tell(self._answers(dialogues, decoding, key), ended)
 
     def choose(
@@ -63,9 +70,9 @@ class FakeSpeaker:
     ) -> list[list[float] | None]:
         return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
 
-    def toss(self, count: int, decoding: Any, key: Any) -> list[bool]:
-        self.calls.append((count, decoding, key))
-        return [i % 2 == 1 for i in range(count)]
+    def toss(self, numbers: Sequence[int], decoding: Any, key: Any) -> list[bool]:
+        self.calls.append((numbers, decoding, key))
+        return [number % 2 == 1 for number in numbers]
 
 
 def quoted(turn: str, header: str) -> str:

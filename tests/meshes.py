@@ -80,7 +80,7 @@ def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
         "norm": norms,
         "tokens": [sample.tokens.tolist() for sample in samples],
         "verdicts": verdicts.tolist(),
-        "replicas": engine.copies,
+        "replicas": len(engine.replicas),
         "held": sum(x.addressable_shards[0].data.nbytes for x in held)
         / sum(x.nbytes for x in held),
     }

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -82,7 +83,11 @@ def test_help(command, capsys):
         ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
-        ("judger.devices=7", "config.judger.devices='7': neither 'shared' nor some of the devices"),
+        (
+            "judger.devices=[7]",
+            r"config.judger.devices='\[7\]': neither 'shared', nor how many, nor",
+        ),
+        ("judger.devices=1", "config.judger.devices='1': takes 1 of 1 devices; each process needs"),
         ("judger.model=/absent", "/absent"),
         ("lora.rank=-1", "config.lora.rank=-1 must be 0 .* or more"),
         ("lora.targets=embed", "config.lora.targets: 'embed' is none of q, k, v, o, gate, up,"),
@@ -100,6 +105,12 @@ def test_a_config_that_cannot_be(place, refused, override, message):
     assert line.startswith("seif run: ")
     assert re.search(message, line), line
     assert not workdir.exists()
+
+
+def test_a_workdir_that_is_no_path(place, refused):
+    line = refused("run", f"--config={place.config}", "--workdir=gs://bucket/run")
+    assert "--workdir=gs://bucket/run is no path: give one where it is mounted" in line
+    assert not Path("gs:").exists()
 
 
 @pytest.mark.parametrize(

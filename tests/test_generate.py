@@ -43,7 +43,7 @@ class Instructor:
         self.calls = 0
 
     def reply(
-        self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any
+        self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any
     ) -> list[Reply | None]:
         self.calls += 1
         seeds = [d[-1]["content"].rsplit("Question: ", 1)[1] for d in dialogues]
@@ -67,7 +67,7 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         seed="0",
     )
     stage = generate.Stage(
-        1, 1, folder / "generate", speaker, task, Decoding(99, 9, 4), batch, jax.random.key(0)
+        1, 1, folder / "generate", speaker, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
     )
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)

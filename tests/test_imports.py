@@ -23,7 +23,7 @@ LEVELS = [
     {"sharding", "masked", "batch", "processes"},
     {"peers"},
     {"launch"},
-    {"instruction", "errors", "files", "options"},
+    {"instruction", "errors", "files", "options", "pieces"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

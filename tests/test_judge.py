@@ -19,7 +19,7 @@ def ask(mode: str, *answers: Any) -> list[Verdict]:
     left = list(answers)
     speaker = FakeSpeaker(lambda turn: left.pop(0))
     questions = [(f"Q{i}",) for i in range(len(answers))]
-    return Judge(speaker, mode, 2, Limits()).ask(messages, questions, "key")
+    return Judge(speaker, mode, 2, Limits()).ask(messages, questions, range(len(questions)), "key")
 
 
 @pytest.mark.parametrize(
@@ -86,26 +86,26 @@ def test_answers_keep_the_order_of_the_questions() -> None:
 
 def test_what_the_model_is_asked() -> None:
     speaker = FakeSpeaker(lambda turn: [0.0, 1.0])
-    Judge(speaker, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], "key")
+    Judge(speaker, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
     assert speaker.asked == ["Q 2 verdict"]
     assert speaker.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
     speaker = FakeSpeaker(lambda turn: Said("[[1]]"))
-    Judge(speaker, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], "key")
+    Judge(speaker, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], [0, 1], "key")
     assert speaker.asked == ["Q 3 generate", "R 3 generate"]
     assert speaker.calls == [(Limits(), "key")]  # all questions in one call
 
 
 def test_random_mode_tosses_coins_and_asks_no_model() -> None:
     speaker = FakeSpeaker(lambda turn: None)
-    verdicts = Judge(speaker, "random", 2, Limits()).ask(messages, [("Q",)] * 3, "key")
+    verdicts = Judge(speaker, "random", 2, Limits()).ask(messages, [("Q",)] * 3, [4, 7, 6], "key")
     assert verdicts == [Verdict(False), Verdict(True), Verdict(False)]
-    assert speaker.asked == [] and speaker.calls == [(3, Limits(), "key")]
+    assert speaker.asked == [] and speaker.calls == [([4, 7, 6], Limits(), "key")]
 
 
 @pytest.mark.parametrize("mode", ["generate", "verdict", "random"])
 def test_no_questions_ask_nothing(mode: str) -> None:
     speaker = FakeSpeaker(lambda turn: None)
-    assert Judge(speaker, mode, 0, Limits()).ask(messages, [], "key") == []
+    assert Judge(speaker, mode, 0, Limits()).ask(messages, [], [], "key") == []
     assert speaker.calls == []
 
 
@@ -114,7 +114,7 @@ def test_both_roles_are_asked_through_it(mode: str) -> None:
     answer = Said("Fine. [[0]]") if mode == "generate" else [0.9, 0.1]
     speaker = FakeSpeaker(lambda turn: answer)
     judge = Judge(speaker, mode, 1, Limits())
-    assert [v.value for v in judge.ask(judger.messages, [("P", "R", "C")], "key")] == [False]
-    assert [v.value for v in judge.ask(filter.messages, [("P",)], "key")] == [False]
+    assert [v.value for v in judge.ask(judger.messages, [("P", "R", "C")], [0], "key")] == [False]
+    assert [v.value for v in judge.ask(filter.messages, [("P",)], [0], "key")] == [False]
     assert "Reply:\n> R\n\nConstraint:\n> C\n" in speaker.asked[0]
     assert speaker.asked[1].startswith("Instruction:\n> P\n")

@@ -1,6 +1,7 @@
 """Replies and scores as arrays and metrics, by hand."""
 
 import math
+import threading
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from fakes import NO, UNSURE, YES, judge, tell
 
+from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.metrics import Phases
 from seif_jax.rewards.judge import Verdict
@@ -170,7 +172,10 @@ class Policy:
     def __init__(self, replies: list[Reply]):
         self.replies = replies
 
-    def reply(self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any) -> list[Reply]:
+    def reply(
+        self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any
+    ) -> list[Reply]:
+        assert [*numbers] == [*range(len(dialogues))]
         self.asked = (dialogues, decoding, group)
         return tell(self.replies, ended)
 
@@ -243,3 +248,59 @@ def test_without_a_judger_no_verdict_of_it_is_counted() -> None:
     )
     assert found.metrics["reward"] == 0.5 and found.metrics["equal_groups"] == 0.0
     assert not {"no_verdict", "judge_agreement", "judge_yes"} & set(found.metrics)
+
+
+class Waits(Policy):
+    """Says its last reply once the first piece was scored: without overlap it would never."""
+
+    scored = threading.Event()
+
+    def reply(
+        self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any
+    ) -> list[Reply]:
+        for i, each in enumerate(self.replies):
+            if i == len(self.replies) - 1:
+                assert self.scored.wait(60)
+            ended(i, each)
+        return self.replies
+
+
+def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
+    """The same scores as in one go, and seconds of scoring before the last reply was there."""
+    texts = ("Yes", "Yes, so", "No", "So", "So", "So")
+    replies = [
+        reply(r.prompt_ids, r.ids.tolist(), text=t) for r, t in zip(REPLIES, texts, strict=True)
+    ]
+    checker = Checker(judge({KIND: YES, COMMA: NO, SHORT: YES}), "hybrid")
+    task = FollowerTask(ROWS, checker, "plain", 0)
+    policy: Any = Waits(replies)
+
+    class Notes(FollowerTask):
+        def score(self, found: Any, numbers: Any, key: Any) -> list[Score]:
+            scores = super().score(found, numbers, key)
+            calls.append([*numbers])
+            policy.scored.set()
+            return scores
+
+    calls: list[list[int]] = []
+    beside, phases = Notes(ROWS, checker, "plain", 0), Phases()
+    arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping())
+    found = rollout(beside, policy, *arguments, phases, pieces=2)
+    assert calls == [[0, 1, 2], [3, 4, 5]]
+    assert phases.take()["secs/scored_early"] > 0
+    plain: Any = Policy(replies)
+    whole = rollout(task, plain, *arguments, Phases())
+    assert found.samples == whole.samples and found.metrics == whole.metrics
+
+
+def test_an_error_in_scoring_beside_is_raised() -> None:
+    class Fails(FollowerTask):
+        def score(self, found: Any, numbers: Any, key: Any) -> list[Score]:
+            raise RunError("no verdict today")
+
+    policy: Any = Policy(REPLIES)
+    task = Fails(ROWS, Checker(None, "rules"), "plain", 0)
+    arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping(), Phases())
+    for pieces in (1, 2):
+        with pytest.raises(RunError, match="no verdict today"):
+            rollout(task, policy, *arguments, pieces=pieces)

@@ -259,12 +259,12 @@ from seif_jax.roles import judger
 
 use_compilation_cache()
 question = ("Say this.\\nBe kind.", "0a1", "Be kind.")
-for devices in ("shared", "1"):
+for devices in ("shared", "1", "[1]"):
     config = read_config(sys.argv[1], [f"--config.judger.devices={devices}"])
     run = evolve.Evolution(config, pathlib.Path(), Base.load(config.model), None)
     judge = run.checker(1).judge
     where = {d.id for d in judge.speaker.engine.params["norm"].devices()}
-    print(where, judge.ask(judger.messages, [question], None)[0].prob)
+    print(where, judge.ask(judger.messages, [question], [0], None)[0].prob)
     answerer = run.instructor_task(1).answerer.speaker.engine.params["norm"]
     print({d.id for d in answerer.devices()})
 """
@@ -275,9 +275,33 @@ def test_judger_on_a_device_of_its_own(place):
     process = start(place, "-c", ELSEWHERE, str(place.config), XLA_FLAGS=flags)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    shared, first, other, second = out.splitlines()
+    shared, first, other, second, *named = out.splitlines()
     assert shared.startswith("{0, 1} 0.") and other == shared.replace("{0, 1}", "{1}")
-    assert (first, second) == ("{0, 1}", "{0}")  # the answerer is on what is left
+    assert (first, second) == ("{0, 1}", "{1}")  # the answerer is beside the Judger
+    assert named == [other, second]
+
+
+def test_a_judger_beside_the_sampler_gives_the_same_numbers(finished, place):
+    """A round on two devices, one of them the Judger's: as with one for all, and some of the
+    scoring is done before the last sample is there."""
+    workdir = place.folder / "beside"
+    run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
+    options = ["--config.rounds=1", "--config.judger.devices=1", "--config.sample_batch=2"]
+    flags = "--xla_force_host_platform_device_count=2"
+    process = start(place, *run, *options, XLA_FLAGS=flags)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, workdir))
+    measured = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding")
+    for line, other in zip([line for line in one if line["round"] == 1], two, strict=True):
+        for name in line.keys() | other.keys():
+            if not name.startswith(measured):
+                value = line[name]
+                if isinstance(value, float):
+                    value = pytest.approx(value, rel=1e-4, abs=1e-5)
+                assert other[name] == value, (name, line, other)
+    early = {line["stage"]: line.get("secs/scored_early", 0) for line in two}
+    assert early["instructor"] > 0 and early["follower"] > 0
 
 
 def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):

@@ -33,7 +33,7 @@ PAIRS = {COMMA: YES, "Use under 4 words.": NO, POLITE: YES, SHORT: UNSURE}
 
 def marks(checks: str, answer: str, row: Instruction = ROW) -> tuple[Mark, ...]:
     checker = Checker(None if checks == "rules" else judge(PAIRS), checks)
-    (found,) = checker.marks([checker.check(row, answer)], "key")
+    (found,) = checker.marks([checker.check(row, answer)], [0], "key")
     return found
 
 
@@ -82,7 +82,7 @@ def test_all_constraints_are_judged_in_one_call_each_on_its_own_answer() -> None
     asked = judge(PAIRS)
     items = [(ROW, ANSWER), (instruction((POLITE, SOFT, {})), "Thank you.")]
     checker = Checker(asked, "hybrid")
-    found = checker.marks([checker.check(*item) for item in items], "key")
+    found = checker.marks([checker.check(*item) for item in items], range(len(items)), "key")
     assert [len(marks) for marks in found] == [4, 1]
     speaker: Any = asked.speaker
     assert len(speaker.calls) == 1
@@ -91,7 +91,7 @@ def test_all_constraints_are_judged_in_one_call_each_on_its_own_answer() -> None
         ("Thank you.", POLITE),
     ]
     assert quoted(speaker.asked[0], "Instruction") == ROW.prompt
-    assert checker.marks([], "key") == []
+    assert checker.marks([], [], "key") == []
 
 
 def test_a_rule_that_cannot_run_names_the_sample() -> None:

@@ -100,4 +100,4 @@ def test_how_weights_are_cut():
 
 def test_one_device_is_one_copy_of_the_weights():
     params = {"norm": jax.device_put(np.ones(4), jax.devices()[0])}
-    assert sharding.replicas(params) == ({0: params}, 1)
+    assert sharding.replicas(params) == [params]

@@ -80,6 +80,12 @@ def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
     # a dialogue's keys are those of its place among all, whatever was dropped before it
     expected = row_keys(jax.random.key(3), [0, 1, 4, 5])
     assert keys == jax.random.key_data(expected).tolist()
+    # and so is a share of the dialogues, and what is named by two numbers
+    talker.reply([ASKED[2]], DECODING, jax.random.key(3), 2, numbers=[2])
+    talker.reply([ASKED[2]], DECODING, jax.random.fold_in(jax.random.key(3), 9), 2, numbers=[2])
+    talker.reply([ASKED[2]], DECODING, jax.random.key(3), 2, numbers=[(9, 2)])
+    shared, folded, named = (keys for _, keys, _ in engine.calls[1:])
+    assert shared == jax.random.key_data(expected[2:]).tolist() and folded == named
 
 
 def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
@@ -125,10 +131,14 @@ def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
 def test_coins_are_fair_and_functions_of_key_salt_and_number(tokenizer: Tokenizer) -> None:
     speak, engine = speaker(tokenizer)
     key, one, two = jax.random.key(3), Decoding(9, 9, 9, salt=1), Decoding(9, 9, 9, salt=2)
-    coins = speak.toss(4000, one, key)
-    assert coins == speak.toss(4000, one, key) and coins[:7] == speak.toss(7, one, key)
+    coins = speak.toss(range(4000), one, key)
+    assert coins == speak.toss(range(4000), one, key) and coins[5:7] == speak.toss([5, 6], one, key)
     assert abs(sum(coins) / 4000 - 0.5) < 0.03  # four standard errors
-    others = (speak.toss(4000, two, key), speak.toss(4000, one, jax.random.key(4)), coins[1:])
+    others = (
+        speak.toss(range(4000), two, key),
+        speak.toss(range(4000), one, jax.random.key(4)),
+        coins[1:],
+    )
     for other in others:
         agreement = np.mean([a == b for a, b in zip(coins, other, strict=False)])
         assert abs(agreement - 0.5) < 0.03

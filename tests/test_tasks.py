@@ -30,7 +30,8 @@ PAIRS: dict[str, list[float] | None] = {KIND: YES, BRIEF: NO, LOUD: UNSURE}
 
 def scored(task: Any, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
     pairs = zip(rows, replies, strict=True)
-    return task.score([task.read(row, 1, reply) for row, reply in pairs], "key")
+    read = [task.read(row, 1, reply) for row, reply in pairs]
+    return task.score(read, range(len(read)), "key")
 
 
 def follow(form: str, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
@@ -231,8 +232,8 @@ def test_propose_with_and_without_a_filter() -> None:
     contradictory = task(verdict=NO)
     unfiltered = replace(contradictory, filter=None)
     read = [unfiltered.read(0, 1, reply) for reply in replies]
-    assert unfiltered.propose(read, "key") == [kept, *dropped]
-    found = contradictory.propose(read, "key")
+    assert unfiltered.propose(read, range(3), "key") == [kept, *dropped]
+    found = contradictory.propose(read, range(3), "key")
     assert found[1:] == dropped and found[0].instruction == kept.instruction
     assert (found[0].reason, found[0].filter and found[0].filter.prob) == ("contradiction", 0.25)
 
@@ -276,14 +277,17 @@ def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
     dialogues: list[Any] = []
 
     class Listener:
-        def reply(self, asked: Sequence[Any], decoding: Any, key: Any, ended: Any) -> list[Said]:
+        def reply(
+            self, asked: Sequence[Any], decoding: Any, key: Any, ended: Any, numbers: Any
+        ) -> list[Said]:
+            assert numbers == [7]
             dialogues.extend(asked)
             return tell([Said("x")] * len(asked), ended)
 
     answerer = Answerer(Listener(), "decoding", "think_answer", 1)
     told: list[Any] = []
-    answerer.answer(["P"], "key", lambda row, reply: told.append((row, reply)))
+    answerer.answer(["P"], [7], "key", lambda row, reply: told.append((row, reply)))
     assert told == [(0, Said("x"))]
     assert dialogues == [follower.messages("P", format="think_answer", shots=1)]
-    answerer.answer([], "key", lambda row, reply: told.append((row, reply)))
+    answerer.answer([], [], "key", lambda row, reply: told.append((row, reply)))
     assert len(told) == len(dialogues) == 1

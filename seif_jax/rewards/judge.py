@@ -14,7 +14,9 @@ MIN_MASS = 0.01  # verdict mode: below this, the model was about to write someth
 class Speaker(Protocol):
     """What of `seif_jax.speaker.Speaker` is used here; this room knows text only."""
 
-    def reply(self, dialogues: Sequence[Any], decoding: Any, key: Any) -> Sequence[Any]: ...
+    def reply(
+        self, dialogues: Sequence[Any], decoding: Any, key: Any, *, numbers: Sequence[Any]
+    ) -> Sequence[Any]: ...
     def choose(
         self,
         dialogues: Sequence[Any],
@@ -24,7 +26,7 @@ class Speaker(Protocol):
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
-    def toss(self, count: int, decoding: Any, key: Any) -> Sequence[bool]: ...
+    def toss(self, numbers: Sequence[Any], decoding: Any, key: Any) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Judge:
     decoding: Any  # speaker.Decoding; in verdict mode its limits and prefill only
 
     def ask(
-        self, messages: Callable[..., Any], questions: Sequence[tuple[str, ...]], key: Any
+        self,
+        messages: Callable[..., Any],
+        questions: Sequence[tuple[str, ...]],
+        numbers: Sequence[Any],
+        key: Any,
     ) -> list[Verdict]:
-        """`messages(*question, shots=…, mode=…)` makes a question's dialogue."""
+        """`messages(*question, shots=…, mode=…)` makes a question's dialogue. numbers: of each
+        question; what is drawn for it is a function of them and the key alone."""
         if not questions:
             return []
         if self.mode == "random":
-            return [Verdict(v) for v in self.speaker.toss(len(questions), self.decoding, key)]
+            return [Verdict(v) for v in self.speaker.toss(numbers, self.decoding, key)]
         dialogues = [messages(*q, shots=self.shots, mode=self.mode) for q in questions]
         if self.mode == "verdict":
             pairs = self.speaker.choose(
@@ -67,7 +74,7 @@ class Judge:
                 batch_size=self.decoding.batch_size,
             )
             return [_weigh(pair) for pair in pairs]
-        replies = self.speaker.reply(dialogues, self.decoding, key)
+        replies = self.speaker.reply(dialogues, self.decoding, key, numbers=numbers)
         return [_read(reply) for reply in replies]
 
 

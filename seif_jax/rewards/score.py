@@ -94,8 +94,10 @@ class Checker:
         """What needs no Judger: every constraint's rule, where there is one, on the answer."""
         return Checked(row, answer, [_rule(row, answer, j) for j in range(len(row.constraints))])
 
-    def marks(self, items: Sequence[Checked], key: Any) -> list[tuple[Mark, ...]]:
-        """All of a call's constraints are judged in one go."""
+    def marks(
+        self, items: Sequence[Checked], numbers: Sequence[int], key: Any
+    ) -> list[tuple[Mark, ...]]:
+        """All of a call's constraints are judged in one go. numbers: of the items' samples."""
         flat = [(i, j) for i, item in enumerate(items) for j in range(len(item.rules))]
         if self.judge is None or not self.asks:
             verdicts = [Verdict(None)] * len(flat)
@@ -103,7 +105,8 @@ class Checker:
             questions = [
                 (items[i].row.prompt, items[i].answer, items[i].row.constraints[j]) for i, j in flat
             ]
-            verdicts = self.judge.ask(judger.messages, questions, key)
+            named = [(numbers[i], j) for i, j in flat]
+            verdicts = self.judge.ask(judger.messages, questions, named, key)
         result: list[list[Mark]] = [[] for _ in items]
         for (i, j), verdict in zip(flat, verdicts, strict=True):
             result[i].append(self._mark(items[i], j, verdict))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
 from threading import Lock
 from typing import Any
 
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax.models.layers import Config
-from seif_jax.processes import exchange
 from seif_jax.sampling import read
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
@@ -20,18 +20,16 @@ from seif_jax.sharding import replicas
 
 
 class Engine:
-    """One set of weights that can be sampled from and asked for probabilities.
-
-    Several processes call it together, with the same arguments, and get the same results.
-    """
+    """One set of weights that can be sampled from and asked for probabilities."""
 
     def __init__(self, config: Config, params: Any, dtype: Any):
         """`params` are cast to `dtype`; nothing is copied that is already so. Where a mesh holds
-        several copies of them, each serves a part of what is asked, at the same time."""
+        several copies of them, those of this process serve a part of what it asks each, at the
+        same time."""
         self.config, self.dtype = config, dtype
         self.slot_steps = 0  # slots decoded, over all steps: tokens sampled are at most that many
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
-        self.replicas, self.copies = replicas(self.params)
+        self.replicas = replicas(self.params)
 
     def sample(
         self,
@@ -54,9 +52,8 @@ class Engine:
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         found: dict[int, Sample] = {}
-        steps: dict[int, int] = {}  # of each copy
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
-        count = min(self.copies, len(prompts))
+        count = min(len(self.replicas), len(prompts))
 
         def run(number: int) -> None:
             mine = range(number, len(prompts), count)
@@ -80,14 +77,11 @@ class Engine:
                 slots=batch_size,
             )
             session.run(take)
-            steps[number] = session.slot_steps
+            with lock:
+                self.slot_steps += session.slot_steps
 
-        side_by_side(run, [n for n in self.replicas if n < count])
-        self.slot_steps += sum(exchange(steps).values())
-        whole = exchange(found)
-        for i in sorted(whole.keys() - found.keys()):
-            ended(i, whole[i])
-        return [whole[i] for i in range(total)]
+        side_by_side(run, count)
+        return [found[i] for i in range(total)]
 
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
@@ -98,12 +92,11 @@ class Engine:
         program at a time, about.
         """
         parts = list(as_trees(prompts, batch_size))
-        count = min(self.copies, len(parts))
-        found: dict[int, np.ndarray] = {}  # of each part
+        count = min(len(self.replicas), len(parts))
+        result = np.zeros((len(prompts), len(options)), np.float32)
 
         def run(number: int) -> None:
-            for i in range(number, len(parts), count):
-                tree, ends, _ = parts[i]
+            for tree, ends, rows in parts[number::count]:
                 logp = read.next_logp(
                     self.config,
                     self.replicas[number],
@@ -112,25 +105,23 @@ class Engine:
                     options=options,
                     dtype=self.dtype,
                 )
-                found[i] = np.asarray(logp)
+                result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
 
-        side_by_side(run, [n for n in self.replicas if n < count])
-        result = np.zeros((len(prompts), len(options)), np.float32)
-        for i, logp in exchange(found).items():
-            rows = parts[i].prompts
-            result[rows[rows >= 0]] = logp[rows >= 0]
+        side_by_side(run, count)
         return result
 
 
-def side_by_side(work: Callable[[int], None], numbers: Sequence[int]) -> None:
-    """Calls `work` with each number, all at the same time; the first error is raised."""
-    if len(numbers) < 2:
-        list(map(work, numbers))
+def side_by_side(work: Callable[[int], None], count: int) -> None:
+    """Calls `work` with each number below `count`, all at the same time; the first error is
+    raised."""
+    if count == 1:
+        work(0)
         return
-    with ThreadPoolExecutor(len(numbers)) as pool:
-        list(pool.map(work, numbers))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, range(count)))
 
 
-def row_keys(key: jax.Array, rows: Sequence[int] | range) -> jax.Array:
-    """One key a row, each a function of `key` and the row's number alone."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.array(rows, jnp.uint32))
+def row_keys(key: jax.Array, rows: Sequence[Any] | np.ndarray) -> jax.Array:
+    """One key a row, each a function of `key` and the row's number, or its numbers, alone."""
+    numbers = jnp.array(rows, jnp.uint32).reshape(len(rows), -1)
+    return jax.vmap(lambda row: reduce(jax.random.fold_in, row, key))(numbers)
