@@ -6,4 +6,4 @@ bash launch/install.sh test
 export JAX_PLATFORMS=cpu
 .venv/bin/ruff check .
 .venv/bin/pyright --pythonpath .venv/bin/python
-.venv/bin/pytest -q -n auto --maxprocesses=4
+.venv/bin/pytest -q -n auto --maxprocesses=4 --dist=loadfile  # what a file sets up, once

@@ -24,7 +24,7 @@ def place(tmp_path_factory):
 
 
 def start(place, workdir, count):
-    """The processes of a run on eight devices, `count` of them: data, then a Follower."""
+    """The processes of a run on eight devices, four of them the Judger's: data, then a Follower."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -33,7 +33,8 @@ def start(place, workdir, count):
     command = [
         sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
         f"--workdir={workdir}", "--config.rounds=1", "--config.mesh.data=2",
-        "--config.mesh.tensor=4", "--config.stages=('generate', 'follower')",
+        "--config.mesh.tensor=2", "--config.judger.devices=4",
+        "--config.stages=('generate', 'follower')",
     ]  # fmt: skip
     found = []
     for number in range(count):
