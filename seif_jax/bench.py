@@ -33,7 +33,8 @@ import psutil
 from seif_jax import limits, metrics, models, peers, settings
 from seif_jax.checkpoint import Base, tensors
 from seif_jax.errors import UserError
-from seif_jax.jobs import ALGORITHM, FULL_BATCH, JOBS, Job, Model, Sizes
+from seif_jax.inputs import ALGORITHM, Model, Sizes
+from seif_jax.jobs import FULL_BATCH, JOBS, Job
 from seif_jax.peers import Peer
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")

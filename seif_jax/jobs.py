@@ -1,95 +1,29 @@
 """What `seif bench` times: the functions that training itself calls, on made inputs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import data, limits, models, optim, sharding, train
-from seif_jax.checkpoint import Base, load_params
+from seif_jax import limits, models, optim, train
 from seif_jax.errors import UserError
-from seif_jax.instruction import Instruction
-from seif_jax.learner import Algorithm, make_optimizer
+from seif_jax.inputs import Model, Sizes, passages, questions, training
+from seif_jax.learner import make_optimizer
 from seif_jax.metrics import Phases
-from seif_jax.models.devices import Place, home
 from seif_jax.models.layers import Config
 from seif_jax.optim import State
 from seif_jax.rewards.judge import OPTIONS, PREFILL
-from seif_jax.rewards.phrase import instructions
-from seif_jax.rewards.score import Checker, Score
-from seif_jax.roles import judger
-from seif_jax.rollout import Grouping, make_batch
-from seif_jax.sampling import Engine, row_keys
+from seif_jax.rewards.score import Score
+from seif_jax.rollout import make_batch
+from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
-from seif_jax.speaker import Decoding, Reply, Speaker
-from seif_jax.tasks import FollowerTask
-from seif_jax.tokenizer import Tokenizer
+from seif_jax.speaker import Reply, Speaker
 
-ALGORITHM = Algorithm(  # as configs/default.py
-    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.01, learning_rate=1e-6,
-    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
-)  # fmt: skip
-SHOTS = 2  # of the Judger, as configs/default.py
-REPLIES = 4  # to one instruction that are judged
 SHARED_BATCH, FULL_BATCH = 256, 16  # prompts in a program at a time, with starts shared and without
-KINDS = (  # constraints that go together
-    "punctuation:no_comma", "length_constraints:number_words", "keywords:existence",
-    "detectable_format:title", "detectable_content:postscript", "keywords:frequency",
-    "change_case:capital_word_frequency", "detectable_format:number_highlighted_sections",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is to be measured: whose weights, in which dtype."""
-
-    base: Base
-    path: str | None
-    dtype: Any
-
-    @property
-    def config(self) -> Config:
-        return self.base.model.config
-
-    def engine(self) -> Engine:
-        return Engine(self.config, self.weights(self.dtype), self.dtype)
-
-    def weights(self, dtype: Any, place: Place = home) -> Any:
-        return load_params(self.path, self.base.model, dtype, place=place)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """judge: `prompts` replies, REPLIES to an instruction, `group` constraints each; an instruction
-    of prompt_tokens, a reply of new_tokens."""
-
-    prompts: int
-    group: int
-    prompt_tokens: int
-    new_tokens: int
-    micro_tokens: int
-    lengths: str  # "skewed": most samples of a rollout 50 to 150 tokens, one in ten new_tokens
-    slots: int  # samples decoded together
-
-    @property
-    def samples(self) -> int:
-        return self.prompts * self.group
-
-    def new_lengths(self) -> list[int]:
-        """Tokens of each sample of a rollout."""
-        if self.lengths == "fixed":
-            return [self.new_tokens] * self.samples
-        rng = np.random.default_rng(0)
-        long = rng.random(self.samples) < 0.1
-        short = np.minimum(rng.integers(50, 151, self.samples), self.new_tokens)
-        return np.where(long, self.new_tokens, short).tolist()
 
 
 @dataclass(frozen=True)
@@ -103,44 +37,6 @@ class Job:
     beside: dict[str, Callable[[], Any]] = field(default_factory=dict)  # to be timed apart from it
     warm: tuple[Callable[[], Any], ...] = ()  # of `beside`, what the first call would compile
     notes: dict[str, float] = field(default_factory=dict)  # numbers that these leave
-
-
-class Plain(Tokenizer):
-    """A model's tokenizer without chat template or stop tokens: lengths stay as they are made."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.__dict__ |= tokenizer.__dict__
-        self.stop_ids = ()
-
-    def encode_chat(self, messages: Any, prefill: str = "") -> list[int]:
-        return self.encode("".join(turn["content"] for turn in messages) + prefill)
-
-
-class Letters(FollowerTask):
-    """Its reward is the share of lower-case letters."""
-
-    def read(self, row: int, step: int, reply: Any) -> Any:
-        return Score(sum(map(str.islower, reply.text)) / max(len(reply.text), 1))
-
-    def score(self, found: Sequence[Score], numbers: Sequence[int], key: Any) -> list[Score]:
-        return list(found)
-
-
-def passages(tokenizer: Tokenizer, count: int, tokens: int) -> list[list[int]]:
-    """Ids of texts of so many tokens, cut from the packaged seed questions, that are the same when
-    decoded and encoded again. UserError: there are none."""
-    ids = tokenizer.encode("\n".join(data.load_seeds(None)))
-    text = ids * (tokens // len(ids) + 2)
-    starts = iter(range(len(ids)))
-    found: list[list[int]] = []
-    for i in range(count):
-        first = i * len(ids) // count
-        cuts = (text[start : start + tokens] for start in starts if start >= first)
-        whole = next((cut for cut in cuts if tokenizer.encode(tokenizer.decode(cut)) == cut), None)
-        if whole is None:
-            raise UserError(f"the seed questions make no {count} prompts of {tokens} tokens")
-        found.append(whole)
-    return found
 
 
 def forward_flops(c: Config, prompts: list[list[int]], s: Sizes) -> int:
@@ -232,25 +128,6 @@ def judge(m: Model, s: Sizes) -> Job:
     return Job(choose, tokens, flops, prompts, {"full_forward": each}, notes=notes)
 
 
-def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
-    """The Judger's dialogues, in the order of a rollout: the replies to an instruction side by
-    side, and so the constraints of a reply."""
-    asked = passages(tokenizer, -(-s.prompts // REPLIES), s.prompt_tokens)
-    replies = passages(tokenizer, s.prompts, s.new_tokens)[::-1]
-    rows = instructions([tokenizer.decode(ids) for ids in asked], KINDS, s.group, 0)
-    return [
-        judger.messages(
-            rows[i // REPLIES]["prompt"],
-            tokenizer.decode(reply),
-            constraint,
-            shots=SHOTS,
-            mode="verdict",
-        )
-        for i, reply in enumerate(replies)
-        for constraint in rows[i // REPLIES]["constraint"]
-    ]
-
-
 def full_forward(
     c: Config, params: Any, shape: tuple[int, int], options: list[int], dtype: Any
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -309,40 +186,6 @@ def step(m: Model, s: Sizes) -> Job:
 
     flops = 5 * forward_flops(m.config, prompts, s)
     return Job(work, s.samples * s.new_tokens, flops, prompts)
-
-
-def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
-    """A stage that trains on prompts of exactly prompt_tokens, and their ids."""
-    tokenizer = Plain(m.base.tokenizer)
-    prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
-    rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
-    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    place = sharding.placing(mesh)
-    return train.Stage(
-        name="bench",
-        round=1,
-        rounds=1,
-        folder=Path(),
-        base=replace(m.base, tokenizer=tokenizer),
-        start=lambda: m.weights(jnp.float32, place),
-        shapes=models.shapes(m.base.model, place=place),
-        mesh=mesh,
-        frozen={},
-        reference=cache(m.engine),
-        task=Letters(rows, Checker(None, "rules"), "plain", 0),
-        decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
-        grouping=Grouping(s.group, "grpo", False, False),
-        pieces=1,
-        sizes=train.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
-        algorithm=ALGORITHM,
-        key=jax.random.key(0),
-        order_seed=0,
-        checkpoint_every=1,
-        max_no_verdict=1.0,
-        dtype=m.dtype,
-        evaluations={},
-        evaluate_every=0,
-    ), prompts
 
 
 def start(stage: train.Stage) -> tuple[train.Programs, State]:

@@ -1,4 +1,4 @@
-"""Run by test_models.py in two processes: loads a checkpoint onto eight devices and onto one.
+"""Run by test_weights.py in two processes: loads a checkpoint onto eight devices and onto one.
 
     python tests/loading.py FOLDER PORT PROCESS
 

@@ -15,7 +15,7 @@ import tiny
 import tiny_run
 from jax.extend.core import jaxprs_in_params
 
-from seif_jax import bench, jobs, limits, models, peers, settings
+from seif_jax import bench, inputs, limits, models, peers, settings
 from seif_jax.__main__ import main
 from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
@@ -103,7 +103,7 @@ def test_a_rollout_of_unequal_lengths(place, quick, capsys):
     options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
     assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lengths = jobs.Sizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
+    lengths = inputs.Sizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
     assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
     check(found, sum(lengths))
     # four samples and then two in four slots, which end with the longest's chunk of 16 steps
@@ -240,19 +240,19 @@ def test_bytes_of_decoding(tied):
 
 def test_prompts_have_their_length(place):
     base = Base.load(str(place.model))
-    found = jobs.passages(base.tokenizer, 5, 40)
+    found = inputs.passages(base.tokenizer, 5, 40)
     assert [len(ids) for ids in found] == [40] * 5
     assert len(set(map(tuple, found))) == 5
-    plain = jobs.Plain(base.tokenizer)
+    plain = inputs.Plain(base.tokenizer)
     for ids in found:
         chat = [{"role": "user", "content": base.tokenizer.decode(ids)}]
         assert plain.encode_chat(chat) == ids
     with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
-        jobs.passages(base.tokenizer, 90_000, 4)
+        inputs.passages(base.tokenizer, 90_000, 4)
 
 
 def test_sizes_that_are_not_options_are_the_default_config():
     path = Path(__file__).parent.parent / "configs" / "default.py"
     config = runpy.run_path(str(path))["get_config"]()
-    assert settings.algorithm(config) == jobs.ALGORITHM
-    assert config.judger.shots == jobs.SHOTS
+    assert settings.algorithm(config) == inputs.ALGORITHM
+    assert config.judger.shots == inputs.SHOTS

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_models import recipe, source
+from checkpoints import recipe, source
 
 from seif_jax import models
 from seif_jax.models import hf, lora

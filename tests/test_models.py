@@ -1,31 +1,21 @@
-"""The families: config.json, weights by name and shape, rotary angles, logits of transformers."""
+"""The families: config.json, rotary angles, logits and greedy tokens of transformers."""
 
 import importlib.util
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import loading
-import ml_dtypes
 import numpy as np
 import pytest
+from checkpoints import REFERENCE, describe, recipe, source
 from tiny import tiny_config
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.models import devices
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
-REFERENCE = Path(__file__).parent / "reference"
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -35,33 +25,6 @@ LLAMA3 = {
 
 
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-
-
-def recipe(name: str = "make_logits") -> Any:
-    """The module that wrote the reference numbers; it draws the same weights."""
-    spec = importlib.util.spec_from_file_location(name, REFERENCE / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def describe(**changes):
-    return models.describe({**tiny_config(96), **changes})
-
-
-def source(model, seed=0, /, **changes: Any) -> Any:
-    """Random weights as a checkpoint; a change of None leaves a weight out."""
-    shapes = {name: value.shape for name, value in models.export(model, zeros(model), "float32")}
-    tensors = {**recipe().weights(shapes, seed), **changes}
-    tensors = {name: value for name, value in tensors.items() if value is not None}
-    return SimpleNamespace(
-        config=model.hf_config, names=lambda: list(tensors), get=tensors.__getitem__
-    )
-
-
-def zeros(model):
-    return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), models.shapes(model))
 
 
 @pytest.mark.parametrize("name", recipe().CASES)
@@ -223,170 +186,3 @@ def test_a_missing_key_is_named(key):
     del config[key]
     with pytest.raises(UserError, match=f"config.json has no '{key}'"):
         models.describe(config)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"model.norm.weight": None}, r"model.norm.weight is missing, of shape \(32,\) \(1 such\)"),
-        ({"model.layers.1.mlp.up_proj.weight": None}, r"layers.1.mlp.up_proj.weight is missing"),
-        ({"model.layers.2.x": np.zeros(1)}, r"x of shape \(1,\) is not one .* \(1 such\)"),
-        ({"b": np.zeros(1), "a": np.zeros(1)}, r"weight a .* is not one .* \(2 such\)"),
-        (
-            {"model.embed_tokens.weight": np.zeros((95, 32))},
-            r"embed_tokens.weight has shape \(95, 32\), not \(96, 32\)",
-        ),
-        (
-            {"model.layers.0.self_attn.k_proj.weight": np.zeros((2, 8, 32))},
-            r"k_proj.weight has shape \(2, 8, 32\), not \(16, 32\)",
-        ),
-    ],
-)
-def test_weights_are_checked_both_ways(changes, message):
-    model = describe()
-    with pytest.raises(UserError, match=message):
-        models.load(source(model, **changes), model)
-
-
-def test_a_tied_head_that_is_stored_is_the_embedding():
-    model = describe()
-    embed = source(model).get("model.embed_tokens.weight")
-    held = source(model, **{"lm_head.weight": embed.copy()})
-    params = models.load(held, model)
-    assert "head" not in params and "head" in models.shapes(describe(tie_word_embeddings=False))
-    assert len(list(models.copy(held, model, "float32"))) == len(held.names()) - 1
-    held.get("lm_head.weight")[95, 31] *= -1
-    for read in (models.load, lambda *_: list(models.copy(held, model, "float32"))):
-        with pytest.raises(UserError, match=r"lm_head.* \(96, 32\) differs from model.embed_to"):
-            read(held, model)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, -np.nan])
-def test_nan_and_infinity_are_refused(dtype, value):
-    model = describe()
-    name = "model.layers.1.mlp.down_proj.weight"
-    largest = np.finfo(dtype).max if dtype != ml_dtypes.bfloat16 else ml_dtypes.finfo(dtype).max
-    edge = np.array([largest, -largest, 0.0, -0.0] * 512, dtype).reshape(32, 64)
-    held = source(model, **{name: edge})
-    models.load(held, model)
-    edge[31, 5] = value
-    for read in (models.load, lambda *_: list(models.copy(held, model, "float32"))):
-        with pytest.raises(UserError, match=rf"{name} \(32, 64\): .*NaN or infinite: 1"):
-            read(held, model)
-    params = models.load(held, model, scan=False)
-    np.testing.assert_array_equal(params["layers"]["down"][1], edge.astype(np.float32))
-
-
-@pytest.mark.parametrize("path", ["_write_here", "_write_there"])
-def test_every_bit_pattern_survives(path, monkeypatch):
-    """bfloat16 in and out: subnormal numbers, zeros and NaN with their signs. On the CPU the way
-    of accelerators is slow, but the same."""
-    monkeypatch.setattr(devices, "_write_here", getattr(devices, path))
-    model = describe(vocab_size=2048)
-    bits = np.arange(1 << 16, dtype=np.uint16).reshape(2048, 32)
-    given = {name: source(model).get(name).astype("bfloat16") for name in source(model).names()}
-    given |= {"model.embed_tokens.weight": bits.view(ml_dtypes.bfloat16)}
-    held: Any = SimpleNamespace(names=lambda: list(given), get=given.__getitem__)
-    params = models.load(held, model, jnp.bfloat16, scan=False)
-    for tensors in (
-        models.export(model, params, "bfloat16"),
-        models.copy(held, model, "bfloat16", scan=False),
-    ):
-        for name, value in tensors:
-            got, wanted = value.view(np.uint16), given[name].view(np.uint16)
-            np.testing.assert_array_equal(got, wanted, err_msg=name)
-    wide = models.load(held, model, jnp.float32, scan=False)["embed"]
-    np.testing.assert_array_equal(np.asarray(wide).view(np.uint32) >> 16, bits)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """What two processes of four devices say of loading a checkpoint of 256 MB (loading.py)."""
-    folder = tmp_path_factory.mktemp("loaded")
-    loading.write(folder / "model")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    script = [
-        sys.executable,
-        str(Path(__file__).parent / "loading.py"),
-        str(folder / "model"),
-        str(port),
-    ]
-    flags = "--xla_force_host_platform_device_count=4"
-    variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen([*script, str(n)], env=variables, stdout=subprocess.PIPE, text=True)
-        for n in range(2)
-    ]
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(text.splitlines()[-1]) for text in said]
-
-
-def test_processes_read_only_their_devices_parts(loaded):
-    """Each distinct part once, whatever is copied to several devices; the numbers are right."""
-    for found in loaded:
-        assert found["wrong"] == []
-        assert found["read"] == found["held"]
-    whole, shared = loaded[0]["whole"], "model.norm.weight"
-    read = [found["read"] for found in loaded]
-    assert all(r[shared] == whole[shared] for r in read)  # every device holds it
-    assert all(
-        r["model.embed_tokens.weight"] * 2 == whole["model.embed_tokens.weight"] for r in read
-    )
-    total = sum(whole.values())
-    assert all(0.5 * total <= sum(r.values()) < 0.51 * total for r in read)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_memory_of_loading(loaded, dtype):
-    """Beyond the arrays: less than the largest tensor and a tenth of the model's bytes."""
-    found = loaded[0][dtype]
-    total = sum(loaded[0]["whole"].values())
-    assert found["arrays"] == total * jnp.dtype(dtype).itemsize / 2 > 256e6
-    assert found["peak"] - found["before"] - found["arrays"] < found["largest"] + 0.1 * total
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_export_and_load_again_bit_for_bit(dtype):
-    model = describe(tie_word_embeddings=False)
-    first = source(model)
-    params = models.load(first, model, jnp.dtype(dtype))
-    tensors = dict(models.export(model, params, dtype))
-    assert set(tensors) == set(first.names())
-    for name, value in tensors.items():
-        assert value.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
-        np.testing.assert_array_equal(value, first.get(name).astype(dtype), err_msg=name)
-    again: Any = SimpleNamespace(config={}, names=lambda: list(tensors), get=tensors.__getitem__)
-    loaded = models.load(again, model, jnp.dtype(dtype))
-    jax.tree.map(np.testing.assert_array_equal, loaded, params)
-
-
-def test_heads_lie_in_the_rows_of_a_projection():
-    """Row h·head_dim + i of q_proj is dimension i of head h; o_proj has the same in its columns."""
-    model = describe()  # 4 heads and 2 key heads of 8, width 32
-    rows = np.arange(32, dtype=np.float32)
-    q = np.tile(rows[:, None], (1, 32))
-    k = np.tile(rows[:16, None], (1, 32))
-    name = "model.layers.1.self_attn.{}_proj.weight".format
-    held = source(model, **{name("q"): q, name("k"): k, name("o"): q.T})
-    layers = models.load(held, model)["layers"]
-    assert layers["q"].shape == (2, 4, 8, 32) and layers["k"].shape == (2, 2, 8, 32)
-    assert layers["q"][1, 3, 5, 0] == layers["o"][1, 0, 3, 5] == 3 * 8 + 5
-    assert layers["k"][1, 1, 7, 31] == 15
-
-
-def test_random_weights_have_the_shapes_and_are_float32():
-    model = describe()
-    params = models.init(model, 0)
-
-    def shapes(tree):
-        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-
-    assert shapes(params) == shapes(models.shapes(model))
-    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
-    assert float(jnp.std(params["layers"]["down"])) == pytest.approx(64**-0.5, rel=0.1)
-    assert np.all(np.asarray(params["layers"]["attn_norm"]) == 1)
-    assert not np.array_equal(models.init(model, 1)["embed"], params["embed"])

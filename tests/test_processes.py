@@ -9,18 +9,11 @@ import time
 
 import numpy as np
 import pytest
-import tiny_run
 
 from seif_jax import metrics
 from seif_jax.__main__ import main
 
 MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use")  # what differs between equal runs
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with tiny_run.place(tmp_path_factory.mktemp("processes")) as found:
-        yield found
 
 
 def start(place, workdir, count):

@@ -31,12 +31,6 @@ FOLLOWER = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with tiny_run.place(tmp_path_factory.mktemp("run")) as found:
-        yield found
-
-
 def seif(place, workdir: Path, *more: str) -> int:
     return main(["run", f"--config={place.config}", f"--workdir={workdir}", *more])
 

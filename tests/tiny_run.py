@@ -90,8 +90,9 @@ def config_file(folder: Path, model: Path) -> Path:
 def place(folder: Path) -> Iterator[SimpleNamespace]:
     """Model and config of a module's runs, and the variables for a subprocess."""
     with quick_compiles(folder / "cache") as variables:
-        config = config_file(folder, model_folder(folder / "model"))
-        yield SimpleNamespace(folder=folder, config=config, variables=variables)
+        model = model_folder(folder / "model")
+        config = config_file(folder, model)
+        yield SimpleNamespace(folder=folder, model=model, config=config, variables=variables)
 
 
 @contextlib.contextmanager

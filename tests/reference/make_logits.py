@@ -4,7 +4,7 @@
     V/bin/python tests/reference/make_logits.py
 
 Each file holds config.json, the seed of the weights, input ids and float32 logits. `weights` is
-the recipe that test_models.py follows, too: names in the order of the alphabet, one generator.
+the recipe that checkpoints.py follows, too: names in the order of the alphabet, one generator.
 """
 
 import importlib

@@ -1,0 +1,135 @@
+"""seif convert: there and back, what cannot be, checkpoints of runs."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from seif_jax import models
+from seif_jax.__main__ import main
+from seif_jax.checkpoint import Base, open_checkpoints
+from seif_jax.models import hf
+
+
+def test_convert_there_and_back(place, capsys, refused):
+    """The same bytes in every file, also onto itself; bfloat16 once it is bfloat16."""
+    source, there, back = (place.folder / name for name in ("source", "there", "back"))
+    shutil.copytree(place.model, source)
+    (source / "README.md").write_bytes(b"---\nlicense: other\n---\r\n# Mine\n")
+    (source / "generation_config.json").write_bytes(b'{"eos_token_id":2,\n\n  "top_p": 0.90 }')
+    config = {
+        "zz": [1e-05, {"a": None}],
+        **json.loads((source / "config.json").read_text()),
+        "b": 0,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    assert main(["convert", str(source), str(there)]) == 0
+    line = capsys.readouterr().out
+    assert re.fullmatch(
+        rf"{there}: llama, [\d,]+ parameters, float32, [\d,]+ bytes in .* s\n", line
+    )
+    assert main(["convert", str(there), str(there)]) == 0
+    names = {path.name for path in source.iterdir()}
+    assert {path.name for path in there.iterdir()} == names >= {"tokenizer.json", "README.md"}
+    for name in names - {"config.json"}:
+        assert (there / name).read_bytes() == (source / name).read_bytes(), name
+    held = json.loads((there / "config.json").read_text())
+    assert held == config and list(held) == list(config)
+    assert main(["convert", str(source), str(there), "--dtype=bfloat16"]) == 0
+    assert main(["convert", str(there), str(back)]) == 0
+    for name in names:
+        assert (there / name).read_bytes() == (back / name).read_bytes(), name
+    held = json.loads((back / "config.json").read_text())
+    assert held == {**config, "torch_dtype": "bfloat16"}
+    capsys.readouterr()
+    notes = place.folder / "kept"
+    notes.mkdir()
+    (notes / "thesis.txt").write_text("years")
+    assert "already there and not a model folder" in refused("convert", there, notes)
+    assert "no such" in refused("convert", "/absent", place.folder / "new")
+    assert not (place.folder / "new").exists()
+
+
+def test_weights_that_cannot_be(place, refused, capsys):
+    """Each in a line with its name and shape, nothing written; the scan can be turned off."""
+    folder, dst = place.folder / "broken", place.folder / "refused"
+    shutil.copytree(place.model, folder)
+    path = folder / "model.safetensors"
+    whole = load_file(path)
+    norm, name = "model.norm.weight", "lm_head.weight"
+    bad = whole[norm].copy()
+    bad[3] = np.inf
+    for changed, message in (
+        ({norm: bad}, f"weight {norm} (32,): values that are NaN or infinite: 1"),
+        ({norm: bad[:3]}, f"weight {norm} has shape (3,), not (32,)"),
+        ({norm: None}, f"weight {norm} is missing, of shape (32,)"),
+        ({"x.bias": bad}, "weight x.bias of shape (32,) is not one of this model's (1 such)"),
+        ({name: whole[name].astype(np.int8)}, f"weight {name} (336, 32) is I8, only BF16"),
+    ):
+        held = {key: value for key, value in {**whole, **changed}.items() if value is not None}
+        save_file(held, path)
+        assert message in refused("convert", folder, dst)
+        assert not dst.exists()
+    assert f"{folder}: {message}" in refused("generate", f"--model={folder}", "--prompt=x")
+    save_file({**whole, norm: bad}, path)
+    assert main(["convert", str(folder), str(dst), "--no_scan"]) == 0
+    assert load_file(dst / path.name)[norm][3] == np.inf
+    shutil.rmtree(dst)
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    assert f"{path}: broken or incomplete" in refused("convert", folder, dst)
+
+
+def test_convert_to_orbax_and_back(place, capsys, refused):
+    """The same weights, tokenizer and config; taken for a model, and never written over."""
+    orbax, back = place.folder / "orbax", place.folder / "from_orbax"
+    options = [str(place.model), str(orbax), "--to=orbax"]
+    assert main(["convert", *options]) == 0
+    assert f"{orbax}: llama, " in capsys.readouterr().out
+    assert "already there" in refused("convert", *options)
+    assert "--adapter is a form of --to=hf" in refused("convert", *options, "--adapter")
+    assert main(["convert", str(orbax), str(back)]) == 0
+    for path in place.model.iterdir():
+        assert (back / path.name).read_bytes() == path.read_bytes(), path.name
+    assert main(["generate", f"--model={orbax}", "--prompt=The", "--max_tokens=2"]) == 0
+
+
+def test_convert_a_run(place, capsys, refused):
+    """A stage by its folder or its checkpoints; the card says what trained it, and how far."""
+    run = place.folder / "RUN"
+    stage, dst = run / "round_1" / "follower", place.folder / "converted"
+    base = Base.load(place.model)
+    params = models.init(base.model, 7)
+    base.with_card("the base's own").save(run / "model")
+    about = {"config": {"model": "org/base", "rounds": 3}, "git_commit": "abc123"}
+    (run / "config.json").write_text(json.dumps(about))
+    with open_checkpoints(stage) as checkpoints:
+        checkpoints.save(3, params=params)
+    lines = [
+        {"round": 1, "stage": "instructor", "step": 1, "reward": 0.25, "format_valid": 1.0},
+        {"round": 1, "stage": "follower", "step": 1, "reward": 0.5, "kl": None},
+        {"round": 1, "stage": "follower", "step": 2, "reward": 0.7, "kl": 0.125},
+        {"round": 1, "stage": "evaluate", "step": 2, "eval/held/reward": 0.9},
+        {"round": 2, "stage": "instructor", "step": 1, "reward": 0.8},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for source, dtype in ((stage, "float32"), (stage / "checkpoints", "bfloat16")):
+        assert main(["convert", str(source), str(dst), f"--dtype={dtype}"]) == 0
+        held = hf.open_hf(dst)
+        for name, value in models.export(base.model, params, dtype):
+            np.testing.assert_array_equal(held.get(name), value, err_msg=name)
+    card = (dst / "README.md").read_text()
+    assert card.startswith("---\nbase_model: org/base\nlibrary_name: transformers\n")
+    assert "The Follower after round 1 of 3 " in card and "commit abc123" in card
+    assert [line for line in card.splitlines() if line.startswith("| 1")] == [
+        "| 1 | instructor | 1 | 0.25 |  | 1 |  |  |  |",
+        "| 1 | follower | 2 | 0.6 |  |  |  | 0.125 |  |",
+    ]
+    assert "\n| 2" not in card and '"rounds": 3' in card
+    capsys.readouterr()
+    assert "already there and not a model folder" in refused("convert", place.model, run)
+    (run / "best").mkdir()
+    shutil.copytree(stage / "checkpoints", run / "best" / "checkpoints")
+    assert "best: not a stage of a run" in refused("convert", run / "best", place.folder / "new")
