@@ -47,7 +47,7 @@ def place(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Little work where there is nothing to be checked."""
-    monkeypatch.setattr(jobs, "SHOTS", 0)
+    monkeypatch.setattr(inputs, "SHOTS", 0)
     monkeypatch.setattr(limits, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(limits, "SIDES", {"cpu": (32,)})
 
