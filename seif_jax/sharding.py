@@ -7,9 +7,11 @@ the collectives in.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -19,6 +21,10 @@ from seif_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
 PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
+HEADS = (
+    "tensor",
+    "sequence",
+)  # axes over which attention is: there the slots of a row are together
 RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
     "embed": "fsdp",
     "heads": "tensor",
@@ -146,6 +152,30 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     wanted = [RULES.get(axis or "") for axis in axes]
     return lax.with_sharding_constraint(x, PartitionSpec(*wanted))
+
+
+def under(params: Any) -> AbstractContextManager[Any]:
+    """The mesh that weights live on, for the programs that read them."""
+    home = jax.tree.leaves(params)[0].sharding
+    return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
+
+
+def over_heads(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array
+) -> jax.Array:
+    """kernel(q [B, T, N, H], k, v [B, S, K, H], …) -> [B, T, N, H], under a mesh by each device for
+    its own heads: XLA cannot divide a kernel. Key/value heads that do not divide are repeated."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel(q, k, v, *rest)
+    fits = q.shape[2] % math.prod(mesh.shape[axis] for axis in HEADS) == 0
+    axes = HEADS if fits else HEADS[:1]
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    k, v = (jnp.repeat(x, devices // math.gcd(devices, x.shape[2]), axis=2) for x in (k, v))
+    cut = PartitionSpec(None, None, axes)
+    specs = (cut, cut, cut, *(PartitionSpec() for _ in rest))
+    # Whether results are equal where they should be cannot be seen through a kernel.
+    return jax.shard_map(kernel, in_specs=specs, out_specs=cut, check_vma=False)(q, k, v, *rest)
 
 
 def to_host(x: jax.Array) -> np.ndarray:

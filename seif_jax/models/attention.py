@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seif_jax.models.products import platform, product
+from seif_jax.sharding import over_heads
 
 BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple
 MAX_BLOCK = 512
@@ -134,7 +135,8 @@ def through(
     masks = [jnp.broadcast_to(s.mask, (len(s.mask), T, s.k.shape[2])) for s in segments]
     mask = _fill(jnp.concatenate([rows(x) for x in masks], axis=2), 2)
     scaled = (q * H**-0.5).transpose(1, 3, 0, 2, 4).reshape(B, T, K * R, H)
-    out = kernel(
+    out = over_heads(
+        kernel,
         _fill(scaled, 1).astype(dtype),
         joined([s.k for s in segments]),
         joined([s.v for s in segments]),

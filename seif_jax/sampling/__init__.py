@@ -16,7 +16,7 @@ from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import Sample, Session
 from seif_jax.sampling.trees import as_trees
-from seif_jax.sharding import replicas
+from seif_jax.sharding import replicas, under
 
 
 class Engine:
@@ -104,14 +104,15 @@ class Engine:
         def run(number: int) -> None:
             for i in range(number, len(parts), count):
                 tree, ends, _ = parts[i]
-                logp = read.next_logp(
-                    self.config,
-                    self.replicas[number],
-                    tree,
-                    ends,
-                    options=options,
-                    dtype=self.dtype,
-                )
+                with under(self.replicas[number]):
+                    logp = read.next_logp(
+                        self.config,
+                        self.replicas[number],
+                        tree,
+                        ends,
+                        options=options,
+                        dtype=self.dtype,
+                    )
                 found[i] = np.asarray(logp)
 
         side_by_side(run, [n for n in self.replicas if n < count])

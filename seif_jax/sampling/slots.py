@@ -19,7 +19,7 @@ from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.read import grow, move, prefill, put, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
-from seif_jax.sharding import heads_like
+from seif_jax.sharding import heads_like, under
 
 COLUMNS = tuple(128 << i for i in range(12))  # of the cache
 FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
@@ -149,7 +149,8 @@ class Session:
 
     def _read(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
         tokens = pad(texts, width)
-        return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
+        with under(self.params):
+            return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
 
     @property
     def _pool_rows(self) -> int:
