@@ -154,6 +154,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return lax.with_sharding_constraint(x, PartitionSpec(*wanted))
 
 
+def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """One layer of a stack of weights, where taking it leaves it."""
+    home = weight.sharding
+    if isinstance(home, NamedSharding):
+        home = NamedSharding(home.mesh, PartitionSpec(*home.spec[1:]))
+    return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=home)
+
+
 def under(params: Any) -> AbstractContextManager[Any]:
     """The mesh that weights live on, for the programs that read them."""
     home = jax.tree.leaves(params)[0].sharding
@@ -185,13 +193,17 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def spread(mesh: Mesh, micros: Sequence[Any]) -> Any:
+def _array(x: np.ndarray, home: NamedSharding) -> Any:
+    return jax.make_array_from_callback(x.shape, home, lambda index: x[index])
+
+
+def spread(mesh: Mesh, micros: Sequence[Any], make: Callable[..., Any] = _array) -> Any:
     """Parts of a batch, trees of the host's arrays of one shape, on a leading axis, each on its own
-    devices. Of what is one number the largest, on all."""
+    devices. Of what is one number the largest, on all. make: of the host's array and its place."""
 
     def put(*each: Any) -> jax.Array:
         x = np.stack(each) if np.ndim(each[0]) else np.asarray(max(each))
         cut = PartitionSpec(PARTS) if x.ndim else PartitionSpec()
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, cut), lambda i: x[i])
+        return make(x, NamedSharding(mesh, cut))
 
     return jax.tree.map(put, *micros)
