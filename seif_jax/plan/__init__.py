@@ -17,7 +17,7 @@ from seif_jax.checkpoint import BASE, run_of, stage_of
 from seif_jax.errors import UserError
 from seif_jax.models import Model, hf
 from seif_jax.models.products import meant_for
-from seif_jax.plan.chips import Chip, chip_of, devices_of, larger, without_accelerator
+from seif_jax.plan.chips import Chip, chip_of, devices_of, host_of, larger, without_accelerator
 from seif_jax.plan.cost import Cost, compile_cost, held
 from seif_jax.plan.programs import CONSTRAINTS, Layout, Program, programs
 from seif_jax.plan.text import gib, tell
@@ -35,8 +35,8 @@ ASSUMPTIONS = (
     "seconds of a call are the largest of FLOPs, bytes of memory and bytes to other devices over "
     "the chip's peak rates (bfloat16; links in one direction): a lower bound, without host, data "
     "and compiling",
-    "FLOPs are those of matrix products, of a kernel with the blocks that it leaves out; bytes are "
-    "XLA's, its count of a loop's body multiplied as the FLOPs are",
+    "FLOPs are those of matrix products, bytes what instructions read from and write to memory; "
+    "blocks that a kernel leaves out are counted",
 )
 
 
@@ -117,7 +117,7 @@ def plan(config: Config, topology: str | None) -> dict[str, Any]:
     the config, the topology or the model cannot be."""
     with without_accelerator(topology), meant_for(None if topology is None else "tpu"):
         model, devices = describe(config.model), devices_of(topology)
-        layout = Layout(config, model, devices)
+        layout = Layout(config, model, devices, host_of(topology))
         chip, compiler = chip_of(devices, layout.dtype), Compiler()
         found = []
         for program in programs(config, layout):
@@ -170,8 +170,7 @@ def knob(
     """The first change that makes a program fit, tried by compiling; None: none of them does."""
     for said, changed, where in knobs(config, bad.program, topology):
         try:
-            devices = devices_of(where)
-            layout = Layout(changed, model, devices)
+            layout = Layout(changed, model, devices_of(where), host_of(where))
         except UserError:
             continue  # the change does not suit the model or the devices
         whole = (bad.program.stage, bad.program.name)

@@ -45,6 +45,7 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5e-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by other processes, too: no chip is taken
 }
 
 
@@ -66,6 +67,15 @@ def devices_of(topology: str | None) -> list[Any]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def host_of(topology: str | None) -> list[Any]:
+    """Devices that stand for those of one host: libtpu compiles for some devices of a larger slice
+    only where all of its chips can reach each other."""
+    if topology is None:
+        return jax.local_devices()
+    kind = topology.partition(":")[0]
+    return devices_of(f"{kind}:{SLICES[kind][0]}")
 
 
 def larger(topology: str) -> str | None:

@@ -47,9 +47,10 @@ class Program:
 class Layout:
     """Shapes of a config's arrays on some devices, and where they live; nothing is allocated.
 
-    UserError: a mesh or a dimension that does not fit."""
+    host: devices to compile for what one copy of the weights does. UserError: a mesh or a dimension
+    that does not fit."""
 
-    def __init__(self, config: Config, model: Model, devices: Sequence[Any]):
+    def __init__(self, config: Config, model: Model, devices: Sequence[Any], host: Sequence[Any]):
         settings.check(config)
         settings.check_decodings(config, model.config.max_positions)
         if config.judger.devices != "shared":
@@ -67,9 +68,8 @@ class Layout:
                 "each"
             )
         self.copies = len(groups)
-        self.group = Mesh(
-            groups[0].reshape(1, 1, 1, -1), sharding.AXES, axis_types=self.mesh.axis_types
-        )
+        one = dict.fromkeys(sharding.AXES, 1) | {"tensor": tensor}
+        self.group = sharding.make_mesh(one, host[:tensor])
         self.lora = settings.lora(config)
         place = sharding.placing(self.mesh)
         if self.lora:
