@@ -16,4 +16,6 @@ def get_config() -> Config:
     c = default()
     c.model = "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"
     c.format = "plain"
+    c.mesh.tensor = 4
+    c.sample_batch, c.filter.batch_size, c.judger.batch_size = 64, 32, 32
     return c

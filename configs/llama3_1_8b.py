@@ -13,5 +13,6 @@ from default import get_config as default
 def get_config() -> Config:
     c = default()
     c.model = "meta-llama/Llama-3.1-8B-Instruct"
-    c.follower.micro_tokens = c.instructor.micro_tokens = 8192
+    c.mesh.tensor = 2
+    c.sample_batch, c.filter.batch_size, c.judger.batch_size = 64, 32, 32
     return c

@@ -14,4 +14,6 @@ from default import get_config as default
 def get_config() -> Config:
     c = default()
     c.model = "Qwen/Qwen2.5-1.5B-Instruct"
+    c.mesh.tensor, c.mesh.sequence = 2, 4
+    c.sample_batch, c.filter.batch_size, c.judger.batch_size = 32, 16, 16
     return c

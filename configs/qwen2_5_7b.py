@@ -14,4 +14,6 @@ from default import get_config as default
 def get_config() -> Config:
     c = default()
     c.model = "Qwen/Qwen2.5-7B-Instruct"
+    c.mesh.tensor = 2
+    c.sample_batch, c.filter.batch_size, c.judger.batch_size = 128, 64, 64
     return c

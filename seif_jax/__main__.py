@@ -1,4 +1,4 @@
-"""The `seif` command: run, generate, convert, bench, sweep."""
+"""The `seif` command: run, generate, convert, bench, plan, sweep."""
 
 import argparse
 import json
@@ -185,6 +185,17 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     print(json.dumps(bench.run(bench.Request(**given))))
 
 
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    config = read_config(options.config, overrides)
+    from seif_jax.plan import plan, text
+
+    found = plan(config, options.topology)
+    print(json.dumps(found) if options.json else "\n".join(text.lines(found)))
+    if not found["fits"]:
+        names = ", ".join(each["program"] for each in found["does_not_fit"])
+        raise RunError(f"does not fit: {names}")
+
+
 def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import sweep
 
@@ -194,9 +205,20 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
     sweep.run(sweep.Request(**given, overrides=overrides, options=own), read_config)
 
 
-COMMANDS = {"run": run, "generate": generate, "convert": convert, "bench": bench, "sweep": sweep}
+COMMANDS = {
+    "run": run,
+    "generate": generate,
+    "convert": convert,
+    "bench": bench,
+    "plan": plan,
+    "sweep": sweep,
+}
 # What arguments that are no options of a command may start with.
-PASSED_ON = {"run": ("--config.",), "sweep": ("--config.", "--slurm.", "--xpk.")}
+PASSED_ON = {
+    "run": ("--config.",),
+    "plan": ("--config.",),
+    "sweep": ("--config.", "--slurm.", "--xpk."),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

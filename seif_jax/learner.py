@@ -58,10 +58,13 @@ class Learner:
         flat_logp: Callable[..., jax.Array],
         optimizer: optax.GradientTransformation,
         a: Algorithm,
+        homes: Any = None,
     ):
-        """flat_logp: (weights, Flat, remat=…) -> log-probabilities [B, C]."""
-        self._gradient = jax.jit(partial(gradient, flat_logp, a))
-        self._add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+        """flat_logp: (weights, Flat, remat=…) -> log-probabilities [B, C]. homes: where the weights
+        live, and their gradients are to; None: wherever XLA puts these."""
+        where = None if homes is None else (homes, None, None)
+        self.gradient = jax.jit(partial(gradient, flat_logp, a), out_shardings=where)
+        self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
         self._change = optim.make_update(optimizer, a.clip_norm)
 
     def update(
@@ -77,10 +80,10 @@ class Learner:
         total, gaps = None, []
         for micro in micros:
             arguments = (state.params, frozen, micro, np.bool_(fresh), count)
-            self._gradient.lower(*arguments).compile()
+            self.gradient.lower(*arguments).compile()
             metrics.trim()  # what compiling leaves, before what needs most memory
-            *part, gap = self._gradient(*arguments)
-            total = part if total is None else self._add(total, part)
+            *part, gap = self.gradient(*arguments)
+            total = part if total is None else self.add(total, part)
             del part
             gaps.append(gap)
         assert total, "an update without a token to train on"

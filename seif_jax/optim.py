@@ -86,6 +86,17 @@ def start(optimizer: optax.GradientTransformation, params: Any) -> State:
     return State(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
 
 
+def make_change(optimizer: optax.GradientTransformation) -> Callable[..., tuple[jax.Array, Any]]:
+    """The jitted update of one weight: (weight, own state, gradient, its scale); the first two are
+    written over."""
+
+    def change(weight: jax.Array, own: Any, gradient: jax.Array, scale: jax.Array):
+        step, own = optimizer.update(gradient * scale, own, weight)
+        return optax.apply_updates(weight, step), own
+
+    return jax.jit(change, donate_argnums=(0, 1))
+
+
 def make_update(
     optimizer: optax.GradientTransformation, clip_norm: float
 ) -> Callable[[State, Any], tuple[State, float, bool]]:
@@ -96,12 +107,7 @@ def make_update(
     were one program. With a norm that is not finite everything stays as it was, moments and their
     count included.
     """
-    norm_of = jax.jit(optax.tree.norm)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def change(weight: jax.Array, own: Any, gradient: jax.Array, scale: jax.Array):
-        step, own = optimizer.update(gradient * scale, own, weight)
-        return optax.apply_updates(weight, step), own
+    norm_of, change = jax.jit(optax.tree.norm), make_change(optimizer)
 
     def update(state: State, gradient: Any) -> tuple[State, float, bool]:
         norm = float(norm_of(gradient))  # the host decides: a choice in the program would copy

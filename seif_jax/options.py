@@ -36,6 +36,21 @@ repetition: hf (rollout, judge), trl (step), tunix (step), vllm (rollout); on th
 JAX_COMPILATION_CACHE_DIR=DIR keeps compiled programs; without it every run compiles its own.
 """
 
+PLAN_HELP = """\
+Compiles the programs that a config's stages run, for shapes alone: no weights, no data, and with
+--topology no accelerator. Prints for each what lies in a device's memory (arguments, temporaries,
+output, what is held beside it), FLOPs, bytes, collectives, and a lower bound of seconds; what does
+not fit, and a change of the config that was found to make it fit.
+
+  seif plan --config=configs/qwen2_5_7b.py --topology=v5p:4x4x4
+  seif plan --config=configs/smollm2.py                  for the devices present
+  seif plan --config=configs/llama3_1_8b.py --topology=v6e:8x8 --config.mesh.tensor=4 \\
+      --config.model=FOLDER                              FOLDER need hold nothing but config.json
+
+Topologies: v5e and v6e by AxB, v5p by AxBxC chips; they need libtpu: pip install 'seif_jax[tpu]'.
+Exit code 0: everything fits; 1: something does not; 2: the config or the topology cannot be.
+"""
+
 RUN_HELP = """\
 Starts a run, or resumes the one that DIR holds. Any key of the config can be set:
 
@@ -167,6 +182,17 @@ def parser() -> argparse.ArgumentParser:
         choices=(*DTYPES, "autocast"),
         help="default: as --dtype; trl: autocast (bfloat16 over float32 weights); tunix: float32",
     )
+
+    add = commands.add_parser(
+        "plan",
+        help="what a config takes on devices that need not be there",
+        description=PLAN_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="seif plan --config=FILE [--topology=v5p:4x4x4] [--json] [--config.key=value …]",
+    )
+    add.add_argument("--config", required=True, metavar="FILE", help="as of `seif run`")
+    add.add_argument("--topology", metavar="SLICE", help="none: the devices present")
+    add.add_argument("--json", action="store_true", help="one object, last on standard output")
 
     add = commands.add_parser(
         "sweep",

@@ -7,9 +7,11 @@ the collectives in.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -19,6 +21,10 @@ from seif_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
 PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
+HEADS = (
+    "tensor",
+    "sequence",
+)  # axes over which attention is: there the slots of a row are together
 RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
     "embed": "fsdp",
     "heads": "tensor",
@@ -149,6 +155,38 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return lax.with_sharding_constraint(x, PartitionSpec(*wanted))
 
 
+def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """One layer of a stack of weights, where taking it leaves it."""
+    home = weight.sharding
+    if isinstance(home, NamedSharding):
+        home = NamedSharding(home.mesh, PartitionSpec(*home.spec[1:]))
+    return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=home)
+
+
+def under(params: Any) -> AbstractContextManager[Any]:
+    """The mesh that weights live on, for the programs that read them."""
+    home = jax.tree.leaves(params)[0].sharding
+    return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
+
+
+def over_heads(
+    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array
+) -> jax.Array:
+    """kernel(q [B, T, N, H], k, v [B, S, K, H], …) -> [B, T, N, H], under a mesh by each device for
+    its own heads: XLA cannot divide a kernel. Key/value heads that do not divide are repeated."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel(q, k, v, *rest)
+    fits = q.shape[2] % math.prod(mesh.shape[axis] for axis in HEADS) == 0
+    axes = HEADS if fits else HEADS[:1]
+    devices = math.prod(mesh.shape[axis] for axis in axes)
+    k, v = (jnp.repeat(x, devices // math.gcd(devices, x.shape[2]), axis=2) for x in (k, v))
+    cut = PartitionSpec(None, None, axes)
+    specs = (cut, cut, cut, *(PartitionSpec() for _ in rest))
+    # Whether results are equal where they should be cannot be seen through a kernel.
+    return jax.shard_map(kernel, in_specs=specs, out_specs=cut, check_vma=False)(q, k, v, *rest)
+
+
 def to_host(x: jax.Array) -> np.ndarray:
     """The whole of an array, on every process."""
     if x.is_fully_addressable or x.is_fully_replicated:
@@ -156,13 +194,17 @@ def to_host(x: jax.Array) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def spread(mesh: Mesh, micros: Sequence[Any]) -> Any:
+def _array(x: np.ndarray, home: NamedSharding) -> Any:
+    return jax.make_array_from_callback(x.shape, home, lambda index: x[index])
+
+
+def spread(mesh: Mesh, micros: Sequence[Any], make: Callable[..., Any] = _array) -> Any:
     """Parts of a batch, trees of the host's arrays of one shape, on a leading axis, each on its own
-    devices. Of what is one number the largest, on all."""
+    devices. Of what is one number the largest, on all. make: of the host's array and its place."""
 
     def put(*each: Any) -> jax.Array:
         x = np.stack(each) if np.ndim(each[0]) else np.asarray(max(each))
         cut = PartitionSpec(PARTS) if x.ndim else PartitionSpec()
-        return jax.make_array_from_callback(x.shape, NamedSharding(mesh, cut), lambda i: x[i])
+        return make(x, NamedSharding(mesh, cut))
 
     return jax.tree.map(put, *micros)

@@ -174,8 +174,9 @@ class Programs:
             lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
             out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),
         )
-        self._logp = jax.jit(logp)
-        self._learner = Learner(logp, optimizer, stage.algorithm)
+        self.flat_logp = jax.jit(logp)
+        homes = jax.tree.map(lambda s: s.sharding, stage.shapes)
+        self.learner = Learner(logp, optimizer, stage.algorithm, homes)
 
     def pack(self, batch: Batch) -> list[tuple[list[np.ndarray], list[Micro]]]:
         """The batch in passes of as many parts as the mesh computes at a time; which samples are
@@ -190,7 +191,7 @@ class Programs:
         found = np.zeros_like(batch.ref_logp)
         with jax.set_mesh(self.stage.mesh):
             for rows, micros in self.pack(batch):
-                logp = sharding.to_host(self._logp(params, self.place(micros).flat))
+                logp = sharding.to_host(self.flat_logp(params, self.place(micros).flat))
                 of_parts = logp.reshape(self.parts, -1, logp.shape[-1])
                 for samples, part in zip(rows, of_parts, strict=True):
                     found[samples, : part.shape[1]] = part[: len(samples)]
@@ -210,7 +211,7 @@ class Programs:
             return state, {}, (0, 0)
         count = sum(int(micro.mask.sum()) for micros in passes for micro in micros)
         with jax.set_mesh(self.stage.mesh):
-            state, numbers = self._learner.update(
+            state, numbers = self.learner.update(
                 state, self.stage.frozen, map(self.place, passes), count, fresh
             )
         return state, numbers, padding([micro for micros in passes for micro in micros])

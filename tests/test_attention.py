@@ -1,7 +1,12 @@
 """Every attention against the plain one, forward and backward, and which is chosen where."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,6 +80,25 @@ def test_kernels_are_the_plain_one():
             assert not gradient[:, 0, 70:].any() and not gradient[:, 1].any()
 
 
+def test_a_kernel_over_a_mesh_is_the_plain_one_on_one_device():
+    """Forward and backward; key/value heads fewer than devices, and heads that only one of the two
+    axes divides."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "kernels.py")],
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=600,
+    )
+    (first, heads), (second, fewer) = json.loads(done.stdout.splitlines()[-1])
+    assert len(first) == len(second) == 6 and max(first + second) < 2e-6
+    assert (heads, fewer) == ([1, 1], [3, 1])
+
+
 @pytest.mark.parametrize("blocks", [2, 4])
 def test_blocks_of_rows_are_all_at_once(monkeypatch, blocks):
     """One prompt's rows a block, and one row: then a prompt serves two blocks."""
@@ -109,7 +133,7 @@ def test_splash_in_the_model(monkeypatch):
     wanted = run()
     asked = []
     monkeypatch.setitem(
-        attention.KERNELS, "cpu", lambda *x: (asked.append(x[:2]), HERE["tpu"](*x))[1]
+        attention.KERNELS, "cpu", lambda *x, **y: (asked.append(x[:2]), HERE["tpu"](*x, **y))[1]
     )
     got = run()
     shapes = [((2, 256, 2, 64), jnp.bfloat16), ((2, 256, 1, 64), jnp.bfloat16)]

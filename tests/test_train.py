@@ -237,7 +237,7 @@ def test_updates_of_a_rollout():
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
     stage = cast(Any, SimpleNamespace(sizes=train.Sizes(4, 1, 100, 1), frozen={}))
-    programs = programs_of(stage, _learner=SimpleNamespace(update=update))
+    programs = programs_of(stage, learner=SimpleNamespace(update=update))
     batch = replace(BATCH, trained=trained)
     batches = [batch.take(np.array([i])) for i in range(4)]
     state, numbers = train.apply_updates(programs, cast(Any, 0), batches)

@@ -6,7 +6,7 @@ segments for them.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from seif_jax.models.products import platform, product
+from seif_jax.sharding import over_heads
 
 BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple
 MAX_BLOCK = 512
@@ -40,7 +41,9 @@ def attend(
 ) -> Float[Array, "K B R T H"]:
     """Softmax attention over all segments together, grouped-query, scores and result in float32.
 
-    Every query must see a key. Here it is chosen: the platform's kernel, if it has one, or `plain`.
+    The last segment is that of the queries' own keys, seen up to their own; a key of the others is
+    seen by all queries of a row or by none. Here it is chosen: the platform's kernel, if it has
+    one, or `plain`.
     """
     # Kernels take no float32 (cuDNN), or round it to bf16 (splash). Fewer queries than a block, as
     # in decoding, leave a kernel idle; and keys that rows share, which `plain` reads once, would
@@ -117,9 +120,11 @@ def through(
     segments: Sequence[Segment],
     dtype: Any,
 ) -> Float[Array, "K B R T H"]:
-    """`attend` by a kernel: (q [B, T, N, H], k, v [B, S, K, H], mask [B, T, S]) -> [B, T, N, H],
-    q scaled, T and S filled up to whole blocks."""
+    """`attend` by a kernel: (q [B, T, N, H], k, v [B, S, K, H], seen [B, S], before=…) -> [B, T, N,
+    H], q scaled, T and S filled up to whole blocks. A query sees those of the keys `seen` that are
+    up to its own, of which the first is number `before`: no array of T·S is made."""
     K, B, R, T, H = q.shape
+    *past, own = segments
 
     def rows(x: Array) -> Array:
         """[b, …] to [B, …]."""
@@ -131,36 +136,40 @@ def through(
         wide = [rows(x.astype(jnp.float32).transpose(1, 2, 0, 3)) for x in parts]
         return _fill(jnp.concatenate(wide, axis=1), 1).astype(dtype)
 
-    masks = [jnp.broadcast_to(s.mask, (len(s.mask), T, s.k.shape[2])) for s in segments]
-    mask = _fill(jnp.concatenate([rows(x) for x in masks], axis=2), 2)
+    seen = [rows(jnp.broadcast_to(s.mask[:, 0], (len(s.mask), s.k.shape[2]))) for s in past]
     scaled = (q * H**-0.5).transpose(1, 3, 0, 2, 4).reshape(B, T, K * R, H)
-    out = kernel(
+    out = over_heads(
+        partial(kernel, before=sum(s.k.shape[2] for s in past)),
         _fill(scaled, 1).astype(dtype),
         joined([s.k for s in segments]),
         joined([s.v for s in segments]),
-        _fill(mask, 1, mode="edge"),  # what fills up sees a key, too: without one it would be NaN
+        _fill(jnp.concatenate([*seen, jnp.ones((B, own.k.shape[2]), bool)], axis=1), 1),
     )
     out = out[:, :T].astype(jnp.float32)
     return out.reshape(B, T, K, R, H).transpose(2, 0, 3, 1, 4)
 
 
-def _fill(x: Array, axis: int, mode: str = "constant") -> Array:
+def _fill(x: Array, axis: int) -> Array:
     """x, its axis filled up to whole blocks."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % BLOCK)
-    return jnp.pad(x, widths, mode=mode)
+    return jnp.pad(x, widths)
 
 
 def cudnn(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
+    seen: Bool[Array, "B S"],
+    *,
+    before: int,
     implementation: Any = "cudnn",
 ) -> Float[Array, "B T N H"]:
     """cuDNN's flash attention."""
+    causal = jnp.arange(k.shape[1]) <= before + jnp.arange(q.shape[1])[:, None]
+    mask = seen[:, None, None] & causal
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask[:, None], scale=1.0, implementation=implementation
+        q, k, v, mask=mask, scale=1.0, implementation=implementation
     )
 
 
@@ -168,14 +177,17 @@ def splash(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B T S"],
+    seen: Bool[Array, "B S"],
+    *,
+    before: int,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
-    """JAX's splash attention in Pallas, row by row; blocks that no query sees are left out."""
+    """JAX's splash attention in Pallas, row by row; blocks after a query's own are left out."""
     # Here, as the import takes long and is of use on TPUs alone.
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
-    queries, keys = (math.gcd(n, MAX_BLOCK) for n in mask.shape[1:])
+    T, S = q.shape[1], k.shape[1]
+    queries, keys = (math.gcd(n, MAX_BLOCK) for n in (T, S))
     sizes = library.BlockSizes(
         block_q=queries,
         block_kv=keys,
@@ -184,17 +196,17 @@ def splash(
         block_q_dq=queries,
         block_kv_dq=keys,
     )
+    causal = library.CausalMask((T, S), offset=before)
+    kernel = library.make_splash_mha_single_device(
+        library.MultiHeadMask([causal] * q.shape[2]), block_sizes=sizes, interpret=interpret
+    )
 
-    def row(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        kernel = library.make_splash_mha_single_device(
-            mask[None], block_sizes=sizes, interpret=interpret
-        )
-        # The library makes an array of this flag, too, and then asks it: an error under jit.
-        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=True)
-        return cast(Array, kernel(q, k, v))
+    def row(q: Array, k: Array, v: Array, seen: Array) -> Array:
+        same = library.SegmentIds(jnp.ones(T, jnp.int32), seen.astype(jnp.int32))
+        return cast(Array, kernel(q, k, v, same))
 
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # heads lead
-    return jax.vmap(row)(q, k, v, mask).swapaxes(1, 2)
+    return jax.vmap(row)(q, k, v, seen).swapaxes(1, 2)
 
 
 KERNELS = {"gpu": cudnn, "tpu": splash}

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from seif_jax.models import shards
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 MODEL_SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD)
 SHARD_BYTES = 5_000_000_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -54,17 +55,17 @@ def carried(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
-def download(name: str) -> Path:
+def download(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
     """The folder of a model on the Hugging Face hub (cached there); needs a network the first time.
+    patterns: of the files that are wanted.
 
     Raises UserError where neither a folder nor a hub model of that name can be had.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(

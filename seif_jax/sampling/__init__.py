@@ -16,7 +16,7 @@ from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import Sample, Session
 from seif_jax.sampling.trees import as_trees
-from seif_jax.sharding import replicas
+from seif_jax.sharding import replicas, under
 
 
 class Engine:
@@ -97,14 +97,15 @@ class Engine:
 
         def run(number: int) -> None:
             for tree, ends, rows in parts[number::count]:
-                logp = read.next_logp(
-                    self.config,
-                    self.replicas[number],
-                    tree,
-                    ends,
-                    options=options,
-                    dtype=self.dtype,
-                )
+                with under(self.replicas[number]):
+                    logp = read.next_logp(
+                        self.config,
+                        self.replicas[number],
+                        tree,
+                        ends,
+                        options=options,
+                        dtype=self.dtype,
+                    )
                 result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
 
         side_by_side(run, count)

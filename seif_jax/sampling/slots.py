@@ -19,11 +19,12 @@ from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.read import grow, move, prefill, put, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
-from seif_jax.sharding import heads_like
+from seif_jax.sharding import heads_like, under
 
 COLUMNS = tuple(128 << i for i in range(12))  # of the cache
 FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
 LATER = (1, 4)
+READ_TOKENS = 1 << 14  # of several prompts, that one prefill program reads: its memory
 MIN_SLOTS = 4
 WORTH_TOKENS = 128  # a rest that may be this long is worth a program with fewer slots
 
@@ -87,8 +88,7 @@ class Session:
         self.slot_steps = 0
         size = len(self.slots)
         self.pool = self._pool(min(len(prompts), -(-size // group)))
-        longest = -(-max(limits) // CHUNK) * CHUNK
-        self.cache = self._cache(size, min(COLUMNS[0], longest))
+        self.cache = self._cache(size, first_columns(max(limits)))
         self.hidden = self._zeros((config.width, size), jnp.float32)
 
     def run(self, ended: Callable[[int, Sample], None]) -> None:
@@ -135,13 +135,13 @@ class Session:
                 self.slots[i] = Live(sample, self.rows[prompt], self.column, [], [])
         needed = max(self.rows.values(), default=-1) + 1
         if needed > self._pool_rows:
-            rows = min(max(needed, 2 * self._pool_rows), max(len(self.slots), needed))
+            rows = more_rows(self._pool_rows, needed, len(self.slots))
             heads = self.config.kv_heads
             held = [grow(kv, heads=heads, rows=rows) for kv in self.pool.layers]
             more = self._zeros((rows - self._pool_rows, self.config.width))
             self.pool = Pool(held, jnp.concatenate([self.pool.last, more]))
         while fresh:
-            size = max(n for n in sizes if n <= len(fresh))
+            size = at_once(sizes, len(fresh), self.width)
             part, fresh = fresh[:size], fresh[size:]
             rows = np.array([self.rows[p] for p in part], np.int32)
             last, kv = self._read([self.rests[p] for p in part], self.width)
@@ -149,7 +149,8 @@ class Session:
 
     def _read(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
         tokens = pad(texts, width)
-        return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
+        with under(self.params):
+            return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
 
     @property
     def _pool_rows(self) -> int:
@@ -167,8 +168,7 @@ class Session:
         if self.column + CHUNK <= columns and size == len(self.slots):
             return
         if needed > columns or 4 * needed <= columns:
-            # Room for more than is needed now, or the cache would be moved after every chunk.
-            columns = round_up(needed + needed // 4, COLUMNS)
+            columns = more_columns(needed)
         if size == len(self.slots):
             held = list(range(size))
         else:
@@ -230,13 +230,40 @@ class Session:
         return Pool(self._cache(rows, self.width), self._zeros((rows, self.config.width)))
 
     def _cache(self, rows: int, columns: int) -> list[KV]:
-        c, kind = self.config, layers.cache_dtype(self.dtype)
-        n, H = c.kv_heads * rows, c.head_dim
-        shapes = (n, H, columns), (n, columns, H)
-        where = heads_like(self.params["layers"]["k"].sharding)
-        return [KV(*(jnp.zeros(s, kind, device=where) for s in shapes)) for _ in range(c.layers)]
+        shapes = cache_shapes(self.config, self.params, self.dtype, rows, columns)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
     def _zeros(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         """Where the weights are: what is merely there by default is another type to jit, and the
         programs would be compiled once more for what they return."""
         return jnp.zeros(shape, dtype, device=self.params["norm"].sharding)
+
+
+def cache_shapes(c: Config, params: Any, dtype: Any, rows: int, columns: int) -> list[KV]:
+    """Keys and values of so many rows, as `jax.ShapeDtypeStruct`, where the weights' heads are."""
+    n, kind = c.kv_heads * rows, layers.cache_dtype(dtype)
+    where = heads_like(params["layers"]["k"].sharding)
+    shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
+    return [
+        KV(*(jax.ShapeDtypeStruct(s, kind, sharding=where) for s in shapes))
+        for _ in range(c.layers)
+    ]
+
+
+def first_columns(limit: int) -> int:
+    return min(COLUMNS[0], -(-limit // CHUNK) * CHUNK)
+
+
+def more_columns(needed: int) -> int:
+    """Room for more than is needed now, or the cache would be moved after every chunk."""
+    return round_up(needed + needed // 4, COLUMNS)
+
+
+def more_rows(held: int, needed: int, slots: int) -> int:
+    """Of a pool that grows: twice as many, but no more than slots can use."""
+    return min(max(needed, 2 * held), max(slots, needed))
+
+
+def at_once(sizes: Sequence[int], prompts: int, width: int) -> int:
+    """How many of the prompts one prefill program reads."""
+    return max(n for n in sizes if n <= prompts and (n == 1 or n * width <= READ_TOKENS))

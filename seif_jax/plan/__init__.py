@@ -1,0 +1,250 @@
+"""`seif plan`: what a config's programs take on devices that need not be there.
+
+The real programs are compiled for shapes alone: no weights, no data, no accelerator. Everything is
+taken to be as long as the config lets it be.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from seif_jax import models
+from seif_jax.checkpoint import BASE, run_of, stage_of
+from seif_jax.errors import UserError
+from seif_jax.models import Model, hf
+from seif_jax.models.products import meant_for
+from seif_jax.plan.chips import Chip, chip_of, devices_of, host_of, larger, without_accelerator
+from seif_jax.plan.cost import Cost, compile_cost, held
+from seif_jax.plan.programs import CONSTRAINTS, Layout, Program, programs
+from seif_jax.plan.text import gib, tell
+from seif_jax.settings import Config
+
+USABLE = 0.97  # of a chip's memory: the runtime keeps some, and what is free lies in pieces
+HALVINGS = 5  # of a knob that counts
+ASSUMPTIONS = (
+    "every prompt and every sample is as long as the config allows, no two prompts begin alike",
+    f"every instruction has {CONSTRAINTS} constraints, each put to the Judger",
+    "memory is that of a round after the first, in which no two roles' weights are the same unless "
+    "they always are",
+    f"a program fits if arguments, temporaries, output and what lies beside take {USABLE:.0%} of "
+    "the memory at most",
+    "seconds of a call are the largest of FLOPs, bytes of memory and bytes to other devices over "
+    "the chip's peak rates (bfloat16; links in one direction): a lower bound, without host, data "
+    "and compiling",
+    "FLOPs are those of matrix products, bytes what instructions read from and write to memory; "
+    "blocks that a kernel leaves out are counted",
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A program with what it takes."""
+
+    program: Program
+    cost: Cost
+    chip: Chip
+
+    @property
+    def name(self) -> str:
+        return f"{self.program.stage} {self.program.name}"
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes on a device, by what they are."""
+        own = {"arguments": self.cost.arguments, "temporaries": self.cost.temporaries}
+        return {**own, "output": self.cost.output, **self.program.beside}
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= USABLE * self.chip.hbm_bytes
+
+    @property
+    def secs(self) -> dict[str, float]:
+        """Of one call, by what limits it."""
+        moved = sum(size for _, size in self.cost.links.values())
+        return {
+            "flops": self.cost.flops / self.chip.flops_per_sec,
+            "memory": self.cost.accessed / self.chip.bytes_per_sec,
+            "links": moved / self.chip.link_bytes_per_sec,
+        }
+
+    def row(self) -> dict[str, Any]:
+        secs, p = self.secs, self.program
+        return {
+            "stage": p.stage,
+            "program": p.name,
+            "bytes": self.parts,
+            "total_bytes": self.total,
+            "share_of_memory": self.total / self.chip.hbm_bytes,
+            "fits": self.fits,
+            "flops": self.cost.flops,
+            "accessed_bytes": self.cost.accessed,
+            "collectives": {
+                kind: {"count": count, "bytes": size}
+                for kind, (count, size) in self.cost.links.items()
+            },
+            "secs": max(secs.values()),
+            "limit": max(secs, key=lambda limit: secs[limit]),
+            "calls_per_step": p.calls,
+            "secs_per_step": p.calls * max(secs.values()),
+        }
+
+
+class Compiler:
+    """Compiles each program once, whichever stages it is of."""
+
+    def __init__(self):
+        self._found: dict[Any, Cost] = {}
+
+    def __call__(self, p: Program, chip: Chip) -> Planned:
+        key = str((p.name.split(": ")[-1], p.arguments, p.options, p.inside))
+        if key not in self._found:
+            with jax.set_mesh(p.mesh) if p.mesh else nullcontext():
+                self._found[key] = compile_cost(p.function, p.arguments, p.options, p.devices)
+        return Planned(p, self._found[key], chip)
+
+
+def plan(config: Config, topology: str | None) -> dict[str, Any]:
+    """Compiles everything, and tries what would make it fit. UserError, before anything compiles:
+    the config, the topology or the model cannot be."""
+    with without_accelerator(topology), meant_for(None if topology is None else "tpu"):
+        model, devices = describe(config.model), devices_of(topology)
+        layout = Layout(config, model, devices, host_of(topology))
+        chip, compiler = chip_of(devices, layout.dtype), Compiler()
+        found = []
+        for program in programs(config, layout):
+            found.append(compiler(program, chip))
+            tell(f"{found[-1].name}: {gib(found[-1].total)}")
+        advice = [
+            {
+                "program": each.name,
+                "total_bytes": each.total,
+                "largest": max(each.parts, key=lambda part: each.parts[part]),
+                "knob": knob(each, config, topology, model, compiler),
+            }
+            for each in found
+            if not each.fits
+        ]
+    return {
+        "model": {
+            "name": config.model,
+            "model_type": model.hf_config["model_type"],
+            "parameters": models.count(model),
+        },
+        "topology": topology,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "chip": asdict(chip),
+        "mesh": dict(layout.mesh.shape),
+        "programs": [each.row() for each in found],
+        "stages": {stage: step(found, stage) for stage in {p.program.stage: 0 for p in found}},
+        "fits": not advice,
+        "does_not_fit": advice,
+        "assumptions": ASSUMPTIONS,
+    }
+
+
+def step(found: list[Planned], stage: str) -> dict[str, float]:
+    """Seconds of a step of a stage, and how fast its rollouts are."""
+    rows = [(each.program, each.row()["secs_per_step"]) for each in found]
+    mine = [(program, secs) for program, secs in rows if program.stage == stage]
+    rollout = [(program, secs) for program, secs in mine if program.name.startswith("rollout")]
+    tokens = sum(program.tokens for program, _ in rollout)
+    out = {"step_secs": sum(secs for _, secs in mine)}
+    if tokens:
+        out["rollout_tokens_per_sec"] = tokens / sum(secs for _, secs in rollout)
+    return out
+
+
+def knob(
+    bad: Planned, config: Config, topology: str | None, model: Model, compiler: Compiler
+) -> str | None:
+    """The first change that makes a program fit, tried by compiling; None: none of them does."""
+    for said, changed, where in knobs(config, bad.program, topology):
+        try:
+            layout = Layout(changed, model, devices_of(where), host_of(where))
+        except UserError:
+            continue  # the change does not suit the model or the devices
+        whole = (bad.program.stage, bad.program.name)
+        again = [p for p in programs(changed, layout) if (p.stage, p.name) == whole]
+        if not again:
+            continue
+        least = held(again[0].arguments) + sum(again[0].beside.values())
+        if least > USABLE * bad.chip.hbm_bytes:
+            continue
+        found = compiler(again[0], bad.chip)
+        if found.fits:
+            return f"{said} would fit it: {gib(found.total)}"
+    return None
+
+
+def knobs(
+    config: Config, program: Program, topology: str | None
+) -> Iterator[tuple[str, Config, str | None]]:
+    """Changes that may help a program, the cheapest first: what is said, the config, the slice."""
+
+    def with_(**values: Any) -> tuple[str, Config, str | None]:
+        changed = config.copy_and_resolve_references()
+        for key, value in values.items():
+            changed.update_from_flattened_dict({key.replace("__", "."): value})
+        pairs = (f"config.{key.replace('__', '.')}={value}" for key, value in values.items())
+        return " ".join(pairs), changed, topology
+
+    def wider(axis: str) -> Iterator[tuple[str, Config, str | None]]:
+        """More of the devices along an axis; those of `fsdp` become fewer."""
+        for factor in (2, 4, 8):
+            values = {f"mesh__{axis}": factor * config.mesh[axis]}
+            if -1 not in config.mesh.values():
+                values["mesh__fsdp"] = max(config.mesh.fsdp // factor, 1)
+            yield with_(**values)
+
+    what, stage = program.name.split(":")[0], program.stage
+    if what in ("gradient", "log-probabilities"):
+        role = config[stage]
+        least = role.max_prompt_tokens + role.group_size * role.max_response_tokens
+        if role.micro_tokens > least:
+            yield with_(**{f"{stage}__micro_tokens": least})
+        if config.remat != "full" and what == "gradient":
+            yield with_(remat="full")
+        yield from wider("sequence")
+    batch = {"judge": "judger__batch_size", "filter": "filter__batch_size"}.get(what)
+    if ":" in program.name:
+        key = batch or "sample_batch"
+        section, _, name = key.rpartition("__")
+        size = (config[section] if section else config)[name]
+        for i in range(1, HALVINGS + 1):
+            if size >> i:
+                yield with_(**{key: size >> i})
+    yield from wider("tensor")
+    for kind in ("bfloat16", "int8"):
+        if config.optim.moments == "float32":
+            yield with_(optim__moments=kind)
+    where = topology and larger(topology)
+    while where:
+        yield f"--topology={where}", config, where
+        where = larger(where)
+
+
+def describe(path: str | None) -> Model:
+    """A model's shape from its config.json alone, which of a name on the hub alone is fetched."""
+    try:
+        if path and hf.HUB_NAME.fullmatch(path) and not Path(path).exists():
+            found = hf.download(path, (hf.CONFIG,))
+        else:
+            found = models.resolve(path)
+    except UserError as error:
+        raise UserError(
+            f"{error}; a folder with its config.json is enough: --config.model=FOLDER"
+        ) from None
+    stage = stage_of(found)
+    found = run_of(stage) / BASE if stage else found
+    config = hf.read_config(found) if found.is_dir() else models.open_source(found).config
+    return models.describe(config)

@@ -1,0 +1,212 @@
+"""Plans against what is known of a program otherwise, and what is refused before one is made."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from seif_jax import limits, models, plan
+from seif_jax.__main__ import main, read_config
+from seif_jax.models.devices import home
+from seif_jax.plan import chips, cost, text
+from seif_jax.plan.chips import Chip
+from seif_jax.sampling import read
+from seif_jax.sampling.slots import COLUMNS, more_columns, more_rows
+
+DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
+SMALL = {  # no tokenizer, no weights: a shape is all that is read
+    "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64,
+}  # fmt: skip
+OVERRIDES = [
+    "stages=('follower',)", "reward.checks=rules", "sample_batch=8", "instructor.epochs=(1,)",
+    "follower.rollout_prompts=8", "follower.optimizer_prompts=4", "follower.group_size=2",
+    "follower.max_prompt_tokens=200", "follower.max_response_tokens=160",
+    "follower.micro_tokens=512",
+]  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    config = {**tiny.tiny_config(512), **SMALL}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return tmp_path
+
+
+def options(model: Path, *more: str) -> list[str]:
+    return [f"--config.{each}" for each in (f"model={model}", *OVERRIDES, *more)]
+
+
+def test_operations_are_those_that_are_counted():
+    """Of a prefill, attention over all pairs; and those that a kernel has in every block."""
+    model = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8})
+    tokens = jax.ShapeDtypeStruct((3, 40), jnp.int32)
+    traced = read.prefill.trace(
+        model.config, models.shapes(model), [], tokens, tokens.update(shape=(3,)), dtype=jnp.float32
+    )
+    wanted = limits.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
+    assert cost.operations(traced.jaxpr.jaxpr) == wanted
+
+
+def test_loops_count_as_often_as_they_run():
+    def program(x):
+        x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=3)
+        _, x = jax.lax.while_loop(lambda s: s[0] < 7, lambda s: (s[0] + 1, s[1] @ s[1]), (0, x))
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    traced = jax.jit(program).trace(jax.ShapeDtypeStruct((4, 4), jnp.float32))
+    assert cost.operations(traced.jaxpr.jaxpr) == (3 + 7 + 2) * 2 * 4**3
+
+
+def test_memory_of_arguments_counts_what_is_dropped_and_not_what_is_there_twice():
+    one = jax.ShapeDtypeStruct((256,), jnp.float32, sharding=home())
+    unused = one.update(shape=(1024,))
+    found = cost.compile_cost(jax.jit(lambda a, b, c: a + b), (one, one, unused), {}, 1)
+    assert (found.arguments, found.output) == (4 * (256 + 1024), 4 * 256)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Any:
+    """A plan for four devices of the CPU."""
+    folder = tmp_path_factory.mktemp("model")
+    config = {**tiny.tiny_config(512), **SMALL}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    meshed = options(folder, "mesh.fsdp=2", "mesh.tensor=2", "judger.mode=verdict")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "planned.py"), str(DEFAULT), *meshed],
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "JAX_PLATFORMS": "cpu",
+        },
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=600,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_collectives_of_a_known_program(planned):
+    whole = 4 * 8 * 64
+    assert planned["known"] == {
+        "all-reduce": [5, 5 * 2 * whole],
+        "all-gather": [5, 5 * whole],
+        "collective-permute": [1, whole // 4],
+    }
+
+
+def test_a_plan_for_the_devices_present(planned):
+    found = planned["plan"]
+    rows = {row["program"]: row for row in found["programs"]}
+    assert list(rows) == [
+        "cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
+        "rollout: decode",
+    ]  # fmt: skip
+    assert found["fits"] and found["devices"] == 4
+    # Four passes of two updates, each of as many parts as fsdp has devices: 8 prompts in 2 · 2 · 2
+    assert (rows["gradient"]["calls_per_step"], rows["sum"]["calls_per_step"]) == (4, 2)
+    # A quarter of the float32 weights and norms on every device, moments twice that.
+    weights = rows["gradient"]["bytes"]["moments"] / 2
+    assert weights == pytest.approx(found["model"]["parameters"], rel=0.01)  # 4 bytes / 4
+    assert rows["gradient"]["bytes"]["output"] == pytest.approx(weights, rel=0.01)
+    # Each of two copies samples 4 prompts of 2; the cache has room for 160 tokens and a quarter.
+    c = {**tiny.tiny_config(512), **SMALL}
+    token = 2 * 4 * c["num_hidden_layers"] * c["head_dim"]  # one head of two on each device
+    cache = rows["rollout: prefill"]["bytes"]["cache"]
+    assert cache == token * 8 * 256
+    assert rows["rollout: decode"]["calls_per_step"] == 10
+    assert rows["rollout: decode"]["bytes"]["arguments"] > cache + token * 4 * 256
+    forward = rows["log-probabilities"]["flops"]
+    assert 3 * forward < rows["gradient"]["flops"] <= 4 * forward
+    assert found["stages"]["follower"]["rollout_tokens_per_sec"] > 0
+    assert any("everything fits" in line for line in text.lines(found))
+
+
+def test_the_knob_that_makes_a_program_fit(model):
+    """The change that is advised is the first that does; where none does, none is advised."""
+    config = read_config(str(DEFAULT), options(model, "sample_batch=16"))
+    shape, compiler = plan.describe(str(model)), plan.Compiler()
+    layout = plan.Layout(config, shape, jax.devices()[:1], jax.devices())
+    decode = list(plan.programs(config, layout))[-1]
+    for size, wanted in ((14e6, "config.sample_batch=8 would fit it: 0.01 GiB"), (1e6, None)):
+        bad = compiler(decode, Chip(size, 1e10, 1e11, 1e9))
+        assert bad.name == "follower rollout: decode" and not bad.fits
+        assert plan.knob(bad, config, None, shape, compiler) == wanted
+
+
+def test_what_does_not_fit_is_said(planned):
+    told = {"program": "follower gradient", "total_bytes": 3 << 30, "largest": "moments"}
+    found = {**planned["plan"], "fits": False, "does_not_fit": [{**told, "knob": None}]}
+    said = "follower gradient, 3.00 GiB, most of it moments; none of the knobs that were tried"
+    assert any(line.startswith(f"DOES NOT FIT: {said}") for line in text.lines(found))
+
+
+def test_sizes_that_sessions_grow_to():
+    """The rules that the largest session is made by are a session's."""
+    assert more_columns(129) == 256 and more_columns(4112) == 8192 and COLUMNS[0] == 128
+    assert [more_rows(2, needed, 8) for needed in (3, 5, 8)] == [4, 5, 8]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology=v5e:3x5"], "--topology='v5e:3x5' is none of v5e: 2x2, 2x4, 4x4,"),
+        (["--topology=h100"], "--topology='h100' is none of v5e:"),
+        (["--config.mesh.fsdp=3"], "config.mesh: data=1, fsdp=3, sequence=1, tensor=1 does not"),
+        (["--config.judger.devices=0"], "config.judger.devices='0': only 'shared'"),
+        (["--config.follower.max_prompt_tokens=4000"], "config.follower: max_prompt_tokens=4000"),
+        (["--config.model=no/where"], "a folder with its config.json is enough"),
+        (["--jason"], "unknown argument --jason"),
+    ],
+)
+def test_what_cannot_be_planned(model, arguments, message, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(plan, "compile_cost", None)
+    assert main(["plan", f"--config={DEFAULT}", *options(model), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out and message in err and len(err.splitlines()) == 1
+
+
+def test_a_slice_needs_libtpu(monkeypatch, capsys, model):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    arguments = [*options(model), "--topology=v5e:2x2"]
+    assert main(["plan", f"--config={DEFAULT}", *arguments]) == 2
+    assert "pip install 'seif_jax[tpu]'" in capsys.readouterr().err
+
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
+
+
+@needs_libtpu
+def test_a_slice_that_is_not_there(model, capsys):
+    """Compiled for v5e, kernels over a mesh included."""
+    meshed = options(model, "mesh.tensor=2", "mesh.sequence=2")
+    assert main(["plan", f"--config={DEFAULT}", "--topology=v5e:2x4", "--json", *meshed]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["fits"] and found["device"] == "TPU v5 lite" and found["devices"] == 8
+    assert found["chip"]["hbm_bytes"] == 16 * chips.GIB
+    rows = {row["program"]: row for row in found["programs"]}
+    assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
+    assert all(row["flops"] or row["program"] in ("cast", "sum", "update") for row in rows.values())
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("mesh.tensor=8", "tensor=8 spans several processes, which have 4 devices each"),
+        ("mesh.sequence=3", "sequence=3, tensor=1 does not fit 8 devices"),
+    ],
+)
+def test_meshes_that_a_slice_cannot_have(model, mesh, message, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_cost", None)
+    arguments = [f"--config={DEFAULT}", "--topology=v5e:2x4", *options(model, mesh)]
+    assert main(["plan", *arguments]) == 2
+    assert f"{message}\n" in capsys.readouterr().err
