@@ -1,6 +1,7 @@
 """Where the weights of every role come from; those that are only read are held once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Weights:
     def __init__(self, config: Config, workdir: Path, base: Base):
         self.config, self.workdir = config, workdir
         self.lora = settings.lora(config)
-        own = judger_devices(config.judger.devices)
+        own = judger_devices(config.judger.devices, jax.devices())
         rest = [device for device in jax.devices() if device not in own]
         self.mesh = sharding.make_mesh(config.mesh, rest)
         self._meshes = {"shared": self.mesh}
@@ -105,16 +106,16 @@ class Weights:
             )
 
 
-def judger_devices(text: str) -> list[Any]:
-    """The devices of Judger, Filter and answerer: "shared": none of their own; "2": so many, each
-    process's last ones; "[6,7]": those with these numbers. UserError: they are not there, none is
-    left for training, or processes have unequally many."""
+def judger_devices(text: str, all_: Sequence[Any]) -> list[Any]:
+    """Of all devices those of Judger, Filter and answerer: "shared": none of their own; "2": so
+    many, each process's last ones; "[6,7]": those with these numbers. UserError: they are not
+    there, none is left for training, or processes have unequally many."""
     if text == "shared":
         return []
-    devices = {str(device.id): device for device in jax.devices()}
+    devices = {str(device.id): device for device in all_}
     held = [
-        [device for device in devices.values() if device.process_index == process]
-        for process in range(jax.process_count())
+        [device for device in all_ if device.process_index == process]
+        for process in sorted({device.process_index for device in all_})
     ]
     if text.isdecimal():
         each = int(text) // len(held) if int(text) % len(held) == 0 else 0
