@@ -156,9 +156,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """One layer of a stack of weights, where taking it leaves it."""
-    home = weight.sharding
+    home: Any = weight.sharding
     if isinstance(home, NamedSharding):
-        home = NamedSharding(home.mesh, PartitionSpec(*home.spec[1:]))
+        home = home.update(spec=PartitionSpec(*home.spec[1:]))
     return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=home)
 
 
