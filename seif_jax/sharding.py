@@ -164,8 +164,8 @@ def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 def under(params: Any) -> AbstractContextManager[Any]:
     """The mesh that weights live on, for the programs that read them."""
-    home = jax.tree.leaves(params)[0].sharding
-    return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
+    mesh: Any = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
+    return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
 def over_heads(

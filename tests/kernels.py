@@ -32,7 +32,7 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
         return splash(q, k, v, keys, before=before, interpret=True)
 
     def of(attention, q, *kv):
-        segments = [Segment(*kv[i : i + 2], masks[i // 2]) for i in (0, 2)]
+        segments = [Segment(kv[i], kv[i + 1], masks[i // 2]) for i in (0, 2)]
         return attention(q, segments, jnp.float32)
 
     def both(attention, *inputs):
