@@ -2,9 +2,10 @@
 
     seif run --config=configs/qwen2_5_1_5b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned, not measured. The family is read (qwen2); one device must hold the weights, their
-gradient and AdamW's moments in float32: 1.5 x 16 = 25 GB, besides activations.
-Hardware to be planned for: 8 accelerators of 80 GB.
+Planned with `seif plan --topology=v5e:4x8`, not run: on 32 chips of 16 GiB all programs fit, the
+largest (instructor, answers: prefill) takes 12.9 GiB. Where every prompt and sample has the
+greatest length, a step takes at least 39 minutes of the Instructor, 27 minutes of the Follower.
+Mesh and batches are chosen for that slice; docs/plan.md has others.
 """
 
 from default import Config

@@ -2,9 +2,10 @@
 
     seif run --config=configs/qwen2_5_7b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned, not measured. The family is read (qwen2); one device must hold the weights, their
-gradient and AdamW's moments in float32: 7.6 x 16 = 122 GB, besides activations.
-Hardware to be planned for: 8 to 16 accelerators of 80 GB.
+Planned with `seif plan --topology=v5p:2x4x4`, not run: on 32 chips of 95 GiB all programs fit, the
+largest (instructor, answers: prefill) takes 66.8 GiB. Where every prompt and sample has the
+greatest length, a step takes at least 18 minutes of the Instructor, 14 minutes of the Follower.
+Mesh and batches are chosen for that slice; docs/plan.md has others.
 """
 
 from default import Config

@@ -157,16 +157,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """One layer of a stack of weights, where taking it leaves it."""
-    home = weight.sharding
+    home: Any = weight.sharding
     if isinstance(home, NamedSharding):
-        home = NamedSharding(home.mesh, PartitionSpec(*home.spec[1:]))
+        home = home.update(spec=PartitionSpec(*home.spec[1:]))
     return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=home)
 
 
 def under(params: Any) -> AbstractContextManager[Any]:
     """The mesh that weights live on, for the programs that read them."""
-    home = jax.tree.leaves(params)[0].sharding
-    return jax.set_mesh(home.mesh) if isinstance(home, NamedSharding) else nullcontext()
+    mesh: Any = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
+    return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
 def over_heads(

@@ -27,12 +27,12 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
     masks = models.visible(jnp.array([PROMPTS - 4]), PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
     seen: list[int] = []
 
-    def kernel(q, k, *rest, before):
+    def kernel(q, k, v, keys, *, before):
         seen[:] = [q.shape[2], k.shape[2]]
-        return splash(q, k, *rest, before=before, interpret=True)
+        return splash(q, k, v, keys, before=before, interpret=True)
 
     def of(attention, q, *kv):
-        segments = [Segment(*kv[i : i + 2], masks[i // 2]) for i in (0, 2)]
+        segments = [Segment(kv[i], kv[i + 1], masks[i // 2]) for i in (0, 2)]
         return attention(q, segments, jnp.float32)
 
     def both(attention, *inputs):

@@ -267,7 +267,7 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = train.with_logp(programs_of(stage, _logp=logp), empty, policy)
+    found = train.with_logp(programs_of(stage, flat_logp=logp), empty, policy)
     assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
     inside = np.split(BATCH.mask(), 4 // prompts)
     tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)

@@ -158,7 +158,7 @@ def step(found: list[Planned], stage: str) -> dict[str, float]:
     mine = [(program, secs) for program, secs in rows if program.stage == stage]
     rollout = [(program, secs) for program, secs in mine if program.name.startswith("rollout")]
     tokens = sum(program.tokens for program, _ in rollout)
-    out = {"step_secs": sum(secs for _, secs in mine)}
+    out: dict[str, float] = {"step_secs": sum(secs for _, secs in mine)}
     if tokens:
         out["rollout_tokens_per_sec"] = tokens / sum(secs for _, secs in rollout)
     return out

@@ -102,7 +102,7 @@ def chip_of(devices: Sequence[Any], dtype: Any) -> Chip:
 @contextlib.contextmanager
 def without_accelerator(topology: str | None) -> Iterator[None]:
     """For a slice that is not there JAX itself stays on the CPU, and does not look for TPUs."""
-    before = jax.config.jax_platforms
+    before = jax.config.values["jax_platforms"]
     if topology is not None:
         jax.config.update("jax_platforms", "cpu")
     try:

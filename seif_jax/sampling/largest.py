@@ -53,7 +53,7 @@ def largest(
         columns = more_columns(needed) if needed > columns else columns
     together = at_once(FIRST, prompts, width)
 
-    def zeros(*shape: int) -> jax.ShapeDtypeStruct:
+    def zeros(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=params["norm"].sharding)
 
     def ints(*shape: int, kind: Any = jnp.int32) -> jax.ShapeDtypeStruct:

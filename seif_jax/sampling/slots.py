@@ -244,10 +244,12 @@ def cache_shapes(c: Config, params: Any, dtype: Any, rows: int, columns: int) ->
     n, kind = c.kv_heads * rows, layers.cache_dtype(dtype)
     where = heads_like(params["layers"]["k"].sharding)
     shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
-    return [
-        KV(*(jax.ShapeDtypeStruct(s, kind, sharding=where) for s in shapes))
-        for _ in range(c.layers)
-    ]
+
+    def layer() -> KV:
+        arrays: Any = [jax.ShapeDtypeStruct(shape, kind, sharding=where) for shape in shapes]
+        return KV(*arrays)
+
+    return [layer() for _ in range(c.layers)]
 
 
 def first_columns(limit: int) -> int:
