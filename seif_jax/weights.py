@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from seif_jax import models, settings, sharding
 from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
@@ -27,15 +28,8 @@ class Weights:
     def __init__(self, config: Config, workdir: Path, base: Base):
         self.config, self.workdir = config, workdir
         self.lora = settings.lora(config)
-        own = judger_devices(config.judger.devices, jax.devices())
-        rest = [device for device in jax.devices() if device not in own]
-        self.mesh = sharding.make_mesh(config.mesh, rest)
-        self._meshes = {"shared": self.mesh}
-        if own:
-            # Whole copies of the weights, cut as finely as the sampler's where they can be.
-            tensor = math.gcd(len(own) // jax.process_count(), self.mesh.shape["tensor"])
-            sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "tensor": tensor}
-            self._meshes[config.judger.devices] = sharding.make_mesh(sizes, own)
+        self._meshes = meshes(config, jax.devices())
+        self.mesh = self._meshes["shared"]
         place = sharding.placing(self.mesh)
         self.base, self.shapes = base, models.shapes(base.model, place=place)
         if self.lora:
@@ -104,6 +98,20 @@ class Weights:
                 f"config.{role}.init={init} holds {found or 'whole weights'}; with config.lora a "
                 f"role can only go on with {self.lora}"
             )
+
+
+def meshes(config: Config, devices: Sequence[Any]) -> dict[str, Mesh]:
+    """Of what is trained and sampled, "shared", and where the Judger has devices of its own of
+    these, by what config.judger.devices says. UserError: they do not fit."""
+    own = judger_devices(config.judger.devices, devices)
+    mesh = sharding.make_mesh(config.mesh, [device for device in devices if device not in own])
+    if not own:
+        return {"shared": mesh}
+    # Whole copies of the weights, cut as finely as the sampler's where they can be.
+    each = len(own) // len({device.process_index for device in own})
+    tensor = math.gcd(each, mesh.shape["tensor"])
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "tensor": tensor}
+    return {"shared": mesh, config.judger.devices: sharding.make_mesh(sizes, own)}
 
 
 def judger_devices(text: str, all_: Sequence[Any]) -> list[Any]:

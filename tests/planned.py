@@ -17,6 +17,7 @@ from seif_jax import plan, sharding
 from seif_jax.__main__ import read_config
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.cost import compile_cost
+from seif_jax.settings import Config
 
 TRIPS, ROWS, WIDTH = 5, 8, 64
 
@@ -42,8 +43,20 @@ def known() -> dict[str, tuple[int, int]]:
     return compile_cost(jax.jit(around), (x,), {}, 4).links
 
 
+def beside(config: Config) -> dict[str, list[str]]:
+    """What lies beside each program where two of the devices are the Judger's."""
+    judger = {"judger.devices": "2", "judger.max_prompt_tokens": 400, "judger.max_tokens": 8}
+    judged = {"judger.mode": "verdict", "judger.batch_size": 4, "reward.checks": "hybrid"}
+    config.update_from_flattened_dict({**judger, **judged, "mesh.fsdp": 2, "mesh.tensor": 1})
+    model = plan.describe(config.model)
+    layout = plan.Layout(config, model, jax.devices(), jax.devices())
+    found = plan.programs(config, layout)
+    return {each.name: sorted(each.beside) for each in found}
+
+
 if __name__ == "__main__":
     plan.chip_of = lambda devices, dtype: Chip(1e9, 1e10, 1e11, 1e9)
     config = read_config(sys.argv[1], sys.argv[2:])
     with tiny.jax_settings(jax_disable_most_optimizations=True):
-        print(json.dumps({"known": known(), "plan": plan.plan(config, None)}))
+        found = {"known": known(), "plan": plan.plan(config, None), "beside": beside(config)}
+        print(json.dumps(found))

@@ -129,6 +129,15 @@ def test_a_plan_for_the_devices_present(planned):
     assert any("everything fits" in line for line in text.lines(found))
 
 
+def test_the_judgers_own_devices_hold_its_weights_alone(planned):
+    """And training's devices hold them where they are the reference, too."""
+    found = planned["beside"]
+    assert found["judge: verdicts"] == []
+    trained = ["follower", "master weights", "moments"]
+    assert found["rollout: decode"] == sorted([*trained, "policy"])
+    assert found["log-probabilities"] == trained  # the policy is an argument
+
+
 def test_the_knob_that_makes_a_program_fit(model):
     """The change that is advised is the first that does; where none does, none is advised."""
     config = read_config(str(DEFAULT), options(model, "sample_batch=16"))
@@ -160,7 +169,7 @@ def test_sizes_that_sessions_grow_to():
         (["--topology=v5e:3x5"], "--topology='v5e:3x5' is none of v5e: 2x2, 2x4, 4x4,"),
         (["--topology=h100"], "--topology='h100' is none of v5e:"),
         (["--config.mesh.fsdp=3"], "config.mesh: data=1, fsdp=3, sequence=1, tensor=1 does not"),
-        (["--config.judger.devices=0"], "config.judger.devices='0': only 'shared'"),
+        (["--config.judger.devices=1"], "config.judger.devices='1': takes 1 of 1 devices; each"),
         (["--config.follower.max_prompt_tokens=4000"], "config.follower: max_prompt_tokens=4000"),
         (["--config.model=no/where"], "a folder with its config.json is enough"),
         (["--jason"], "unknown argument --jason"),

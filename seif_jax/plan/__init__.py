@@ -19,7 +19,8 @@ from seif_jax.models import Model, hf
 from seif_jax.models.products import meant_for
 from seif_jax.plan.chips import Chip, chip_of, devices_of, host_of, larger, without_accelerator
 from seif_jax.plan.cost import Cost, compile_cost, held
-from seif_jax.plan.programs import CONSTRAINTS, Layout, Program, programs
+from seif_jax.plan.layout import Layout
+from seif_jax.plan.programs import CONSTRAINTS, Program, programs
 from seif_jax.plan.text import gib, tell
 from seif_jax.settings import Config
 

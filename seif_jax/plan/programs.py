@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import models, optim, settings, sharding, train
+from seif_jax import optim, settings, sharding, train
 from seif_jax.batch import Micro
-from seif_jax.errors import UserError
-from seif_jax.learner import make_optimizer
-from seif_jax.models import Model, lora
 from seif_jax.plan.cost import held
+from seif_jax.plan.layout import Layout, residents
 from seif_jax.rewards.score import Score
 from seif_jax.rollout import make_batch
 from seif_jax.sampling import largest, read
@@ -44,67 +41,6 @@ class Program:
     tokens: int = 0  # that all devices sample in a step with this program
 
 
-class Layout:
-    """Shapes of a config's arrays on some devices, and where they live; nothing is allocated.
-
-    host: devices to compile for what one copy of the weights does. UserError: a mesh or a dimension
-    that does not fit."""
-
-    def __init__(self, config: Config, model: Model, devices: Sequence[Any], host: Sequence[Any]):
-        settings.check(config)
-        settings.check_decodings(config, model.config.max_positions)
-        if config.judger.devices != "shared":
-            raise UserError(
-                f"config.judger.devices={config.judger.devices!r}: only 'shared' can be planned for"
-            )
-        self.config, self.dtype = config, settings.dtype(config.dtype)
-        self.mesh = sharding.make_mesh(config.mesh, devices)
-        tensor = self.mesh.shape["tensor"]
-        groups = np.asarray(self.mesh.devices).reshape(-1, tensor)
-        if any(len({device.process_index for device in group}) > 1 for group in groups):
-            here = sum(device.process_index == devices[0].process_index for device in devices)
-            raise UserError(
-                f"config.mesh: tensor={tensor} spans several processes, which have {here} devices "
-                "each"
-            )
-        self.copies = len(groups)
-        one = dict.fromkeys(sharding.AXES, 1) | {"tensor": tensor}
-        self.group = sharding.make_mesh(one, host[:tensor])
-        self.lora = settings.lora(config)
-        place = sharding.placing(self.mesh)
-        if self.lora:
-            self.model = lora.adapted(model, self.lora)
-            self.trained = lora.shapes(model, self.lora, place)
-        else:
-            self.model, self.trained = model, models.shapes(model, place=place)
-        self.optimizer = make_optimizer(settings.algorithm(config), 1)
-        self.moments = optim.shapes(self.optimizer, self.trained)
-
-    def base(self, mesh: Mesh, dtype: Any) -> Any:
-        return models.shapes(self.model, dtype, sharding.placing(mesh, over=("tensor",)))
-
-    def adapters(self, mesh: Mesh, dtype: Any) -> Any:
-        assert self.lora
-        found = lora.shapes(self.model, self.lora, sharding.placing(mesh))
-        return jax.tree.map(lambda x: x.update(dtype=dtype), found)
-
-    def weights(self, mesh: Mesh, dtype: Any) -> Any:
-        """As they are sampled from."""
-        whole = self.base(mesh, dtype)
-        return lora.join(whole, self.adapters(mesh, dtype)) if self.lora else whole
-
-    @cached_property
-    def frozen(self) -> Any:
-        """What is not trained of the model that is."""
-        return self.base(self.mesh, self.dtype) if self.lora else {}
-
-    def copy_bytes(self, dtype: Any) -> int:
-        """What one more set of weights takes: with adapters these alone, if the base has the
-        dtype."""
-        shared = self.lora and dtype == self.dtype
-        return held((self.adapters if shared else self.weights)(self.mesh, dtype))
-
-
 @dataclass(frozen=True)
 class Asked:
     """What is sampled, or judged, with one call of an engine."""
@@ -124,41 +60,17 @@ def programs(config: Config, layout: Layout) -> Iterator[Program]:
     for name in ("instructor", "follower"):
         if name in config.stages:
             resident = residents(config, layout, name)
-            yield from learning(config, layout, name, resident)
+            yield from learning(config, layout, name, resident[layout.mesh])
             for asked in questions(config, name):
                 yield from sampling(layout, name, asked, resident)
     if "instructor" not in config.stages and "generate" in config.stages:
         role, d = config.instructor, settings.dtype(config.dtype)
-        resident = dict.fromkeys(("author", "follower"), layout.copy_bytes(d))
+        resident: dict[Mesh, dict[str, int]] = {layout.mesh: {}, layout.judging: {}}
+        for mesh, whose in ((layout.mesh, "author"), (layout.judging, "follower")):
+            resident[mesh] |= layout.base_bytes(mesh) | {whose: layout.copy_bytes(mesh, d)}
         decoding = settings.decoding(config, role, config.generate.temperature)
         asked = Asked("write", config.generate.prompts, 1, decoding, "author", d)
-        yield from sampling(layout, "generate", asked, resident | base_of(layout))
-
-
-def base_of(layout: Layout) -> dict[str, int]:
-    return {"base": held(layout.frozen)} if layout.lora else {}
-
-
-def residents(config: Config, layout: Layout, stage: str) -> dict[str, int]:
-    """Bytes on a device of all that a stage holds while it samples, in a round after the first."""
-    copy, judger = layout.copy_bytes(layout.dtype), config.judger
-    kl, judged = config.grpo.kl_coef, config.reward.checks != "rules"
-    found = {
-        "master weights": held(layout.trained),
-        "moments": held(layout.moments),
-        "policy": copy,
-        **base_of(layout),
-    }
-    other = config.rounds > 1 or config.instructor.init != config.follower.init
-    if stage == "instructor" and other and kl:
-        found["reference"] = copy
-    kind = settings.dtype(judger.dtype or config.dtype)
-    own = judger.model is not None or kind != layout.dtype
-    if stage == "instructor" or kl or (judged and not own):
-        found["follower"] = copy
-    if judged and own:
-        found["judger"] = layout.copy_bytes(kind)
-    return found
+        yield from sampling(layout, "generate", asked, resident)
 
 
 def questions(config: Config, stage: str) -> Iterator[Asked]:
@@ -184,13 +96,15 @@ def questions(config: Config, stage: str) -> Iterator[Asked]:
 
 
 def sampling(
-    layout: Layout, stage: str, asked: Asked, resident: dict[str, int]
+    layout: Layout, stage: str, asked: Asked, resident: dict[Mesh, dict[str, int]]
 ) -> Iterator[Program]:
     """The programs that answer a question: each copy of the weights has its share."""
-    c, d, mesh, dtype = layout.model.config, asked.decoding, layout.group, asked.dtype
+    whole = layout.judging if asked.weights in ("follower", "judger") else layout.mesh
+    c, d, mesh, dtype = layout.model.config, asked.decoding, layout.one_copy(whole), asked.dtype
     params = layout.weights(mesh, dtype)
-    others = {name: size for name, size in resident.items() if name not in ("base", asked.weights)}
-    mine = -(-asked.prompts // layout.copies)
+    given = ("base", asked.weights)
+    others = {name: size for name, size in resident[whole].items() if name not in given}
+    mine = -(-asked.prompts * mesh.size // whole.size)
     if asked.mode == "verdict":
         prompts = [[i, *[0] * (d.max_prompt_tokens - 1)] for i in range(min(mine, d.batch_size))]
         part = next(as_trees(prompts, d.batch_size))
