@@ -47,7 +47,9 @@ def refused(capsys):
     return run
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["sweep"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["plan"], ["sweep"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
