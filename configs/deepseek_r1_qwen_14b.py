@@ -2,10 +2,10 @@
 
     seif run --config=configs/deepseek_r1_qwen_14b.py --workdir=DIR
 
-Planned, not measured. The family is read (qwen2); one device must hold the weights, their
-gradient and AdamW's moments in float32: 14.8 x 16 = 236 GB, more than
-one has: it waits for sharding. Its chat template opens <think> itself: the thoughts of a reply are
-removed before parsing and judging, and the format is therefore `plain`.
+Planned, not run, and the plan not finished: mesh and batches are chosen for 64 chips of 95 GiB;
+`seif plan --topology=v5p:4x4x4` says whether all programs fit there.
+Its chat template opens <think> itself: the thoughts of a reply are removed before parsing and
+judging, and the format is therefore `plain`.
 """
 
 from default import Config

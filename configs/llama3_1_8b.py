@@ -2,8 +2,10 @@
 
     seif run --config=configs/llama3_1_8b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned, not measured. The family is read (rotary scaling `llama3` included); one device must hold
-the weights, their gradient and AdamW's moments in float32: 8 x 16 = 128 GB, besides activations.
+Planned with `seif plan --topology=v5p:2x4x4`, not run: on 32 chips of 95 GiB all programs fit, the
+largest (instructor, answers: prefill) takes 74.6 GiB. Where every prompt and sample has the
+greatest length, a step takes at least 33 minutes of the Instructor, 24 minutes of the Follower.
+Mesh and batches are chosen for that slice; docs/plan.md has others.
 """
 
 from default import Config

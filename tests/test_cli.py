@@ -15,7 +15,9 @@ from seif_jax.__main__ import main
 from seif_jax.checkpoint import Base, load_params
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["sweep"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["plan"], ["sweep"]]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])
