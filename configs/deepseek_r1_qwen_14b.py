@@ -2,8 +2,9 @@
 
     seif run --config=configs/deepseek_r1_qwen_14b.py --workdir=DIR
 
-Planned, not run, and the plan not finished: mesh and batches are chosen for 64 chips of 95 GiB;
-`seif plan --topology=v5p:4x4x4` says whether all programs fit there.
+Planned in part, not run: of `seif plan --topology=v5p:4x4x4` (64 chips of 95 GiB) update, rollout
+and the Filter's prefill are compiled and fit, the largest being the gradient with 73.3 GiB; what
+verdicts and answers decode with is not compiled yet. Mesh and batches are chosen for that slice.
 Its chat template opens <think> itself: the thoughts of a reply are removed before parsing and
 judging, and the format is therefore `plain`.
 """
