@@ -192,8 +192,8 @@ class Programs:
         with jax.set_mesh(self.stage.mesh):
             for rows, micros in self.pack(batch):
                 logp = sharding.to_host(self.flat_logp(params, self.place(micros).flat))
-                of_parts = logp.reshape(self.parts, -1, logp.shape[-1])
-                for samples, part in zip(rows, of_parts, strict=True):
+                by_part = logp.reshape(self.parts, -1, logp.shape[-1])
+                for samples, part in zip(rows, by_part, strict=True):
                     found[samples, : part.shape[1]] = part[: len(samples)]
         return found
 
