@@ -81,24 +81,19 @@ there is one run, of the config as it is, in DIR itself: so one run is sent to S
 """
 
 
+GENERATE_HELP = """\
+Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint. Prompts come from
+--prompt, --prompts, or standard input (one a line).
+"""
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for every other mistake."""
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="seif", description="Self-evolving RL for instruction following, in JAX.")
-    top.add_argument("--version", action="version", version=f"seif_jax {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    add = commands.add_parser(
-        "run",
-        help="start or resume a run",
-        description=RUN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="seif run --config=FILE --workdir=DIR [--config.key=value …]",
-    )
+def run(add: argparse.ArgumentParser) -> None:
     add.add_argument("--config", required=True, metavar="FILE", help="a file of configs/, or yours")
     add.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
     add.add_argument(
@@ -110,12 +105,8 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--processes", type=int, metavar="N", help="how many there are")
     add.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
-    add = commands.add_parser(
-        "generate",
-        help="complete prompts with a model",
-        description="Completes prompts with a Hugging Face folder, a GGUF file or a run's "
-        "checkpoint. Prompts come from --prompt, --prompts, or standard input (one a line).",
-    )
+
+def generate(add: argparse.ArgumentParser) -> None:
     add.add_argument("--model", metavar="PATH", help="none: the embedded SmolLM2-135M-Instruct")
     add.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     add.add_argument(
@@ -132,12 +123,8 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     add.add_argument("--json", action="store_true", help="one object a completion, a line each")
 
-    add = commands.add_parser(
-        "convert",
-        help="write a checkpoint in Hugging Face format",
-        description=CONVERT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+
+def convert(add: argparse.ArgumentParser) -> None:
     add.add_argument("src", metavar="SRC")
     add.add_argument("dst", metavar="DST")
     add.add_argument("--to", choices=("hf", "orbax"), default="hf", help="default hf")
@@ -153,12 +140,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add_scan(add)
 
-    add = commands.add_parser(
-        "bench",
-        help="measure sampling, judging, updating, a whole step",
-        description=BENCH_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+
+def bench(add: argparse.ArgumentParser) -> None:
     add.add_argument("--model", metavar="PATH", help="none: the embedded SmolLM2-135M-Instruct")
     add.add_argument("--what", choices=("rollout", "judge", "update", "step"), required=True)
     add.add_argument("--prompts", type=int, default=4, help="judge: replies (default 4)")
@@ -183,25 +166,14 @@ def parser() -> argparse.ArgumentParser:
         help="default: as --dtype; trl: autocast (bfloat16 over float32 weights); tunix: float32",
     )
 
-    add = commands.add_parser(
-        "plan",
-        help="what a config takes on devices that need not be there",
-        description=PLAN_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="seif plan --config=FILE [--topology=v5p:4x4x4] [--json] [--config.key=value …]",
-    )
+
+def plan(add: argparse.ArgumentParser) -> None:
     add.add_argument("--config", required=True, metavar="FILE", help="as of `seif run`")
     add.add_argument("--topology", metavar="SLICE", help="none: the devices present")
     add.add_argument("--json", action="store_true", help="one object, last on standard output")
 
-    add = commands.add_parser(
-        "sweep",
-        help="run a config many times, here or on a cluster, and compare",
-        description=SWEEP_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="seif sweep --config=FILE [--sweep=FILE] --workdir=DIR --launcher=LAUNCHER "
-        "[--jobs=N] [--config.key=value …]",
-    )
+
+def sweep(add: argparse.ArgumentParser) -> None:
     add.add_argument("--config", required=True, metavar="FILE", help="as of `seif run`")
     add.add_argument("--sweep", metavar="FILE", help="a file of sweeps/, or yours")
     add.add_argument("--workdir", required=True, metavar="DIR", help="the runs' folders are in it")
@@ -209,7 +181,6 @@ def parser() -> argparse.ArgumentParser:
         "--launcher", required=True, choices=("print", "local", "slurm", "xpk", "table")
     )
     add.add_argument("--jobs", type=int, metavar="N", help="at once; local: 1 unless given")
-    return top
 
 
 def add_scan(command: argparse.ArgumentParser) -> None:
@@ -219,3 +190,45 @@ def add_scan(command: argparse.ArgumentParser) -> None:
         action="store_false",
         help="take weights of files as they are, with NaN and infinity",
     )
+
+
+COMMANDS = (  # whose options are added, what it does, --help, usage where it is not plain
+    (
+        run,
+        "start or resume a run",
+        RUN_HELP,
+        "seif run --config=FILE --workdir=DIR [--config.key=value …]",
+    ),
+    (generate, "complete prompts with a model", GENERATE_HELP, None),
+    (convert, "write a checkpoint in Hugging Face format", CONVERT_HELP, None),
+    (bench, "measure sampling, judging, updating, a whole step", BENCH_HELP, None),
+    (
+        plan,
+        "what a config takes on devices that need not be there",
+        PLAN_HELP,
+        "seif plan --config=FILE [--topology=v5p:4x4x4] [--json] [--config.key=value …]",
+    ),
+    (
+        sweep,
+        "run a config many times, here or on a cluster, and compare",
+        SWEEP_HELP,
+        "seif sweep --config=FILE [--sweep=FILE] --workdir=DIR --launcher=LAUNCHER "
+        "[--jobs=N] [--config.key=value …]",
+    ),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="seif", description="Self-evolving RL for instruction following, in JAX.")
+    top.add_argument("--version", action="version", version=f"seif_jax {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for options, does, description, usage in COMMANDS:
+        command = commands.add_parser(
+            options.__name__,
+            help=does,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=usage,
+        )
+        options(command)
+    return top
