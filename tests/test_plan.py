@@ -16,7 +16,7 @@ import tiny
 from seif_jax import limits, models, plan
 from seif_jax.__main__ import main, read_config
 from seif_jax.models.devices import home
-from seif_jax.plan import chips, cost, text
+from seif_jax.plan import chips, cost, hlo, text
 from seif_jax.plan.chips import Chip
 from seif_jax.sampling import read
 from seif_jax.sampling.slots import COLUMNS, more_columns, more_rows
@@ -100,6 +100,19 @@ def test_collectives_of_a_known_program(planned):
         "all-gather": [5, 5 * whole],
         "collective-permute": [1, whole // 4],
     }
+
+
+def test_a_slice_that_is_fetched_ahead_counts_as_what_it_is():
+    text = """
+ENTRY %main (p: s8[64]) -> s8[16] {
+  %p = s8[64]{0} parameter(0)
+  %slice-start.1 = ((s8[64]{0}), s8[16]{0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16]}
+  %copy-start.1 = (s8[64]{0:S(1)}, s8[64]{0}, u32[]{:S(2)}) copy-start(%p)
+  %copy-done.1 = s8[64]{0:S(1)} copy-done(%copy-start.1)
+  ROOT %slice-done.1 = s8[16]{0:S(1)} slice-done(%slice-start.1)
+}
+"""
+    assert hlo.accessed(hlo.parse(text)) == 16 + 64
 
 
 def test_a_plan_for_the_devices_present(planned):

@@ -114,7 +114,9 @@ def _moved(program: Program, one: Instruction, trips: int) -> float:
     if one.kind.endswith("-done"):
         return 0.0
     if one.kind.endswith("-start"):  # between the memory and the chip, or the others
-        return sum(map(_size, one.given))
+        given = sum(map(_size, one.given))
+        # Of a slice its operand is among the results.
+        return _size(one.made) - given if "slice" in one.kind else given
     inner = {each.kind for name in one.called for each in program.computations.get(name, ())}
     kinds = inner | {one.kind}
     made, given = list(_arrays(one.made, trips)), [y for x in one.given for y in _arrays(x, trips)]
