@@ -21,10 +21,7 @@ from seif_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
 PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
-HEADS = (
-    "tensor",
-    "sequence",
-)  # axes over which attention is: there the slots of a row are together
+HEADS = ("tensor", "sequence")  # axes over which attention is: in it a row's slots are together
 RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
     "embed": "fsdp",
     "heads": "tensor",
@@ -107,19 +104,28 @@ def for_sampling(home: Any) -> Any:
     return NamedSharding(home.mesh, PartitionSpec(*kept))
 
 
+def groups(mesh: Mesh) -> np.ndarray:
+    """The mesh's devices [copies, tensor]: a row holds one copy of the weights that are sampled
+    from. UserError: a row spans processes."""
+    found = np.asarray(mesh.devices).reshape(-1, mesh.shape["tensor"])
+    if any(len({device.process_index for device in row}) > 1 for row in found):
+        first = found[0, 0].process_index
+        each = sum(device.process_index == first for device in found.flat)
+        raise UserError(
+            f"config.mesh: tensor={found.shape[1]} spans several processes, which have {each} "
+            "devices each"
+        )
+    return found
+
+
 def replicas(params: Any) -> list[Any]:
     """The copies of the weights that this process's devices hold: one for every group of devices
     along "tensor". Nothing is copied. UserError: a group spans processes."""
     home = jax.tree.leaves(params)[0].sharding
     if not isinstance(home, NamedSharding) or home.mesh.size == 1:
         return [params]
-    groups = np.asarray(home.mesh.devices).reshape(-1, home.mesh.shape["tensor"])
-    local = [group for group in groups if any(map(_is_here, group))]
-    if not all(_is_here(device) for group in local for device in group):
-        raise UserError(
-            f"config.mesh: tensor={groups.shape[1]} spans several processes, which have "
-            f"{jax.local_device_count()} devices each"
-        )
+    here = jax.process_index()
+    local = [group for group in groups(cast(Mesh, home.mesh)) if group[0].process_index == here]
 
     def held(group: np.ndarray) -> Any:
         mesh = Mesh(group.reshape(1, 1, 1, -1), AXES, axis_types=home.mesh.axis_types)
@@ -140,10 +146,6 @@ def heads_like(home: Any) -> Any:
     if not isinstance(home, NamedSharding):
         return home
     return NamedSharding(home.mesh, PartitionSpec(*home.spec[1:2]))
-
-
-def _is_here(device: Any) -> bool:
-    return device.process_index == jax.process_index()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

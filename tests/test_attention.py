@@ -1,12 +1,7 @@
 """Every attention against the plain one, forward and backward, and which is chosen where."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,18 +78,7 @@ def test_kernels_are_the_plain_one():
 def test_a_kernel_over_a_mesh_is_the_plain_one_on_one_device():
     """Forward and backward; key/value heads fewer than devices, and heads that only one of the two
     axes divides."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "kernels.py")],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-        },
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=600,
-    )
-    (first, heads), (second, fewer) = json.loads(done.stdout.splitlines()[-1])
+    (first, heads), (second, fewer) = tiny.on_devices(8, "kernels.py")
     assert len(first) == len(second) == 6 and max(first + second) < 2e-6
     assert (heads, fewer) == ([1, 1], [3, 1])
 

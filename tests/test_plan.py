@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +76,7 @@ def planned(tmp_path_factory) -> Any:
     config = {**tiny.tiny_config(512), **SMALL}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     meshed = options(folder, "mesh.fsdp=2", "mesh.tensor=2", "judger.mode=verdict")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "planned.py"), str(DEFAULT), *meshed],
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            "JAX_PLATFORMS": "cpu",
-        },
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=600,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return tiny.on_devices(4, "planned.py", str(DEFAULT), *meshed)
 
 
 def test_collectives_of_a_known_program(planned):

@@ -1,10 +1,5 @@
 """Meshes: what does not fit, who holds what, and the same numbers on every one of them."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,15 +19,7 @@ ONE = dict.fromkeys(AXES, 1)
 @pytest.fixture(scope="module")
 def found():
     """What meshes.py says of each mesh, with eight devices."""
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "meshes.py"), *MESHES],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=900,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return tiny.on_devices(8, "meshes.py", *MESHES)
 
 
 @pytest.mark.parametrize("mesh", MESHES[1:])

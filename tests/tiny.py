@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,3 +159,16 @@ def stack(samples: list[Sample]) -> Samples:
         np.array([len(s.tokens) for s in samples]),
         np.array([s.stopped for s in samples]),
     )
+
+
+def on_devices(count: int, script: str, *arguments: str) -> Any:
+    """What a script of this folder prints last, JSON, with so many devices of the CPU."""
+    flags = f"--xla_force_host_platform_device_count={count}"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / script), *arguments],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=900,
+    )
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,11 +5,9 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from seif_jax import models, optim, settings, sharding
-from seif_jax.errors import UserError
 from seif_jax.learner import make_optimizer
 from seif_jax.models import Model, lora
 from seif_jax.plan.cost import held
@@ -30,7 +28,7 @@ class Layout:
         found = meshes(config, devices)
         self.mesh, self.judging = found["shared"], found[config.judger.devices]
         for mesh in found.values():
-            check_groups(mesh, devices)
+            sharding.groups(mesh)  # each copy of the weights on one host
         self.lora = settings.lora(config)
         place = sharding.placing(self.mesh)
         if self.lora:
@@ -74,17 +72,6 @@ class Layout:
     def base_bytes(self, mesh: Mesh) -> dict[str, int]:
         """What adapters belong to, on a mesh."""
         return {"base": held(self.base(mesh, self.dtype))} if self.lora else {}
-
-
-def check_groups(mesh: Mesh, devices: Sequence[Any]) -> None:
-    """UserError: a copy of the weights spans hosts."""
-    tensor = mesh.shape["tensor"]
-    groups = np.asarray(mesh.devices).reshape(-1, tensor)
-    if any(len({device.process_index for device in group}) > 1 for group in groups):
-        here = sum(device.process_index == devices[0].process_index for device in devices)
-        raise UserError(
-            f"config.mesh: tensor={tensor} spans several processes, which have {here} devices each"
-        )
 
 
 def residents(config: Config, layout: Layout, stage: str) -> dict[Mesh, dict[str, int]]:
