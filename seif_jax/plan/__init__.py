@@ -16,8 +16,7 @@ from seif_jax import models
 from seif_jax.checkpoint import BASE, run_of, stage_of
 from seif_jax.errors import UserError
 from seif_jax.models import Model, hf
-from seif_jax.models.products import meant_for
-from seif_jax.plan.chips import Chip, chip_of, devices_of, host_of, larger, without_accelerator
+from seif_jax.plan.chips import Chip, chip_of, compiling_for, devices_of, host_of, larger
 from seif_jax.plan.cost import Cost, compile_cost, held
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import CONSTRAINTS, Program, programs
@@ -65,7 +64,7 @@ class Planned:
 
     @property
     def fits(self) -> bool:
-        return self.total <= USABLE * self.chip.hbm_bytes
+        return self.total <= USABLE * self.chip.pool_bytes
 
     @property
     def secs(self) -> dict[str, float]:
@@ -84,7 +83,7 @@ class Planned:
             "program": p.name,
             "bytes": self.parts,
             "total_bytes": self.total,
-            "share_of_memory": self.total / self.chip.hbm_bytes,
+            "share_of_memory": self.total / self.chip.pool_bytes,
             "fits": self.fits,
             "flops": self.cost.flops,
             "accessed_bytes": self.cost.accessed,
@@ -116,7 +115,7 @@ class Compiler:
 def plan(config: Config, topology: str | None) -> dict[str, Any]:
     """Compiles everything, and tries what would make it fit. UserError, before anything compiles:
     the config, the topology or the model cannot be."""
-    with without_accelerator(topology), meant_for(None if topology is None else "tpu"):
+    with compiling_for(topology):
         model, devices = describe(config.model), devices_of(topology)
         layout = Layout(config, model, devices, host_of(topology))
         chip, compiler = chip_of(devices, layout.dtype), Compiler()
@@ -179,7 +178,7 @@ def knob(
         if not again:
             continue
         least = held(again[0].arguments) + sum(again[0].beside.values())
-        if least > USABLE * bad.chip.hbm_bytes:
+        if least > USABLE * bad.chip.pool_bytes:
             continue
         found = compiler(again[0], bad.chip)
         if found.fits:

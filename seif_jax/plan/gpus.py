@@ -1,0 +1,136 @@
+"""NVIDIA GPUs to compile for without having one.
+
+XLA's CUDA compiler needs no GPU: it takes a text description of one (a `GpuTargetConfigProto`) and
+a topology. Install `jax-cuda12-pjrt` (the compiler) and `nvidia-cuda-nvcc-cu12` (ptxas, libdevice):
+`pip install 'seif_jax[gpu-plan]'`.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from seif_jax.errors import UserError
+
+# https://docs.jax.dev/en/latest/gpu_memory_allocation.html; jaxlib reads both names, and calls the
+# second one deprecated.
+FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+DEFAULT_FRACTION = 0.75
+CUDNN = (9, 10)  # the version to compile for
+PLUGINS = ("xla_cuda12", "xla_cuda13")  # of the namespace package jax_plugins
+
+
+@dataclass(frozen=True)
+class Target:
+    """What XLA's compiler wants to know about a GPU. The numbers are those that CUDA reports."""
+
+    name: str  # JAX's device_kind
+    capability: str
+    core_count: int  # streaming multiprocessors
+    fpus_per_core: int
+    shared_memory_per_core: int  # bytes
+    shared_memory_per_block_optin: int  # bytes
+    memory_bandwidth: int  # bytes/s
+    l2_cache_size: int  # bytes
+    clock_rate_ghz: float
+    device_memory_size: int  # bytes
+
+    def config(self) -> str:
+        """The text form of a `stream_executor.GpuTargetConfigProto`."""
+        numbers = {k: v for k, v in vars(self).items() if k not in ("name", "capability")}
+        own = " ".join(f"{key}: {value}" for key, value in numbers.items())
+        return (
+            f"gpu_device_info {{ {own} cuda_compute_capability {{ {self.capability} }} {COMMON} }} "
+            f'platform_name: "CUDA" device_description_str: "{self.name}" '
+            f"dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }} "
+            "runtime_version { major: 12 minor: 9 }"
+        )
+
+
+COMMON = (
+    "threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 "
+    "shared_memory_per_block: 49152 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 "
+    "block_dim_limit_z: 65535 registers_per_core_limit: 65536 registers_per_block_limit: 65536"
+)
+AMPERE = "major: 8 feature_extension: NONE"
+HOPPER = "major: 9 feature_extension: ACCELERATED_FEATURES"
+BLACKWELL = "major: 10 feature_extension: ACCELERATED_FEATURES"
+# Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb.
+TARGETS = {
+    "a100": Target(
+        "NVIDIA A100-SXM4-80GB", AMPERE, 108, 64, 167936, 166912, 2039040000000, 41943040, 1.41,
+        85100068864,
+    ),
+    "h100": Target(
+        "NVIDIA H100 80GB HBM3", HOPPER, 132, 128, 233472, 232448, 3352320000000, 52428800, 1.98,
+        84942979072,
+    ),
+    "h200": Target(
+        "NVIDIA H200 141GB HBM3e", HOPPER, 132, 128, 233472, 232448, 4800000000000, 52428800, 1.98,
+        151397597184,
+    ),
+    "b200": Target(
+        "NVIDIA B200", BLACKWELL, 148, 128, 233472, 232448, 7672320000000, 132644864, 1.965,
+        191514411008,
+    ),
+}  # fmt: skip
+
+
+def installed() -> bool:
+    """Whether XLA's CUDA compiler is."""
+    if importlib.util.find_spec("jax_plugins") is None:
+        return False
+    return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS)
+
+
+def devices(kind: str, hosts: int, per_host: int) -> list[Any]:
+    """The GPUs of so many hosts, which can be compiled for and nothing else. Call it inside of
+    `chips.compiling_for`.
+
+    UserError: the compiler is not installed.
+    """
+    if not installed():
+        raise UserError(
+            f"--topology={kind}:… needs XLA's CUDA compiler: pip install 'seif_jax[gpu-plan]'"
+        )
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc(
+        platform="cuda", target_config=TARGETS[kind].config(), topology=f"1x{hosts}x{per_host}"
+    )
+    return list(found.devices)
+
+
+def pool_fraction() -> float:
+    """Share of a GPU's memory that JAX sets aside when it starts and allocates arrays from.
+
+    UserError: the environment names none.
+    """
+    found = next((name for name in FRACTION if os.environ.get(name)), None)
+    if found is None:
+        return DEFAULT_FRACTION
+    text = os.environ[found]
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise UserError(f"{found} must be a number above 0 and up to 1 (got {text!r})")
+    return value
+
+
+@contextlib.contextmanager
+def assumed_cudnn() -> Iterator[None]:
+    """Lets cuDNN's attention be lowered where cuDNN is not installed."""
+    # `jax.nn.dot_product_attention` asks the installed cuDNN for its version, and there is no
+    # public way to name one. The compiler does not need cuDNN: the call stays a custom call.
+    import jax._src.cudnn.fused_attention_stablehlo as cudnn
+
+    before = cudnn.check_cudnn_version
+    cudnn.check_cudnn_version = lambda: CUDNN[0] * 10000 + CUDNN[1] * 100
+    try:
+        yield
+    finally:
+        cudnn.check_cudnn_version = before
