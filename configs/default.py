@@ -54,7 +54,7 @@ def verdict_role() -> ConfigDict:
 def get_config() -> Config:
     c = ConfigDict()
     c.seed = 0
-    c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none: SmolLM2-135M-Instruct
+    c.model = text()  # HF folder, hub name, GGUF, run's checkpoint; none or "smollm2": the embedded
     c.dtype = "bfloat16"  # of sampling and of matrix products in training; weights are float32
     c.remat = "full"  # what a backward pass computes again of a layer: all of it ("full"), all but
     # matrix products ("dots"), nothing ("none"): memory against time, not results

@@ -4,10 +4,9 @@ import json
 import re
 from pathlib import Path
 
-from seif_jax import __version__, metrics
+from seif_jax import __version__, metrics, models
 from seif_jax.checkpoint import run_of
 from seif_jax.errors import UserError
-from seif_jax.models.hf import HUB_NAME
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # of which the embedded model is a GGUF form
 NUMBERS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")
@@ -48,8 +47,11 @@ def card(stage: Path) -> str:
     path = run / "config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = about.get("config", {})
-    base = config.get("model") or EMBEDDED
-    on_hub = HUB_NAME.fullmatch(base) and not Path(base).exists()
+    base = config.get("model")
+    if base in (None, models.EMBEDDED):
+        base = EMBEDDED
+    was_local = base != EMBEDDED and "model" in about.get("fingerprints", {})
+    on_hub = not was_local and models.local(base) is None
     return CARD.format(
         front=f"base_model: {base}\n" if on_hub else "",
         name=f"{Path(base).name} {stage.name} {round}",

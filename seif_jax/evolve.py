@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import data, generate, metrics, processes, report, settings, train
+from seif_jax import data, fingerprints, generate, metrics, processes, report, settings, train
 from seif_jax.card import card
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
@@ -35,7 +35,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     base = Base.load(config.model)
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
-    new = processes.first() and open_workdir(config, workdir, base)
+    new = processes.first() and open_workdir(config, workdir, base, evolution.fingerprints())
     processes.wait(f"{workdir}: open")
     writer = Writer(workdir)
     try:
@@ -53,20 +53,22 @@ def run(config: Config, workdir: Path, display: Display) -> None:
         report.rounds(config, workdir, display)
 
 
-def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
+def open_workdir(config: Config, workdir: Path, base: Base, prints: dict[str, str]) -> bool:
     """Makes the run's folder, or makes sure that it is this config's. UserError: it is not.
 
+    prints: `fingerprints.of_run` of what the config's paths name.
     Returns whether the folder is new.
     """
     path = workdir / "config.json"
-    wanted = json.loads(config.to_json())
-    held = _held_config(path)
-    changed = sorted(_flat(held).items() ^ _flat(wanted).items()) if held else []
-    if changed:
-        key = changed[0][0]
+    wanted = {"config": json.loads(config.to_json()), "fingerprints": prints}
+    held = _held_run(path)
+    if held and (changed := fingerprints.changes(held, wanted)):
+        key, there, here = changed[0]
+        if there == here:
+            there = f"{there} with other contents"
         raise UserError(
-            f"{workdir} holds a run of another config: {key} is {_flat(held).get(key)} there, "
-            f"{_flat(wanted).get(key)} here; give another --workdir"
+            f"{workdir} holds a run of another config: {key} is {there} there, {here} here; "
+            "give another --workdir"
         )
     if not held:
         if occupied(workdir):
@@ -74,17 +76,18 @@ def open_workdir(config: Config, workdir: Path, base: Base) -> bool:
         packages = {name: importlib.metadata.version(name) for name in PACKAGES}
         devices = [str(device) for device in jax.devices()]
         about = {"packages": packages, "git_commit": _git_commit(), "devices": devices}
-        write_json(path, {"config": wanted, **about})
+        write_json(path, {**wanted, **about})
     if not (workdir / BASE).is_dir():
         base.save(workdir / BASE, settings.lora(config))
     return not held
 
 
-def _held_config(path: Path) -> Any:
-    """The config that a run's config.json holds; None: there is none (a model's is another)."""
+def _held_run(path: Path) -> Any:
+    """A run's config.json; None: there is none (a model's holds no "config")."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("config")
-    except (OSError, ValueError, AttributeError):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return held if held["config"] else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -111,6 +114,10 @@ class Evolution:
                 "config.data.instructions or config.data.rules"
             )
         self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
+
+    def fingerprints(self) -> dict[str, str]:
+        """Identifies the data and models that the config names."""
+        return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations)
 
     def rule_set(self, s: Config) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds."""
@@ -266,16 +273,6 @@ class Evolution:
             key=key,
         )
         return generate.run(stage, self.instructions(round), writer, self.display)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as {"a.b": JSON text}."""
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _git_commit() -> str | None:

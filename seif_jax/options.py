@@ -17,6 +17,7 @@ index where there are several), tokenizer, chat template, generation_config.json
   seif convert FOLDER DST --dtype=float32   a Hugging Face folder, checked and in another dtype
   seif convert RUN/round_2/follower DST --adapter      the LoRA adapter alone, as peft loads it
   seif convert Qwen/Qwen2.5-0.5B DST        a name on the Hugging Face hub, where there is a network
+  seif convert smollm2 DST                  the embedded SmolLM2-135M-Instruct
 
 DST is made anew or holds an older model, which is replaced. It appears whole or not at all.
 """
@@ -107,7 +108,7 @@ def run(add: argparse.ArgumentParser) -> None:
 
 
 def generate(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--model", metavar="PATH", help="none: the embedded SmolLM2-135M-Instruct")
+    add_model(add)
     add.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     add.add_argument(
         "--prompts", metavar="FILE", help=".txt (one a line), .jsonl or .parquet (column 'prompt')"
@@ -142,7 +143,7 @@ def convert(add: argparse.ArgumentParser) -> None:
 
 
 def bench(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--model", metavar="PATH", help="none: the embedded SmolLM2-135M-Instruct")
+    add_model(add)
     add.add_argument("--what", choices=("rollout", "judge", "update", "step"), required=True)
     add.add_argument("--prompts", type=int, default=4, help="judge: replies (default 4)")
     add.add_argument("--group", type=int, default=4, help="samples a prompt; judge: constraints")
@@ -181,6 +182,16 @@ def sweep(add: argparse.ArgumentParser) -> None:
         "--launcher", required=True, choices=("print", "local", "slurm", "xpk", "table")
     )
     add.add_argument("--jobs", type=int, metavar="N", help="at once; local: 1 unless given")
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        metavar="PATH",
+        default="smollm2",
+        help="a Hugging Face folder or hub name, a GGUF file, a run's checkpoint; default smollm2: "
+        "the embedded SmolLM2-135M-Instruct",
+    )
 
 
 def add_scan(command: argparse.ArgumentParser) -> None:

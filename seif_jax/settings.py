@@ -1,11 +1,10 @@
 """From the config to what the rooms take: frozen dataclasses, checked at the door."""
 
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from seif_jax import moments, optim
+from seif_jax import models, moments, optim
 from seif_jax.errors import UserError
 from seif_jax.learner import Algorithm
 from seif_jax.models.lora import TARGETS, Lora
@@ -78,7 +77,7 @@ def check(config: Config) -> None:
 
 def lora(config: Config) -> Lora | None:
     """The adapters of a run; None: all weights are trained. UserError: adapters that cannot be."""
-    c, base = config.lora, config.model
+    c = config.lora
     if c.rank < 0:
         raise UserError(f"config.lora.rank={c.rank} must be 0 (all weights are trained) or more")
     for target in c.targets:
@@ -88,9 +87,15 @@ def lora(config: Config) -> Lora | None:
         return None
     if not c.targets or c.alpha <= 0:
         raise UserError(f"config.lora: targets={c.targets} and alpha={c.alpha} train nothing")
-    if base and Path(base).expanduser().exists():
-        base = str(Path(base).expanduser().resolve())
-    return Lora(c.rank, c.alpha, tuple(t for t in TARGETS if t in c.targets), base)
+    return Lora(c.rank, c.alpha, tuple(t for t in TARGETS if t in c.targets), _base(config.model))
+
+
+def _base(model: str | None) -> str | None:
+    """The base of adapters: None (the embedded model), an absolute path, or a name on the hub."""
+    if model in (None, models.EMBEDDED):
+        return None
+    path = models.local(model)
+    return str(path.resolve()) if path else model
 
 
 def sizes(role: Config, round: int) -> Sizes:

@@ -3,12 +3,14 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from seif_jax import models, train
 from seif_jax.__main__ import main
@@ -155,6 +157,43 @@ def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
     assert main([*run, f"--workdir={empty}"]) == 0
 
 
+def test_a_run_is_the_same_from_another_folder(place, refused, monkeypatch, tmp_path, capsys):
+    """Files are named relatively: the same ones go on, others of the same names are refused."""
+    monkeypatch.setattr(train, "run", lambda *_: {})
+    project, below, moved = tmp_path / "project", tmp_path / "project" / "below", tmp_path / "moved"
+    below.mkdir(parents=True)
+    shutil.copytree(place.model, project / "model")
+    seeds = "".join(json.dumps({"prompt": f"Say {word}."}) + "\n" for word in ("this", "that"))
+    (project / "seeds.jsonl").write_text(seeds)
+    row = {"prompt": "Say this. Be kind.", "constraint": ["Be kind."]}
+    (project / "held.jsonl").write_text(json.dumps(row) + "\n")
+
+    def command(workdir: Path, folder: str) -> list[str]:
+        names = {"model": "model", "data.seeds": "seeds.jsonl", "eval.sets.held.path": "held.jsonl"}
+        given = [f"--config.{key}={folder}{name}" for key, name in names.items()]
+        sizes = [f"--config.instructor.{key}_prompts=1" for key in ("rollout", "optimizer")]
+        run = ["run", f"--config={place.config}", f"--workdir={workdir}"]
+        return [*run, "--config.stages=instructor", *given, *sizes]
+
+    monkeypatch.chdir(project)
+    assert main(command(Path("run"), "")) == 0
+    monkeypatch.chdir(below)
+    assert main(command(Path("../run"), "../")) == 0
+    shutil.copytree(project, moved)
+    monkeypatch.chdir(moved)
+    assert main(command(Path("run"), "")) == 0
+    capsys.readouterr()
+    (moved / "seeds.jsonl").write_text(seeds.replace("that", "those"))
+    line = refused(*command(Path("run"), ""))
+    assert 'data.seeds is "seeds.jsonl" with other contents there, "seeds.jsonl" here' in line
+    monkeypatch.chdir(tmp_path)
+    tiny_run.model_folder(tmp_path / "model", seed=12)
+    for name in ("seeds.jsonl", "held.jsonl"):
+        shutil.copy(project / name, name)
+    line = refused(*command(project / "run", ""))
+    assert 'run of another config: model is "model" with other contents there, "model" here' in line
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -170,7 +209,9 @@ def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
         (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
         (["generate", "--prompts=/absent.txt"], "/absent.txt: "),
         (["generate", "--prompts=/absent.jsonl"], "/absent.jsonl: no such file"),
-        (["generate", "--model=/absent", "--prompt=x"], "/absent"),
+        (["generate", "--model=/absent", "--prompt=x"], "/absent: no such file or folder"),
+        (["generate", "--model=smollm", "--prompt=x"], "the embedded model is called 'smollm2'"),
+        (["convert", "smolm2", "out"], "the embedded model is called 'smollm2'"),
     ],
 )
 def test_usage_errors(refused, arguments, message):

@@ -20,6 +20,7 @@ LEVELS = [
         "settings",
         "report",
         "card",
+        "fingerprints",
         "evaluate",
         "plan",
         "jobs",

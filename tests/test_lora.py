@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tiny
 from checkpoints import recipe, source
+from ml_collections import ConfigDict
 
-from seif_jax import models
+from seif_jax import models, settings
 from seif_jax.models import hf, lora
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.models.tree import completion_logp
@@ -204,3 +205,16 @@ def test_what_is_kept_in_pefts_format():
     config = spec.peft_config()
     assert Lora.from_peft(json.loads(json.dumps(config))) == spec and spec.scale == 0.5
     assert config["target_modules"] == ["v_proj", "gate_proj"] and config["r"] == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [(None, None), ("smollm2", None), ("org/name", "org/name"), ("model", "{here}/model")],
+)
+def test_the_base_that_adapters_name(model, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "smollm2"):
+        (tmp_path / name).mkdir()
+    config = ConfigDict({"model": model, "lora": {"rank": 2, "alpha": 4.0, "targets": ("q",)}})
+    found = settings.lora(config)
+    assert found and found.base == (base and base.format(here=tmp_path))

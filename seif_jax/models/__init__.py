@@ -51,15 +51,29 @@ class Model(NamedTuple):
     hf_config: dict[str, Any]
 
 
-def resolve(path: str | Path | None) -> Path:
-    """The path itself; None is the embedded SmolLM2-135M-Instruct. A name that is no path here is
-    looked up on the Hugging Face hub."""
-    if path is None:
+EMBEDDED = "smollm2"  # names the embedded SmolLM2-135M-Instruct wherever a model is asked for
+
+
+def local(path: str | Path | None) -> Path | None:
+    """Where a model lies on this machine; None: it is a name on the Hugging Face hub.
+
+    path: None or "smollm2" is the embedded model (a folder of that name is written "./smollm2").
+    """
+    if path is None or path == EMBEDDED:
         return gguf.embedded_path()
     found = Path(path).expanduser()
-    if found.exists() or not hf.HUB_NAME.fullmatch(str(path)):
-        return found
-    return hf.download(str(path))
+    return found if found.exists() or not hf.HUB_NAME.fullmatch(str(path)) else None
+
+
+def resolve(path: str | Path | None) -> Path:
+    """`local`, or a download from the Hugging Face hub. UserError: there is no such model."""
+    found = local(path) or hf.download(str(path))
+    if not found.exists():
+        raise UserError(
+            f"{path}: no such file or folder (the embedded model is called {EMBEDDED!r}, a model "
+            "on the Hugging Face hub 'ORGANISATION/NAME')"
+        )
+    return found
 
 
 def open_source(path: Path) -> Source:

@@ -1,0 +1,112 @@
+"""Identifies what a run reads by its contents, not by the path that names it.
+
+The same relative path names different files in different folders, and the same file has many names.
+Data are identified by the rows that were read, models by their files.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seif_jax import models, settings
+from seif_jax.checkpoint import FOLDER, stage_of
+from seif_jax.instruction import Instruction
+from seif_jax.models import hf
+from seif_jax.settings import Config
+
+MODELS = ("model", "instructor.init", "follower.init", "judger.model")
+SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # of a file that is larger than all of these samples together
+
+
+def of_run(
+    config: Config,
+    seeds: Sequence[str],
+    instructions: Sequence[Instruction] | None,
+    evaluations: Mapping[str, Sequence[Instruction]],
+) -> dict[str, str]:
+    """{config key: fingerprint} of the data that were read and of the models that are here.
+
+    A model on the Hugging Face hub has none: its name identifies it.
+    """
+    prints = {"data.seeds": of_rows(seeds)}
+    for key in ("data.instructions", "data.rules.path"):
+        if instructions and settings.get(config, key):
+            prints[key] = of_rows(instructions)
+    for name, rows in evaluations.items():
+        if config.eval.sets[name].path:
+            prints[f"eval.sets.{name}.path"] = of_rows(rows)
+    for key in MODELS:
+        name = settings.get(config, key)
+        path = models.local(name) if name or key == "model" else None
+        if path and path.exists():
+            prints[key] = of_model(path)
+    return prints
+
+
+def changes(held: Any, wanted: Any) -> list[tuple[str, str | None, str | None]]:
+    """(key, JSON value there, JSON value here) of every key in which two runs differ.
+
+    held, wanted: {"config": nested dicts, "fingerprints": `of_run`}. A key with a fingerprint on
+    both sides is compared by it alone; its two values may then be equal, and the contents not.
+    """
+    there, here = _flat(held["config"]), _flat(wanted["config"])
+    before, now = held.get("fingerprints", {}), wanted["fingerprints"]
+    return [
+        (key, there.get(key), here.get(key))
+        for key in sorted(there.keys() | here.keys())
+        if (
+            before[key] != now[key]
+            if key in before and key in now
+            else there.get(key) != here.get(key)
+        )
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as {"a.b": JSON text}."""
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value)}
+    flat = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def of_rows(rows: Sequence[str] | Sequence[Instruction]) -> str:
+    """SHA-256 of rows as they were read, whatever file they came from."""
+    plain = [row if isinstance(row, str) else dataclasses.asdict(row) for row in rows]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def of_model(path: Path) -> str:
+    """SHA-256 of the names, sizes and bytes of a model's files; of large files, of samples."""
+    digest = hashlib.sha256()
+    for name, file in _files(path):
+        size = file.stat().st_size
+        digest.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as content:
+            if size <= SAMPLES * SAMPLE_BYTES:
+                digest.update(content.read())
+                continue
+            for i in range(SAMPLES):
+                content.seek(i * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(content.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[tuple[str, Path]]:
+    """The files that decide what a model computes, with their names inside the model."""
+    if path.is_file():
+        return [("", path)]
+    stage = stage_of(path)
+    if stage:
+        root = stage / FOLDER
+        found = [file for file in root.rglob("*") if file.is_file()]
+    else:
+        root = path
+        found = [file for pattern in hf.MODEL_FILES for file in root.glob(pattern)]
+    named = {file.relative_to(root).as_posix(): file for file in found if file.name != hf.CARD}
+    return sorted(named.items())

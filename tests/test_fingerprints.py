@@ -1,0 +1,130 @@
+"""A run is identified by the contents of what it reads, under whatever name that is given."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from seif_jax import fingerprints, models
+from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, changes, of_model, of_rows
+from seif_jax.instruction import Instruction
+
+ROW = Instruction("Q?", ("Be kind.",), "Q?\nBe kind.", ({},), ("soft",))
+
+
+def model(folder: Path, weights: bytes = b"weights", **files: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    for name, text in {"config": '{"a": 1}', **files}.items():
+        (folder / f"{name}.json").write_text(text)
+    return folder
+
+
+def test_rows_are_the_same_under_any_name_and_differ_in_any_field():
+    assert of_rows(["a", "b"]) == of_rows(["a", "b"]) != of_rows(["b", "a"]) != of_rows(["a"])
+    others = [
+        Instruction(**{**vars(ROW), key: value})
+        for key, value in {
+            "seed_question": "", "constraints": ("Be rude.",), "prompt": "Q?",
+            "kwargs": ({"n": 1},), "instruction_ids": ("punctuation:no_comma",),
+        }.items()
+    ]  # fmt: skip
+    assert len({of_rows([row]) for row in (ROW, *others)}) == 6
+
+
+def test_models_are_the_same_wherever_they_lie(tmp_path):
+    one = of_model(model(tmp_path / "a"))
+    copy = model(tmp_path / "b" / "c")
+    assert of_model(copy) == one
+    (copy / "README.md").write_text("a card does not change what is computed")
+    (copy / ".cache").mkdir()
+    assert of_model(copy) == one
+    assert of_model(model(tmp_path / "d", b"Weights")) != one
+    assert of_model(model(tmp_path / "e", config='{"a": 2}')) != one
+    assert of_model(model(tmp_path / "f", generation_config="{}")) != one
+
+
+def test_a_file_is_the_same_under_another_name(tmp_path):
+    one, two, other = (tmp_path / name for name in ("a.gguf", "b.gguf", "c.gguf"))
+    for path, text in ((one, b"GGUF1"), (two, b"GGUF1"), (other, b"GGUF2")):
+        path.write_bytes(text)
+    assert of_model(one) == of_model(two) != of_model(other)
+
+
+def test_of_a_checkpoint_the_weights_count_alone(tmp_path):
+    stage = tmp_path / "round_1" / "follower"
+    (stage / "checkpoints" / "4").mkdir(parents=True)
+    (stage / "checkpoints" / "4" / "data").write_bytes(b"1")
+    before = of_model(stage)
+    (stage / "samples.parquet").write_bytes(b"x")
+    assert of_model(stage) == of_model(stage / "checkpoints") == before
+    (stage / "checkpoints" / "4" / "data").write_bytes(b"2")
+    assert of_model(stage) != before
+
+
+def test_large_files_are_sampled_from_end_to_end(tmp_path):
+    path = tmp_path / "large.gguf"
+    with path.open("wb") as file:
+        file.truncate(2 * SAMPLES * SAMPLE_BYTES)  # a sparse file
+    before = of_model(path)
+    size = path.stat().st_size
+    for place in (0, size // 2, size - 1):
+        with path.open("r+b") as file:
+            file.seek(place - place % SAMPLE_BYTES if place < size - 1 else place)
+            file.write(b"\1" * (SAMPLE_BYTES if 0 < place < size - 1 else 1))
+        assert of_model(path) != before
+        before = of_model(path)
+    os.truncate(path, size - 1)
+    assert of_model(path) != before
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "expected"),
+    [
+        (({"a": 1}, {}), ({"a": 1}, {}), []),
+        (({"a": {"b": 1}}, {}), ({"a": {"b": 2}}, {}), [("a.b", "1", "2")]),
+        (({"a": 1}, {}), ({"a": 1, "c": 0}, {}), [("c", None, "0")]),
+        (({"f": "x/s"}, {"f": "1"}), ({"f": "../x/s"}, {"f": "1"}), []),
+        (({"f": "s"}, {"f": "1"}), ({"f": "s"}, {"f": "2"}), [("f", '"s"', '"s"')]),
+        (({"f": "s"}, {"f": "1"}), ({"f": "org/s"}, {}), [("f", '"s"', '"org/s"')]),
+        (({"f": None}, {}), ({"f": "s"}, {"f": "1"}), [("f", "null", '"s"')]),
+    ],
+)
+def test_what_differs_between_two_runs(held, wanted, expected):
+    runs = [{"config": config, "fingerprints": prints} for config, prints in (held, wanted)]
+    assert changes(*runs) == expected
+
+
+def test_a_run_without_fingerprints_is_compared_by_its_config():
+    held = {"config": {"data": {"seeds": "a"}}}
+    wanted = {**held, "fingerprints": {"data.seeds": "1"}}
+    assert changes(held, wanted) == []
+
+
+def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "default", Path(__file__).parents[1] / "configs" / "default.py"
+    )
+    assert spec and spec.loader
+    default = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(default)
+    c = default.get_config()
+    here = str(model(tmp_path / "model"))
+    c.judger.model, c.instructor.init, c.follower.init = here, here, "org/name"
+    c.data.instructions = "i.jsonl"
+    c.eval.sets.held = default.rule_set()
+    c.eval.sets.held.path = "e.jsonl"
+    prints = fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]})
+    assert prints["instructor.init"] == prints["judger.model"] == of_model(Path(here))
+    assert prints["model"] == of_model(models.resolve(None))
+    assert prints["data.instructions"] == prints["eval.sets.held.path"] == of_rows([ROW])
+    assert set(prints) == {
+        "model", "instructor.init", "judger.model", "data.seeds", "data.instructions",
+        "eval.sets.held.path",
+    }  # fmt: skip
+    c.model = models.EMBEDDED
+    assert fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]}) == prints
+    json.dumps(prints)
