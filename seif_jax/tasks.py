@@ -81,7 +81,7 @@ class FollowerTask:
         open_ = [i for i, (_, checked) in enumerate(found) if checked]
         marks = self.checker.marks(items, [numbers[i] for i in open_], key)
         for i, marked in zip(open_, marks, strict=True):
-            scores[i] = _marked(scores[i], marked, lambda followed: followed)
+            scores[i] = _marked(scores[i], marked, lambda followed: followed, "none_met")
         return scores
 
 
@@ -201,16 +201,20 @@ class InstructorTask(Proposer):
         named = [numbers[i] for i in open_]
         marks = self.checker.marks([items[i] for i in open_], named, key)
         for i, marked in zip(open_, marks, strict=True):
-            scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed)
+            scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed, "all_met")
         return scores
 
 
-def _marked(score: Score, marks: tuple[Mark, ...], reward: Callable[[float], float]) -> Score:
-    """The score with its marks and the reward that the followed share makes."""
+def _marked(
+    score: Score, marks: tuple[Mark, ...], reward: Callable[[float], float], no_reward: str
+) -> Score:
+    """The score with its marks and the reward that the followed share makes; `no_reward` is the
+    reason if that is 0."""
     score = replace(score, marks=marks)
     if score.followed is None:
         return replace(score, reward=None, reason="no_verdict")
-    return replace(score, reward=reward(score.followed))
+    value = reward(score.followed)
+    return replace(score, reward=value, reason="" if value else no_reward)
 
 
 def _read_answer(reply: Reply | None, format: str, prompt: str) -> Score:

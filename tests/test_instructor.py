@@ -73,6 +73,49 @@ def test_parse_reads(reply: str, constraints: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"Show \frac{1}{2} once.", r"Show \frac{1}{2} once."),
+        (r"Set \text{km} and \textbf{x}.", r"Set \text{km} and \textbf{x}."),
+        (r"Use \beta, \bar{x} and \b.", r"Use \beta, \bar{x} and \b."),
+        (r"Use \nu, \nabla f and \neq.", r"Use \nu, \nabla f and \neq."),
+        (r"Use \rho, \rightarrow and \theta.", r"Use \rho, \rightarrow and \theta."),
+        (r"Use \alpha, \underline{x}, \upsilon.", r"Use \alpha, \underline{x}, \upsilon."),
+        (r"Write \(x^2\), \[y\], \{z\} and 5\%.", r"Write \(x^2\), \[y\], \{z\} and 5\%."),
+        (r"Escaped \\frac, \\nu and \\(x\\).", r"Escaped \frac, \nu and \(x\)."),
+        (r"C:\Users\me", r"C:\Users\me"),
+        (r"One.\nUse two.\nuse three.\r\nEnd.", "One. Use two. use three. End."),
+        (r"A\tcolumn\ttab and\n\nnot.", "A column tab and not."),
+        (r"A\u00e9 \u2019 \/ \* \' \`.", "Aé ’ / * ' `."),
+        (r"A line\nless than others.", "A line less than others."),
+    ],
+)
+@pytest.mark.parametrize("form", ['{{"c1": "{}", "c2": "Be odd.", "c3": "Be kind."}}',
+                                  '{{"c1": "{}" "c2": "Be odd." c3: "Be kind.",}}'])  # fmt: skip
+def test_backslashes_survive_unless_they_are_escapes(form: str, written: str, read: str) -> None:
+    constraints = [read, "Be odd.", "Be kind."]
+    assert parse(form.format(written), "hard", SEED, format="plain") == Parsed(constraints)
+
+
+PROSE = (
+    "{name: x}", "{x}", "{}", '{"name": "x"}', "{'a': 1, 'b': 2}", "{c1: the first}", "{b: {c: d}}",
+    '{"c1": "...", "c2": "...", "c3": "…"}', "{{c1}}, {{c2}}", "\\frac{a}{b: c}", "} {", '{"c1"}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("prose", PROSE)
+@pytest.mark.parametrize("reply", [
+    THREE, THREE.replace(", ", " ", 1), THREE.replace('"c1"', "c1"), THREE.replace('"', "“"),
+    f'{{"constraints": {THREE}}}',
+])  # fmt: skip
+def test_braces_in_the_prose_are_prose(reply: str, prose: str) -> None:
+    assert parse(f"Like {prose}:\n{reply}", "hard", SEED, format="plain") == Parsed(READ)
+    assert parse(f"{reply}\nNot {prose}!", "hard", SEED, format="plain") == Parsed(READ)
+    fenced = f"{prose}\n```json\n{reply}\n```\n{prose}"
+    assert parse(fenced, "hard", SEED, format="plain") == Parsed(READ)
+
+
+@pytest.mark.parametrize(
     ("reply", "reason", "detail"),
     [
         ("", "parse", "there is no JSON object"),
@@ -99,11 +142,15 @@ def test_parse_reads(reply: str, constraints: list[str]) -> None:
         ('{"c1": "a x", "c1": "a y", "c2": "b x", "c3": "d x"}', "parse", "c1 occurs twice"),
         ('{"c1": "a x", "C1": "a y", "c3": "d x"}', "parse", "c1 occurs twice"),
         ('{"a": "a x", "b": "b x", "c": "d x"}', "parse", "unknown key 'a'"),
-        ('{"constraints": {"c1": "a x", "c2": "b x"}}', "parse", "unknown key 'constraints'"),
+        ('{"constraints": {"c1": "a x", "c2": "b x"}}', "count",
+         "found c1, c2, expected c1 to c3"),
+        ('{"name": "a x"}', "parse", "unknown key 'name'"),
+        (f'{THREE}\nRevised: {THREE.replace("tea", "rye").replace("3", "4")}', "parse",
+         "there is more than one JSON object"),
         ('{"c1": "a x", "c2": "b x", "c3": "d x", "note": "n"}', "parse", "unknown key 'note'"),
         ("{'c1': 'a x', 'note': 'n', 'c2': 'b x', 'c3': 'd'}", "parse", "unknown key 'note'"),
         (f"{THREE}\n{THREE}", "parse", "there is more than one JSON object"),
-        (f'{THREE}\n{{"c1": "cut', "parse", "there is more than one JSON object"),
+        (f'{THREE}\n{{"c1": "cut', "parse", "the object does not end after c1"),
         ('[{"c1": "a x"}, {"c2": "b x"}]', "parse", "there is more than one JSON object"),
         ('{"c1": "a x", "b x", "c3": "d x"}', "parse", "the quotes inside c1 do not pair up"),
         ('{"c1": "5" tall", "c2": "b", "c3": "d"}', "parse", "the quotes inside c1 do not pair up"),
@@ -217,7 +264,29 @@ def test_instruction_is_the_seed_then_a_constraint_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["\n", "{", '"', '" ', '"c1": ', '{"c1":', "[", "\\", "'", ", ", "<think>", "</think>"]
+    "piece",
+    [
+        "\n",
+        "{",
+        '"',
+        '" ',
+        '"c1": ',
+        '{"c1":',
+        "[",
+        "\\",
+        "'",
+        ", ",
+        "<think>",
+        "</think>",
+        '{"c1": "',
+        '{"c1": "x"}',
+        '{"c1": ".",}',
+        '{"c1": {',
+        "{name: x}",
+        '"}\n',
+        "\\n",
+        "{c1: {",
+    ],
 )
 def test_long_repetitions_are_refused_quickly(piece: str) -> None:
     start = time.perf_counter()

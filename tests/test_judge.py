@@ -51,8 +51,9 @@ def test_verdict_mode_weighs_1_against_0(
     [
         (Said("It has two sentences.\n[[1]]"), True),
         (Said("None.\n[[0]]"), False),
-        (Said("At first [[1]], but the third line has a comma: [[0]]"), False),
-        (Said("First [[0]], counted again: [[1]]"), True),
+        (Said("At first [[1]], but wait.\nThe third line has a comma: [[0]]"), False),
+        (Said("First [[0]].\nCounted again: [[1]]"), True),
+        (Said("It has a comma. [[0]] (not [[1]])"), None),
         (Said("It has two sentences.\n[[1]]", finished=False), None),  # cut at the limit
         (Said("It fails. [[0]] Let me count", finished=False), None),
         (Said("It is satisfied."), None),

@@ -1,15 +1,17 @@
 """Every way in which a reply of Instructor or Follower becomes a reward, or the lack of one."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge, tell
 
 from seif_jax.instruction import SOFT, Instruction
-from seif_jax.rewards.score import Checker, Score
+from seif_jax.rewards.score import REASONS, Checker, Score
 from seif_jax.roles import follower, instructor
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposal
 
@@ -24,17 +26,21 @@ def row(*constraints: str) -> Instruction:
     return Instruction(SEED, constraints, prompt, ({},) * len(constraints), rules)
 
 
-ROWS = [row(KIND, BRIEF), row(KIND, COMMA), row(LOUD)]
+ROWS = [row(KIND, BRIEF), row(KIND, COMMA), row(LOUD), row(BRIEF, COMMA), row(LOUD, COMMA)]
 PAIRS: dict[str, list[float] | None] = {KIND: YES, BRIEF: NO, LOUD: UNSURE}
 
 
-def scored(task: Any, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
+def scored(task: Any, rows: Sequence[int], replies: Sequence[Said | None]) -> list[Score]:
     pairs = zip(rows, replies, strict=True)
     read = [task.read(row, 1, reply) for row, reply in pairs]
-    return task.score(read, range(len(read)), "key")
+    scores = task.score(read, range(len(read)), "key")
+    for score in scores:
+        assert bool(score.reward) is (score.reason == ""), "what earns nothing has a reason"
+        assert score.reason in ("", *REASONS)
+    return scores
 
 
-def follow(form: str, rows: Sequence[int], replies: Sequence[Said]) -> list[Score]:
+def follow(form: str, rows: Sequence[int], replies: Sequence[Said | None]) -> list[Score]:
     task = FollowerTask(ROWS, Checker(judge(PAIRS), "hybrid"), form, 0)
     return scored(task, rows, replies)
 
@@ -62,16 +68,21 @@ def said(answer: str) -> str:
         ("plain", 0, Said("<think>Well"), 0.0, "empty", ""),
         ("plain", 0, Said("<think>Well", finished=False), 0.0, "truncated", ""),
         ("plain", 2, Said("A cat"), None, "no_verdict", "A cat"),
+        ("plain", 3, Said("A cat, yes"), 0.0, "none_met", "A cat, yes"),
+        ("think_answer", 3, Said(said("A, cat")), 0.0, "none_met", "A, cat"),
+        ("plain", 4, Said("A, cat"), 0.0, "none_met", "A, cat"),  # LOUD has no verdict
+        ("plain", 4, Said("A cat"), 1.0, "", "A cat"),
+        ("plain", 0, None, 0.0, "prompt_too_long", ""),
     ],
 )
 def test_follower(
-    form: str, number: int, reply: Said, reward: float | None, reason: str, answer: str
+    form: str, number: int, reply: Said | None, reward: float | None, reason: str, answer: str
 ) -> None:
     (score,) = follow(form, [number], [reply])
     assert (score.reward, score.reason, score.answer) == (reward, reason, answer)
     assert score.prompt == ROWS[number].prompt
     # unread replies are not judged; a judged one keeps its marks whatever came of it
-    judged = reason in ("", "no_verdict")
+    judged = reason in ("", "no_verdict", "none_met")
     assert [m.constraint for m in score.marks] == [*ROWS[number].constraints] * judged
 
 
@@ -189,13 +200,15 @@ def test_answers_that_cannot_be_judged_earn_nothing(
         (PAIRS, "A cat, purring", 2 / 3),  # KIND alone is met
         ({KIND: NO, BRIEF: NO}, "A cat, purring", 1.0),
         ({KIND: UNSURE, BRIEF: NO}, "A cat", 0.5),  # KIND has no verdict and does not count
+        ({KIND: UNSURE}, "A cat", 0.0),
     ],
 )
 def test_instructor_earns_what_the_follower_misses(
     marks: dict[str, list[float] | None], answer: str, reward: float
 ) -> None:
     score = instruct(Said(GOOD), marks=marks, answer=Said(answer))
-    assert score.reward == pytest.approx(reward) and score.reason == ""
+    assert score.reward == pytest.approx(reward)
+    assert score.reason == ("" if reward else "all_met")
     assert (score.prompt, score.answer) == (PROMPT, answer)
     assert score.reward == pytest.approx(1 - (score.followed or 0.0))
 
@@ -291,3 +304,9 @@ def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
     assert dialogues == [follower.messages("P", format="think_answer", shots=1)]
     answerer.answer([], [], "key", lambda row, reply: told.append((row, reply)))
     assert len(told) == len(dialogues) == 1
+
+
+def test_the_readme_lists_every_reason() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    paragraph = next(line for line in readme.splitlines() if "column `reason`" in line)
+    assert re.findall(r"`(\w+)`", paragraph.split(":", 1)[1].split(". ")[0]) == [*REASONS]

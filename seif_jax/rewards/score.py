@@ -12,6 +12,21 @@ from seif_jax.rewards.recognise import recognise
 from seif_jax.roles import judger
 
 CHECKS = ("judge", "rules", "hybrid")
+REASONS = {  # why a sample has the reward 0 (or, with no_verdict, none)
+    "prompt_too_long": "a prompt, or the instruction to be answered, exceeds max_prompt_tokens",
+    "truncated": "the reply was cut off at max_response_tokens before its answer was complete",
+    "format": "the reply is not in the format that was asked for",
+    "parse": "Instructor: the answer holds no readable JSON object of constraints",
+    "count": "Instructor: not exactly 3 (hard) or 5 (soft) constraints",
+    "duplicate": "Instructor: two constraints are the same",
+    "repeats_seed": "Instructor: a constraint is a part of the seed question",
+    "contradiction": "Instructor: the Filter found that the constraints contradict each other",
+    "no_verdict": "the Filter, or the Judger on every constraint, gave no readable verdict",
+    "empty": "the answer is empty",
+    "answer_format": "Instructor: the Follower's answer is cut off or not in its format",
+    "all_met": "Instructor: the Follower met every constraint",
+    "none_met": "Follower: no constraint was met",
+}
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,8 @@ class Mark:
 class Score:
     """A sample's reward, and why it is what it is.
 
-    reward None: there was no verdict at all, the sample is left out of its group. reason: "" where
-    the reward is the share of constraints, else why it is 0 (or None): truncated, format, parse,
-    count, duplicate, repeats_seed, contradiction, no_verdict, empty, answer_format.
+    reward None: there was no verdict at all, the sample is left out of its group. reason: "" if the
+    reward is more than 0, else one of REASONS.
     """
 
     reward: float | None

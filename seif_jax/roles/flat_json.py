@@ -1,9 +1,9 @@
 """Reads the flat JSON object in a model's reply, as models really write it, or says what is wrong.
 
-Tolerated, since only one reading exists: text and code fences around the object, newlines inside
-strings, a comma too many or missing between entries, single or typographic quotes, bare keys like
-c1, needless backslashes, and unescaped quotes inside a value where they open and close like quotes.
-Refused: an object that does not end, a second object, anything that has two readings.
+Tolerated, since only one reading exists: text, braces and code fences around the object, newlines
+inside strings, a comma too many or missing between entries, single or typographic quotes, bare keys
+like c1, single backslashes of LaTeX, and unescaped quotes inside a value where they open and close
+like quotes. Refused: an object that does not end, a second object, anything that has two readings.
 """
 
 import json
@@ -11,11 +11,25 @@ import re
 
 _Q = "[\"'“”„‘’]"
 _FAMILY = {mark: mark for mark in "\"'"} | dict.fromkeys("“”„", '"') | dict.fromkeys("‘’", "'")
-_START = re.compile(rf"\{{\s*+{_Q}?\w+{_Q}?\s*+[:：]")
+# An object of constraints begins with a key like c1 and a string; other braces are prose.
+_START = re.compile(rf"\{{\s*+{_Q}?\s*+[cC]\d+\s*+{_Q}?\s*+[:：]\s*+{_Q}")
+_OTHER_START = re.compile(rf"\{{\s*+{_Q}?\w+{_Q}?\s*+[:：]")
 # A key after {, a comma, the closing quote of a value, or at the start of a line.
 _KEY = re.compile(rf"([{{,，\n]|(?<!\\){_Q})[^\S\n]*+(?:{_Q}(\w+){_Q}|(c\d+))\s*+[:：]\s*+")
 _END = re.compile(rf"(?<!\\)({_Q})\s*+[,，]?+\s*+\}}")
-_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|[nr]|[^\w\s])")
+_END_OF_LINE = re.compile(rf"{_END.pattern}(?=\}}*+[^\S\n]*+(?:\n|`|\Z))")
+_WORD = re.compile(r"\w")
+MAX_OBJECTS = 4  # examples of the format included
+
+_UNICODE = re.compile("u[0-9a-fA-F]{4}")
+_ESCAPE = re.compile(rf"\\({_UNICODE.pattern}|[A-Za-z]+|.)", re.DOTALL)
+_BACKSLASH = r"\u005c"
+_NEEDLESS = frozenset("'“”„‘’*`")  # a backslash before these means nothing
+# LaTeX commands that begin like the escapes \n and \t, and after them no word.
+_LATEX = re.compile(
+    "n(?:abla|e|earrow|eg|eq|ewcommand|ewline|geq|leq|olimits|ormalsize|ot|otin|subseteq|u|warrow)"
+    "|t(?:ag|an|anh|au|binom|ext[a-z]*|frac|herefore|heta|ilde|imes|iny|itle|o|op|riangle[a-z]*|t)"
+)
 
 
 class NotFlat(ValueError):
@@ -25,25 +39,63 @@ class NotFlat(ValueError):
 def read_pairs(text: str) -> list[tuple[str, object]]:
     """The (key, value) pairs of the one object in `text`, in its order, doubled keys included.
 
-    Values are strings, or whatever else proper JSON has there. NotFlat for anything unreadable.
+    An object without a letter or digit in its strings is an example of the format, and is passed
+    over if there is another. Values are strings, or whatever else proper JSON has there. Takes time
+    linear in the length. Raises NotFlat for anything unreadable.
     """
-    start = _START.search(text)
+    text = _ESCAPE.sub(_proper_escape, text)
+    start = _START.search(text) or _OTHER_START.search(text)
     if start is None:
         raise NotFlat("there is no JSON object")
+    objects, end = [], 0
+    while start and len(objects) < MAX_OBJECTS:
+        pairs, end = _read_object(text, start)
+        objects.append(pairs)
+        start = _START.search(text, end)
+    candidates = [pairs for pairs in objects if _says_something(pairs)] or objects[:1]
+    if start or len(candidates) > 1:
+        raise NotFlat("there is more than one JSON object")
+    return candidates[0]
+
+
+def _says_something(pairs: list[tuple[str, object]]) -> bool:
+    return any(isinstance(value, str) and _WORD.search(value) for _, value in pairs)
+
+
+def _proper_escape(match: re.Match[str]) -> str:
+    r"""The escape as JSON should have it: \n is a line break, \nu and \( are LaTeX."""
+    code = match[1]
+    if code in ('"', "/", "n", "r", "t") or _UNICODE.fullmatch(code):
+        return match[0]
+    if code in _NEEDLESS:
+        return f"\\u{ord(code):04x}"
+    if code == "\\":
+        return _BACKSLASH
+    # \n and \t before other letters stand for white space ("one.\nUse …"). Nobody means a
+    # backspace, a form feed, or a carriage return before a letter.
+    line_break = code[0] in "nt" and not _LATEX.fullmatch(code)
+    return match[0] if line_break else _BACKSLASH + code
+
+
+def _read_object(text: str, start: re.Match[str]) -> tuple[list[tuple[str, object]], int]:
+    """The pairs of the object that begins there, and where it ends in `text`."""
     decoder = json.JSONDecoder(strict=False, object_pairs_hook=list)
     try:
-        pairs, end = decoder.raw_decode(text, start.start())
+        return decoder.raw_decode(text, start.start())
     except (ValueError, RecursionError):
-        pairs, end = _salvage(text, start.start())
-    if _START.search(text, end):
-        raise NotFlat("there is more than one JSON object")
-    return pairs
+        following = _START.search(text, start.end())
+        stop = following.start() if following else len(text)
+        pairs, end = _salvage(text[start.start() : stop])
+        return pairs, start.start() + end
 
 
-def _salvage(text: str, start: int) -> tuple[list[tuple[str, object]], int]:
-    """Cuts a malformed object at its keys; the pairs, and where the object ends in `text`."""
-    keys = list(_KEY.finditer(text, start))
-    if not keys or keys[0].start() != start:
+def _salvage(text: str) -> tuple[list[tuple[str, object]], int]:
+    """Cuts the malformed object that `text` begins with at its keys; the pairs, and its end."""
+    last_line = _END_OF_LINE.search(text)
+    if last_line:  # braces in prose below the object are not part of it
+        text = text[: last_line.end()]
+    keys = list(_KEY.finditer(text))
+    if not keys or keys[0].start() != 0:
         raise NotFlat("the object does not begin with a key")
     pairs: list[tuple[str, object]] = []
     for match, following in zip(keys, keys[1:], strict=False):
@@ -94,8 +146,7 @@ def _paired(inner: str, family: str) -> bool:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    # \t, \b and \f are left alone: outside proper JSON they begin \text, \begin and \frac.
     code = match[1]
     if code[0] == "u":
         return chr(int(code[1:], 16))
-    return " " if code in "nr" else code
+    return " " + code[1:] if code[0] in "nrt" else code

@@ -5,6 +5,8 @@ import re
 from seif_jax.roles.format import strip_thoughts
 
 VERDICT = re.compile(r"(?<!\[)\[\[ *([01]) *\]\](?!\])")
+NEGATION = re.compile(r"(?:\b(?:not|never)|n['’]t)[\s(*\"'`“‘]*$", re.IGNORECASE)
+NEGATION_CHARS = 16  # how far before a verdict it may begin: keeps reading linear in the length
 QUOTES = frozenset("\"'`“”‘’«»")
 WORD = re.compile(r"\w")
 
@@ -12,16 +14,32 @@ WORD = re.compile(r"\w")
 def verdict(text: str) -> bool | None:
     """The last well-formed [[1]] (True) or [[0]] (False) of the text; None if there is none.
 
+    Verdicts on one line, or on lines with no words between them, are one statement. The last
+    statement counts, and only if it is unanimous: '[[0]] (not [[1]])' and 'not [[1]]' are no
+    verdict.
+
     Spaces inside the brackets are tolerated. A quoted verdict with words after it, as in
     'the reply says "[[1]]" itself', is the analysis speaking of one, and is passed over; so
     is all that stands in a thought. A text cut at its token limit has no verdict either, which
     the caller must see to: the cut cannot be told from the text.
     """
     text = strip_thoughts(text)
-    for match in reversed(list(VERDICT.finditer(text))):
-        start, end = match.span()
-        quoted = start > 0 and text[start - 1] in QUOTES and text[end : end + 1] in QUOTES
-        if quoted and WORD.search(text, end):
-            continue
-        return match[1] == "1"
-    return None
+    verdicts = [match for match in VERDICT.finditer(text) if not _quoted(text, match)]
+    values: set[bool] = set()
+    following = len(text)
+    for match in reversed(verdicts):
+        between = text[match.end() : following]
+        if values and "\n" in between and WORD.search(between):
+            break
+        following = match.start()
+        if NEGATION.search(text[max(0, following - NEGATION_CHARS) : following]):
+            return None
+        values.add(match[1] == "1")
+    return values.pop() if len(values) == 1 else None
+
+
+def _quoted(text: str, match: re.Match[str]) -> bool:
+    """Whether the verdict stands in quotation marks and the analysis goes on after it."""
+    start, end = match.span()
+    quoted = start > 0 and text[start - 1] in QUOTES and text[end : end + 1] in QUOTES
+    return quoted and WORD.search(text, end) is not None
