@@ -103,15 +103,16 @@ def test_metrics(finished):
 
 def test_samples(finished):
     """Rewards are the share met, or one minus it; what the Filter rejects is 0 and says why."""
-    for stage, sign in (("instructor", -1), ("follower", 1)):
+    for stage, sign, nothing in (("instructor", -1, "all_met"), ("follower", 1, "none_met")):
         folders = [finished / f"round_{number}" / stage for number in (1, 2)]
         found = [row for folder in folders for row in rows(folder, "samples.parquet")]
         assert len(found) == 2 * STEPS[stage] * 4
-        assert {r["reason"] for r in found} <= {"", "contradiction", "empty"}
+        assert {r["reason"] for r in found} <= {"", "contradiction", "empty", nothing}
         for row in found:
             values = [v["value"] for v in row["verdicts"] if v["value"] is not None]
-            if row["reason"]:
-                assert row["reward"] == 0 and not values
+            assert (row["reward"] == 0) is (row["reason"] != "")
+            if row["reason"] not in ("", nothing):
+                assert not values
             else:
                 share = sum(values) / len(values)
                 assert row["reward"] == pytest.approx(share if sign > 0 else 1 - share)
