@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from seif_jax.config_file import read_config
 from seif_jax.errors import RunError, UserError
 from seif_jax.options import DTYPES, parser
 
@@ -47,32 +47,6 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display:
             evolve.run(config, Path(options.workdir), display)
-
-
-def read_config(path: str, overrides: Sequence[str]) -> Any:
-    """The config of a file with `--config.key=value` applied; UserError names what is wrong."""
-    if not Path(path.partition(":")[0]).is_file():
-        raise UserError(f"{path}: no such config file")
-    from absl import flags
-    from ml_collections import config_flags
-
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    folder = str(Path(path).resolve().parent)
-    sys.path.insert(0, folder)  # configs import their base from beside
-    called, sys.argv = sys.argv, ["seif", f"--config={path}", *overrides]  # config_flags reads it
-    try:
-        values(sys.argv)
-        return holder.value
-    except (flags.Error, ArithmeticError, AttributeError, ImportError, LookupError, NameError,
-            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        if isinstance(error, KeyError):
-            reason = f"no config key {reason.strip(chr(34))}"
-        raise UserError(f"{path}: {reason}") from error
-    finally:
-        sys.path.remove(folder)
-        sys.argv = called
 
 
 def use_compilation_cache() -> None:

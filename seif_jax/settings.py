@@ -4,42 +4,19 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from seif_jax import models, moments, optim
+from seif_jax import models
+from seif_jax.config_keys import STAGES, check_values
 from seif_jax.errors import UserError
 from seif_jax.learner import Algorithm
 from seif_jax.models.lora import TARGETS, Lora
-from seif_jax.models.tree import KEPT
-from seif_jax.rewards.score import CHECKS
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
 from seif_jax.train import Sizes
 
 Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 
-STAGES = ("instructor", "generate", "follower")
-# key: the values that it may have
-CHOICES = {
-    "format": ("think_answer", "plain"),
-    "dtype": ("bfloat16", "float32"),
-    "filter.mode": ("generate", "verdict"),
-    "judger.mode": ("generate", "verdict", "random"),
-    "reward.checks": CHECKS,
-    "grpo.advantage": ("grpo", "rloo", "dr_grpo", "zero"),
-    "grpo.kl": ("k1", "abs", "k2", "k3"),
-    "optim.schedule": optim.SCHEDULES,
-    "optim.moments": moments.KINDS,
-    "remat": tuple(KEPT),
-}
-POSITIVE = (
-    "rounds", "sample_batch", "generate.prompts", "checkpoint.every_steps", "filter.batch_size",
-    "judger.batch_size", "optim.learning_rate", "optim.clip_norm",
-)  # fmt: skip
 PIECES = 8  # in which samples are scored where the Judger has devices of its own
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
-ROLE_POSITIVE = (
-    "rollout_prompts", "optimizer_prompts", "micro_tokens", "max_prompt_tokens",
-    "max_response_tokens", "temperature",
-)  # fmt: skip
 
 
 def get(config: Config, key: str) -> Any:
@@ -50,43 +27,34 @@ def get(config: Config, key: str) -> Any:
 
 
 def check(config: Config) -> None:
-    """UserError naming the first key whose value cannot be."""
-    for key, values in CHOICES.items():
-        if get(config, key) not in values:
-            raise UserError(f"config.{key}={get(config, key)!r} is none of {', '.join(values)}")
-    roles = [f"{role}.{key}" for role in ("instructor", "follower") for key in ROLE_POSITIVE]
-    for key in (*POSITIVE, *roles):
-        if get(config, key) <= 0:
-            raise UserError(f"config.{key}={get(config, key)} must be more than 0")
-    for stage in config.stages:
-        if stage not in STAGES:
-            raise UserError(
-                f"config.stages: {stage!r} is none of {', '.join(STAGES)} "
-                "(several are written \"('generate', 'follower')\")"
-            )
-    if not config.stages:
-        raise UserError(f"config.stages is empty, it takes some of {', '.join(STAGES)}")
-    if not 0 <= config.instructor.soft_share <= 1:
-        raise UserError(f"config.instructor.soft_share={config.instructor.soft_share} is no share")
+    """Raises UserError naming the first key whose value cannot be, alone or beside others."""
+    check_values(config)
     for role in ("instructor", "follower"):
-        if role in config.stages:
-            if not config[role].epochs or min(config[role].epochs) < 1:
-                raise UserError(f"config.{role}.epochs={config[role].epochs} must be 1 or more")
-            sizes(config[role], 1).check(config[role].group_size)
+        rollout, update = config[role].rollout_prompts, config[role].optimizer_prompts
+        if role in config.stages and rollout % update:
+            raise UserError(
+                f"config.{role}.rollout_prompts must be a multiple of "
+                f"config.{role}.optimizer_prompts={update} (got {rollout})"
+            )
+    rule_sets = {f"eval.sets.{name}": rules for name, rules in config.eval.sets.items()}
+    for name, rules in {"data.rules": config.data.rules, **rule_sets}.items():
+        if rules.last and rules.first >= rules.last:
+            raise UserError(
+                f"config.{name}.last must be 0 (to the end) or more than "
+                f"config.{name}.first={rules.first} (got {rules.last})"
+            )
+    if config.lora.rank and not config.lora.targets:
+        raise UserError(
+            f"config.lora.targets is empty: with config.lora.rank={config.lora.rank} nothing would "
+            "be trained"
+        )
 
 
 def lora(config: Config) -> Lora | None:
-    """The adapters of a run; None: all weights are trained. UserError: adapters that cannot be."""
+    """The adapters of a run; None: all weights are trained."""
     c = config.lora
-    if c.rank < 0:
-        raise UserError(f"config.lora.rank={c.rank} must be 0 (all weights are trained) or more")
-    for target in c.targets:
-        if target not in TARGETS:
-            raise UserError(f"config.lora.targets: {target!r} is none of {', '.join(TARGETS)}")
     if not c.rank:
         return None
-    if not c.targets or c.alpha <= 0:
-        raise UserError(f"config.lora: targets={c.targets} and alpha={c.alpha} train nothing")
     return Lora(c.rank, c.alpha, tuple(t for t in TARGETS if t in c.targets), _base(config.model))
 
 

@@ -36,16 +36,6 @@ class Sizes:
     micro: int  # tokens a forward and backward pass
     epochs: int
 
-    def check(self, group: int) -> None:
-        """UserError for sizes that do not fit each other."""
-        if group < 2:
-            raise UserError(f"group_size={group}: a group needs at least 2 samples to compare")
-        if self.rollout % self.optimizer:
-            raise UserError(
-                f"rollout_prompts={self.rollout} is not divisible by "
-                f"optimizer_prompts={self.optimizer}"
-            )
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -120,7 +110,6 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
 
 def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     """Rows whose prompt is within the limit in every form it can take; the others are dropped."""
-    stage.sizes.check(stage.grouping.size)
     limit, tokenizer = stage.decoding.max_prompt_tokens, stage.base.tokenizer
     own: dict[int, int] = {}  # tokens of the longest form of this process's rows
     for row in processes.share(len(stage.task.rows)):

@@ -13,11 +13,12 @@ PEERS = set(PACKAGE.glob("peers/*.py")) - {PACKAGE / "peers" / "__init__.py"}
 # From the top down; a room imports rooms of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"bench"},
+    {"bench", "config_file"},
     {
         "evolve",
         "weights",
         "settings",
+        "config_keys",
         "report",
         "card",
         "fingerprints",
@@ -35,7 +36,7 @@ LEVELS = [
     {"sharding", "masked", "batch", "processes"},
     {"peers"},
     {"launch"},
-    {"instruction", "errors", "files", "options", "pieces"},
+    {"instruction", "errors", "files", "options", "pieces", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

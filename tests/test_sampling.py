@@ -236,10 +236,16 @@ def test_a_token_of_no_weight_is_never_picked(weights, uniform):
 
 
 def test_a_bad_method_is_refused():
-    bad: Any
-    for bad in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -3}):
-        with pytest.raises(ValueError, match="not a sampling method"):
-            Method(**bad)
+    nan, inf = float("nan"), float("inf")
+    bad: dict[str, list[Any]] = {
+        "temperature": [-1.0, 1e-30, 11, nan, inf],
+        "top_p": [0.0, 1.5, nan, inf],
+        "top_k": [-3, 2.5, True, 2**40],
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} must be .*got {value}"):
+                Method(**{name: value})
 
 
 def test_sizes():

@@ -92,7 +92,7 @@ def body(*lines):
         (body("1 / 0"), "sweep.py: ZeroDivisionError: division by zero"),
         ("def sweep(:", "sweep.py: SyntaxError: "),
         (body("add(**{'optim.lr': 1e-6})"), "sweep.py: run 1 (optim.lr=1e-06): "),
-        (body("add()", "add(**{'grpo.kl': 'k4'})"), "config.grpo.kl='k4' is none of k1, abs"),
+        (body("add()", "add(**{'grpo.kl': 'k4'})"), "config.grpo.kl must be one of: k1, abs"),
         (body("add()", "add('b', seed=0)"), "run 2 (b) has the same values as run 1"),
         (body("add('a', seed=1)", "add('a', seed=2)"), "run 2 has the name of run 1, a"),
         (body("add('a/b')"), "run 1: the name 'a/b' is not one of at most 100 letters, digits"),

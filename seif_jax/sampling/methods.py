@@ -7,8 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seif_jax.errors import UserError
+from seif_jax.values import Number
 
 BLOCK = 256
+# Below 0.01 logits divided by the temperature could overflow.
+TEMPERATURE = Number(float, 0.01, 10, special=(0,))
+TOP_K = Number(int, 0, 2**31 - 1)
+TOP_P = Number(float, 1e-6, 1)
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,10 @@ class Method:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"not a sampling method: {self}")
+        ranges = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P}
+        for name, values in ranges.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"{name} must be {values} (got {getattr(self, name)})")
 
 
 def pick(
