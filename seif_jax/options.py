@@ -44,11 +44,15 @@ output, what is held beside it), FLOPs, bytes, collectives, and a lower bound of
 not fit, and a change of the config that was found to make it fit.
 
   seif plan --config=configs/qwen2_5_7b.py --topology=v5p:4x4x4
+  XLA_CLIENT_MEM_FRACTION=0.9 seif plan --config=configs/qwen2_5_7b.py --topology=h100:8
   seif plan --config=configs/smollm2.py                  for the devices present
   seif plan --config=configs/llama3_1_8b.py --topology=v6e:8x8 --config.mesh.tensor=4 \\
       --config.model=FOLDER                              FOLDER need hold nothing but config.json
 
 Topologies: v5e and v6e by AxB, v5p by AxBxC chips; they need libtpu: pip install 'seif_jax[tpu]'.
+a100, h100, h200 and b200 by GPUs (h100:8), or by hosts and GPUs per host (h100:2x8); they need
+XLA's CUDA compiler: pip install 'seif_jax[gpu-plan]'. They fit into the share of a GPU's memory
+that JAX allocates, 75 % unless XLA_CLIENT_MEM_FRACTION is set.
 Exit code 0: everything fits; 1: something does not; 2: the config or the topology cannot be.
 """
 
@@ -170,7 +174,7 @@ def bench(add: argparse.ArgumentParser) -> None:
 
 def plan(add: argparse.ArgumentParser) -> None:
     add.add_argument("--config", required=True, metavar="FILE", help="as of `seif run`")
-    add.add_argument("--topology", metavar="SLICE", help="none: the devices present")
+    add.add_argument("--topology", metavar="NAME", help="none: the devices present")
     add.add_argument("--json", action="store_true", help="one object, last on standard output")
 
 
@@ -217,7 +221,7 @@ COMMANDS = (  # whose options are added, what it does, --help, usage where it is
         plan,
         "what a config takes on devices that need not be there",
         PLAN_HELP,
-        "seif plan --config=FILE [--topology=v5p:4x4x4] [--json] [--config.key=value …]",
+        "seif plan --config=FILE [--topology=v5p:4x4x4|h100:8] [--json] [--config.key=value …]",
     ),
     (
         sweep,

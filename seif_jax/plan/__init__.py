@@ -4,9 +4,12 @@ The real programs are compiled for shapes alone: no weights, no data, no acceler
 taken to be as long as the config lets it be.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +19,16 @@ from seif_jax import models
 from seif_jax.checkpoint import BASE, run_of, stage_of
 from seif_jax.errors import UserError
 from seif_jax.models import Model, hf
+from seif_jax.plan import assumptions, gpus
+from seif_jax.plan.assumptions import USABLE
 from seif_jax.plan.chips import Chip, chip_of, compiling_for, devices_of, host_of, larger
 from seif_jax.plan.cost import Cost, compile_cost, held
 from seif_jax.plan.layout import Layout
-from seif_jax.plan.programs import CONSTRAINTS, Program, programs
+from seif_jax.plan.programs import Program, programs
 from seif_jax.plan.text import gib, tell
 from seif_jax.settings import Config
 
-USABLE = 0.97  # of a chip's memory: the runtime keeps some, and what is free lies in pieces
 HALVINGS = 5  # of a knob that counts
-ASSUMPTIONS = (
-    "every prompt and every sample is as long as the config allows, no two prompts begin alike",
-    f"every instruction has {CONSTRAINTS} constraints, each put to the Judger",
-    "memory is that of a round after the first, in which no two roles' weights are the same unless "
-    "they always are",
-    f"a program fits if arguments, temporaries, output and what lies beside take {USABLE:.0%} of "
-    "the memory at most",
-    "seconds of a call are the largest of FLOPs, bytes of memory and bytes to other devices over "
-    "the chip's peak rates (bfloat16; links in one direction): a lower bound, without host, data "
-    "and compiling",
-    "FLOPs are those of matrix products, bytes what instructions read from and write to memory; "
-    "blocks that a kernel leaves out are counted",
-)
 
 
 @dataclass(frozen=True)
@@ -69,11 +60,14 @@ class Planned:
     @property
     def secs(self) -> dict[str, float]:
         """Of one call, by what limits it."""
-        moved = sum(size for _, size in self.cost.links.values())
+        moved, network = sum(size for _, size in self.cost.links.values()), {}
+        if self.chip.network_bytes_per_sec:
+            network["network"] = self.cost.network / self.chip.network_bytes_per_sec
         return {
             "flops": self.cost.flops / self.chip.flops_per_sec,
             "memory": self.cost.accessed / self.chip.bytes_per_sec,
             "links": moved / self.chip.link_bytes_per_sec,
+            **network,
         }
 
     def row(self) -> dict[str, Any]:
@@ -91,6 +85,7 @@ class Planned:
                 kind: {"count": count, "bytes": size}
                 for kind, (count, size) in self.cost.links.items()
             },
+            "bytes_between_hosts": self.cost.network,
             "secs": max(secs.values()),
             "limit": max(secs, key=lambda limit: secs[limit]),
             "calls_per_step": p.calls,
@@ -108,7 +103,7 @@ class Compiler:
         key = str((p.name.split(": ")[-1], p.arguments, p.options, p.inside))
         if key not in self._found:
             with jax.set_mesh(p.mesh) if p.mesh else nullcontext():
-                self._found[key] = compile_cost(p.function, p.arguments, p.options, p.devices)
+                self._found[key] = compile_cost(p.function, p.arguments, p.options, p.hosts)
         return Planned(p, self._found[key], chip)
 
 
@@ -148,7 +143,7 @@ def plan(config: Config, topology: str | None) -> dict[str, Any]:
         "stages": {stage: step(found, stage) for stage in {p.program.stage: 0 for p in found}},
         "fits": not advice,
         "does_not_fit": advice,
-        "assumptions": ASSUMPTIONS,
+        "assumptions": assumptions.of(topology, chip),
     }
 
 
@@ -168,6 +163,8 @@ def knob(
     bad: Planned, config: Config, topology: str | None, model: Model, compiler: Compiler
 ) -> str | None:
     """The first change that makes a program fit, tried by compiling; None: none of them does."""
+    if bad.chip.pool_fraction < 1 and bad.total <= USABLE * gpus.MOST * bad.chip.hbm_bytes:
+        return f"{gpus.FRACTION[0]}={gpus.MOST} would fit it: {gib(bad.total)}"
     for said, changed, where in knobs(config, bad.program, topology):
         try:
             layout = Layout(changed, model, devices_of(where), host_of(where))
@@ -234,7 +231,10 @@ def knobs(
 
 
 def describe(path: str | None) -> Model:
-    """A model's shape from its config.json alone, which of a name on the hub alone is fetched."""
+    """A model's shape from its config.json alone, which comes with the package for the paper's
+    models; of another name on the hub that file alone is fetched."""
+    if path and path in shipped() and not Path(path).exists():
+        return models.describe(shipped()[path])
     try:
         if path and hf.HUB_NAME.fullmatch(path) and not Path(path).exists():
             found = hf.download(path, (hf.CONFIG,))
@@ -248,3 +248,9 @@ def describe(path: str | None) -> Model:
     found = run_of(stage) / BASE if stage else found
     config = hf.read_config(found) if found.is_dir() else models.open_source(found).config
     return models.describe(config)
+
+
+@cache
+def shipped() -> dict[str, dict[str, Any]]:
+    """By name on the hub, what the config.json of the paper's models says of their shapes."""
+    return json.loads((resources.files("seif_jax") / "assets" / "model_configs.json").read_text())

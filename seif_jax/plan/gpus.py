@@ -18,6 +18,7 @@ from seif_jax.errors import UserError
 # second one deprecated.
 FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 DEFAULT_FRACTION = 0.75
+MOST = 0.9  # that leaves room for CUDA's context, its modules and NCCL's buffers
 CUDNN = (9, 10)  # the version to compile for
 PLUGINS = ("xla_cuda12", "xla_cuda13")  # of the namespace package jax_plugins
 
@@ -106,18 +107,20 @@ def devices(kind: str, hosts: int, per_host: int) -> list[Any]:
 def pool_fraction() -> float:
     """Share of a GPU's memory that JAX sets aside when it starts and allocates arrays from.
 
-    UserError: the environment names none.
+    UserError: the environment says something else than one number.
     """
-    found = next((name for name in FRACTION if os.environ.get(name)), None)
-    if found is None:
+    given = [name for name in FRACTION if os.environ.get(name)]
+    if not given:
         return DEFAULT_FRACTION
-    text = os.environ[found]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are both set, which JAX refuses: unset the second")
+    text = os.environ[given[0]]
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise UserError(f"{found} must be a number above 0 and up to 1 (got {text!r})")
+        raise UserError(f"{given[0]} must be a number above 0 and up to 1 (got {text!r})")
     return value
 
 

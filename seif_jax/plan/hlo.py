@@ -5,6 +5,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = {  # move nothing by themselves
@@ -19,6 +22,10 @@ LOOP = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
 NAME = re.compile(r"%([\w.-]+)")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+# {{0,1},{2,3}}; [2,8]<=[8,2]T(1,0): iota, reshaped, transposed, reshaped; mesh['a'=8,'b'=2] {'a'}
+LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{([\d,{}]*)\}")
+IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 ON_CHIP = "S(1)"  # in the layout of what a TPU holds beside its arithmetic, not in its memory
 
 
@@ -82,17 +89,68 @@ def links(program: Program) -> dict[str, tuple[int, int]]:
     """Collectives by kind: how many, and bytes that leave a device."""
     count: Counter[str] = Counter()
     moved: Counter[str] = Counter()
+    for kind, times, size, _ in _collectives(program):
+        count[kind] += times
+        moved[kind] += times * size
+    return {kind: (count[kind], moved[kind]) for kind in KINDS if count[kind]}
+
+
+def between_hosts(program: Program, hosts: Sequence[int]) -> float:
+    """Bytes that a device sends to other hosts. hosts: the host of each partition.
+
+    Devices of a host that take part in one collective share its way out: each has a network adapter
+    of its own. An all-to-all sends what is meant for each other device straight there.
+    """
+    return sum(
+        times * size * _share(kind, line, hosts)
+        for kind, times, size, line in _collectives(program)
+    )
+
+
+def _collectives(program: Program) -> Iterator[tuple[str, int, int, str]]:
+    """Kind, how often it runs, bytes that leave a device each time, the instruction's text."""
     for name, instructions in program.computations.items():
         for each in instructions:
             kind = each.kind.removesuffix("-start")
-            if kind not in KINDS:
-                continue
-            given = sum(map(_size, each.given))
-            made = _size(each.made) - (given if each.kind.endswith("-start") else 0)
-            size = {"all-reduce": 2 * given, "all-gather": made}.get(kind, given)
-            count[kind] += program.times[name]
-            moved[kind] += program.times[name] * size
-    return {kind: (count[kind], moved[kind]) for kind in KINDS if count[kind]}
+            if kind in KINDS:
+                given = sum(map(_size, each.given))
+                made = _size(each.made) - (given if each.kind.endswith("-start") else 0)
+                size = {"all-reduce": 2 * given, "all-gather": made}.get(kind, given)
+                yield kind, program.times[name], size, each.line
+
+
+def _share(kind: str, line: str, hosts: Sequence[int]) -> float:
+    """Of a collective's bytes, those that a device sends to other hosts."""
+    shares = [0.0]
+    for group in _groups(line, len(hosts)):
+        members = Counter(hosts[device] for device in group)
+        if len(members) > 1:
+            here = min(members.values())
+            shares.append(1 - here / len(group) if kind == "all-to-all" else 1 / here)
+    return max(shares)
+
+
+def _groups(line: str, devices: int) -> list[Any]:
+    """Lists of the devices that a collective connects, in any of the ways that XLA writes them."""
+    ids = np.arange(devices)
+    if m := MESH_GROUPS.search(line):
+        axes = re.findall(r"'([^']+)'=(\d+)", m[1])
+        names, shape = [name for name, _ in axes], [int(size) for _, size in axes]
+        along = [names.index(name) for name in re.findall(r"'([^']+)'", m[2])]
+        ids = np.moveaxis(ids.reshape(shape), along, range(-len(along), 0))
+        return ids.reshape(-1, math.prod(shape[i] for i in along)).tolist()
+    if m := IOTA_GROUPS.search(line):
+        shape, source, order = (_ints(part) for part in m.groups())
+        return ids.reshape(source).transpose(order or None).reshape(shape).tolist()
+    found = LISTED_GROUPS.search(line)
+    listed = re.findall(r"\{([\d,]+)\}", found[1]) if found else []
+    if not listed:
+        return [[*range(devices)]]
+    return [_ints(group) for group in listed]
+
+
+def _ints(text: str | None) -> list[int]:
+    return [int(x) for x in text.split(",")] if text else []
 
 
 def accessed(program: Program) -> float:

@@ -40,6 +40,13 @@ class Program:
     options: dict[str, Any] = field(default_factory=dict)
     tokens: int = 0  # that all devices sample in a step with this program
 
+    @property
+    def hosts(self) -> list[int]:
+        """The host of each device; without a mesh they are all of one."""
+        if self.mesh is None:
+            return [0] * self.devices
+        return [device.process_index for device in self.mesh.devices.flat]
+
 
 @dataclass(frozen=True)
 class Asked:

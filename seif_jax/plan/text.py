@@ -21,10 +21,12 @@ def lines(found: dict[str, Any]) -> list[str]:
     """For a terminal or a file; numbers are of one device and one call."""
     model, mesh = found["model"], ", ".join(f"{k}={n}" for k, n in found["mesh"].items())
     where = f"{found['topology'] or 'here'}: {found['devices']} x {found['device']}"
+    memory = gib(found["chip"]["hbm_bytes"])
+    if found["chip"]["pool_fraction"] < 1:
+        memory += f" ({found['chip']['pool_fraction']:.0%} for JAX)"
     out = [
         f"{model['name'] or 'SmolLM2-135M-Instruct'} ({model['model_type']}, "
-        f"{model['parameters']:,} parameters) on {where} of {gib(found['chip']['hbm_bytes'])}; "
-        f"mesh {mesh}",
+        f"{model['parameters']:,} parameters) on {where} of {memory}; mesh {mesh}",
     ]
     for stage, numbers in found["stages"].items():
         rows = [row for row in found["programs"] if row["stage"] == stage]
@@ -34,6 +36,10 @@ def lines(found: dict[str, Any]) -> list[str]:
             having = [(row["program"], row["collectives"].get(kind)) for row in rows]
             counts = (f"{name} {n['count']} ({n['bytes']:.3g} B)" for name, n in having if n)
             out.append(f"  {kind}: {', '.join(counts)}")
+        network = [(row["program"], row["bytes_between_hosts"]) for row in rows]
+        if found["chip"]["network_bytes_per_sec"] and any(size for _, size in network):
+            counts = ", ".join(f"{name} {size:.3g} B" for name, size in network if size)
+            out.append(f"  between hosts: {counts}")
         rate = numbers.get("rollout_tokens_per_sec")
         said = f", rollouts {rate:,.0f} tokens/s" if rate else ""
         out.append(f"  a step takes at least {numbers['step_secs']:,.1f} s{said}")
