@@ -71,8 +71,9 @@ def get_config() -> Config:
     c.mesh.tensor = 1  # share heads and feed-forward width, in sampling, too
 
     c.data = ConfigDict()
-    c.data.seeds = text()  # .parquet, .jsonl, .json, hub name, tfds:name; none: the packaged ones
-    c.data.column = "prompt"
+    c.data.seeds = text()  # a data file, hub name, tfds:name (docs/reference.md); none: packaged
+    c.data.column = "prompt"  # of the seeds: texts or chats
+    c.data.split = text()  # of a data set on the hub or of TFDS; none: "train"
     c.data.limit = 0  # seeds used, the first ones; 0: all
     c.data.instructions = text()  # the Follower's data, in place of what the Instructor writes
     c.data.rules = rule_set()  # or this: rule-checked constraints, written without a model

@@ -88,7 +88,9 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for i, reply in enumerate(replies):
         assert reply is not None, "lengths were checked above"
         if not options.json:
-            print(reply.text if len(replies) == 1 else f"[{i // options.n + 1}] {reply.text}\n")
+            if len(replies) > 1:
+                print(heading(i, prompts, options.n))
+            print(reply.text, end="\n" if len(replies) == 1 else "\n\n")
             continue
         found = {
             "prompt": prompts[i // options.n],
@@ -103,20 +105,30 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     if options.max_tokens < 1 or options.n < 1:
         raise UserError(f"--max_tokens={options.max_tokens} and --n={options.n} must be 1 or more")
-    prompts: list[str] = list(options.prompt or ())
-    if options.prompts and not options.prompts.endswith(".txt"):
-        from seif_jax.data import load_seeds
+    from seif_jax import data, files, sources
 
-        prompts += load_seeds(options.prompts)
-    elif options.prompts or not prompts:
-        try:
-            text = Path(options.prompts).read_text("utf-8") if options.prompts else sys.stdin.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{options.prompts or 'standard input'}: {error}") from error
-        prompts += [line for line in text.splitlines() if line.strip()]
+    prompts: list[str] = list(options.prompt or ())
+    if options.prompts:
+        prompts += data.load_seeds(options.prompts, options.column, warn=warn)
+    elif not prompts:
+        text = files.decode(sys.stdin.buffer.read(), "standard input")
+        prompts += [line for line in sources.lines(text) if line.strip()]
     if not prompts:
         raise UserError("no prompts: give --prompt=TEXT, --prompts=FILE or lines on standard input")
     return prompts
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def heading(i: int, prompts: Sequence[str], n: int) -> str:
+    """Says which prompt reply i answers, where each of them has n."""
+    number, completion = divmod(i, n)
+    of_prompt = f", completion {completion + 1}/{n}" if n > 1 else ""
+    prompt = " ".join(prompts[number].split())
+    prompt = prompt if len(prompt) <= 80 else f"{prompt[:79]}…"
+    return f"[{number + 1}/{len(prompts)}{of_prompt}] {prompt}"
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:

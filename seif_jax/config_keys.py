@@ -125,6 +125,7 @@ KEYS: dict[str, Key] = {  # "*" is a name that the user chose
     "mesh.tensor": free(DEVICES),
     "data.seeds": fixed(PATH),
     "data.column": fixed(TEXT),
+    "data.split": fixed(Text(optional=True)),
     "data.limit": fixed(COUNT),
     "data.instructions": fixed(PATH),
     **rule_set("data.rules", fixed),

@@ -1,13 +1,6 @@
-"""What is read and written as rows: seed questions, instructions, samples, and the order of rows.
+"""Seed questions, instructions and samples: files read and written; the order of training rows."""
 
-Messages count rows from 1 (in JSONL: the line). Text enters here and is never changed.
-"""
-
-import functools
-import importlib
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,13 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seif_jax import processes
+from seif_jax import processes, sources
 from seif_jax.errors import UserError
 from seif_jax.files import beside
-from seif_jax.instruction import SOFT, Instruction
-
-FILES = (".parquet", ".jsonl", ".json")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+from seif_jax.instruction import Instruction
+from seif_jax.rows import is_kept, read_instruction, read_prompt
 
 # Arguments of the IFEval rules, typed as in the IFEval file. A row uses a few, the others are null.
 _KWARG_TYPES = {
@@ -47,53 +38,55 @@ INSTRUCTIONS = pa.schema(
 )
 
 
-def load_seeds(source: str | None, column: str = "prompt") -> list[str]:
+def ignore(text: str) -> None:
+    """Tells nobody."""
+
+
+def load_seeds(
+    source: str | None,
+    column: str = "prompt",
+    split: str | None = None,
+    warn: Callable[[str], None] = ignore,
+) -> list[str]:
     """Seed questions in the order of their source.
 
-    source: None (the packaged seeds), a .parquet/.jsonl/.json file, `tfds:name[/split]` (a name
-      with a config needs its split: `tfds:name/config/split`), or the name of a data set on the
-      Hugging Face hub (its split "train").
+    source: as `sources.read` takes it; None: the packaged seeds. column: holds texts or chats.
+    warn: is told of chats of which a part is left out.
     Raises UserError naming the source, column or row that is missing or not as it should be.
     """
     if source is None:
         source, column = str(resources.files("seif_jax") / "assets" / "seeds.jsonl"), "prompt"
-    if source.startswith("tfds:"):
-        rows = _tfds_rows(source)
-    elif source.endswith(FILES) or Path(source).expanduser().is_file():
-        rows = _file_rows(Path(source).expanduser(), [column])
-    else:
-        rows = _hub_rows(source)
-    seeds = []
-    for number, row in rows:
-        _need(column, row, f"{source}: row {number}")
-        text = row[column].decode("utf-8") if isinstance(row[column], bytes) else row[column]
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{source}: row {number}: {column!r} must be text, it is {text!r}")
-        seeds.append(text)
-    if not seeds:
+    rows = sources.read(source, split)
+    if not rows:
         raise UserError(f"{source}: no rows")
-    return seeds
+    seeds = [read_prompt(f"{source}: row {number}", row, column) for number, row in rows]
+    _warn_of_cut(source, [seed.cut for seed in seeds], warn)
+    return [seed.text for seed in seeds]
 
 
-def load_instructions(path: str | Path) -> list[Instruction]:
-    """The Follower's data, from a file of ours or the authors'; rows whose `kept` is false are not.
+def load_instructions(path: str | Path, warn: Callable[[str], None] = ignore) -> list[Instruction]:
+    """Instructions of a data file, ours or the authors'; rows whose `kept` is false are left out.
 
-    Needs the columns `prompt` and `constraint` (or `constraints`). `kwargs` is a list of objects,
-    JSON text or null; without `instruction_id_list` every constraint is soft.
-    Raises UserError naming the row where lists differ in length, an id is unknown or text empty.
+    Raises UserError naming the row that is not as `rows.read_instruction` wants it.
     """
     path = Path(path).expanduser()
-    rows = list(_file_rows(path, ["prompt"]))
+    rows = [(f"{path}: row {number}", row) for number, row in sources.read_file(path)]
     if not rows:
         raise UserError(f"{path}: no rows")
-    kept = [
-        instruction(f"{path}: row {number}", row)
-        for number, row in rows
-        if row.get("kept") is not False
-    ]
+    kept = [(where, row) for where, row in rows if is_kept(where, row)]
     if not kept:
         raise UserError(f"{path}: none of its {len(rows)} rows is kept (column 'kept')")
-    return kept
+    instructions = [read_instruction(where, row) for where, row in kept]
+    _warn_of_cut(path, [read_prompt(where, row, "prompt").cut for where, row in kept], warn)
+    return instructions
+
+
+def _warn_of_cut(source: str | Path, cut: Sequence[bool], warn: Callable[[str], None]) -> None:
+    if any(cut):
+        warn(
+            f"{source}: {sum(cut)} of {len(cut)} prompts are chats with a system turn or earlier "
+            "turns; only the last user turn is read"
+        )
 
 
 def all_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -156,130 +149,3 @@ def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
     rows = grain.MapDataset.range(n).shuffle(seed=seed)
     batches = rows.batch(batch, drop_remainder=True).repeat(epochs)
     return [[int(row) for row in step] for step in batches]
-
-
-Rows = Iterable[tuple[int, dict[str, Any]]]
-
-
-def _file_rows(path: Path, needed: list[str]) -> Rows:
-    """(row number, row) of a data file; every row has the columns that are needed."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        if path.suffix == ".parquet":
-            rows = _parquet_rows(path, needed)
-        elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as lines:
-                numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
-            rows = [(n, _object(path, n, line)) for n, line in numbered]
-        elif path.suffix == ".json":
-            value = json.loads(path.read_text(encoding="utf-8"))
-            rows = list(enumerate(value if isinstance(value, list) else [value], 1))
-        else:
-            raise UserError(f"{path}: not one of the file types {', '.join(FILES)}")
-    except (pa.ArrowException, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not {path.suffix} inside: {_first_line(error)}") from error
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number} is not an object with columns")
-        for column in needed:
-            _need(column, row, f"{path}: row {number}")
-    return rows
-
-
-def _parquet_rows(path: Path, needed: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    file = pq.ParquetFile(path)  # not read_table, which takes columns from folder names like "a=b"
-    for column in needed:
-        _need(column, file.schema_arrow.names, str(path))
-    return list(enumerate(file.read().to_pylist(), 1))
-
-
-def _object(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {number} is not JSON: {error}") from error
-
-
-def _hub_rows(name: str) -> Rows:
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and not HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such file")
-    import datasets  # takes a second, and is needed for this source only
-    from datasets.exceptions import DatasetsError
-
-    try:
-        loaded = datasets.load_dataset(str(folder) if folder.is_dir() else name, split="train")
-    except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(f"{name}: neither a file nor a data set: {_first_line(error)}") from error
-    return enumerate((dict(row) for row in loaded), 1)
-
-
-def _tfds_rows(source: str) -> Rows:
-    name, _, split = source.removeprefix("tfds:").rpartition("/")
-    if not name:
-        name, split = split, "train"
-    try:
-        tfds = importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise UserError(f"{source}: pip install 'seif_jax[tfds]' first ({error})") from error
-    try:
-        rows = tfds.data_source(name, split=split)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"{source}: {_first_line(error)}") from error
-    return enumerate(rows, 1)
-
-
-@functools.cache
-def _known(instruction_id: str) -> bool:
-    from seif_jax.rewards import rules  # loads NLTK: only files that name a rule need it
-
-    return rules.known(instruction_id)
-
-
-def instruction(where: str, row: dict[str, Any]) -> Instruction:
-    """A row as an Instruction; UserErrors begin with `where`."""
-    column = "constraints" if "constraints" in row else "constraint"
-    _need(column, row, where)
-    constraints, prompt = row[column], row["prompt"]
-    for text in (prompt, *(constraints or ())):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{where}: the prompt and every constraint must be text, not {text!r}")
-    if not constraints:
-        raise UserError(f"{where}: no constraints in {column!r}")
-    ids = row.get("instruction_id_list") or [SOFT] * len(constraints)
-    kwargs = _kwargs(where, row.get("kwargs"), len(constraints))
-    if not len(constraints) == len(ids) == len(kwargs):
-        raise UserError(
-            f"{where}: {len(constraints)} in {column!r}, {len(ids)} in 'instruction_id_list' and "
-            f"{len(kwargs)} in 'kwargs' must be the same number"
-        )
-    for name in ids:
-        if name != SOFT and not _known(name):
-            raise UserError(f"{where}: unknown instruction id {name!r}")
-    seed = row.get("seed_question") or ""
-    return Instruction(seed, tuple(constraints), prompt, kwargs, tuple(ids))
-
-
-def _kwargs(where: str, value: Any, n: int) -> tuple[dict[str, Any], ...]:
-    """One dict a constraint: from a list of objects or JSON texts, from one JSON text, or null."""
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-        value = [None] * n if value is None else value
-        items = [json.loads(item) if isinstance(item, str) else item for item in value]
-    except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{where}: 'kwargs' is not a list of objects: {error}") from error
-    for item in items:
-        if item is not None and not isinstance(item, dict):
-            raise UserError(f"{where}: 'kwargs' must hold objects, not {item!r}")
-    return tuple({k: v for k, v in (item or {}).items() if v is not None} for item in items)
-
-
-def _need(column: str, names: Iterable[str], where: str) -> None:
-    if column not in names:
-        found = ", ".join(repr(name) for name in names) or "none"
-        raise UserError(f"{where}: no column {column!r}, the columns are {found}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

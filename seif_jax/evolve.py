@@ -21,6 +21,7 @@ from seif_jax.models import resolve
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
+from seif_jax.rows import read_instruction
 from seif_jax.settings import Config
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposer
@@ -99,14 +100,17 @@ class Evolution:
         self.weights = Weights(config, workdir, base)
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
-        self.seeds = data.load_seeds(config.data.seeds, config.data.column)
+        seeds = config.data
+        self.seeds = data.load_seeds(seeds.seeds, seeds.column, seeds.split, self.warn)
         if config.data.limit:
             self.seeds = self.seeds[: config.data.limit]
         for key in ("instructions", "rules.kinds"):
             if settings.get(config.data, key) and "generate" in config.stages:
                 raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
         self.given = self.rule_set(config.data.rules) or (
-            data.load_instructions(config.data.instructions) if config.data.instructions else None
+            data.load_instructions(config.data.instructions, self.warn)
+            if config.data.instructions
+            else None
         )
         if "follower" in config.stages and "generate" not in config.stages and not self.given:
             raise UserError(
@@ -115,6 +119,9 @@ class Evolution:
             )
         self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
 
+    def warn(self, text: str) -> None:
+        self.display.warn(text)
+
     def fingerprints(self) -> dict[str, str]:
         """Identifies the data and models that the config names."""
         return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations)
@@ -122,12 +129,12 @@ class Evolution:
     def rule_set(self, s: Config) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds."""
         if s.path:
-            return data.load_instructions(s.path)
+            return data.load_instructions(s.path, self.warn)
         if not s.kinds:
             return []
         seeds = self.seeds[s.first : s.last or None]
         rows = phrase.instructions(seeds, s.kinds, s.per_prompt, s.seed)
-        return [data.instruction(f"rules {s.kinds}: row {n}", row) for n, row in enumerate(rows, 1)]
+        return [read_instruction(f"rules {s.kinds}: row {n}", row) for n, row in enumerate(rows, 1)]
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""

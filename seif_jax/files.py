@@ -1,5 +1,6 @@
 """Whole files or nothing: everything is written beside its place, then renamed into it."""
 
+import codecs
 import contextlib
 import errno
 import json
@@ -48,6 +49,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 file's text, without its byte-order mark. UserError: another encoding."""
+    return decode(Path(path).read_bytes(), str(path))
+
+
+def decode(raw: bytes, name: str) -> str:
+    """UTF-8 text without a byte-order mark; `name` is what a UserError begins with."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise UserError(f"{name}: UTF-16 or UTF-32 text; save it as UTF-8")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}: line {line} is not UTF-8 text (byte 0x{raw[error.start]:02x}); save it as "
+            "UTF-8"
+        ) from error
+    if "\0" in text:  # UTF-16 without a mark
+        raise UserError(f"{name}: not UTF-8 text (it holds zero bytes); save it as UTF-8")
+    return text
 
 
 def write_text(path: str | Path, text: str) -> None:

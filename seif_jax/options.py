@@ -88,7 +88,10 @@ there is one run, of the config as it is, in DIR itself: so one run is sent to S
 
 GENERATE_HELP = """\
 Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint. Prompts come from
---prompt, --prompts, or standard input (one a line).
+--prompt, --prompts, or standard input (one per line).
+
+  seif generate --prompt='Name a river.' --prompt='Name a lake.' --max_tokens=40
+  seif generate --model=RUN/round_2/follower/hf --prompts=questions.csv --column=question --json
 """
 
 
@@ -115,7 +118,13 @@ def generate(add: argparse.ArgumentParser) -> None:
     add_model(add)
     add.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     add.add_argument(
-        "--prompts", metavar="FILE", help=".txt (one a line), .jsonl or .parquet (column 'prompt')"
+        "--prompts",
+        metavar="FILE",
+        help=".txt (a prompt per line), .jsonl, .json, .csv or .parquet: texts, or chats of which "
+        "the last user turn is the prompt",
+    )
+    add.add_argument(
+        "--column", metavar="NAME", default="prompt", help="of --prompts (default prompt)"
     )
     add.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1.0)")
     add.add_argument("--top_k", type=int, default=0, help="0: off (default)")

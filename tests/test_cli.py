@@ -13,7 +13,7 @@ import pytest
 import tiny_run
 
 from seif_jax import models, train
-from seif_jax.__main__ import main
+from seif_jax.__main__ import heading, main
 from seif_jax.checkpoint import Base, load_params
 
 
@@ -191,7 +191,7 @@ def test_a_run_is_the_same_from_another_folder(place, refused, monkeypatch, tmp_
         (["generate", "--beams=4"], "unknown argument --beams=4"),
         (["generate", "--prompt=x", "--n=0"], "--n=0 must be 1 or more"),
         (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
-        (["generate", "--prompts=/absent.txt"], "/absent.txt: "),
+        (["generate", "--prompts=/absent.txt"], "/absent.txt: no such file"),
         (["generate", "--prompts=/absent.jsonl"], "/absent.jsonl: no such file"),
         (["generate", "--model=/absent", "--prompt=x"], "/absent: no such file or folder"),
         (["generate", "--model=smollm", "--prompt=x"], "the embedded model is called 'smollm2'"),
@@ -204,8 +204,16 @@ def test_usage_errors(refused, arguments, message):
 
 def test_prompts_that_cannot_be(place, refused, monkeypatch):
     model = f"--model={place.model}"
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
-    assert "no prompts: give --prompt=TEXT" in refused("generate", model)
+    for raw, message in (
+        (b"\n \n", "no prompts: give --prompt=TEXT"),
+        (b"\xe9", "standard input: "),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        assert message in refused("generate", model)
+    questions = place.folder / "questions.csv"
+    questions.write_text("question,n\nWhy?,1\n")
+    line = refused("generate", model, f"--prompts={questions}")
+    assert "questions.csv: row 1: no column 'prompt', the columns are 'question', 'n'" in line
     latin = place.folder / "latin.txt"
     latin.write_bytes(b"caf\xe9\n")
     assert "latin.txt: " in refused("generate", model, f"--prompts={latin}")
@@ -239,3 +247,39 @@ def test_generate_json(place, capsys):
         logp = jax.nn.log_softmax(models.logits(params, hidden, jnp.float32))[0]
         wanted = logp[np.arange(-len(ids), 0) - 1, ids]
         np.testing.assert_allclose(one["logprobs"], wanted, atol=1e-4)
+
+
+MARK = "\ufeff"
+CHAT = json.dumps([{"role": "system", "content": "x"}, {"role": "user", "content": "The word"}])
+
+
+@pytest.mark.parametrize(
+    "name, text, options",
+    [
+        ("p.txt", f"{MARK}The word\r\n\r\nuser\r\n", []),
+        ("p.csv", f"{MARK}n,prompt\n1,The word\n2,user\n", []),
+        ("p.csv", "prompt,question\nno,The word\nno,user\n", ["--column=question"]),
+        ("p.jsonl", '{"question": "The word"}\n{"question": "user"}\n', ["--column=question"]),
+        ("p.json", f'[{{"prompt": {CHAT}}}, {{"prompt": "user"}}]', []),
+        (None, f"{MARK}The word\nuser\n", []),
+    ],
+)
+def test_generate_reads_prompts(place, capsys, monkeypatch, name, text, options):
+    """Plain output says which prompt each text answers; one alone stands by itself."""
+    if name:
+        (place.folder / name).write_text(text)
+        options = [*options, f"--prompts={place.folder / name}"]
+    else:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    sizes = ["--max_tokens=4", "--dtype=float32", "--temperature=0"]
+    assert main(["generate", f"--model={place.model}", *sizes, *options]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"\[1/2\] The word\n.*\n\n\[2/2\] user\n.*\n\n", out, re.DOTALL), out
+    assert ("1 of 2 prompts are chats" in err) == (name == "p.json")
+
+
+def test_headings_of_generated_texts():
+    assert heading(0, ["Why?", "a\n\n b"], 1) == "[1/2] Why?"
+    assert heading(1, ["Why?", "a\n\n b"], 1) == "[2/2] a b"
+    assert heading(4, ["Why?", "b"], 3) == "[2/2, completion 2/3] b"
+    assert heading(2, ["为什么" * 99], 3) == f"[1/1, completion 3/3] {'为什么' * 26}为…"

@@ -62,7 +62,9 @@ def test_seeds_from_a_data_set_folder(tmp_path, monkeypatch):
     assert data.load_seeds(str(folder)) == TEXTS
 
 
-def test_seeds_from_the_hub_are_its_train_split(monkeypatch):
+@pytest.mark.parametrize("split", [None, "test", "train[:10%]"])
+def test_seeds_from_the_hub(monkeypatch, split):
+    """The split is passed on as it is; without one it is "train"."""
     import datasets
 
     asked = []
@@ -72,8 +74,25 @@ def test_seeds_from_the_hub_are_its_train_split(monkeypatch):
         return SEEDS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert data.load_seeds("someone/seeds") == TEXTS
-    assert asked == [("someone/seeds", "train")]
+    assert data.load_seeds("someone/seeds", split=split) == TEXTS
+    assert asked == [("someone/seeds", split or "train")]
+
+
+def test_splits_of_a_data_set_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    parquet(folder / "train.parquet", SEEDS)
+    parquet(folder / "test.parquet", SEEDS[1:])
+    assert data.load_seeds(str(folder), split="test") == TEXTS[1:]
+    assert data.load_seeds(str(folder), split="train[:1]") == TEXTS[:1]
+    told('Unknown split "dev"', data.load_seeds, str(folder), "prompt", "dev")
+
+
+def test_a_file_has_no_splits(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", SEEDS)
+    for source in (path, str(tmp_path / "absent.parquet"), None):
+        told("split='test' is for data sets", data.load_seeds, source, "prompt", "test")
 
 
 def test_hub_failure_is_one_line(monkeypatch):
@@ -83,7 +102,11 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise ConnectionError("cannot reach the hub\nlong story")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    told("someone/seeds: neither a file nor a data set: cannot", data.load_seeds, "someone/seeds")
+    told(
+        "someone/seeds: not a file, and as a data set: cannot reach the hub long story",
+        data.load_seeds,
+        "someone/seeds",
+    )
 
 
 def test_seeds_from_tfds_are_decoded(tmp_path, monkeypatch):
@@ -109,6 +132,7 @@ def test_seeds_from_tfds_are_decoded(tmp_path, monkeypatch):
     )
     assert data.load_seeds("tfds:seif_test_seeds") == ["Où ?"]
     assert data.load_seeds("tfds:seif_test_seeds/dev") == ["Dev?"]
+    assert data.load_seeds("tfds:seif_test_seeds", split="dev") == ["Dev?"]
     told(
         "no column 'text', the columns are 'prompt'",
         data.load_seeds,
@@ -126,8 +150,11 @@ def test_tfds_missing_names_the_extra(monkeypatch):
     "text, message",
     [
         ("", "no rows"),
-        ('{"prompt": "a"}\n\n{"prompt": 3}\n', "row 3: 'prompt' must be text, it is 3"),
-        ('{"prompt": "a"}\n{"prompt": "  "}\n', "row 2: 'prompt' must be text, it is '  '"),
+        (
+            '{"prompt": "a"}\n\n{"prompt": 3}\n',
+            "row 3: 'prompt' must be text or a list of chat messages (got 3",
+        ),
+        ('{"prompt": "a"}\n{"prompt": "  "}\n', "row 2: 'prompt' must be text (got '  '"),
         (
             '{"question": "a", "n": 1}\n',
             "row 1: no column 'prompt', the columns are 'question', 'n'",
@@ -147,11 +174,19 @@ def test_bad_seed_sources(tmp_path):
     told("no such file", data.load_seeds, str(tmp_path / "none.parquet"))
     told("no such file", data.load_seeds, str(tmp_path / "none.csv"))
     path = parquet(tmp_path / "a.parquet", [{"question": "a", "n": 1}])
-    told("a.parquet: no column 'prompt', the columns are 'question', 'n'", data.load_seeds, path)
+    told(
+        "a.parquet: row 1: no column 'prompt', the columns are 'question', 'n'",
+        data.load_seeds,
+        path,
+    )
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
-    told("torn.parquet: not .parquet inside", data.load_seeds, str(tmp_path / "torn.parquet"))
-    (tmp_path / "seeds.txt").write_text("a")
-    told(".parquet, .jsonl, .json", data.load_seeds, str(tmp_path / "seeds.txt"))
+    told("torn.parquet: not a parquet file", data.load_seeds, str(tmp_path / "torn.parquet"))
+    (tmp_path / "seeds.tsv").write_text("a")
+    told(
+        "seeds.tsv: data files are .parquet, .jsonl, .json, .csv, .txt",
+        data.load_seeds,
+        str(tmp_path / "seeds.tsv"),
+    )
 
 
 ROWS = [
@@ -227,6 +262,18 @@ def test_instructions_in_other_writings(tmp_path, column, kwargs):
     assert got == Instruction("", ("a", "b"), "p", ({}, {"n": 3}), ("soft", "soft"))
 
 
+def test_chats_of_which_a_part_is_left_out_are_told(tmp_path):
+    user = {"role": "user", "content": "Why?"}
+    chats = [[user], [{"role": "system", "content": "Be brief."}, user], "Why?", [user, user]]
+    rows = [{"prompt": chat, "constraint": "Be kind."} for chat in chats]
+    path = jsonl(tmp_path / "a.jsonl", rows)
+    warnings = []
+    assert data.load_seeds(path, warn=warnings.append) == ["Why?"] * 4
+    assert [row.prompt for row in data.load_instructions(path, warnings.append)] == ["Why?"] * 4
+    assert len(warnings) == 2 and warnings[0] == warnings[1]
+    assert warnings[0].startswith(f"{path}: 2 of 4 prompts are chats with a system turn or earlier")
+
+
 def test_instructions_without_kwargs(tmp_path):
     path = jsonl(tmp_path / "i.jsonl", [{"constraint": ["a", "b"], "prompt": "p", "kwargs": None}])
     assert data.load_instructions(path)[0].kwargs == ({}, {})
@@ -241,12 +288,12 @@ GOOD = {"constraint": ["a", "b"], "prompt": "p"}
         ({"constraint": ["a"]}, "row 2: no column 'prompt', the columns are 'constraint'"),
         ({"prompt": "p", "x": 1}, "row 2: no column 'constraint', the columns are 'prompt', 'x'"),
         (GOOD | {"constraint": []}, "row 2: no constraints in 'constraint'"),
-        (GOOD | {"constraint": ["a", ""]}, "row 2: the prompt and every constraint must be text"),
-        (GOOD | {"prompt": None}, "row 2: the prompt and every constraint must be text, not None"),
+        (GOOD | {"constraint": ["a", ""]}, "row 2: 'constraint' must be text (got ''"),
+        (GOOD | {"prompt": None}, "row 2: 'prompt' must be text or a list of chat messages (got"),
         (GOOD | {"instruction_id_list": ["soft"]}, "row 2: 2 in 'constraint', 1 in 'instruction_"),
         (GOOD | {"kwargs": [{}]}, "and 1 in 'kwargs' must be the same number"),
-        (GOOD | {"kwargs": "[{}, 3]"}, "row 2: 'kwargs' must hold objects, not 3"),
-        (GOOD | {"kwargs": "{"}, "row 2: 'kwargs' is not a list of objects"),
+        (GOOD | {"kwargs": "[{}, 3]"}, "row 2: 'kwargs' must hold objects (got 3"),
+        (GOOD | {"kwargs": "{"}, "row 2: 'kwargs' is text, but not JSON: '{'"),
     ],
 )
 def test_bad_instructions(tmp_path, row, message):
@@ -309,11 +356,26 @@ def test_order_of_too_few_rows():
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the authors' files are not here")
 def test_the_authors_files(tmp_path):
-    assert len(data.load_seeds(str(SHARED / "seed.parquet"))) == 5119
+    seeds = data.load_seeds(str(SHARED / "seed.parquet"))
+    assert seeds == pq.read_table(SHARED / "seed.parquet")["prompt"].to_pylist()
     rows = data.load_instructions(SHARED / "qwen7b_T3.parquet")
+    raw = pq.read_table(SHARED / "qwen7b_T3.parquet").to_pylist()
     assert len(rows) == 5114
-    assert rows[0].constraints[1] == "The response must not include any commas."
+    for row, file in zip(rows, raw, strict=True):
+        assert (row.prompt, list(row.constraints)) == (file["prompt"], file["constraint"])
     assert rows[0].kwargs == ({"num_bullets": 3},) * 3
     ours = tmp_path / "instructions.parquet"
-    data.save_instructions(ours, pq.read_table(SHARED / "qwen7b_T3.parquet").to_pylist())
+    data.save_instructions(ours, raw)
     assert data.load_instructions(ours) == rows
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="IFEval is not here")
+def test_ifeval_is_an_evaluation_set():
+    """It has rules without constraints: every rule gets a sentence."""
+    rows = data.load_instructions(SHARED / "test.parquet")
+    raw = pq.read_table(SHARED / "test.parquet").to_pylist()
+    assert [row.prompt for row in rows] == [file["prompt"] for file in raw]
+    assert [list(row.instruction_ids) for row in rows] == [f["instruction_id_list"] for f in raw]
+    first = rows[0]
+    assert first.constraints[2] == "The response must be no fewer than 300 words long."
+    assert first.kwargs[2] == {"num_words": 300, "relation": "at least"}

@@ -30,13 +30,13 @@ LEVELS = [
     },
     {"train", "generate", "validate", "learner", "limits"},
     {"rollout", "grpo", "optim", "checkpoint", "metrics", "display", "data", "speaker", "tasks"},
-    {"sampling", "roles", "rewards", "tokenizer"},
+    {"sampling", "roles", "rewards", "tokenizer", "rows"},
     {"models"},
     {"packing", "moments"},
     {"sharding", "masked", "batch", "processes"},
     {"peers"},
     {"launch"},
-    {"instruction", "errors", "files", "options", "pieces", "values"},
+    {"instruction", "errors", "files", "options", "pieces", "sources", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -46,6 +46,8 @@ NEVER = {
     "roles": ARRAYS,
     "rewards": ARRAYS,
     "tasks": ARRAYS,
+    "rows": ARRAYS,
+    "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
     "models": {"ml_collections"},
     "sampling": {"ml_collections"} | TEXT,
     "grpo": {"ml_collections", "flax"} | TEXT,

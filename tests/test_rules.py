@@ -86,9 +86,9 @@ def test_kwargs_as_a_parquet_file_gives_them(instruction_id, kwargs, good, bad):
 def test_no_argument_is_ever_drawn(instruction_id, kwargs):
     for key in kwargs:
         missing = {other: value for other, value in kwargs.items() if other != key}
-        with pytest.raises(UserError, match=f"{instruction_id}: key '{key}' is missing"):
+        with pytest.raises(UserError, match=f"{instruction_id}: argument '{key}' is missing"):
             rules.check(instruction_id, missing, "word")
-        with pytest.raises(UserError, match=f"{instruction_id}: key '{key}' is missing"):
+        with pytest.raises(UserError, match=f"{instruction_id}: argument '{key}' is missing"):
             rules.check(instruction_id, kwargs | {key: None}, "word")
 
 
@@ -96,24 +96,75 @@ def test_no_argument_is_ever_drawn(instruction_id, kwargs):
     ("instruction_id", "kwargs", "message"),
     [
         ("keywords:existance", {}, "'keywords:existance' is no IFEval instruction id"),
-        ("punctuation:no_comma", {"commas": 0}, "unknown key 'commas'"),
-        ("keywords:existence", {"keywords": "rain"}, "keywords='rain' is not a list"),
-        ("keywords:existence", {"keywords": []}, "keywords=.* is not a list of words"),
-        ("keywords:existence", {"keywords": ["rain", ""]}, "is not a text"),
-        ("detectable_format:number_bullet_lists", {"num_bullets": -1}, "num_bullets=-1 is not"),
-        ("detectable_format:number_bullet_lists", {"num_bullets": 2.5}, "num_bullets=2.5 is not"),
-        ("detectable_format:number_bullet_lists", {"num_bullets": "3"}, "num_bullets='3' is not"),
-        ("detectable_format:number_bullet_lists", {"num_bullets": True}, "num_bullets=True is"),
-        ("length_constraints:number_words", {"num_words": 5, "relation": "at most"},
-         "relation='at most' is not one of"),
-        ("language:response_language", {"language": "la"}, "language='la' is not one of"),
-        ("keywords:letter_frequency",
-         {"letter": "ab", "let_frequency": 1, "let_relation": "at least"}, "letter='ab' is not"),
-        ("length_constraints:nth_paragraph_first_word",
-         {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "So"}, "nth_paragraph=3"),
+        (
+            "punctuation:no_comma",
+            {"commas": 0},
+            "no_comma: unknown argument 'commas'; the rule takes none",
+        ),
+        (
+            "keywords:existence",
+            {"keywords": "rain"},
+            r"keywords must be a list of words that is not empty \(got 'rain'\)",
+        ),
+        (
+            "keywords:existence",
+            {"keywords": []},
+            r"keywords must be a list of words that is not empty \(got \[\]\)",
+        ),
+        (
+            "keywords:existence",
+            {"keywords": ["rain", ""]},
+            "keywords must be a list of words, none of them empty",
+        ),
+        (
+            "detectable_format:number_bullet_lists",
+            {"num_bullets": -1},
+            r"num_bullets must be a whole number, 0 or more \(got -1\)",
+        ),
+        (
+            "detectable_format:number_bullet_lists",
+            {"num_bullets": 2.5},
+            r"num_bullets must be a whole number.*\(got 2.5\)",
+        ),
+        (
+            "detectable_format:number_bullet_lists",
+            {"num_bullets": "3"},
+            r"num_bullets must be a whole number.*\(got '3'\)",
+        ),
+        (
+            "detectable_format:number_bullet_lists",
+            {"num_bullets": True},
+            r"num_bullets must be a whole number.*\(got True\)",
+        ),
+        (
+            "length_constraints:number_words",
+            {"num_words": 5, "relation": "at most"},
+            r"relation must be one of: at least, less than \(got 'at most'\)",
+        ),
+        (
+            "language:response_language",
+            {"language": "la"},
+            r"language must be one of: ar, .* \(got 'la'\)",
+        ),
+        (
+            "keywords:letter_frequency",
+            {"letter": "ab", "let_frequency": 1, "let_relation": "at least"},
+            r"letter must be one character \(got 'ab'\)",
+        ),
+        (
+            "length_constraints:nth_paragraph_first_word",
+            {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "So"},
+            r"nth_paragraph must be at most num_paragraphs=2 \(got 3\)",
+        ),
         ("combination:repeat_prompt", {}, "'prompt_to_repeat' is missing"),
+        ("startend:end_checker", {"end_phrase": ["The end."] * 50}, r"\(got \['The end.*…\)$"),
+        (
+            "length_constraints:number_sentences",
+            {"relation": "at least"},
+            "number_sentences: argument 'num_sentences' is missing",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused(instruction_id, kwargs, message):
     with pytest.raises(UserError, match=message):
         rules.check(instruction_id, kwargs, "word")

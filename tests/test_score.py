@@ -1,5 +1,6 @@
 """From verdicts to shares, and the metrics of a step, all by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,22 @@ def test_plain_sentences_of_soft_rows_get_their_rule() -> None:
     assert (second.instruction_id, second.rule, second.value) == (SOFT, None, True)
 
 
+REPEAT = "First repeat the request word for word, then give your answer."
+
+
+@pytest.mark.parametrize("checks", CHECKS)
+def test_a_recognised_rule_that_the_row_cannot_feed_is_no_rule(checks: str) -> None:
+    """To repeat the request, it must be known: a file need not have the seed question."""
+    row = instruction((REPEAT, SOFT, {}), (COMMA, SOFT, {}))
+    without = marks(checks, "Q? Tea.", replace(row, seed_question=""))[0]
+    judged = None if checks == "rules" else True
+    assert (without.instruction_id, without.rule, without.value) == (SOFT, None, judged)
+    fed = marks(checks, "Q? Tea.", row)[0]
+    assert (fed.instruction_id, fed.rule, fed.value) == ("combination:repeat_prompt", True, True)
+    blank = marks(checks, "Q? Tea.", replace(row, seed_question=" "))[0]
+    assert blank.rule is None
+
+
 def test_without_any_verdict_there_is_no_share() -> None:
     row = instruction((SHORT, SOFT, {}))
     for checks in CHECKS:
@@ -99,7 +116,7 @@ def test_a_rule_that_cannot_run_names_the_sample() -> None:
     with pytest.raises(
         RunError,
         match="number_words with {'num_words': 'few'} failed on the "
-        "answer 'Tea please.' to .*not contain any commas.*num_words='few'",
+        "answer 'Tea please.' to .*not contain any commas.*num_words must be .*got 'few'",
     ):
         marks("judge", ANSWER, row)  # the Judger would decide: the rule's error still shows
     with pytest.raises(RunError, match="keywords:nonsense"):

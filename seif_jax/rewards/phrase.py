@@ -6,7 +6,7 @@ sentences that say it. What it writes, `recognise` reads back as the same id and
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from seif_jax.errors import UserError
@@ -144,11 +144,22 @@ def write(
     if bad or not words:
         raise UserError(f"keywords must be words of 4 letters or more, not {bad[:5]}")
     kwargs = _DRAWS[instruction_id](rng, list(dict.fromkeys(words)))
+    return _sentence(instruction_id, kwargs, rng), kwargs
+
+
+def say(instruction_id: str, kwargs: Mapping[str, Any]) -> str:
+    """A plain sentence that demands the rule; arguments of other rules are ignored."""
+    own = {key: kwargs[key] for key in rules.arguments(instruction_id) if key in kwargs}
+    whole = {key: int(n) if isinstance(n, float) else n for key, n in own.items()}
+    return _sentence(instruction_id, whole, random.Random(0))
+
+
+def _sentence(instruction_id: str, kwargs: Mapping[str, Any], rng: random.Random) -> str:
     template = rng.choice(PHRASINGS[instruction_id])
-    return template.format(**kwargs | _helpers(kwargs, rng)), kwargs
+    return template.format(**{**kwargs, **_helpers(kwargs, rng)})
 
 
-def _helpers(kwargs: dict[str, Any], rng: random.Random) -> dict[str, str]:
+def _helpers(kwargs: Mapping[str, Any], rng: random.Random) -> dict[str, str]:
     """What templates may name beside the arguments; small numbers are said in words or digits."""
     in_words = rng.random() < 0.5
 
@@ -167,7 +178,8 @@ def _helpers(kwargs: dict[str, Any], rng: random.Random) -> dict[str, str]:
     if words:
         helpers |= {"all": _listed(words, "and"), "any": _listed(words, "or")}
     if "nth_paragraph" in kwargs:
-        helpers["ordinal"] = _ORDINALS[kwargs["nth_paragraph"] - 1]
+        nth = kwargs["nth_paragraph"]
+        helpers["ordinal"] = _ORDINALS[nth - 1] if nth <= len(_ORDINALS) else f"{nth}th"
     if "language" in kwargs:
         helpers["name"] = rules.LANGUAGES[kwargs["language"]]
     return helpers

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, shown
 
 RELATIONS = ("at least", "less than")
 LANGUAGES = {  # the languages of IFEval, by the codes of langdetect
@@ -30,13 +30,13 @@ LANGUAGES = {  # the languages of IFEval, by the codes of langdetect
 
 
 class _Unreadable(Exception):
-    """A value of the wrong type; the message says what was expected."""
+    """A value that no rule takes; the message says what was expected."""
 
 
 def _count(value: Any) -> int:
     """A whole number, 0 or more; parquet files hold them as floats."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise _Unreadable("a whole number")
+        raise _Unreadable("a whole number, 0 or more")
     number = float(value)
     if not math.isfinite(number) or number != int(number) or number < 0:
         raise _Unreadable("a whole number, 0 or more")
@@ -68,7 +68,10 @@ def _words(value: Any) -> list[str]:
     value = value.tolist() if hasattr(value, "tolist") else value  # a parquet list is an array
     if not isinstance(value, list | tuple) or not value:
         raise _Unreadable("a list of words that is not empty")
-    return [_plain(word) for word in value]
+    try:
+        return [_plain(word) for word in value]
+    except _Unreadable:
+        raise _Unreadable("a list of words, none of them empty") from None
 
 
 def _whole_words(value: Any) -> list[str]:
@@ -78,13 +81,13 @@ def _whole_words(value: Any) -> list[str]:
 
 def _relation(value: Any) -> str:
     if value not in RELATIONS:
-        raise _Unreadable(f"one of {RELATIONS}")
+        raise _Unreadable(f"one of: {', '.join(RELATIONS)}")
     return value
 
 
 def _language(value: Any) -> str:
     if value not in LANGUAGES:
-        raise _Unreadable(f"one of {', '.join(LANGUAGES)}")
+        raise _Unreadable(f"one of: {', '.join(LANGUAGES)}")
     return value
 
 
@@ -148,6 +151,11 @@ def known(instruction_id: str) -> bool:
     return instruction_id in IDS
 
 
+def arguments(instruction_id: str) -> tuple[str, ...]:
+    """Names of the arguments that a rule needs."""
+    return tuple(_ARGUMENTS[instruction_id])
+
+
 def check(instruction_id: str, kwargs: Mapping[str, Any], reply: str, prompt: str = "") -> bool:
     """Whether `reply` satisfies the rule, by IFEval's strict check; an empty reply never does.
 
@@ -156,7 +164,7 @@ def check(instruction_id: str, kwargs: Mapping[str, Any], reply: str, prompt: st
     `prompt_to_repeat`.
     Raises UserError for an unknown id, an unknown key, a missing or unreadable value.
     """
-    arguments = _arguments(instruction_id, kwargs, prompt)
+    arguments = read_arguments(instruction_id, kwargs, prompt)
     checker = _checker(instruction_id, arguments)
     if not reply.strip():
         return False
@@ -181,27 +189,48 @@ def conflict(first: str, second: str) -> bool:
     return second in table[first] or first in table[second] or {first, second} in _CONFLICTS
 
 
-def _arguments(instruction_id: str, kwargs: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+def read_arguments(
+    instruction_id: str, kwargs: Mapping[str, Any], prompt: str = ""
+) -> dict[str, Any]:
+    """The rule's arguments as its checker takes them; of the others in `kwargs` nothing.
+
+    Parameters and errors as of `check`.
+    """
     if instruction_id not in IDS:
         raise UserError(f"{instruction_id!r} is no IFEval instruction id")
     given = {key: value for key, value in kwargs.items() if value is not None}
+    readers = _ARGUMENTS[instruction_id]
     for key in given:
         if key not in _KEYS:
-            raise UserError(f"{instruction_id}: unknown key {key!r}")
+            takes = f"takes {', '.join(readers)}" if readers else "takes none"
+            raise UserError(f"{instruction_id}: unknown argument {key!r}; the rule {takes}")
     if instruction_id == "combination:repeat_prompt" and prompt.strip():
         given.setdefault("prompt_to_repeat", prompt)
     read = {}
-    for key, reader in _ARGUMENTS[instruction_id].items():
+    for key, reader in readers.items():
         if key not in given:
-            raise UserError(f"{instruction_id}: key {key!r} is missing")
+            raise UserError(f"{instruction_id}: argument {key!r} is missing")
         try:
             read[key] = reader(given[key])
         except _Unreadable as error:
-            raise UserError(f"{instruction_id}: {key}={given[key]!r} is not {error}") from None
+            raise UserError(
+                f"{instruction_id}: {key} must be {error} (got {shown(given[key])})"
+            ) from None
     nth, total = read.get("nth_paragraph", 0), read.get("num_paragraphs", math.inf)
     if nth > total:
-        raise UserError(f"{instruction_id}: nth_paragraph={nth} is beyond num_paragraphs={total}")
+        raise UserError(
+            f"{instruction_id}: nth_paragraph must be at most num_paragraphs={total} (got {nth})"
+        )
     return read
+
+
+def complete(instruction_id: str, kwargs: Mapping[str, Any], prompt: str = "") -> bool:
+    """Whether `check` has all the arguments that the rule needs."""
+    try:
+        read_arguments(instruction_id, kwargs, prompt)
+    except UserError:
+        return False
+    return True
 
 
 def _checker(instruction_id: str, arguments: dict[str, Any]) -> Any:

@@ -140,6 +140,8 @@ def _rule(row: Instruction, answer: str, j: int) -> tuple[str, bool | None]:
     name, kwargs = row.instruction_ids[j], row.kwargs[j]
     if name == SOFT:
         name, kwargs = recognise(row.constraints[j]) or (SOFT, {})
+        if name != SOFT and not rules.complete(name, kwargs, row.seed_question):
+            name = SOFT  # "repeat the request" in a file without seed questions
     if name == SOFT:
         return SOFT, None
     try:

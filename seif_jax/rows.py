@@ -1,0 +1,160 @@
+"""What a row of data means: a prompt, or an instruction with its constraints and their rules.
+
+Texts are never changed. Whatever cannot be used is refused with a UserError that begins with
+`where`, the file and row, and quotes the value, cut short.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from seif_jax.errors import UserError, shown
+from seif_jax.instruction import SOFT, Instruction
+from seif_jax.rewards import phrase, rules
+from seif_jax.sources import need
+
+# How chats and lists begin (and end) where they are written as text. What looks so and is not JSON
+# is mostly Python's own notation, and must not pass for a text.
+_CHAT = re.compile(r"\s*\[\s*\{\s*[\"'](role|content)[\"']\s*:")
+_LIST = re.compile(r"\s*\[\s*[\"'{].*[\"'}]\s*\]\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    cut: bool = False  # it is from a chat with a system turn or earlier turns, which are left out
+
+
+def read_prompt(where: str, row: Mapping[str, Any], column: str) -> Prompt:
+    """A prompt: a text, or a chat (also as JSON text), of which it is the last user turn.
+
+    A chat is a list of messages {"role": "user" | …, "content": text}. The assistant's reply to the
+    last user turn counts for nothing; neither do system turns and earlier turns (`Prompt.cut`).
+    """
+    need(column, row, where)
+    value = row[column]
+    if isinstance(value, str) and _CHAT.match(value) and "role" in value and "content" in value:
+        value = _json(f"{where}: {column!r} is a chat", value)
+    if isinstance(value, str):
+        return Prompt(_text(where, column, value))
+    if not isinstance(value, list):
+        raise UserError(
+            f"{where}: {column!r} must be text or a list of chat messages (got {shown(value)})"
+        )
+    for message in value:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise UserError(
+                f"{where}: {column!r}: a chat message is an object with 'role' and 'content', not "
+                f"{shown(message)}"
+            )
+    last = max((i for i, one in enumerate(value) if one["role"] == "user"), default=None)
+    if last is None:
+        raise UserError(f"{where}: {column!r} has no message with the role 'user': {shown(value)}")
+    content = value[last]["content"]
+    return Prompt(_text(where, f"{column}: content", content), cut=last > 0)
+
+
+def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
+    """An instruction, in our format or the authors' (docs/reference.md).
+
+    The arguments of rules are checked. A rule without a constraint, as in IFEval's own file, gets a
+    sentence that asks for it.
+    """
+    seed = read_prompt(where, row, "seed_question").text if row.get("seed_question") else ""
+    prompt = read_prompt(where, row, "prompt").text
+    column = "constraints" if "constraints" in row else "constraint"
+    if "instruction_id_list" not in row:
+        need(column, row, where)
+    constraints = _list(where, row, column)
+    ids = _list(where, row, "instruction_id_list") or [SOFT] * len(constraints)
+    kwargs = _list(where, row, "kwargs") or [None] * len(ids)
+    kwargs = [_arguments(where, value) for value in kwargs]
+    if not constraints and (not ids or SOFT in ids):
+        raise UserError(f"{where}: no constraints in {column!r}")
+    if not len(constraints or ids) == len(ids) == len(kwargs):
+        raise UserError(
+            f"{where}: {len(constraints)} in {column!r}, {len(ids)} in 'instruction_id_list' and "
+            f"{len(kwargs)} in 'kwargs' must be the same number"
+        )
+    for name, arguments in zip(ids, kwargs, strict=True):
+        _check_rule(where, name, arguments, seed)
+    if not constraints:
+        constraints = [phrase.say(name, a) for name, a in zip(ids, kwargs, strict=True)]
+    texts = tuple(_text(where, column, text) for text in constraints)
+    return Instruction(seed, texts, prompt, tuple(kwargs), tuple(ids))
+
+
+def is_kept(where: str, row: Mapping[str, Any]) -> bool:
+    """The column `kept`: true or false (in CSV as text); null, empty or absent is true."""
+    value = row.get("kept")
+    if isinstance(value, str):
+        value = {"": True, "true": True, "false": False}.get(value.lower(), value)
+    if value is not None and value not in (True, False):
+        raise UserError(f"{where}: 'kept' must be true or false (got {shown(value)})")
+    return value is None or bool(value)
+
+
+def _text(where: str, column: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {column!r} must be text (got {shown(value)})")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can say "\ud800"
+        raise UserError(f"{where}: {column!r} is not text: {error}") from error
+    return value
+
+
+def _list(where: str, row: Mapping[str, Any], column: str) -> list[Any]:
+    """A column that holds a list, which may be written as JSON text. One text or object alone is a
+    list of one; null, empty or absent is no list: []."""
+    value = row.get(column)
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        return _list_in_text(where, column, value)
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {column!r} must be a list or text (got {shown(value)})")
+    return value
+
+
+def _list_in_text(where: str, column: str, text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = _json(f"{where}: {column!r} is a list", text) if _LIST.fullmatch(text) else text
+    return value if isinstance(value, list) else [text]
+
+
+def _arguments(where: str, value: Any) -> dict[str, Any]:
+    """The arguments of one rule, which may be written as JSON text; nulls are left out."""
+    given = value
+    if isinstance(value, str):
+        value = _json(f"{where}: 'kwargs' is text", value)
+    if not isinstance(value, dict | None):
+        raise UserError(f"{where}: 'kwargs' must hold objects (got {shown(given)})")
+    return {key: inner for key, inner in (value or {}).items() if inner is not None}
+
+
+def _json(what: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{what}, but not JSON: {shown(text)}") from None
+
+
+def _check_rule(where: str, name: Any, kwargs: Mapping[str, Any], seed: str) -> None:
+    if name == SOFT:
+        return
+    if not isinstance(name, str) or not rules.known(name):
+        close = difflib.get_close_matches(str(name), [SOFT, *rules.IDS], n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"{where}: unknown instruction id {shown(name)}{hint}")
+    try:
+        rules.read_arguments(name, kwargs, seed)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

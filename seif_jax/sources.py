@@ -1,0 +1,185 @@
+"""Rows of data files, of Hugging Face data sets and of TFDS data sets, as plain Python values.
+
+Rows are numbered from 1, as messages name them: in JSONL and text files by their lines; the header
+of a CSV file is not counted.
+"""
+
+import csv
+import importlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seif_jax.errors import UserError
+from seif_jax.files import read_text
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+Row = dict[str, Any]
+Rows = list[tuple[int, Row]]  # with their numbers
+
+csv.field_size_limit(2**31 - 1)  # characters of a cell; the default is 131,072
+
+
+def read(source: str, split: str | None = None) -> Rows:
+    """All rows of a source, in its order.
+
+    source: a .parquet, .jsonl, .json, .csv or .txt file; `tfds:NAME` or `tfds:NAME/SPLIT`; a data
+      set's folder, or its name on the Hugging Face hub.
+    split: of a data set, as its library takes it ("test", "train[:500]"); None: "train".
+    Raises UserError naming the source, and the row that cannot be read.
+    """
+    path = Path(source).expanduser()
+    if source.startswith("tfds:"):
+        rows = _tfds_rows(source, split)
+    elif path.is_file() or path.suffix.lower() in READERS:
+        if split:
+            raise UserError(f"{source}: split={split!r} is for data sets, and this is a file")
+        return read_file(path)
+    else:
+        rows = _dataset_rows(source, path, split)
+    return [(number, _plain(row)) for number, row in rows]
+
+
+def read_file(path: Path) -> Rows:
+    """All rows of a data file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: data files are {', '.join(READERS)}")
+    rows = reader(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: row {number} is not an object with columns")
+    return [(number, _plain(row)) for number, row in rows]
+
+
+def need(column: str, names: Iterable[str], where: str) -> None:
+    """UserError beginning with `where` unless the column is one of these."""
+    names = list(names)
+    if column not in names:
+        found = ", ".join(map(repr, names)) or "none"
+        raise UserError(f"{where}: no column {column!r}, the columns are {found}")
+
+
+def _parquet_rows(path: Path) -> Rows:
+    try:  # not read_table, which takes columns from the names of folders like "a=b"
+        return list(enumerate(pq.ParquetFile(path).read().to_pylist(), 1))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a parquet file: {_one_line(error)}") from error
+
+
+def _jsonl_rows(path: Path) -> Rows:
+    # files that were joined have byte-order marks inside
+    found = [(n, line.strip("\ufeff")) for n, line in enumerate(lines(read_text(path)), 1)]
+    return [(n, _json(line, f"{path}: line {n}")) for n, line in found if line.strip()]
+
+
+def _json_rows(path: Path) -> Rows:
+    value = _json(read_text(path), str(path))
+    return list(enumerate(value if isinstance(value, list) else [value], 1))
+
+
+def _text_rows(path: Path) -> Rows:
+    found = enumerate(lines(read_text(path)), 1)
+    return [(n, {"prompt": line}) for n, line in found if line.strip()]
+
+
+def _csv_rows(path: Path) -> Rows:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    rows: Rows = []
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise UserError(f"{path}: the header names a column twice: {', '.join(header)}")
+        for cells in filter(None, reader):
+            number = len(rows) + 1
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}: row {number} has {len(cells)} cells and the header {len(header)}; "
+                    "a text with commas must be quoted"
+                )
+            rows.append((number, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{path}: row {len(rows) + 1} is not CSV: {error}") from error
+    return rows
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".parquet": _parquet_rows,
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".txt": _text_rows,  # a prompt per line
+}
+
+
+def lines(text: str) -> list[str]:
+    """Lines as files have them: str.splitlines would cut at U+2028 and others inside a text."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg} at character {error.pos + 1}"
+        raise UserError(f"{where} is not JSON: {reason}") from error
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of open brackets
+        raise UserError(f"{where} cannot be read as JSON: {error}") from error
+
+
+def _dataset_rows(name: str, folder: Path, split: str | None) -> Iterable[tuple[int, Row]]:
+    if not folder.is_dir() and not HUB_NAME.fullmatch(name):
+        raise UserError(f"{name}: no such file")
+    import datasets  # takes a second, and is needed for this source only
+    from datasets.exceptions import DatasetsError
+
+    source = str(folder) if folder.is_dir() else name
+    try:
+        rows = datasets.load_dataset(source, split=split or "train")
+    except (OSError, ValueError, DatasetsError) as error:
+        raise UserError(f"{name}: not a file, and as a data set: {_one_line(error)}") from error
+    return enumerate((dict(row) for row in rows), 1)
+
+
+def _tfds_rows(source: str, split: str | None) -> Iterable[tuple[int, Row]]:
+    name = source.removeprefix("tfds:")
+    if split is None:
+        name, _, last = name.rpartition("/")
+        name, split = (name, last) if name else (last, "train")
+    try:
+        tfds = importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise UserError(f"{source}: pip install 'seif_jax[tfds]' first ({error})") from error
+    try:
+        return enumerate(tfds.data_source(name, split=split), 1)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(f"{source}: {_one_line(error)}") from error
+
+
+def _plain(value: Any) -> Any:
+    """The same value of Python's own types: TFDS gives texts as bytes and lists as arrays. Bytes
+    that are no text, as those of an image in a column that nobody reads, stay bytes."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
