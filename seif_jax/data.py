@@ -89,6 +89,15 @@ def _warn_of_cut(source: str | Path, cut: Sequence[bool], warn: Callable[[str], 
         )
 
 
+def drop_reasons(path: str | Path) -> list[str]:
+    """Why each row of an instructions.parquet was dropped, "" if it was kept; [] if the file does
+    not say, as the authors' files do not."""
+    file = pq.ParquetFile(path)
+    if "reason" not in file.schema_arrow.names:
+        return []
+    return [reason or "" for reason in file.read(["reason"])["reason"].to_pylist()]
+
+
 def all_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     """With every rule's argument, those not used null: parquet needs one type for all rows."""
     return {field.name: kwargs.get(field.name) for field in KWARGS}
@@ -139,11 +148,10 @@ def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
     """Which rows each step reads: `order(...)[step]` holds `batch` row numbers in 0..n-1.
 
     Every epoch has its own permutation; no row comes twice in an epoch, and the n % batch rows left
-    over are dropped. A function of its arguments, so a resumed run needs no state.
-    Raises UserError where n < batch.
+    over are dropped; of fewer than `batch` rows every step reads all. A function of its arguments,
+    so a resumed run needs no state.
     """
-    if not 0 < batch <= n:
-        raise UserError(f"{n} rows of data do not fill a batch of {batch}")
+    batch = min(batch, n)
     import grain  # takes 2 seconds: only stages that train need it
 
     rows = grain.MapDataset.range(n).shuffle(seed=seed)

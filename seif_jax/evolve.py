@@ -9,11 +9,21 @@ from typing import Any
 
 import jax
 
-from seif_jax import data, fingerprints, generate, metrics, processes, report, settings, train
+from seif_jax import (
+    data,
+    fingerprints,
+    generate,
+    metrics,
+    preflight,
+    processes,
+    report,
+    settings,
+    train,
+)
 from seif_jax.card import card
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
-from seif_jax.errors import UserError
+from seif_jax.errors import RunError, UserError
 from seif_jax.files import occupied, remove, write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
@@ -107,7 +117,7 @@ class Evolution:
         for key in ("instructions", "rules.kinds"):
             if settings.get(config.data, key) and "generate" in config.stages:
                 raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
-        self.given = self.rule_set(config.data.rules) or (
+        self.given = self.rule_set("data.rules") or (
             data.load_instructions(config.data.instructions, self.warn)
             if config.data.instructions
             else None
@@ -117,7 +127,21 @@ class Evolution:
                 "the Follower has no data: add 'generate' to config.stages, or give "
                 "config.data.instructions or config.data.rules"
             )
-        self.evaluations = {name: self.rule_set(s) for name, s in config.eval.sets.items()}
+        self.evaluations = {name: self.rule_set(f"eval.sets.{name}") for name in config.eval.sets}
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError for what would stop the run later."""
+        c, tokenizer = self.config, self.base.tokenizer
+        preflight.check_models(c, self.base)
+        preflight.check_batches(c, len(self.seeds), len(self.given) if self.given else None)
+        preflight.check_verdicts(c, tokenizer)
+        if "follower" not in c.stages:
+            return
+        if self.given:
+            preflight.check_prompts(c, tokenizer, "data", self.given)
+        for name, rows in self.evaluations.items() if c.eval.every_steps else ():
+            preflight.check_prompts(c, tokenizer, f"eval.sets.{name}", rows)
 
     def warn(self, text: str) -> None:
         self.display.warn(text)
@@ -126,15 +150,22 @@ class Evolution:
         """Identifies the data and models that the config names."""
         return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations)
 
-    def rule_set(self, s: Config) -> list[Instruction]:
-        """A data file's rows, or rule-checked instructions written from the seeds."""
+    def rule_set(self, key: str) -> list[Instruction]:
+        """A data file's rows, or rule-checked instructions written from the seeds, as the rule set
+        at a key of the config says; [] if it names neither."""
+        s = settings.get(self.config, key)
         if s.path:
             return data.load_instructions(s.path, self.warn)
         if not s.kinds:
             return []
         seeds = self.seeds[s.first : s.last or None]
+        if not seeds:
+            raise UserError(
+                f"config.{key}.first must be less than {len(self.seeds)}, the number of seed "
+                f"questions (got {s.first})"
+            )
         rows = phrase.instructions(seeds, s.kinds, s.per_prompt, s.seed)
-        return [read_instruction(f"rules {s.kinds}: row {n}", row) for n, row in enumerate(rows, 1)]
+        return [read_instruction(f"config.{key}: row {n}", row) for n, row in enumerate(rows, 1)]
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
@@ -210,11 +241,23 @@ class Evolution:
         return Checker(Judge(speaker, c.mode, c.shots, decoding), checks)
 
     def follower_task(self, round: int) -> FollowerTask:
-        rows = self.given
-        if rows is None:
-            rows = data.load_instructions(self.instructions(round))
         c = self.config
+        rows = self.given or self.written(round)
         return FollowerTask(rows, self.checker(round), c.format, c.follower.shots)
+
+    def written(self, round: int) -> list[Instruction]:
+        """The instructions of this round that were kept. RunError: there are none."""
+        path, where = self.instructions(round), f"round {round} follower"
+        reasons = data.drop_reasons(path)
+        if reasons and all(reasons):
+            raise RunError(
+                f"{where}: {generate.explain_drops(reasons)}, in another --workdir (whose "
+                f"config.instructor.init can be {self.weights.path('instructor', round)})"
+            )
+        rows = data.load_instructions(path)
+        if any(reasons) and len(rows) < self.config.follower.rollout_prompts:
+            self.display.warn(f"{where}: {generate.explain_drops(reasons)}")
+        return rows
 
     def evaluation_tasks(
         self, round: int, decoding: Decoding

@@ -1,5 +1,6 @@
 """The data stage: the trained Instructor writes constraints for every seed, the Filter sorts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,15 @@ from seif_jax.metrics import Phases, Writer
 from seif_jax.rollout import UNREADABLE, ask
 from seif_jax.speaker import Decoding, Reply, Speaker
 from seif_jax.tasks import Proposal, Proposer
+
+ADVICE = {  # by the reason why instructions are dropped
+    "truncated": "raise config.instructor.max_response_tokens",
+    "prompt_too_long": "raise config.instructor.max_prompt_tokens",
+    "contradiction": "set config.generate.filter=False to keep what the Filter rejects",
+    "no_verdict": "raise config.filter.max_tokens or config.filter.max_prompt_tokens",
+    "format": "set config.format=plain, or raise config.instructor.shots",
+    "parse": "raise config.instructor.shots or set config.instructor.prefill",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,16 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
         data.save_instructions(path, [_instruction(row, names) for row in held])
     processes.wait(f"{path}: written")
     return _shares([row["reason"] for row in held])
+
+
+def explain_drops(reasons: Sequence[str]) -> str:
+    """How many instructions were dropped and why, and what to change about the most frequent
+    reason. reasons: of all instructions, "" where they are kept; not all are."""
+    counts = Counter(reason for reason in reasons if reason).most_common()
+    listed = ", ".join(f"{count} {reason}" for reason, count in counts)
+    advice = ADVICE.get(counts[0][0], "read the completions in generate/samples.parquet")
+    dropped = sum(count for _, count in counts)
+    return f"{dropped} of {len(reasons)} instructions dropped ({listed}); {advice}"
 
 
 def _step(

@@ -108,21 +108,27 @@ def verdict_decoding(role: Config, salt: int) -> Decoding:
     )
 
 
+def verdict_roles(config: Config) -> dict[str, Config]:
+    """Which of Filter and Judger the run's stages ask."""
+    writes, proposes, follows = (stage in config.stages for stage in STAGES)
+    filters = (writes and config.filter.on) or (proposes and config.generate.filter)
+    judges = config.reward.checks != "rules" and (writes or follows)
+    used = {"filter": filters, "judger": judges}
+    return {name: config[name] for name, asked in used.items() if asked}
+
+
 def check_decodings(config: Config, positions: int) -> None:
     """UserError naming the first role that cannot speak as asked, with a model of so many
     positions."""
-    c, stages = config, config.stages
-    writes, proposes, follows = (stage in stages for stage in STAGES)
-    judges = c.reward.checks != "rules" and (writes or follows)
-    filters = (writes and c.filter.on) or (proposes and c.generate.filter)
+    c = config
+    writes, proposes, follows = (stage in c.stages for stage in STAGES)
     found = {
         "follower": follows and decoding(c, c.follower, c.follower.temperature),
         "instructor": writes and decoding(c, c.instructor, c.instructor.temperature),
         "answer": writes and decoding(c, c.follower, c.answer.temperature),
         "generate": proposes and decoding(c, c.instructor, c.generate.temperature),
         "eval": c.eval.every_steps and decoding(c, c.follower, c.eval.temperature),
-        "filter": filters and verdict_decoding(c.filter, FILTER_SALT),
-        "judger": judges and verdict_decoding(c.judger, JUDGER_SALT),
+        **{name: verdict_decoding(role, 0) for name, role in verdict_roles(c).items()},
     }
     for name, each in found.items():
         try:

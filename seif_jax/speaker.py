@@ -140,7 +140,7 @@ class Speaker:
 
         An option must be one token there (UserError): then a forward pass says it all.
         """
-        ids = tuple(self._token(prefill, option) for option in options)
+        ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
         prompts = self.encode(dialogues, prefill)
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         result: list[list[float] | None] = [None] * len(prompts)
@@ -155,8 +155,10 @@ class Speaker:
         keys = row_keys(jax.random.fold_in(key, decoding.salt), numbers)
         return jax.vmap(jax.random.bernoulli)(keys).tolist()
 
-    def _token(self, prefill: str, option: str) -> int:
-        before, after = self.tokenizer.encode(prefill), self.tokenizer.encode(prefill + option)
-        if after[:-1] != before:
-            raise UserError(f"{option!r} is not one token after the prefill {prefill!r}")
-        return after[-1]
+
+def one_token(tokenizer: Tokenizer, prefill: str, option: str) -> int:
+    """The one token that the option is after the prefill; UserError: it is more than one."""
+    before, after = tokenizer.encode(prefill), tokenizer.encode(prefill + option)
+    if after[:-1] != before:
+        raise UserError(f"{option!r} is not one token after the prefill {prefill!r}")
+    return after[-1]

@@ -73,8 +73,13 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
     """
     rows = prompts_that_fit(stage, display)
     order = data.order(len(rows), stage.sizes.epochs, stage.sizes.rollout, stage.order_seed)
-    steps = len(order)
-    updates = steps * stage.sizes.rollout // stage.sizes.optimizer
+    steps, prompts = len(order), len(order[0])
+    if prompts < stage.sizes.rollout:
+        display.warn(
+            f"round {stage.round} {stage.name}: {prompts} prompts do not fill a batch of "
+            f"config.{stage.name}.rollout_prompts={stage.sizes.rollout}, each step trains on these"
+        )
+    updates = steps * -(-prompts // stage.sizes.optimizer)
     optimizer = make_optimizer(stage.algorithm, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
@@ -121,13 +126,13 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     dropped = len(lengths) - len(fits)
     if not fits:
         raise UserError(
-            f"{stage.name}: all {dropped} prompts are longer than max_prompt_tokens={limit} "
-            f"(the longest has {longest})"
+            f"round {stage.round} {stage.name}: all {dropped} prompts are longer than "
+            f"config.{stage.name}.max_prompt_tokens={limit} (the longest has {longest})"
         )
     if dropped:
         display.note(
             f"{dropped} of {len(stage.task.rows)} prompts dropped: longer than "
-            f"max_prompt_tokens={limit} (the longest has {longest})"
+            f"config.{stage.name}.max_prompt_tokens={limit} (the longest has {longest})"
         )
     return fits
 
@@ -245,8 +250,8 @@ def with_logp(programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
     first, whose own pass gives them, of the policy."""
 
     stage = programs.stage
-    prompts = np.arange(len(batch.prompts)).reshape(-1, stage.sizes.optimizer)
-    parts = [batch.take(numbers) for numbers in prompts]
+    prompts, size = np.arange(len(batch.prompts)), stage.sizes.optimizer
+    parts = [batch.take(prompts[i : i + size]) for i in range(0, len(prompts), size)]
     if stage.algorithm.kl_coef:
         reference = stage.reference().params
         parts = [replace(part, ref_logp=programs.logp(reference, part)) for part in parts]

@@ -35,8 +35,16 @@ def test_help(command, capsys):
         ("optim.learning_rate=nan", r"config.optim.learning_rate must be .* to 1 \(got nan\)"),
         ("stages=training", r"config.stages must be .* instructor, generate, .*\('training',\)"),
         ("instructor.rollout_prompts=3 optimizer_prompts=2", "a multiple of .*prompts=2 .got 3"),
-        ("instructor.rollout_prompts=7", "6 rows of data do not fill a batch of 7"),
-        ("instructor.max_prompt_tokens=9", "instructor: all 6 prompts are longer than .*=9"),
+        (
+            "instructor.rollout_prompts=7",
+            r"config.instructor.rollout_prompts must be at most 6 \(got 7\): there are only 6 seed",
+        ),
+        ("follower.rollout_prompts=7", "follower.rollout_prompts must be at most 6 .* is written"),
+        ("data.limit=1", r"must be at most 1 \(got 2\): there are only 1 seed questions .*limit"),
+        (
+            "instructor.max_prompt_tokens=9",
+            "round 1 instructor: all 6 prompts are longer than config.instructor.max_prompt_tokens",
+        ),
         ("instructor.max_response_tokens=9000", "exceed the model's 8192 positions"),
         ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),

@@ -19,6 +19,7 @@ LEVELS = [
         "weights",
         "settings",
         "config_keys",
+        "preflight",
         "report",
         "card",
         "fingerprints",

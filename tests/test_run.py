@@ -211,6 +211,43 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     assert_same_run(workdir, finished)
 
 
+PROPOSE = ["--config.stages=generate,follower", "--config.rounds=1"]
+
+
+def test_instructions_that_do_not_fill_a_batch_are_trained_on(place, capsys):
+    """As a smaller batch, whose last update has fewer prompts; the terminal says why."""
+    workdir = place.folder / "few"
+    sizes = [f"--config.follower.{key}" for key in ("rollout_prompts=6", "optimizer_prompts=3")]
+    assert seif(place, workdir, *PROPOSE, *sizes) == 0
+    kept = [row for row in rows(workdir, "round_1/instructions.parquet") if row["kept"]]
+    assert 3 < len(kept) < 6
+    (step,) = (line for line in lines(workdir) if line["stage"] == "follower")
+    assert step["updates"] == 2
+    trained = [row["seed_question"] for row in rows(workdir, "round_1/follower/samples.parquet")]
+    assert sorted(trained) == sorted([row["seed_question"] for row in kept] * 2)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    first, second = warnings[:2]  # before the step
+    dropped = 6 - len(kept)
+    assert first == (
+        f"warning: round 1 follower: {dropped} of 6 instructions dropped ({dropped} contradiction)"
+        "; set config.generate.filter=False to keep what the Filter rejects"
+    )
+    assert second == (
+        f"warning: round 1 follower: {len(kept)} prompts do not fill a batch of "
+        "config.follower.rollout_prompts=6, each step trains on these"
+    )
+
+
+def test_a_run_whose_instructions_are_all_dropped_says_why(place, capsys):
+    workdir = place.folder / "none"
+    assert seif(place, workdir, *PROPOSE, "--config.instructor.prefill={") == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "seif run: round 1 follower: 6 of 6 instructions dropped (6 truncated); raise "
+        "config.instructor.max_response_tokens, in another --workdir (whose "
+        f"config.instructor.init can be {place.model})"
+    )
+
+
 def start(place, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """Python in a process of its own."""
     return subprocess.Popen(

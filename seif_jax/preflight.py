@@ -1,0 +1,100 @@
+"""What can be known to stop a run before anything is computed, refused at the start.
+
+These checks need data, tokenizer and models; those of the config alone are `settings.check`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+
+from seif_jax import settings
+from seif_jax.checkpoint import Base
+from seif_jax.errors import UserError
+from seif_jax.instruction import Instruction
+from seif_jax.models.layers import Config as Shape
+from seif_jax.rewards import judge
+from seif_jax.roles import follower
+from seif_jax.settings import Config
+from seif_jax.speaker import one_token
+from seif_jax.tokenizer import Tokenizer
+
+
+def check_models(config: Config, base: Base) -> None:
+    """Raises UserError if a model that a role starts from, or the Judger's, is not there or does
+    not compute what the run's model does."""
+    for key in ("instructor.init", "follower.init", "judger.model"):
+        name = settings.get(config, key)
+        if not name or name == "base":
+            continue
+        try:
+            shape = Base.load(name).model.config
+        except UserError as error:
+            raise UserError(f"config.{key}: {error}") from None
+        if field := _difference(shape, base.model.config):
+            mine, theirs = getattr(shape, field), getattr(base.model.config, field)
+            raise UserError(
+                f"config.{key}={name} has another architecture than config.model: {field} is "
+                f"{mine}, not {theirs}"
+            )
+
+
+def _difference(shape: Shape, base: Shape) -> str:
+    """The first field in which two models compute something else; "": there is none."""
+    for field in fields(Shape):
+        mine, theirs = (np.asarray(getattr(each, field.name)) for each in (shape, base))
+        # Formats round differently. The number of positions is what may be, not what is computed.
+        if field.name != "max_positions" and not (
+            mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-5, atol=0)
+        ):
+            return field.name
+    return ""
+
+
+def check_batches(config: Config, seeds: int, given: int | None) -> None:
+    """Raises UserError if a stage can never fill a batch, whatever its data turn out to be.
+
+    seeds: the number of seed questions. given: of instructions that the Instructor need not write.
+    """
+    asked = f"{seeds} seed questions (config.data.seeds, config.data.limit)"
+    sources = {
+        "instructor": (seeds, f"there are only {asked}"),
+        "follower": (seeds, f"at most one instruction is written for each of {asked}"),
+    }
+    if given is not None:
+        sources["follower"] = given, f"there are only {given} instructions (config.data)"
+    for role, (count, reason) in sources.items():
+        wanted = config[role].rollout_prompts
+        if role in config.stages and wanted > count:
+            raise UserError(
+                f"config.{role}.rollout_prompts must be at most {count} (got {wanted}): {reason}"
+            )
+
+
+def check_prompts(
+    config: Config, tokenizer: Tokenizer, key: str, rows: Sequence[Instruction]
+) -> None:
+    """Raises UserError if the Follower can read none of the rows that a key of the config names."""
+    role, lengths = config.follower, []
+    for row in rows:
+        dialogue = follower.messages(row.prompt, format=config.format, shots=role.shots)
+        lengths.append(len(tokenizer.encode_chat(dialogue, role.prefill)))
+        if lengths[-1] <= role.max_prompt_tokens:
+            return
+    if not lengths:
+        raise UserError(f"config.{key} is empty: set its path or its kinds")
+    raise UserError(
+        f"config.follower.max_prompt_tokens must be at least {min(lengths)}, the length of the "
+        f"shortest prompt of config.{key} (got {role.max_prompt_tokens})"
+    )
+
+
+def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises UserError if a verdict is not one token where `verdict` mode looks for it."""
+    for name, role in settings.verdict_roles(config).items():
+        prefill = role.prefill + judge.PREFILL
+        for option in judge.OPTIONS if role.mode == "verdict" else ():
+            try:
+                one_token(tokenizer, prefill, option)
+            except UserError as error:
+                raise UserError(f"config.{name}.prefill: {error}") from None
