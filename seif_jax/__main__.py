@@ -151,7 +151,8 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
         count = export_adapter(options.src, dst, base, dtype)
     else:
         if options.to == "hf":
-            base.write(dst, tensors(options.src, base.model, dtype, options.scan), dtype)
+            weights = tensors(options.src, base.model, dtype, options.scan)
+            base.write(dst, weights, dtype, options.scan)
         else:
             base.save_orbax(dst, load_params(options.src, base.model, dtype, options.scan))
         count = models.count(base.model)

@@ -15,10 +15,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from seif_jax import models, processes
-from seif_jax.errors import UserError
+from seif_jax.errors import RunError, UserError
 from seif_jax.files import beside, occupied, write_json
 from seif_jax.models import Model, hf, lora
-from seif_jax.models.devices import Place, home
+from seif_jax.models.devices import Place, finite, home
 from seif_jax.models.lora import Lora
 from seif_jax.tokenizer import Tokenizer
 
@@ -129,11 +129,31 @@ class Base:
         else:
             deque(tensors, maxlen=0)
 
-    def write(self, folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: Any) -> None:
-        """The same with weights as Hugging Face names them, all of `dtype`."""
+    def write(
+        self, folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: Any, scan: bool = True
+    ) -> None:
+        """The same with weights as Hugging Face names them, all of `dtype`. scan: refuse NaN and
+        infinity, as `scanned` does."""
         nbytes = models.count(self.model) * np.dtype(dtype).itemsize
         config, carried = self.model.hf_config, self.carried
+        tensors = scanned(folder, tensors) if scan else tensors
         hf.write_hf(folder, config, tensors, nbytes, tokenizer=self.tokenizer, carried=carried)
+
+
+def scanned(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors, to be written to `folder`. Raises RunError at one with a NaN or an infinity,
+    which would be refused when the folder is loaded."""
+    for name, value in tensors:
+        if not finite(value):
+            bad = int(np.sum(~np.isfinite(value)))
+            raise RunError(
+                f"{folder}: not written, weight {name} {value.shape} has {bad} values that are NaN "
+                f"or infinite in {value.dtype.name}"
+            )
+        yield name, value
+        del value  # before the next one is made
 
 
 def load_params(
@@ -185,7 +205,8 @@ def export_adapter(path: str | Path, folder: Path, base: Base, dtype: Any) -> in
     adapters = read_lora(stage)
     if not adapters:
         raise UserError(f"{path}: no checkpoint of a run with adapters (config.lora.rank)")
-    held = dict(lora.export(load_adapter(stage, base.model, adapters), dtype))
+    tensors = lora.export(load_adapter(stage, base.model, adapters), dtype)
+    held = dict(scanned(folder, tensors))
     card = {name: text for name, text in base.carried.items() if name == hf.CARD}
     hf.write_adapter(folder, adapters.peft_config(), held, card)
     return sum(value.size for value in held.values())

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -84,6 +85,18 @@ def start(optimizer: optax.GradientTransformation, params: Any) -> State:
     )
     where = jax.tree.map(lambda x: x.sharding, shapes(optimizer, given))
     return State(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
+
+
+def not_finite(params: Any) -> list[str]:
+    """The names ("layers/q") of the weights that hold a NaN or an infinity."""
+    flags = jax.device_get(_all_finite(params))
+    paths = jax.tree.leaves_with_path(flags)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in paths if not ok]
+
+
+@jax.jit
+def _all_finite(params: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
 def make_change(optimizer: optax.GradientTransformation) -> Callable[..., tuple[jax.Array, Any]]:

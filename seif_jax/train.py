@@ -102,6 +102,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
             writer.write(stage.round, stage.name, step, numbers)
             display.step(numbers)
             warn(stage, numbers, display)
+            check_finite(stage, step, numbers, state)
             if stage.evaluate_every and (step % stage.evaluate_every == 0 or step == steps):
                 evaluate(stage, programs, state, step, writer, display)
             if step % stage.checkpoint_every == 0 and step < steps:
@@ -288,6 +289,22 @@ def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:
                 f"cannot be read, more than judger.max_no_verdict={stage.max_no_verdict}; give it "
                 f"more room (config.{role}.max_tokens, max_prompt_tokens) or another mode"
             )
+
+
+def check_finite(stage: Stage, step: int, numbers: dict[str, float], state: State) -> None:
+    """Raises RunError if no update of the step had a finite gradient, or weights are not finite:
+    all that followed would be lost time."""
+    advice = (
+        "start again in another --workdir with a lower config.optim.learning_rate, or with "
+        "config.dtype=float32"
+    )
+    where = f"round {stage.round} {stage.name}, step {step}"
+    if numbers["updates"] and numbers["skipped_updates"] == numbers["updates"]:
+        raise RunError(f"{where}: no update has a finite gradient; {advice}")
+    if names := optim.not_finite(state.params):
+        raise RunError(
+            f"{where}: NaN or infinity in {len(names)} weights, the first is {names[0]}; {advice}"
+        )
 
 
 def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from seif_jax import models
@@ -50,6 +51,31 @@ def test_convert_there_and_back(place, capsys, refused):
     assert "already there and not a model folder" in refused("convert", there, notes)
     assert "no such" in refused("convert", "/absent", place.folder / "new")
     assert not (place.folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "value, options, dtype",
+    [
+        (np.nan, [], "float32"),
+        (-np.inf, ["--dtype=bfloat16"], "bfloat16"),
+        (3.4e38, ["--dtype=bfloat16"], "bfloat16"),  # a float32 that bfloat16 rounds to infinity
+    ],
+)
+def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, value, options, dtype):
+    """From a checkpoint, whose weights are not scanned, or by the dtype asked for."""
+    base = Base.load(place.model)
+    params = models.init(base.model, 3)
+    params["layers"]["gate"] = params["layers"]["gate"].at[0, 5, 1].set(value)
+    source, dst = place.folder / f"trained_{value}", place.folder / "refused"
+    base.save_orbax(source, params)
+    assert main(["convert", str(source), str(dst), *options]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"seif convert: {dst}: not written, weight model.layers.0.mlp.gate_proj")
+    assert f"has 1 values that are NaN or infinite in {dtype}\n" in line
+    assert not dst.exists()
+    assert main(["convert", str(source), str(dst), *options, "--no_scan"]) == 0
+    assert value == 3.4e38 or main(["convert", str(dst), str(dst)]) == 2
+    shutil.rmtree(dst)
 
 
 def test_weights_that_cannot_be(place, refused, capsys):

@@ -67,6 +67,19 @@ def test_a_bad_step_leaves_everything_as_it_was(bad):
     assert int(after.optimizer["w"][0].count) == 1  # a skipped update counts for nothing
 
 
+@pytest.mark.parametrize(
+    "w, b, wanted",
+    [
+        ((1.0, -3.4e38), 0.0, []),
+        ((np.nan, 1.0), 0.0, ["layers/w"]),
+        ((np.nan, np.inf), -np.inf, ["b", "layers/w"]),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(w, b, wanted):
+    params = {"b": jnp.array(b), "layers": {"w": jnp.array(w), "codes": jnp.arange(3)}}
+    assert optim.not_finite(params) == wanted
+
+
 def test_no_gradient_is_no_division_by_zero():
     after, norm, good = step(state(), gradient([0.0, 0.0], 0.0), 1.0)
     assert float(norm) == 0 and bool(good)

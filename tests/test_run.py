@@ -17,7 +17,7 @@ import tiny_run
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-from seif_jax import checkpoint, data, metrics, train
+from seif_jax import checkpoint, data, metrics, optim, train
 from seif_jax import generate as generating
 from seif_jax.__main__ import main
 from seif_jax.checkpoint import Base, load_params
@@ -246,6 +246,38 @@ def test_a_run_whose_instructions_are_all_dropped_says_why(place, capsys):
         "config.instructor.max_response_tokens, in another --workdir (whose "
         f"config.instructor.init can be {place.model})"
     )
+
+
+@pytest.mark.parametrize("what", ["gradients", "weights"])
+def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, capsys, what):
+    """In the step in which it happens: its numbers and samples are kept, its weights are not."""
+    whole, workdir = train.train_step, place.folder / f"diverged_{what}"
+
+    def diverged(stage, programs, state, rows, step, phases):
+        state, numbers, found = whole(stage, programs, state, rows, step, phases)
+        if step == 2 and what == "gradients":
+            numbers["skipped_updates"] = numbers["updates"]
+        elif step == 2:
+            state.params["norm"] = state.params["norm"].at[3].set(np.inf)
+        return state, numbers, found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", diverged)
+        assert seif(place, workdir) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    reason = {
+        "gradients": "no update has a finite gradient",
+        "weights": "NaN or infinity in 1 weights, the first is norm",
+    }[what]
+    assert line == (
+        f"seif run: round 1 instructor, step 2: {reason}; start again in another --workdir with a "
+        "lower config.optim.learning_rate, or with config.dtype=float32"
+    )
+    stage = workdir / "round_1" / "instructor"
+    assert [path.name for path in (stage / "checkpoints").iterdir()] == ["1"]
+    assert [x["step"] for x in lines(workdir)] == [1, 2]
+    assert {row["step"] for row in rows(stage, "samples.parquet")} == {1, 2}
+    assert optim.not_finite(weights(stage)) == []
 
 
 def start(place, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
