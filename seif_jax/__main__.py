@@ -40,10 +40,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise UserError(f"--workdir={options.workdir} is no path: give one where it is mounted")
     config = read_config(options.config, overrides)
     use_compilation_cache()
-    from seif_jax import evolve, processes
+    from seif_jax import accelerators, evolve, processes
     from seif_jax.display import Display
 
+    accelerators.skip_absent()
     with processes.together(options.coordinator, options.processes, options.process):
+        if processes.first():
+            accelerators.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display:
             evolve.run(config, Path(options.workdir), display)
@@ -62,11 +65,14 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     use_compilation_cache()
     import jax
 
+    from seif_jax import accelerators
     from seif_jax.checkpoint import Base, load_params
     from seif_jax.sampling import Engine
     from seif_jax.settings import dtype
     from seif_jax.speaker import Decoding, Speaker
 
+    accelerators.skip_absent()
+    accelerators.warn_if_unused(options.command)
     base = Base.load(options.model)
     config = base.model.config
     kind = dtype(options.dtype)
@@ -132,12 +138,13 @@ def heading(i: int, prompts: Sequence[str], n: int) -> str:
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax import models
+    from seif_jax import accelerators, models
     from seif_jax.card import card
     from seif_jax.checkpoint import Base, export_adapter, load_params, run_of, stage_of, tensors
 
     if options.adapter and options.to != "hf":
         raise UserError("--adapter is a form of --to=hf")
+    accelerators.skip_absent()
     start = time.perf_counter()
     base = Base.load(options.src)
     config = base.model.hf_config
@@ -166,16 +173,20 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax import bench
+    from seif_jax import accelerators, bench
 
+    accelerators.skip_absent()
+    accelerators.warn_if_unused(options.command)
     given = {name: value for name, value in vars(options).items() if name != "command"}
     print(json.dumps(bench.run(bench.Request(**given))))
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = read_config(options.config, overrides)
+    from seif_jax import accelerators
     from seif_jax.plan import plan, text
 
+    accelerators.skip_absent()
     found = plan(config, options.topology)
     print(json.dumps(found) if options.json else "\n".join(text.lines(found)))
     if not found["fits"]:

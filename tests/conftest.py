@@ -3,7 +3,10 @@
 import pytest
 import tiny_run
 
+from seif_jax import accelerators
 from seif_jax.__main__ import main
+
+accelerators.skip_absent()
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ LEVELS = [
     {"sampling", "roles", "rewards", "tokenizer", "rows"},
     {"models"},
     {"packing", "moments"},
-    {"sharding", "masked", "batch", "processes"},
+    {"sharding", "masked", "batch", "processes", "accelerators"},
     {"peers"},
     {"launch"},
     {"instruction", "errors", "files", "options", "pieces", "sources", "values"},

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import psutil
 
-from seif_jax import limits
+from seif_jax import accelerators, limits
 from seif_jax.errors import UserError
 from seif_jax.models.products import meant_for
 from seif_jax.plan import gpus
@@ -64,14 +63,6 @@ SLICES = {  # the smaller ones first
 }
 NODE = re.compile(r"(?:([1-9]\d*)x)?([1-9]\d*)")  # hosts (one, if not given) and GPUs per host
 MAX_HOSTS, MAX_PER_HOST = 128, 8  # HGX boards have up to 8 GPUs
-# What libtpu would otherwise ask of the machine that it takes to be a TPU's.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5e-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by other processes, too: no chip is taken
-}
 
 
 def devices_of(topology: str | None) -> list[Any]:
@@ -89,8 +80,7 @@ def devices_of(topology: str | None) -> list[Any]:
         raise UserError(f"--topology={topology} needs libtpu: pip install 'seif_jax[tpu]'")
     from jax.experimental import topologies
 
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    accelerators.let_libtpu_load()
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 

@@ -1,0 +1,141 @@
+"""Which accelerators this machine has, and whether JAX uses them.
+
+JAX loads every accelerator plugin that is installed and tries each one. libtpu and the CUDA plugin
+answer with pages of errors on a machine that has no such device, though nothing is wrong there.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import jax
+from jax._src import hardware_utils  # JAX's own detection: the two must not disagree
+from jax.experimental import topologies
+
+from seif_jax.errors import RunError
+
+
+def has_nvidia_gpu() -> bool:
+    return hardware_utils.has_visible_nvidia_gpu()
+
+
+def has_tpu() -> bool:
+    return hardware_utils.num_available_tpu_chips_and_device_id()[0] > 0
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    name: str
+    present: Callable[[], bool]
+    platforms: frozenset[str]  # what JAX_PLATFORMS may call it
+    packages: tuple[str, ...]  # JAX needs one of them
+    extra: str  # of pyproject.toml
+
+
+ACCELERATORS = (
+    Accelerator(
+        "an NVIDIA GPU",
+        has_nvidia_gpu,
+        frozenset({"cuda", "gpu"}),
+        ("jax_cuda12_plugin", "jax_cuda13_plugin"),
+        "cuda12",
+    ),
+    Accelerator("a TPU", has_tpu, frozenset({"tpu"}), ("libtpu",), "tpu"),
+)
+# What libtpu asks of the machine, which it takes for one with a TPU; unanswered, it complains.
+WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5e-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by other processes, too: no chip is taken
+}
+NO_DEVICES = ("", "-1", "NoDevFiles")  # the last one is SLURM's, for a job that asked for no GPU
+
+
+def let_libtpu_load() -> None:
+    """Lets libtpu load quietly, for a machine without a TPU or for compiling alone."""
+    for name, value in WITHOUT_TPU.items():
+        os.environ.setdefault(name, value)
+
+
+def skip_absent() -> None:
+    """Keeps JAX from trying, and complaining about, accelerators that this machine does not have.
+
+    Call it before JAX initialises its backends. It changes nothing about a device that is present,
+    nor about platforms that the user chose (JAX_PLATFORMS).
+    """
+    if not has_tpu():
+        let_libtpu_load()
+    if has_nvidia_gpu() or _other_plugins():
+        return
+    if not (jax.config.values["jax_platforms"] or has_tpu()):
+        jax.config.update("jax_platforms", "cpu")
+    if importlib.util.find_spec("jax_plugins") is not None:
+        # The CUDA plugin complains while it is being loaded, even under JAX_PLATFORMS=cpu. JAX
+        # loads its plugins when asked for any topology, and does not initialise a backend then.
+        with _muted_stderr(), contextlib.suppress(NotImplementedError):
+            topologies.get_topology_desc(platform="cpu")
+
+
+def warn_if_unused(command: str) -> None:
+    """Warns if this machine has an accelerator and JAX computes on the CPU: why, and what to do.
+
+    Initialises JAX's backends. RunError: a backend does not start.
+    """
+    try:
+        platform = jax.default_backend()
+    except RuntimeError as error:
+        raise RunError(f"JAX does not start: {' '.join(str(error).split())}") from error
+    accelerator = next((a for a in ACCELERATORS if a.present()), None)
+    if platform == "cpu" and accelerator is not None:
+        print(
+            f"seif {command}: warning: this machine has {accelerator.name}, but JAX runs on the "
+            f"CPU: {_why_unused(accelerator)}",
+            file=sys.stderr,
+        )
+
+
+def _why_unused(accelerator: Accelerator) -> str:
+    chosen = jax.config.values["jax_platforms"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    if chosen and accelerator.platforms.isdisjoint(chosen.split(",")):
+        return f"JAX_PLATFORMS={chosen} excludes it"
+    if "cuda" in accelerator.platforms and visible.split(",")[0] in NO_DEVICES:
+        return f"CUDA_VISIBLE_DEVICES={visible} hides it"
+    if not any(importlib.util.find_spec(package) for package in accelerator.packages):
+        return (
+            "JAX's support for it is not installed; run `bash launch/install.sh`, or "
+            f"`pip install 'seif_jax[{accelerator.extra}]'`"
+        )
+    return "JAX's support for it did not start, for the reason that JAX logged"
+
+
+def _other_plugins() -> bool:
+    """Whether JAX has plugins for devices that are not detected here, such as AMD's GPUs."""
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    named = os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS")
+    return bool(named) or any(not plugin.name.startswith("xla_cuda") for plugin in plugins)
+
+
+@contextlib.contextmanager
+def _muted_stderr() -> Iterator[None]:
+    """Drops what the process writes to file descriptor 2; C++ code does not use sys.stderr."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
