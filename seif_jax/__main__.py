@@ -141,6 +141,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
     from seif_jax.checkpoint import Base, export_adapter, load_params, run_of, stage_of, tensors
+    from seif_jax.json_fields import TEXT, field
 
     if options.adapter and options.to != "hf":
         raise UserError("--adapter is a form of --to=hf")
@@ -148,8 +149,8 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     start = time.perf_counter()
     base = Base.load(options.src)
     config = base.model.hf_config
-    said = config.get("dtype") or config.get("torch_dtype")
-    dtype = options.dtype or (said if said in DTYPES else "bfloat16")
+    stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
+    dtype = options.dtype or (stored if stored in DTYPES else "bfloat16")
     stage, dst = stage_of(Path(options.src)), Path(options.dst)
     if stage and run_of(stage) != stage:
         base = base.with_card(card(stage))

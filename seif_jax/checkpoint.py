@@ -92,7 +92,7 @@ class Base:
             config = models.open_source(path).config
             generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
             carried = {hf.GENERATION: (json.dumps(generation, indent=2) + "\n").encode()}
-        base = cls(models.describe(config), Tokenizer.load(path), carried)
+        base = cls(models.describe(config, path), Tokenizer.load(path), carried)
         if base.tokenizer.vocab_size > base.model.config.vocab:
             raise UserError(
                 f"{path}: the tokenizer has {base.tokenizer.vocab_size} tokens, the model only "

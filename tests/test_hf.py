@@ -206,6 +206,65 @@ def test_broken_weights(tmp_path):
     assert "no weight_map" in message(hf.open_hf, folder)
 
 
+BUFFERS = (
+    "model.layers.0.self_attn.rotary_emb.inv_freq",
+    "model.layers.11.self_attn.rotary_emb.cos_cached",
+    "model.rotary_emb.original_inv_freq",
+    "model.causal_mask",
+    "transformer.h.3.attn.masked_bias",
+    "transformer.h.3.attn.bias",
+    "gpt_neox.layers.0.attention.bias",
+    "model.embeddings.position_ids",
+)
+
+
+@pytest.mark.parametrize("shard_bytes", [5_000_000_000, 100])
+def test_derived_buffers_are_no_weights(tmp_path, shard_bytes):
+    """Whatever their dtype, in one file or several, in two at once, or in the index alone."""
+    dtypes = (np.float32, np.bool_, np.uint8, np.int64)
+    masks = {name: np.ones((1, 3), dtypes[i % 4]) for i, name in enumerate(BUFFERS)}
+    folder = write(tmp_path / "m", {**weights(), **masks}, shard_bytes=shard_bytes)
+    if shard_bytes == 100:
+        first, *_, last = sorted(folder.glob("*.safetensors"))
+        held = {"a": weights()["a"], BUFFERS[0]: masks[BUFFERS[0]], BUFFERS[-1]: masks[BUFFERS[-1]]}
+        save_file(held, first)
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        index["weight_map"]["model.layers.9.self_attn.rotary_emb.inv_freq"] = last.name
+        path.write_text(json.dumps(index))
+    assert sorted(hf.open_hf(folder).names()) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.bias",
+        "transformer.h.0.attn.c_attn.bias",
+        "model.layers.0.mlp.bias",
+        "model.layers.0.inv_freq.weight",
+        "bias",
+        "self_attn_bias",
+    ],
+)
+def test_what_only_looks_like_a_buffer_is_a_weight(tmp_path, name):
+    folder = write(tmp_path / "m", {**weights(), name: np.ones(3, np.float32)})
+    assert name in hf.open_hf(folder).names()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+def test_byte_order_marks_are_read_over(tmp_path, encoding):
+    """As Windows' editors and shells write them; what is written again has none."""
+    folder = write(tmp_path / "m", weights(), shard_bytes=100)
+    content = {path: path.read_text("utf-8") for path in folder.glob("*.json")}
+    for path, text in content.items():
+        path.write_text(text, encoding)
+    source = hf.open_hf(folder)
+    assert (source.config, sorted(source.names())) == (
+        {**tiny_config(300), "torch_dtype": "float32"}, ["a", "b", "c"],
+    )  # fmt: skip
+    assert hf.carried(folder) == {"generation_config.json": GENERATION}
+
+
 def test_duplicated_weights(tmp_path):
     folder = write(tmp_path / "m", weights(), shard_bytes=200)
     first, second = sorted(folder.glob("*.safetensors"))

@@ -36,7 +36,7 @@ LEVELS = [
     {"packing", "moments"},
     {"sharding", "masked", "batch", "processes", "accelerators"},
     {"peers"},
-    {"launch"},
+    {"launch", "json_fields"},
     {"instruction", "errors", "files", "options", "pieces", "sources", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

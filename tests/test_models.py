@@ -186,7 +186,10 @@ def test_what_the_families_add():
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias=True is not"),
         ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "'sliding_attention'"),
         ({"model_type": "mistral", "sliding_window": 100}, "sliding_window=100 is not supported"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "config.json has no 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "has no 'low_freq_factor'"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "'chunked_attention' is not"),
+        ({"head_dim": 9}, "heads of 9 dimensions cannot be rotated in pairs"),
+        ({"model_type": "mistral", "sliding_window": "4096"}, "sliding_window must be a whole"),
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by .*heads=3"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -197,6 +200,38 @@ def test_what_the_families_add():
 def test_refusals_name_the_key(changes, message):
     with pytest.raises(UserError, match=message):
         describe(**changes)
+
+
+COUNTS = (
+    "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
+    "num_hidden_layers", "num_key_value_heads", "vocab_size", "head_dim",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", [*COUNTS, "rms_norm_eps", "tie_word_embeddings", "layer_types"])
+@pytest.mark.parametrize("value", ["32", 32.5, [32], {"a": 1}, -1, 0, float("nan"), [None], True])
+def test_a_wrong_type_is_one_line_that_names_the_key(key, value):
+    if (key, value) in (("rms_norm_eps", 32.5), ("tie_word_embeddings", True)):
+        return
+    with pytest.raises(UserError) as caught:
+        describe(**{key: value})
+    assert str(caught.value).startswith(f"config.json: {key} must be ")
+    assert "(got " in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [*tiny_config(96), "layer_types", "sliding_window"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_no_value_of_any_key_is_a_traceback(key, family):
+    for value in (None, "x", 1, 2.5, -3, [], [1], {}, {"x": None}, True, float("inf")):
+        try:
+            describe(**{"model_type": family, key: value})
+        except UserError as error:
+            assert len(str(error)) < 200 and "\n" not in str(error)
+
+
+def test_errors_name_the_file():
+    with pytest.raises(UserError, match=r"^a/b: config.json: vocab_size must be .* .got null.$"):
+        models.describe({**tiny_config(96), "vocab_size": None}, "a/b")
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "num_hidden_layers", "vocab_size"])

@@ -81,15 +81,19 @@ def open_source(path: Path) -> Source:
     return gguf.open_gguf(path) if path.suffix == ".gguf" else hf.open_hf(path)
 
 
-def describe(hf_config: dict[str, Any]) -> Model:
-    """Reads config.json. UserError: unknown model_type, or something that is not computed here."""
-    kind = hf_config.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
+def describe(hf_config: dict[str, Any], source: str | Path | None = None) -> Model:
+    """Reads config.json. source: what holds it, named in errors.
+
+    Raises UserError, naming the key: an unknown model_type, a missing or impossible value, or
+    something that is not computed here.
+    """
     try:
+        kind = hf_config.get("model_type")
+        if not isinstance(kind, str) or kind not in FAMILIES:
+            raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
         return Model(FAMILIES[kind](hf_config), hf_config)
-    except KeyError as error:
-        raise UserError(f"config.json has no {error}") from None
+    except UserError as error:
+        raise UserError(f"{source}: {error}" if source else str(error)) from None
 
 
 def _module(model: Model, seed: int = 0) -> nnx.Module:

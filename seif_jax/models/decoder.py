@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 
 from seif_jax.errors import UserError
+from seif_jax.json_fields import COUNT, FLAG, POSITIVE, TEXTS, field
 from seif_jax.models import rope
 from seif_jax.models.layers import Config, weight
 
@@ -34,7 +35,6 @@ FIXED = {
     "hidden_act": "silu",
     "mlp_bias": False,
     "quantization_config": None,
-    "partial_rotary_factor": 1.0,
 }
 
 
@@ -51,36 +51,38 @@ def config(
 
     Raises UserError naming what the file asks for and this code does not do.
     """
-    given = {**hf, **rope.parameters(hf)}
     for key, only in {**FIXED, **fixed}.items():
-        if given.get(key, only) != only:
-            raise UserError(f"config.json: {key}={given[key]!r} is not supported, only {only!r}")
-    if "sliding_attention" in (hf.get("layer_types") or ()):
-        raise UserError("config.json: layer_types with 'sliding_attention' is not supported")
-    heads, width = hf["num_attention_heads"], hf["hidden_size"]
-    kv_heads = hf.get("num_key_value_heads") or heads
+        if hf.get(key, only) != only:
+            raise UserError(f"config.json: {key}={hf[key]!r} is not supported, only {only!r}")
+    for kind in field(hf, "layer_types", TEXTS, []):
+        if kind != "full_attention":
+            raise UserError(f"config.json: layer_types with {kind!r} is not supported")
+    heads, width = (field(hf, key, COUNT) for key in ("num_attention_heads", "hidden_size"))
+    kv_heads = field(hf, "num_key_value_heads", COUNT, heads)
     if heads % kv_heads:
         raise UserError(
             f"config.json: num_attention_heads={heads} is not divisible by "
             f"num_key_value_heads={kv_heads}"
         )
-    head_dim = hf.get("head_dim") or head_dim or width // heads
+    head_dim = field(hf, "head_dim", COUNT, head_dim or width // heads)
+    if not head_dim or head_dim % 2:
+        raise UserError(f"config.json: heads of {head_dim} dimensions cannot be rotated in pairs")
     frequencies, scale = rope.read(hf, head_dim)
     return Config(
-        vocab=hf["vocab_size"],
+        vocab=field(hf, "vocab_size", COUNT),
         width=width,
-        layers=hf["num_hidden_layers"],
+        layers=field(hf, "num_hidden_layers", COUNT),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp=hf["intermediate_size"],
-        norm_eps=hf["rms_norm_eps"],
+        mlp=field(hf, "intermediate_size", COUNT),
+        norm_eps=field(hf, "rms_norm_eps", POSITIVE),
         rope_frequencies=frequencies,
         rope_scale=scale,
         qkv_bias=qkv_bias,
         qk_norm=qk_norm,
-        tied=hf.get("tie_word_embeddings", False),
-        max_positions=hf["max_position_embeddings"],
+        tied=field(hf, "tie_word_embeddings", FLAG, False),
+        max_positions=field(hf, "max_position_embeddings", COUNT),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from seif_jax import files
 from seif_jax.errors import UserError
+from seif_jax.json_fields import plain_utf8, read_object
 from seif_jax.models import shards
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
@@ -45,14 +46,14 @@ class HFSource:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it stands."""
-    return shards.read_json(folder / CONFIG)
+    return read_object(folder / CONFIG)
 
 
 def carried(folder: Path) -> dict[str, bytes]:
-    """Files that a copy of the model has byte for byte, beside the tokenizer's: generation
-    settings and model card, where there are any."""
+    """Files that a copy of the model has byte for byte (but for a byte-order mark), beside the
+    tokenizer's: generation settings and model card, where there are any."""
     paths = [folder / name for name in (GENERATION, CARD)]
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    return {path.name: plain_utf8(path.read_bytes()) for path in paths if path.is_file()}
 
 
 def download(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:

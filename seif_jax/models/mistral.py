@@ -3,6 +3,7 @@
 from typing import Any
 
 from seif_jax.errors import UserError
+from seif_jax.json_fields import COUNT, field
 from seif_jax.models import decoder
 from seif_jax.models.layers import Config
 
@@ -10,7 +11,9 @@ WINDOW = 4096  # transformers' where config.json says nothing
 
 
 def config(hf: dict[str, Any]) -> Config:
-    window = hf.get("sliding_window", WINDOW)
-    if window is not None and window < hf["max_position_embeddings"]:
-        raise UserError(f"config.json: sliding_window={window} is not supported, only null")
+    given = {"sliding_window": WINDOW, **hf}
+    if given["sliding_window"] is not None:
+        window = field(given, "sliding_window", COUNT)
+        if window < field(hf, "max_position_embeddings", COUNT):
+            raise UserError(f"config.json: sliding_window={window} is not supported, only null")
     return decoder.config(hf, {})

@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from seif_jax.errors import UserError
+from seif_jax.json_fields import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What old checkpoints hold beside weights: tables and masks that follow from config.json.
+BUFFERS = re.compile(
+    r"(.*\.)?((original_)?inv_freq|(cos|sin)_cached|masked_bias|causal_mask|position_ids"
+    r"|(self_attn|attn|attention)\.bias)"
+)
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 
 
@@ -41,14 +48,14 @@ class Mapped(NamedTuple):
 
 
 def open_shards(folder: Path) -> dict[str, Mapped]:
-    """Every weight of the folder's one file, or of those that its index names."""
+    """Every weight of the folder's one file, or of those that its index names; no buffers."""
     if (folder / SINGLE).is_file():
         return _open(folder / SINGLE)
     if not (folder / INDEX).is_file():
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         reason = f"; {pickles[0]} is a pickle, which can run code when opened" if pickles else ""
         raise UserError(f"{folder}: no weights (no {SINGLE} or {INDEX}){reason}")
-    where = read_json(folder / INDEX).get("weight_map")
+    where = read_object(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise UserError(f"{folder / INDEX}: no weight_map")
     found: dict[str, Mapped] = {}
@@ -59,6 +66,8 @@ def open_shards(folder: Path) -> dict[str, Mapped]:
                 raise UserError(f"{folder}: weight {name} {mapped.shape} is in both {files}")
             found[name] = mapped
     for name, file in where.items():
+        if BUFFERS.fullmatch(name):
+            continue
         if name not in found or found[name].path != folder / file:
             raise UserError(f"{folder / file}: weight {name} is missing, {INDEX} names it")
     return found
@@ -81,6 +90,7 @@ def _open(path: Path) -> dict[str, Mapped]:
             path, memory, 8 + size + held["data_offsets"][0], held["dtype"], tuple(held["shape"])
         )
         for name, held in header.items()
+        if not BUFFERS.fullmatch(name)
     }
 
 
@@ -145,18 +155,6 @@ def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, is this a Hugging Face model folder?") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
