@@ -96,6 +96,9 @@ class Plain(Tokenizer):
     def encode_chat(self, messages: Any, prefill: str = "") -> list[int]:
         return self.encode("".join(turn["content"] for turn in messages) + prefill)
 
+    def opening(self, messages: Any) -> str:
+        return ""
+
 
 class Letters(FollowerTask):
     """Its reward is the share of lower-case letters."""

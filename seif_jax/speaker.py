@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from seif_jax.errors import UserError
+from seif_jax.roles.format import after_thought, whole_reply
 from seif_jax.sampling import Engine, Sample, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Reply:
-    text: str  # prefill and what was sampled, control tokens left out
+    text: str  # thought that the prompt opens, prefill, what was sampled; without control tokens
     prompt_ids: list[int]  # the prefill included
     ids: np.ndarray  # sampled, int32 [C], the stop token included
     logp: np.ndarray  # of each, float32 [C], at the sampling temperature
@@ -82,7 +83,8 @@ class Speaker:
         are sampled.
         """
         prompts = self.encode(dialogues, decoding.prefill)
-        return self.complete(prompts, decoding, key, group, ended, numbers)
+        opened = [self.tokenizer.opening(dialogue) for dialogue in dialogues]
+        return self.complete(prompts, decoding, key, group, ended, numbers, opened)
 
     def complete(
         self,
@@ -92,8 +94,10 @@ class Speaker:
         group: int = 1,
         ended: Ended = ignore,
         numbers: Sequence[Any] | None = None,
+        opened: Sequence[str] | None = None,
     ) -> list[Reply | None]:
-        """As `reply`, for prompts that are encoded already, the prefill included."""
+        """As `reply`, for prompts that are encoded already, the prefill included. opened: what each
+        of them has written of its reply; none: nothing."""
         decoding.check(self.engine.config.max_positions)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
         replies: list[Reply | None] = [None] * (len(prompts) * group)
@@ -109,8 +113,9 @@ class Speaker:
 
         def take(n: int, sample: Sample) -> None:
             row = rows[n]
-            text = decoding.prefill + self.tokenizer.decode(sample.tokens)
+            written = decoding.prefill + self.tokenizer.decode(sample.tokens)
             prompt = prompts[row // group]
+            text = whole_reply(opened[row // group], written) if opened else written
             reply = Reply(text, prompt, sample.tokens, sample.logp, sample.stopped)
             replies[row] = reply
             ended(row, reply)
@@ -138,10 +143,14 @@ class Speaker:
     ) -> list[list[float] | None]:
         """Probability of each option as what follows the prefill; None for a dialogue too long.
 
-        An option must be one token there (UserError): then a forward pass says it all.
+        An option must be one token there (UserError): then a forward pass says it all. A thought
+        that the prompt opens is closed before the prefill.
         """
         ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
-        prompts = self.encode(dialogues, prefill)
+        prompts = [
+            self.tokenizer.encode_chat(d, after_thought(self.tokenizer.opening(d), prefill))
+            for d in dialogues
+        ]
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         result: list[list[float] | None] = [None] * len(prompts)
         if fit:

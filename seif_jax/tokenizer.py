@@ -9,13 +9,17 @@ import contextlib
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
+from seif_jax.json_fields import TOKEN_IDS, field, plain_utf8, read_object
+from seif_jax.roles.format import opening
 
 SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its tokenizer
     "tokenizer.json",
@@ -28,6 +32,7 @@ SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its 
     "merges.txt",
     "tokenizer.model",
 )
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder of named ones, beside the default
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 SENTINELS = range(0xE000, 0xF900)  # private use: means nothing in any text
@@ -43,7 +48,12 @@ class Tokenizer:
     """
 
     def __init__(
-        self, fast: Any, files: Mapping[str, bytes], stop_ids: Sequence[int], source: str
+        self,
+        fast: Any,
+        files: Mapping[str, bytes],
+        stop_ids: Sequence[int],
+        source: str,
+        chat: ChatSettings | None = None,
     ) -> None:
         """fast: transformers' fast tokenizer; files: name -> bytes that `save` writes."""
         self._fast, self._files, self._source = fast, dict(files), source
@@ -52,29 +62,37 @@ class Tokenizer:
             raise UserError(f"{source}: no end token (eos_token) is named")
         pad = fast.pad_token_id
         self.pad_id = int(self.stop_ids[0] if pad is None else pad)
-        expected = None  # asked for before the backend is told to leave control text alone
-        if fast.chat_template is not None:
-            expected = self._render(PROBE, tokenize=True, return_dict=False)
+        self._template = ChatTemplate(fast, source, chat or ChatSettings())
         self._backend = fast.backend_tokenizer
-        self._control = _control_tokens(self._backend)
-        self._backend.encode_special_tokens = True
         self._backend.no_truncation()
         self._backend.no_padding()
+        expected, self._chat_problem = self._probe()
+        self._control = _control_tokens(self._backend)
+        self._backend.encode_special_tokens = True
         names = sorted(self._control, key=len, reverse=True)  # the longest match wins
         self._marker = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._marker_start = re.compile(f"(?={self._marker.pattern})(.)", re.DOTALL)
         self._control_ids = frozenset(self._control.values())
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        self._check(expected)
+        if not self._control_ids.isdisjoint(self.encode("".join(self._control))):
+            raise UserError(f"{source}: the tokenizer cannot spell control tokens as text")
+        if not self._chat_problem and self.encode_chat(PROBE) != expected:
+            self._chat_problem = (
+                f"{source}: this tokenizer's control tokens change the text beside them, which is "
+                "not supported"
+            )
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
-        """From a Hugging Face folder or a .gguf file; raises UserError for what cannot be read."""
+    def load(cls, path: str | Path, chat: ChatSettings | None = None) -> "Tokenizer":
+        """From a Hugging Face folder or a .gguf file; raises UserError for what cannot be read.
+
+        A chat template that cannot be used is no error before a dialogue is encoded.
+        """
         path = Path(path)
         if path.is_dir():
-            return cls(*_from_folder(path), str(path))
+            return cls(*_from_folder(path), str(path), chat)
         if path.is_file():
-            return cls(*_from_gguf(path), str(path))
+            return cls(*_from_gguf(path), str(path), chat)
         raise UserError(f"{path}: no such model folder or GGUF file")
 
     def encode(self, text: str) -> list[int]:
@@ -88,10 +106,12 @@ class Tokenizer:
         are those of transformers' apply_chat_template. Raises UserError where there is no template
         or the template refuses the dialogue.
         """
+        if self._chat_problem:
+            raise UserError(self._chat_problem)
         messages = [{key: _valid(value) for key, value in turn.items()} for turn in messages]
         prefill = _valid(prefill)
         given = "".join([*(value for turn in messages for value in turn.values()), prefill])
-        given += str(self._fast.chat_template)
+        given += self._template.text
         sentinel = next(chr(code) for code in SENTINELS if chr(code) not in given)
         # A sentinel inside every control token of the data leaves only the template's own whole.
         broken = rf"\1{sentinel}"
@@ -99,7 +119,7 @@ class Tokenizer:
             {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
             for turn in messages
         ]
-        text = self._render(hidden, tokenize=False) + self._marker_start.sub(broken, prefill)
+        text = self._template.render(hidden) + self._marker_start.sub(broken, prefill)
         ids: list[int] = []
         start = 0
         for match in self._marker.finditer(text):
@@ -108,37 +128,42 @@ class Tokenizer:
             start = match.end()
         return ids + self.encode(text[start:].replace(sentinel, ""))
 
+    def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """What the template has written of the reply, after the header of the assistant's turn: a
+        thought that it opens, or an empty one; "" for most."""
+        return opening(self._template.render(messages))
+
+    def check_chat(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Raises UserError where the template drops text of such a dialogue, or does not ask for a
+        reply."""
+        self.encode_chat(messages)
+        self._template.check(messages)
+
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """Text of the ids without control tokens; bytes that are no UTF-8 become U+FFFD."""
         kept = [i for i in map(int, ids) if i not in self._control_ids]
         return self._backend.decode(kept, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files into `folder`; those of a source folder, byte for byte."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files.items():
-            (folder / name).write_bytes(content)
+        """Writes the tokenizer's files into `folder`; those of a source folder byte for byte, but
+        for byte-order marks."""
+        _write(Path(folder), self._files)
 
-    def _render(self, messages: list[dict[str, str]], **options: Any) -> Any:
-        import jinja2
-
-        if self._fast.chat_template is None:
-            raise UserError(f"{self._source}: the tokenizer has no chat template")
+    def _probe(self) -> tuple[list[int], str]:
+        """Ids of a dialogue whose control tokens the backend still reads itself, or the reason why
+        there are none."""
         try:
-            return self._fast.apply_chat_template(messages, add_generation_prompt=True, **options)
-        except jinja2.TemplateError as error:
-            raise UserError(f"{self._source}: the chat template says: {error}") from error
+            text = self._template.render(PROBE)
+        except UserError as error:
+            return [], str(error)
+        return self._backend.encode(text, add_special_tokens=False).ids, ""
 
-    def _check(self, expected: list[int] | None) -> None:
-        """Refuses tokenizers for which text cannot be encoded piece by piece around the markers."""
-        if expected is not None and self.encode_chat(PROBE) != expected:
-            raise UserError(
-                f"{self._source}: this tokenizer's control tokens change the text beside them, "
-                "which is not supported"
-            )
-        if not self._control_ids.isdisjoint(self.encode("".join(self._control))):
-            raise UserError(f"{self._source}: the tokenizer cannot spell control tokens as text")
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
 
 def _valid(text: str) -> str:
@@ -173,40 +198,50 @@ def _quiet() -> Iterator[None]:
 def _from_folder(folder: Path) -> tuple[Any, dict[str, bytes], list[int]]:
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer (none of {', '.join(VOCABULARY_FILES)})")
-    with _quiet():
+    named = sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob(f"{CHAT_TEMPLATES}/*")
+    )
+    found = {name: folder / name for name in (*SAVED_FILES, *named) if (folder / name).is_file()}
+    files = {name: _content(path) for name, path in found.items()}
+    with _quiet(), _without_marks(folder, files) as readable:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # AutoTokenizer 5 rebuilds some tokenizers from their class name and then differs from what
         # tokenizer.json says (DeepSeek's lose all spaces), so the file is taken as it stands.
-        verbatim = (folder / "tokenizer.json").is_file()
+        verbatim = "tokenizer.json" in files
         loader: Any = PreTrainedTokenizerFast if verbatim else AutoTokenizer
         try:
-            fast = loader.from_pretrained(str(folder), local_files_only=True)
+            fast = loader.from_pretrained(str(readable), local_files_only=True)
         except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot parse
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from error
     if not getattr(fast, "is_fast", False):
         raise UserError(f"{folder}: {type(fast).__name__} has no fast form (tokenizer.json)")
-    files = {
-        name: (folder / name).read_bytes() for name in SAVED_FILES if (folder / name).is_file()
-    }
     stop_ids = [] if fast.eos_token_id is None else [fast.eos_token_id]
-    for name in ("generation_config.json", "config.json"):
-        stop_ids += _named_ends(folder / name)
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        if path.is_file():
+            ends = field(read_object(path), "eos_token_id", TOKEN_IDS, [], str(path))
+            stop_ids += ends if isinstance(ends, list) else [ends]
     return fast, files, stop_ids
 
 
-def _named_ends(path: Path) -> list[int]:
-    """The `eos_token_id` of a JSON file: none, one or several."""
-    if not path.is_file():
-        return []
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def _content(path: Path) -> bytes:
+    """What a tokenizer's file holds, without a byte-order mark; .model files are binary."""
+    content = path.read_bytes()
+    return content if path.suffix == ".model" else plain_utf8(content)
+
+
+@contextlib.contextmanager
+def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
+    """The folder, or a copy without byte-order marks for transformers, which stumbles over them."""
+    config = folder / "config.json"
+    clean = {**files, **({config.name: _content(config)} if config.is_file() else {})}
+    if all((folder / name).read_bytes() == content for name, content in clean.items()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        _write(Path(copy), clean)
+        yield Path(copy)
 
 
 def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
@@ -226,7 +261,7 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         )
         if key in data
     }
-    template = data.get("tokenizer.chat_template")
+    template = _gguf_templates(data)
     config = {
         **named,
         **({} if template is None else {"chat_template": template}),
@@ -244,3 +279,13 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
     ends = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return fast, files, [end for end in ends if end is not None]
+
+
+def _gguf_templates(data: Mapping[str, Any]) -> Any:
+    """The chat template, or a list of named ones, as tokenizer_config.json has them; None: none."""
+    key = "tokenizer.chat_template"
+    keys = {name: f"{key}.{name}" for name in data.get("tokenizer.chat_templates", [])}
+    if not keys:
+        return data.get(key)
+    keys = {"default": key, **keys}
+    return [{"name": name, "template": data[key]} for name, key in keys.items() if key in data]

@@ -36,7 +36,7 @@ LEVELS = [
     {"packing", "moments"},
     {"sharding", "masked", "batch", "processes", "accelerators"},
     {"peers"},
-    {"launch", "json_fields"},
+    {"launch", "json_fields", "chat_template"},
     {"instruction", "errors", "files", "options", "pieces", "sources", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_tokenizer
+from tiny import CHATML, tiny_tokenizer
 
 from seif_jax.errors import UserError
+from seif_jax.roles import follower, instructor, verdict
 from seif_jax.sampling import Sample, row_keys
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tokenizer import Tokenizer
@@ -143,3 +144,100 @@ def test_coins_are_fair_and_functions_of_key_salt_and_number(tokenizer: Tokenize
         agreement = np.mean([a == b for a, b in zip(coins, other, strict=False)])
         assert abs(agreement - 0.5) < 0.03
     assert engine.calls == []
+
+
+class Writes(FakeEngine):
+    """Replies with one text and the end token; cut off without the latter if it ends in "…"."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer):
+        super().__init__(0)
+        self.done = not text.endswith("…")
+        self.ids = tokenizer.encode(text.removesuffix("…")) + [END] * self.done
+
+    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> None:
+        for i in range(len(prompts) * group):
+            logp = np.zeros(len(self.ids), np.float32)
+            rest["ended"](i, Sample(np.array(self.ids, np.int32), logp, self.done))
+
+
+OPENED, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"  # DeepSeek-R1's; Qwen3's without thinking
+
+
+@pytest.mark.parametrize(
+    ("opens", "prefill", "written", "answer", "plain"),
+    [
+        # (what the template opens, the config's prefill, what the model writes, its answer as
+        # think_answer and as plain)
+        ("", "", "<think>a</think>\n<answer>b</answer>", "b", "<answer>b</answer>"),
+        ("", "", "a</think>\n<answer>b</answer>", None, None),
+        (OPENED, "", "a</think>\n<answer>b</answer>", "b", "<answer>b</answer>"),
+        (OPENED, "", "</think><answer>b c</answer>\n", "b c", "<answer>b c</answer>"),
+        (OPENED, "Well, ", "a</think>\n<answer>b</answer>", "b", "<answer>b</answer>"),
+        (OPENED, "</think>\n<answer>", "b</answer>", "b", "<answer>b</answer>"),
+        (OPENED, "", "<think>a</think>\n<answer>b</answer>", None, "<answer>b</answer>"),
+        (OPENED, "", "a</think>b", None, "b"),
+        (OPENED, "", "a</think>a</think>\n<answer>b</answer>", None, "<answer>b</answer>"),
+        (OPENED, "", "I never close it", None, ""),
+        (OPENED, "", "I am cut off…", None, ""),
+        (CLOSED, "", "<answer>b</answer>", "b", "<answer>b</answer>"),
+        (CLOSED, "", "<think>a</think>\n<answer>b</answer>", "b", "<answer>b</answer>"),
+        (CLOSED, "", "\n<think>a</think><answer>b</answer>", "b", "<answer>b</answer>"),
+        (CLOSED, "<think>", "a</think><answer>b</answer>", "b", "<answer>b</answer>"),
+        (CLOSED, "", "a <answer>b</answer>", None, "a <answer>b</answer>"),
+        (CLOSED, "", "<think>a</think><think>a</think><answer>b</answer>", None, None),
+        (CLOSED, "", "b", None, "b"),
+    ],
+)
+def test_what_the_prompt_opens_counts_as_written(
+    tmp_path: Path, opens: str, prefill: str, written: str, answer: str | None, plain: str | None
+) -> None:
+    template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
+    tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
+    engine: Any = Writes(written, tokenizer)
+    decoding = Decoding(max_prompt_tokens=200, max_tokens=8, batch_size=4, prefill=prefill)
+    (reply,) = Speaker(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
+    assert reply is not None
+    assert tokenizer.decode(reply.prompt_ids).endswith(opens + prefill)
+    assert follower.read(reply.text, "think_answer") == answer
+    if plain is not None:
+        assert follower.read(reply.text, "plain") == plain
+
+
+def test_other_roles_read_past_an_opened_thought(tmp_path: Path) -> None:
+    """The Instructor's constraints and the verdicts of Filter and Judger."""
+    template = CHATML.replace("assistant\\n", "assistant\\n<think>\\n")
+    tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
+    decoding = Decoding(max_prompt_tokens=200, max_tokens=8, batch_size=4)
+
+    def said(written: str) -> str:
+        engine: Any = Writes(written, tokenizer)
+        (reply,) = Speaker(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
+        assert reply is not None
+        return reply.text
+
+    three = '{"c1": "Use one word.", "c2": "Use no commas.", "c3": "Be kind."}'
+    text = said(f'Maybe {{"c1": "x"}}?</think>\n<answer>{three}</answer>')
+    parsed = instructor.parse(text, "hard", "Why?", format="think_answer")
+    assert parsed.constraints == ["Use one word.", "Use no commas.", "Be kind."]
+    assert verdict.verdict(said("Surely [[0]]?</think>Two of two. [[1]]")) is True
+    assert verdict.verdict(said("Surely [[1]], I think.")) is None
+
+
+@pytest.mark.parametrize(
+    ("opens", "prefill", "expected"),
+    [
+        ("", "Verdict: [[", "Verdict: [["),
+        (OPENED, "[[", "<think>\n\n</think>\n\n[["),
+        (OPENED, "done</think>[[", "<think>\ndone</think>[["),
+        (CLOSED, "[[", f"{CLOSED}[["),
+    ],
+)
+def test_a_verdict_is_not_read_inside_a_thought(
+    tmp_path: Path, opens: str, prefill: str, expected: str
+) -> None:
+    template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
+    tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
+    talker, engine = speaker(tokenizer)
+    talker.choose([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
+    ((prompts, _, _),) = engine.calls
+    assert tokenizer.decode(prompts[0]).endswith(f"assistant\n{expected}")

@@ -260,8 +260,11 @@ def test_templates_that_refuse(tmp_path):
     tokenizer.encode_chat(user)
     system = [{"role": "system", "content": "s"}, *user]
     assert message(tokenizer.encode_chat, system).endswith("chat template says: no system role")
-    broken = tiny_tokenizer(tmp_path / "c", template="{% for %}")
-    assert "chat template says" in message(Tokenizer.load, broken)
+    broken = Tokenizer.load(tiny_tokenizer(tmp_path / "c", template="{% for %}"))
+    assert "chat template says" in message(broken.encode_chat, user)
+    failing = "{{ 1 + messages[0]['content'] }}"
+    failing = Tokenizer.load(tiny_tokenizer(tmp_path / "d", template=failing))
+    assert "chat template says: unsupported operand" in message(failing.encode_chat, user)
 
 
 def test_folders_that_cannot_be_read(tmp_path):
@@ -276,6 +279,45 @@ def test_folders_that_cannot_be_read(tmp_path):
     wrong = tiny_tokenizer(tmp_path / "wrong")
     (wrong / "generation_config.json").write_text("{")
     assert "generation_config.json: not valid JSON" in message(Tokenizer.load, wrong)
+    (wrong / "generation_config.json").write_text("[2]")
+    assert "generation_config.json: expected a JSON object" in message(Tokenizer.load, wrong)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["2", "</s>", 2.0, True, -1, [[2]], [1, "2"], [None], {"id": 2}])
+def test_end_tokens_of_a_wrong_type_are_one_line(tmp_path, file, value):
+    folder = tiny_tokenizer(tmp_path)
+    (folder / file).write_text(json.dumps({"eos_token_id": value}))
+    expected = f"{folder / file}: eos_token_id must be a token id or a list of token ids (got "
+    assert message(Tokenizer.load, folder) == f"{expected}{json.dumps(value)})"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
+def test_byte_order_marks_are_read_over(tmp_path, encoding, name):
+    """In all of a tokenizer's files and config.json; what is saved has none, for transformers."""
+    folder = tiny_tokenizer(tmp_path / "a", template=None)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": [1]}))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    if name == "vocab.json":
+        model = json.loads((folder / "tokenizer.json").read_text())["model"]
+        (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+        (folder / "tokenizer.json").unlink()
+        settings = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    clean = Tokenizer.load(folder)
+    for path in folder.iterdir():
+        path.write_text(path.read_text(), encoding)
+    marked = Tokenizer.load(folder)
+    dialogue = [{"role": "user", "content": "The response is not\u2026"}]
+    assert marked.encode_chat(dialogue) == clean.encode_chat(dialogue)
+    assert marked.stop_ids == clean.stop_ids == (2, 1)
+    marked.save(tmp_path / "b")
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert saved.keys() == {path.name for path in folder.iterdir()} - {"config.json"}
+    assert not any(content.startswith((b"\xef\xbb\xbf", b"\xff\xfe")) for content in saved.values())
 
 
 def test_markers_that_eat_white_space_are_refused(tmp_path):
@@ -284,7 +326,10 @@ def test_markers_that_eat_white_space_are_refused(tmp_path):
     for token in data["added_tokens"]:
         token["rstrip"] = True
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    assert "control tokens change the text beside them" in message(Tokenizer.load, folder)
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.encode("a b") == Tokenizer.load(tiny_tokenizer(tmp_path / "b")).encode("a b")
+    line = message(tokenizer.encode_chat, [{"role": "user", "content": "a"}])
+    assert "control tokens change the text beside them" in line
 
 
 def test_gguf_tokenizers(tmp_path):

@@ -21,6 +21,9 @@ SYSTEM = {
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+# What chat templates begin a reply with: a thought (DeepSeek-R1), or an empty one, so that the
+# model does not think (Qwen3 with enable_thinking=False).
+OPENING = re.compile(r"<think>\s*(?:</think>\s*(?:<answer>\s*)?)?\Z")
 
 
 def choose(table: dict[str, str], key: str, what: str) -> str:
@@ -33,6 +36,28 @@ def choose(table: dict[str, str], key: str, what: str) -> str:
 def system(format: str) -> str:
     """The system prompt of "think_answer" or "plain" ("": none); UserError for another name."""
     return choose(SYSTEM, format, "format")
+
+
+def opening(prompt: str) -> str:
+    """The tags with which a rendered prompt begins the reply, and the white space around them."""
+    match = OPENING.search(prompt)
+    return match[0] if match else ""
+
+
+def whole_reply(opened: str, written: str) -> str:
+    """The reply from its first tag on: what the prompt has `opened` counts as written.
+
+    After a thought that is over already, the model may write its own all the same: then that one
+    counts.
+    """
+    own = "</think>" in opened and written.lstrip().startswith("<think>")
+    return written if own else opened + written
+
+
+def after_thought(opened: str, prefill: str) -> str:
+    """The prefill of a reply without a thought: one that the prompt has opened is closed first."""
+    is_open = "<think>" in opened and "</think>" not in opened + prefill
+    return f"\n</think>\n\n{prefill}" if is_open else prefill
 
 
 def strip_thoughts(text: str) -> str:
