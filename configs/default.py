@@ -62,6 +62,7 @@ def get_config() -> Config:
     c.rounds = 3
     c.stages = ("instructor", "generate", "follower")  # of every round, in this order
     c.format = "think_answer"  # of both trained roles' replies; "plain" for very small models
+    c.template_arguments = ConfigDict()  # read by the chat template: enable_thinking = False, …
     c.sample_batch = 256  # samples in one sampling program at a time
 
     c.mesh = ConfigDict()  # devices along each axis; -1: all that are left

@@ -74,19 +74,20 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
     base = Base.load(options.model)
-    config = base.model.config
-    kind = dtype(options.dtype)
-    params = load_params(options.model, base.model, kind, options.scan)
-    engine = Engine(config, params, kind)
-    speaker = Speaker(engine, base.tokenizer)
+    tokenizer, positions = base.tokenizer, base.model.config.max_positions
     if options.raw:
-        ids = [base.tokenizer.encode(prompt) for prompt in prompts]
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
     else:
-        ids = speaker.encode([[{"role": "user", "content": prompt}] for prompt in prompts], "")
-    room = config.max_positions - options.max_tokens
+        dialogues = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        tokenizer.check_chat(dialogues[0])
+        ids = [tokenizer.encode_chat(dialogue) for dialogue in dialogues]
+    room = positions - options.max_tokens
     for prompt, tokens in zip(prompts, ids, strict=True):
         if not 0 < len(tokens) <= room:
             raise UserError(f"the prompt {prompt[:40]!r} has {len(tokens)} tokens, not 1 to {room}")
+    kind = dtype(options.dtype)
+    params = load_params(options.model, base.model, kind, options.scan)
+    speaker = Speaker(Engine(base.model.config, params, kind), tokenizer)
     decoding = Decoding(
         room, options.max_tokens, 64, "", options.temperature, options.top_k, options.top_p
     )

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from seif_jax import models, processes
+from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import RunError, UserError
 from seif_jax.files import beside, occupied, write_json
 from seif_jax.models import Model, hf, lora
@@ -80,7 +81,7 @@ class Base:
     carried: dict[str, bytes]
 
     @classmethod
-    def load(cls, path: str | Path | None) -> "Base":
+    def load(cls, path: str | Path | None, chat: ChatSettings | None = None) -> "Base":
         """From a Hugging Face folder, a GGUF file or a run's checkpoint; None: the embedded one."""
         path = models.resolve(path)
         stage = stage_of(path)
@@ -92,7 +93,7 @@ class Base:
             config = models.open_source(path).config
             generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
             carried = {hf.GENERATION: (json.dumps(generation, indent=2) + "\n").encode()}
-        base = cls(models.describe(config, path), Tokenizer.load(path), carried)
+        base = cls(models.describe(config, path), Tokenizer.load(path, chat), carried)
         if base.tokenizer.vocab_size > base.model.config.vocab:
             raise UserError(
                 f"{path}: the tokenizer has {base.tokenizer.vocab_size} tokens, the model only "

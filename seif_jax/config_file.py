@@ -72,7 +72,8 @@ def apply(config: Config, option: str) -> None:
     *groups, last = name.split(".")
     try:
         holder = functools.reduce(lambda node, group: node[group], groups, config)
-        group = isinstance(holder[last], ConfigDict)
+        # A key of the table may be new here: those of template_arguments are the user's to name.
+        group = not config_keys.key(name) and isinstance(holder[last], ConfigDict)
     except (KeyError, TypeError):
         raise UserError(config_keys.unknown(name, config_keys.flat(config))) from None
     if group:

@@ -17,7 +17,7 @@ from seif_jax.rewards import phrase
 from seif_jax.rewards.score import CHECKS
 from seif_jax.roles import filter, follower, instructor_prompts, judger
 from seif_jax.sampling.methods import TEMPERATURE, TOP_K, TOP_P
-from seif_jax.values import Choice, Flag, Many, Number, Text, Values
+from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text, Values
 
 STAGES = ("instructor", "generate", "follower")
 DTYPES = ("bfloat16", "float32")
@@ -118,6 +118,7 @@ KEYS: dict[str, Key] = {  # "*" is a name that the user chose
     "rounds": later(whole(1, 999)),
     "stages": fixed(Many(Choice(STAGES), least=1)),
     "format": fixed(Choice(("think_answer", "plain"))),
+    "template_arguments.*": fixed(Scalar()),
     "sample_batch": free(BATCH),
     "mesh.data": free(DEVICES),
     "mesh.fsdp": free(DEVICES),
@@ -174,7 +175,7 @@ KEYS: dict[str, Key] = {  # "*" is a name that the user chose
 
 def key(name: str) -> Key | None:
     """The entry of a key as the config names it, "eval.sets.mine.seed"; None: there is no such."""
-    return KEYS.get(re.sub(r"^eval\.sets\.[^.]+\.", "eval.sets.*.", name))
+    return KEYS.get(re.sub(r"^(eval\.sets|template_arguments)\.[^.]+", r"\1.*", name))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

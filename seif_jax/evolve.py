@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import subprocess
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from seif_jax import (
     train,
 )
 from seif_jax.card import card
+from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
@@ -43,10 +45,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 def run(config: Config, workdir: Path, display: Display) -> None:
     """Starts or resumes the run in `workdir` and brings it to its end."""
     settings.check(config)
-    base = Base.load(config.model)
+    started = start_time(workdir)
+    chat = ChatSettings(config.template_arguments.to_dict(), datetime.fromisoformat(started))
+    base = Base.load(config.model, chat)
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
-    new = processes.first() and open_workdir(config, workdir, base, evolution.fingerprints())
+    prints = evolution.fingerprints()
+    new = processes.first() and open_workdir(config, workdir, base, prints, started)
     processes.wait(f"{workdir}: open")
     writer = Writer(workdir)
     try:
@@ -64,10 +69,21 @@ def run(config: Config, workdir: Path, display: Display) -> None:
         report.rounds(config, workdir, display)
 
 
-def open_workdir(config: Config, workdir: Path, base: Base, prints: dict[str, str]) -> bool:
+def start_time(workdir: Path) -> str:
+    """When the run began, in ISO format: as its folder says, or now. Chat templates that write the
+    date write this one, so a run that is resumed on another day asks the same. Of several processes
+    the first one's clock counts."""
+    held = _held_run(workdir / "config.json") or {}
+    now = datetime.now().isoformat(timespec="seconds")
+    return processes.exchange(held.get("started", now))[0]
+
+
+def open_workdir(
+    config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str
+) -> bool:
     """Makes the run's folder, or makes sure that it is this config's. UserError: it is not.
 
-    prints: `fingerprints.of_run` of what the config's paths name.
+    prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
     Returns whether the folder is new.
     """
     path = workdir / "config.json"
@@ -87,7 +103,7 @@ def open_workdir(config: Config, workdir: Path, base: Base, prints: dict[str, st
         packages = {name: importlib.metadata.version(name) for name in PACKAGES}
         devices = [str(device) for device in jax.devices()]
         about = {"packages": packages, "git_commit": _git_commit(), "devices": devices}
-        write_json(path, {**wanted, **about})
+        write_json(path, {**wanted, **about, "started": started})
     if not (workdir / BASE).is_dir():
         base.save(workdir / BASE, settings.lora(config))
     return not held
@@ -135,6 +151,7 @@ class Evolution:
         c, tokenizer = self.config, self.base.tokenizer
         preflight.check_models(c, self.base)
         preflight.check_batches(c, len(self.seeds), len(self.given) if self.given else None)
+        preflight.check_dialogues(c, tokenizer)
         preflight.check_verdicts(c, tokenizer)
         if "follower" not in c.stages:
             return

@@ -3,7 +3,7 @@
 These checks need data, tokenizer and models; those of the config alone are `settings.check`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -14,10 +14,13 @@ from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.models.layers import Config as Shape
 from seif_jax.rewards import judge
-from seif_jax.roles import follower
+from seif_jax.roles import filter, follower, instructor, judger
+from seif_jax.roles.format import Message
 from seif_jax.settings import Config
 from seif_jax.speaker import one_token
 from seif_jax.tokenizer import Tokenizer
+
+PROBE = "Which words of this question reach the model?"
 
 
 def check_models(config: Config, base: Base) -> None:
@@ -98,3 +101,30 @@ def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
                 one_token(tokenizer, prefill, option)
             except UserError as error:
                 raise UserError(f"config.{name}.prefill: {error}") from None
+
+
+def check_dialogues(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises UserError if the model's chat template drops text of a role's dialogue, or does not
+    ask for a reply to it."""
+    for role, dialogue in _dialogues(config):
+        try:
+            tokenizer.check_chat(dialogue)
+        except UserError as error:
+            raise UserError(f"config.{role}: {error}") from None
+
+
+def _dialogues(config: Config) -> Iterator[tuple[str, list[Message]]]:
+    """A dialogue of every kind that the roles of the run's stages have."""
+    trained = {"format": config.format, "shots": config.follower.shots}
+    if {"instructor", "follower"} & {*config.stages}:  # it answers what the Instructor writes
+        yield "follower", follower.messages(PROBE, **trained)
+    if {"instructor", "generate"} & {*config.stages}:
+        trained["shots"] = config.instructor.shots
+        for variant in instructor.VARIANTS:
+            yield "instructor", instructor.messages(PROBE, variant, **trained)
+    for name, role in settings.verdict_roles(config).items():
+        asked = {"mode": role.mode, "shots": role.shots}
+        if name == "filter":
+            yield name, filter.messages(PROBE, **asked)
+        elif role.mode != "random":  # coins are tossed without a question
+            yield name, judger.messages(PROBE, PROBE, PROBE, **asked)

@@ -114,3 +114,23 @@ class Many:
             parts = text.strip("()[] ").split(",")
             value = [part.strip() for part in parts if part.strip()]
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """Text, a number, True, False or None: whatever one literal spells."""
+
+    def __contains__(self, value: Any, /) -> bool:
+        return value is None or isinstance(value, (str, bool, int, float))
+
+    def __str__(self) -> str:
+        return "text, a number, True, False or None"
+
+    def read(self, text: str) -> Any:
+        """A Python literal; any other text is itself."""
+        if text.lower() in ("true", "false"):
+            return TRUTH[text.lower()]
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text

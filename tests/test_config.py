@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from seif_jax import config_keys, settings
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
-from seif_jax.values import Choice, Flag, Many, Number, Text
+from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "configs" / "default.py"
@@ -30,6 +30,7 @@ def with_a_set() -> Any:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.eval.sets.mine = module.rule_set()
+    config.template_arguments.mine = False
     return config
 
 
@@ -63,7 +64,7 @@ def refused(name: str, value: Any) -> str:
 
 
 def test_the_table_has_every_key_and_no_other():
-    named = {name.replace("eval.sets.mine", "eval.sets.*") for name in LEAVES}
+    named = {name.replace(".mine", ".*") for name in LEAVES}
     assert named == config_keys.KEYS.keys()
 
 
@@ -72,7 +73,8 @@ def test_a_default_is_of_the_kind_that_the_table_says(name):
     value, values = LEAVES[name], entry(name).values
     assert value in values
     if value is not None:
-        kinds = {int: Number, float: Number, bool: Flag, tuple: Many, str: (Text, Choice)}
+        kinds = {int: Number, float: Number, bool: (Flag, Scalar), tuple: Many}
+        kinds |= {str: (Text, Choice)}
         assert isinstance(values, kinds[type(value)])
     found = numbers_of(values)
     if found and not isinstance(values, Many):
@@ -123,6 +125,7 @@ def test_numbers_that_cannot_be(name):
         ("follower.epochs", (1.5,), "each a whole number from 1 to 1000 (got (1.5,))"),
         ("lora.targets", ("embed",), "each one of: q, k, v, o, gate, up, down (got ('embed',))"),
         ("eval.sets.mine.kinds", ("nope",), "config.eval.sets.mine.kinds must be values separated"),
+        ("template_arguments.mine", (1,), "text, a number, True, False or None (got (1,))"),
         ("follower.shots", 3, "config.follower.shots must be a whole number from 0 to 2 (got 3)"),
     ],
 )
@@ -333,6 +336,32 @@ def test_config_files_that_cannot_be(tmp_path, text, message):
     with pytest.raises(UserError) as error:
         read_config(str(bad), [])
     assert str(error.value).startswith(str(bad)) and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("False", False), ("true", True), ("2", 2), ("0.5", 0.5), ("None", None), ("'7'", "7"),
+     ("a judge", "a judge"), ("", ""), ("26 Jul 2024", "26 Jul 2024")],
+)  # fmt: skip
+def test_arguments_of_the_chat_template_have_any_name(text, value):
+    options = ["--config.template_arguments.enable_thinking=True"]
+    options += [f"--config.template_arguments.mine={text}"]
+    config = read_config(str(DEFAULT), options)
+    settings.check(config)
+    assert config.template_arguments.to_dict() == {"enable_thinking": True, "mine": value}
+    whole = f"--config.template_arguments={ ({'mine': value})!r}"
+    assert read_config(str(DEFAULT), [whole]).template_arguments.to_dict() == {"mine": value}
+
+
+def test_other_groups_take_no_new_names():
+    for option in (
+        "optim.lr=1",
+        "eval.mine=1",
+        "template_arguments.a.b=1",
+        "template_argument.a=1",
+    ):
+        with pytest.raises(UserError, match="no config key"):
+            read_config(str(DEFAULT), [f"--config.{option}"])
 
 
 def test_references_keep_their_types():
