@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pages
 import pyarrow.parquet as pq
 import pytest
 import tiny_run
@@ -40,6 +42,28 @@ def finished(place):
     """A run of two rounds that nothing stopped."""
     workdir = place.folder / "finished"
     assert seif(place, workdir) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def followed(finished, place):
+    """A Follower stage alone, on a data file, with evaluations, that nothing stopped."""
+    workdir = place.folder / "followed"
+    given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
+    assert seif(place, workdir, *FOLLOWER, given) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def beside(place):
+    """A round on two devices, one of them the Judger's."""
+    workdir = place.folder / "beside"
+    run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
+    options = ["--config.rounds=1", "--config.judger.devices=1", "--config.sample_batch=2"]
+    flags = "--xla_force_host_platform_device_count=2"
+    process = start(place, *run, *options, XLA_FLAGS=flags)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     return workdir
 
 
@@ -288,11 +312,10 @@ def start(place, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def test_follower_alone_killed_and_started_again(finished, place):
+def test_follower_alone_killed_and_started_again(finished, followed, place):
     """On a data file; kill -9 after its first step."""
     given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
-    whole, killed = place.folder / "whole", place.folder / "killed"
-    assert seif(place, whole, *FOLLOWER, given) == 0
+    whole, killed = followed, place.folder / "killed"
     assert [(x["stage"], x["step"]) for x in lines(whole)] == [
         ("evaluate", 0), ("follower", 1), ("follower", 2), ("evaluate", 2),
     ]  # fmt: skip
@@ -345,17 +368,10 @@ def test_judger_on_a_device_of_its_own(place):
     assert named == [other, second]
 
 
-def test_a_judger_beside_the_sampler_gives_the_same_numbers(finished, place):
-    """A round on two devices, one of them the Judger's: as with one for all, and some of the
-    scoring is done before the last sample is there."""
-    workdir = place.folder / "beside"
-    run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
-    options = ["--config.rounds=1", "--config.judger.devices=1", "--config.sample_batch=2"]
-    flags = "--xla_force_host_platform_device_count=2"
-    process = start(place, *run, *options, XLA_FLAGS=flags)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, workdir))
+def test_a_judger_beside_the_sampler_gives_the_same_numbers(finished, beside):
+    """As with one device for all, and some of the scoring is done before the last sample is
+    there."""
+    one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, beside))
     measured = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding")
     for line, other in zip([line for line in one if line["round"] == 1], two, strict=True):
         for name in line.keys() | other.keys():
@@ -366,6 +382,23 @@ def test_a_judger_beside_the_sampler_gives_the_same_numbers(finished, place):
                 assert other[name] == value, (name, line, other)
     early = {line["stage"]: line.get("secs/scored_early", 0) for line in two}
     assert early["instructor"] > 0 and early["follower"] > 0
+
+
+@pytest.mark.parametrize("letter", pages.STAGES)
+def test_docs_reference_describes_what_runs_write(finished, followed, beside, letter):
+    """Every metric and every column of samples has its line, and every line is of one that is."""
+    stage, file = pages.STAGES[letter], pages.FILES[letter]
+    metric_keys, columns = set(), set()
+    for run in (finished, followed, beside):
+        for line in metrics.read(run / "metrics.jsonl"):
+            if line["stage"] == stage:
+                metric_keys |= line.keys() - {"round", "stage", "step"}
+        for path in run.glob(f"round_*/{file}"):
+            columns |= set(pq.read_schema(path).names)
+    metric_keys = {key.removeprefix("eval/held/") for key in metric_keys}
+    metric_keys = {re.sub("^reason/.*", "reason/REASON", key) for key in metric_keys}
+    assert pages.documented("Metrics", letter) == metric_keys
+    assert pages.documented("Samples", letter) == columns
 
 
 def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
