@@ -34,6 +34,7 @@ INSTRUCTIONS = pa.schema(
         ("variant", pa.string()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
+        ("recognised", pa.list_(pa.bool_())),
     ]
 )
 

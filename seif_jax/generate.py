@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 
 from seif_jax import data, metrics, processes
 from seif_jax.display import Display
+from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer
+from seif_jax.rewards.recognise import recognise
 from seif_jax.rollout import UNREADABLE, ask
 from seif_jax.speaker import Decoding, Reply, Speaker
 from seif_jax.tasks import Proposal, Proposer
@@ -101,12 +103,14 @@ def _step(
 
 def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
     """A row of the stage's samples.parquet: the instruction, and the reply that it came from."""
+    rules = [recognise(constraint) for constraint in p.instruction.constraints]
     return {
         "seed_question": p.instruction.seed_question,
         "constraint": list(p.instruction.constraints),
         "prompt": p.instruction.prompt,
-        "kwargs": [data.all_kwargs(k) for k in p.instruction.kwargs],
-        "instruction_id_list": list(p.instruction.instruction_ids),
+        "kwargs": [data.all_kwargs(rule.kwargs if rule else {}) for rule in rules],
+        "instruction_id_list": [rule.instruction_id if rule else SOFT for rule in rules],
+        "recognised": [rule is not None for rule in rules],
         "variant": p.variant,
         "kept": not p.reason,
         "reason": p.reason,

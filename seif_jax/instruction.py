@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-SOFT = "soft"  # the instruction id of a constraint that has no rule
+SOFT = "soft"  # the instruction id of a constraint whose rule the data do not name
 
 
 @dataclass(frozen=True)

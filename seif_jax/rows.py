@@ -61,7 +61,8 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     """An instruction, in our format or the authors' (docs/reference.md).
 
     The arguments of rules are checked. A rule without a constraint, as in IFEval's own file, gets a
-    sentence that asks for it.
+    sentence that asks for it. Where `recognised` is true, the rule was read in the constraint, which
+    will be read again: the data do not name it.
     """
     seed = read_prompt(where, row, "seed_question").text if row.get("seed_question") else ""
     prompt = read_prompt(where, row, "prompt").text
@@ -72,6 +73,7 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     ids = _list(where, row, "instruction_id_list") or [SOFT] * len(constraints)
     kwargs = _list(where, row, "kwargs") or [None] * len(ids)
     kwargs = [_arguments(where, value) for value in kwargs]
+    recognised = _list(where, row, "recognised") or [False] * len(ids)
     if not constraints and (not ids or SOFT in ids):
         raise UserError(f"{where}: no constraints in {column!r}")
     if not len(constraints or ids) == len(ids) == len(kwargs):
@@ -79,6 +81,13 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
             f"{where}: {len(constraints)} in {column!r}, {len(ids)} in 'instruction_id_list' and "
             f"{len(kwargs)} in 'kwargs' must be the same number"
         )
+    if len(recognised) != len(ids):
+        raise UserError(
+            f"{where}: 'recognised' must hold {len(ids)} values, one for each constraint (got "
+            f"{len(recognised)})"
+        )
+    ids = [SOFT if again else name for name, again in zip(ids, recognised, strict=True)]
+    kwargs = [{} if again else given for given, again in zip(kwargs, recognised, strict=True)]
     for name, arguments in zip(ids, kwargs, strict=True):
         _check_rule(where, name, arguments, seed)
     if not constraints:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards.judge import Judge, Verdict
-from seif_jax.rewards.recognise import recognise
 from seif_jax.rewards.score import Checked, Checker, Mark, Score
 from seif_jax.roles import filter, follower, instructor
 from seif_jax.roles.format import Message
@@ -157,13 +156,13 @@ class Proposer:
             if reason in ("format", "parse") and not reply.finished:
                 reason = "truncated"
             return Proposal(nothing, variant, reason, parsed.detail, None)
-        rules = [recognise(c) or (SOFT, {}) for c in parsed.constraints]
+        number = len(parsed.constraints)
         instruction = Instruction(
             seed,
             tuple(parsed.constraints),
             instructor.instruction(seed, parsed.constraints),
-            tuple(kwargs for _, kwargs in rules),
-            tuple(name for name, _ in rules),
+            ({},) * number,
+            (SOFT,) * number,
         )
         return Proposal(instruction, variant, "", "", None)
 

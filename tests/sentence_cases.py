@@ -220,6 +220,7 @@ MEANT: list[tuple[str, tuple[str, dict]]] = [
     ("The answer should use the words “north” and “south” at least once each.",
      include("north", "south")),
     ("Include the word 'lantern' at least once.", include("lantern")),
+    ("Include the keyword 'AI'.", include("AI")),
     ("The response should include at least 2 required keywords: 'yeast' and 'flour'.",
      include("yeast", "flour")),
     ("Required keywords: include the keywords 'copper' and 'bronze'.", include("copper", "bronze")),
@@ -234,6 +235,7 @@ MEANT: list[tuple[str, tuple[str, dict]]] = [
     ("In your response, the word 'tide' must occur less than 4 times.",
      frequency("tide", "less than", 4)),
     ("Do not use the word 'really' more than once.", frequency("really", "less than", 2)),
+    ("Include the word 'ate' at least twice.", frequency("ate", "at least", 2)),
     ("Use the phrase 'in short' at most 2 times.", frequency("in short", "less than", 3)),
     ("The response should contain at least 5 mentions of the word 'violin'.",
      frequency("violin", "at least", 5)),
@@ -342,9 +344,7 @@ NOT_SAYABLE: list[str] = [
     "Include technical terms such as 'voltage' and 'current'.",
     "The word 'RIVER' must appear in ALL CAPS.",
     "Highlight the words in ALL CAPS.",
-    # IFEval's check would say something else
-    "Include the word 'ate' at least twice.",
-    "Include the keyword 'AI'.",
+    # nothing that can be checked exactly, or that IFEval has a rule for
     "The response must be in Chinese.",
     "The response should be in Latin.",
     "Include some Spanish.",

@@ -227,6 +227,22 @@ def test_instructions_come_back_as_they_were_saved(tmp_path):
     ]
 
 
+def test_a_recognised_rule_is_read_from_its_sentence_again(tmp_path):
+    """…so that it is checked as the sentence says; an id that the data name is IFEval's."""
+    path = tmp_path / "instructions.parquet"
+    ids = ["punctuation:no_comma", "startend:quotation"]
+    row = {"constraint": ["No commas.", "Quote it all."], "prompt": "p", "instruction_id_list": ids}
+    for recognised, read in (
+        ([True, False], ("soft", ids[1])),
+        ([False, False], tuple(ids)),
+        ([True, True], ("soft", "soft")),
+        (None, tuple(ids)),
+    ):
+        row |= {"kwargs": [{}, {}], "recognised": recognised}
+        data.save_instructions(path, [row])
+        assert data.load_instructions(path)[0].instruction_ids == read
+
+
 def test_instructions_file_has_the_types_of_the_authors_files(tmp_path):
     path = tmp_path / "instructions.parquet"
     rule = {"keywords": ["sea", "salt"], "relation": "at least", "num_words": 40}
@@ -235,7 +251,7 @@ def test_instructions_file_has_the_types_of_the_authors_files(tmp_path):
     schema = pq.read_schema(path)
     assert schema.names == [
         *("seed_question", "constraint", "prompt", "kwargs"),
-        *("instruction_id_list", "variant", "kept", "reason"),
+        *("instruction_id_list", "variant", "kept", "reason", "recognised"),
     ]
     assert schema.field("constraint").type.value_type == pa.string()
     kwargs = schema.field("kwargs").type.value_type
@@ -291,6 +307,7 @@ GOOD = {"constraint": ["a", "b"], "prompt": "p"}
         (GOOD | {"constraint": ["a", ""]}, "row 2: 'constraint' must be text (got ''"),
         (GOOD | {"prompt": None}, "row 2: 'prompt' must be text or a list of chat messages (got"),
         (GOOD | {"instruction_id_list": ["soft"]}, "row 2: 2 in 'constraint', 1 in 'instruction_"),
+        (GOOD | {"recognised": [True]}, "'recognised' must hold 2 values, one for each constraint"),
         (GOOD | {"kwargs": [{}]}, "and 1 in 'kwargs' must be the same number"),
         (GOOD | {"kwargs": "[{}, 3]"}, "row 2: 'kwargs' must hold objects (got 3"),
         (GOOD | {"kwargs": "{"}, "row 2: 'kwargs' is text, but not JSON: '{'"),

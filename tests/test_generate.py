@@ -103,7 +103,9 @@ def test_every_seed_has_a_row_with_its_reason(tmp_path: Path, batch: int) -> Non
     kept = data.load_instructions(tmp_path / "instructions.parquet")
     assert [k.prompt for k in kept] == [f"Four?\n{KIND}\n{BRIEF}\n{COMMA}",
                                         f"Seven?\n{KIND}\n{BRIEF}\nBe loud."]  # fmt: skip
-    assert kept[0].instruction_ids == ("soft", "soft", "punctuation:no_comma")
+    assert rows[3]["instruction_id_list"] == ["soft", "soft", "punctuation:no_comma"]
+    assert rows[3]["recognised"] == [False, False, True]
+    assert kept[0].instruction_ids == ("soft", "soft", "soft")  # the data name no rule
     samples = pq.read_table(tmp_path / "generate" / "samples.parquet").to_pylist()
     assert [s["tokens"] for s in samples] == [2, 2, 0, 12, 6, 9, 9]
     assert [s["detail"] for s in samples][4] == "found c1, c2, expected c1 to c3"

@@ -25,9 +25,10 @@ ELSEWHERE = ("Title: ", "Each paragraph: ", "In the introduction, ", "If asked, 
 
 @pytest.mark.parametrize(("sentence", "rule"), MEANT)
 def test_a_sentence_gives_the_rule_that_it_means(sentence, rule):
-    assert recognise(sentence) == rule
-    instruction_id, kwargs = rule
-    assert rules.check(instruction_id, kwargs, "word", "a question") in (True, False)
+    found = recognise(sentence)
+    assert found and (found.instruction_id, found.kwargs) == rule
+    assert rules.check(found.instruction_id, found.kwargs, "word", "a question") in (True, False)
+    assert found.check("word", "a question") in (True, False, None)
 
 
 @pytest.mark.parametrize("sentence", NOT_SAYABLE)
@@ -49,22 +50,26 @@ def test_there_are_enough_sentences_of_every_kind():
 
 @pytest.mark.parametrize("number", [1, 2, 19, 20, 21, 99, 100, 1500])
 def test_relations_are_exact(number):
-    def rule(relation, n):
-        return "length_constraints:number_words", {"num_words": n, "relation": relation}
+    def bound(relation):
+        found = recognise(f"Use {relation} {number} words.")
+        if found is None:
+            return None
+        assert found.instruction_id == "length_constraints:number_words"
+        return found.kwargs["relation"], found.kwargs["num_words"]
 
-    assert recognise(f"Use at least {number} words.") == rule("at least", number)
-    assert recognise(f"Use more than {number} words.") == rule("at least", number + 1)
-    assert recognise(f"Use at most {number} words.") == (number and rule("less than", number + 1))
-    less = rule("less than", number) if number > 1 else None
-    assert recognise(f"Use less than {number} words.") == less
-    assert recognise(f"Use no less than {number} words.") == rule("at least", number)
+    assert bound("at least") == ("at least", number)
+    assert bound("more than") == ("at least", number + 1)
+    assert bound("at most") == ("less than", number + 1)
+    assert bound("less than") == (("less than", number) if number > 1 else None)
+    assert bound("no less than") == ("at least", number)
 
 
 @pytest.mark.parametrize("instruction_id", sorted(phrase.KINDS))
 def test_what_phrase_writes_is_recognised(instruction_id):
     written = [phrase.write(instruction_id, random.Random(seed)) for seed in range(200)]
     for sentence, kwargs in written:
-        assert recognise(sentence) == (instruction_id, kwargs), sentence
+        found = recognise(sentence)
+        assert found and (found.instruction_id, found.kwargs) == (instruction_id, kwargs), sentence
     assert len({sentence for sentence, _ in written}) >= 2
     assert written == [phrase.write(instruction_id, random.Random(seed)) for seed in range(200)]
 
@@ -123,5 +128,5 @@ def test_share_of_real_constraints_recognised():
         name: sum(recognise(sentence) is not None for sentence in group) / len(group)
         for name, group in (("hard", hard), ("soft", soft))
     }
-    assert share["hard"] >= 0.53  # measured: 0.533
-    assert share["soft"] >= 0.17  # measured: 0.174
+    assert share["hard"] >= 0.535  # measured: 0.537
+    assert share["soft"] >= 0.174  # measured: 0.175

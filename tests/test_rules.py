@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +248,45 @@ def test_every_ifeval_prompt_builds_its_checks():
             assert rules.check(instruction_id, kwargs, "word") in (True, False)
             counted += 1
     assert counted == 834
+
+
+def own_verdict(instruction_id, kwargs, reply):
+    """What the package itself says."""
+    checker = rules._library()[instruction_id](instruction_id)
+    checker.build_description(**{key: value for key, value in kwargs.items() if value is not None})
+    return bool(checker.check_following(reply))
+
+
+REPLIES = [
+    *(reply for case in CASES for reply in case[2:]),
+    *("红，蓝。", "“It rains.”", "« Il pleut. »", "* a\n* b\n---\nc", '{"a": NaN}', "¡Muy bien!"),
+    *("tea is nice.", "TEA IS NICE.", "A train, an airplane.", "One.\n\n\nTwo.", "P.P.S. Bye"),
+]
+
+
+@pytest.mark.parametrize(("instruction_id", "kwargs"), [case[:2] for case in CASES])
+def test_an_id_that_the_data_name_is_the_packages_own_check(instruction_id, kwargs):
+    if instruction_id in ("keywords:existence", "keywords:forbidden_words"):
+        kwargs = {next(iter(kwargs)): ["rain", "cat"]}  # the package reads "C++" as a pattern
+    for reply in REPLIES:
+        expected = own_verdict(instruction_id, kwargs, reply)
+        assert rules.check(instruction_id, kwargs, reply) is expected, reply
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="needs the IFEval prompts and sampled replies")
+def test_ifeval_verdicts_on_real_replies_are_the_packages_own():
+    """But for letters that are none, for which the package draws a random one."""
+    import pyarrow.parquet as pq
+
+    samples = DATA.parent / "ifbench" / "sample_output.jsonl"
+    replies = [json.loads(line)["response"] for line in samples.read_text("utf-8").splitlines()]
+    compared = 0
+    for number, row in enumerate(pq.read_table(DATA).to_pylist()):
+        for instruction_id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+            if not (kwargs["letter"] or "a").isalpha():
+                continue
+            for reply in replies[number % 98 :: 98]:
+                expected = own_verdict(instruction_id, kwargs, reply)
+                assert rules.check(instruction_id, kwargs, reply) is expected, (row, reply)
+                compared += 1
+    assert compared > 2400

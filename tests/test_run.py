@@ -159,9 +159,11 @@ def test_instructions(finished):
         constraints = tuple(json.loads(tiny_run.PREFILL).values())
         assert {row.constraints for row in kept} == {constraints}
         assert kept[0].prompt == "\n".join([kept[0].seed_question, *constraints])
-        assert kept[0].instruction_ids[:2] == (
+        [first, *_] = [row for row in found if row["kept"]]
+        assert first["instruction_id_list"][:2] == [
             "punctuation:no_comma", "length_constraints:number_words",
-        )  # fmt: skip
+        ]  # fmt: skip
+        assert first["recognised"] == [True, True, False]
         trained = rows(path.parent / "follower", "samples.parquet")
         assert {r["seed_question"] for r in trained} <= {r.seed_question for r in kept}
 

@@ -76,16 +76,31 @@ REPEAT = "First repeat the request word for word, then give your answer."
 
 
 @pytest.mark.parametrize("checks", CHECKS)
-def test_a_recognised_rule_that_the_row_cannot_feed_is_no_rule(checks: str) -> None:
+def test_a_recognised_rule_that_the_row_cannot_feed_decides_nothing(checks: str) -> None:
     """To repeat the request, it must be known: a file need not have the seed question."""
     row = instruction((REPEAT, SOFT, {}), (COMMA, SOFT, {}))
-    without = marks(checks, "Q? Tea.", replace(row, seed_question=""))[0]
     judged = None if checks == "rules" else True
-    assert (without.instruction_id, without.rule, without.value) == (SOFT, None, judged)
+    for unknown in ("", " "):
+        without = marks(checks, "Q? Tea.", replace(row, seed_question=unknown))[0]
+        assert (without.rule, without.value) == (None, judged)
     fed = marks(checks, "Q? Tea.", row)[0]
     assert (fed.instruction_id, fed.rule, fed.value) == ("combination:repeat_prompt", True, True)
-    blank = marks(checks, "Q? Tea.", replace(row, seed_question=" "))[0]
-    assert blank.rule is None
+
+
+def test_a_rule_that_the_data_name_is_ifevals_and_a_recognised_one_is_the_sentences() -> None:
+    answer = "红，蓝"  # IFEval knows the comma of English alone
+    for name, met in (("punctuation:no_comma", True), (SOFT, False)):
+        (found,) = marks("rules", answer, instruction((COMMA, name, {})))
+        assert (found.instruction_id, found.rule) == ("punctuation:no_comma", met)
+
+
+def test_what_a_rule_cannot_tell_the_judger_decides() -> None:
+    row = instruction(("Use at least 3 words.", SOFT, {}))
+    (found,) = marks("hybrid", "今天下雨", row)
+    assert (found.instruction_id, found.rule, found.judge, found.value) == (
+        "length_constraints:number_words", None, True, True,
+    )  # fmt: skip
+    assert marks("rules", "今天下雨", row)[0].value is None
 
 
 def test_without_any_verdict_there_is_no_share() -> None:
@@ -115,8 +130,8 @@ def test_a_rule_that_cannot_run_names_the_sample() -> None:
     row = instruction((COMMA, "length_constraints:number_words", {"num_words": "few"}))
     with pytest.raises(
         RunError,
-        match="number_words with {'num_words': 'few'} failed on the "
-        "answer 'Tea please.' to .*not contain any commas.*num_words must be .*got 'few'",
+        match="rule of 'The response should not contain any commas.' .*number_words, .*'few'.* "
+        "failed on the answer 'Tea please.' to .*got 'few'",
     ):
         marks("judge", ANSWER, row)  # the Judger would decide: the rule's error still shows
     with pytest.raises(RunError, match="keywords:nonsense"):

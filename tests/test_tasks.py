@@ -235,8 +235,7 @@ def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about(
 
 def test_propose_with_and_without_a_filter() -> None:
     replies = [Said(GOOD), None, Said("none")]
-    rules = (SOFT, SOFT, "punctuation:no_comma")
-    kept = Proposal(Instruction(SEED, THREE, PROMPT, ({},) * 3, rules), "hard", "", "", None)
+    kept = Proposal(Instruction(SEED, THREE, PROMPT, ({},) * 3, (SOFT,) * 3), "hard", "", "", None)
     nothing = Instruction(SEED, (), SEED, (), ())
     dropped = [
         Proposal(nothing, "hard", "prompt_too_long", "", None),
@@ -306,7 +305,11 @@ def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
     assert len(told) == len(dialogues) == 1
 
 
-def test_the_readme_lists_every_reason() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+def test_the_docs_list_every_reason() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "rewards.md").read_text("utf-8")
+    table = page.split("## Why a reward is 0")[1]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == REASONS
+    readme = (root / "README.md").read_text("utf-8")
     paragraph = next(line for line in readme.splitlines() if "column `reason`" in line)
     assert re.findall(r"`(\w+)`", paragraph.split(":", 1)[1].split(". ")[0]) == [*REASONS]

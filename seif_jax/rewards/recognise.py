@@ -1,20 +1,39 @@
-"""From a plain sentence to the IFEval rule that means exactly that, or None.
+"""From a plain sentence to the rule that means exactly that, or None.
 
 A wrong rule is worse than none, so a pattern must match the whole sentence (in the canonical form
-of `wording`), and what the rules cannot say ("exactly 50 words", "at least 3 bullet points", two
-demands in one sentence) matches nothing. To teach it a sentence, add a pattern to `sentences`.
+of `wording`), and what IFEval's rules cannot say ("exactly 50 words", "at least 3 bullet points",
+two demands in one sentence) matches nothing. To teach it a sentence, add a pattern to `sentences`.
 """
 
+import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from seif_jax.rewards import rules
+from seif_jax.rewards import literal, rules
+from seif_jax.rewards.literal import Check
 from seif_jax.rewards.sentences import SENTENCES
-from seif_jax.rewards.wording import DEMANDS, wordings
+from seif_jax.rewards.wording import DEMANDS, Wording, wordings
 
-Rule = tuple[str, dict[str, Any]]
-_Build = Callable[[re.Match[str], tuple[str, ...]], Rule | None]
+
+@dataclass(frozen=True)
+class Rule:
+    """What a sentence demands: named as the nearest IFEval rule, checked as the sentence says."""
+
+    instruction_id: str
+    kwargs: dict[str, Any]
+    _check: Check = field(repr=False, compare=False)
+
+    def check(self, reply: str, request: str = "") -> bool | None:
+        """Whether `reply` does what the sentence says; None where a judge must decide.
+
+        An empty reply never does. request: what was asked, without the constraints; "" if unknown.
+        """
+        return self._check(reply, request) if reply.strip() else False
+
+
+_Build = Callable[[re.Match[str], Wording], Rule | None]
 
 # relation → (IFEval relation, what to add to the number)
 _RELATIONS = {
@@ -25,17 +44,18 @@ _RELATIONS = {
 }
 _OPPOSITES = {"more than": "at most", "less than": "at least"}
 _POSTSCRIPTS = {"p.s": "P.S.", "p.p.s": "P.P.S"}
-_OPTIONS = {"My answer is yes.", "My answer is no.", "My answer is maybe."}
+_OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _LANGUAGES = {name.lower(): code for code, name in rules.LANGUAGES.items()}
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def recognise(sentence: str) -> Rule | None:
-    """The IFEval id and kwargs that check the sentence, or None: a judge must read it."""
-    for skeleton, quotes, label in wordings(sentence):
+    """The rule that the sentence states, or None: a judge must read it."""
+    for wording in wordings(sentence):
         for kind, pattern in _TABLE:
-            match = pattern.fullmatch(skeleton)
-            if match and DEMANDS.get(label, kind) == kind:
-                return _BUILDERS[kind](match, quotes)
+            match = pattern.fullmatch(wording.skeleton)
+            if match and DEMANDS.get(wording.label, kind) == kind:
+                return _BUILDERS[kind](match, wording)
     return None
 
 
@@ -58,133 +78,172 @@ def _plain_words(quotes: tuple[str, ...]) -> list[str] | None:
     return list(dict.fromkeys(quotes))
 
 
-def _findable(words: list[str]) -> bool:
-    """IFEval finds keywords inside other words too: short ones ("ate", "AI") by accident."""
-    return not any(word.isascii() and len(word) < 4 for word in words)
+def _names(wording: Wording, word: str) -> bool:
+    return word in f"{wording.label} {wording.skeleton}"
 
 
-def _fixed(instruction_id: str, **kwargs: Any) -> _Build:
-    return lambda match, quotes: (instruction_id, kwargs)
+def _plain(instruction_id: str, check: Check) -> _Build:
+    return lambda match, wording: Rule(instruction_id, {}, check)
 
 
-def _number(instruction_id: str, key: str) -> _Build:
-    def build(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
+def _number(instruction_id: str, key: str, make: Callable[[int, Wording], Check]) -> _Build:
+    def build(match: re.Match[str], wording: Wording) -> Rule | None:
         number = int(match["n"])
-        return (instruction_id, {key: number}) if number else None
+        return Rule(instruction_id, {key: number}, make(number, wording)) if number else None
 
     return build
 
 
-def _length(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
+def _length(match: re.Match[str], wording: Wording) -> Rule | None:
     bound, unit = _bound(match), match["unit"]
     # a reply has at least one word, so "less than 1" can only be a slip
     if bound is None or bound == ("less than", 1):
         return None
-    return f"length_constraints:number_{unit}s", {f"num_{unit}s": bound[1], "relation": bound[0]}
+    relation, number = bound
+    kwargs = {f"num_{unit}s": number, "relation": relation}
+    check = literal.length(unit, relation, number)
+    return Rule(f"length_constraints:number_{unit}s", kwargs, check)
 
 
-def _one(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    unit = match["unit"]  # an empty reply satisfies no rule, so "less than 2" is exactly one
-    return f"length_constraints:number_{unit}s", {f"num_{unit}s": 2, "relation": "less than"}
+def _one(match: re.Match[str], wording: Wording) -> Rule | None:
+    unit = match["unit"]  # an empty reply satisfies no rule, so "less than 2" is nearest
+    kwargs = {f"num_{unit}s": 2, "relation": "less than"}
+    return Rule(f"length_constraints:number_{unit}s", kwargs, literal.exactly_one(unit))
 
 
-def _capital_words(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
+def _case(instruction_id: str, make: Callable[[bool], Check]) -> _Build:
+    return lambda match, wording: Rule(instruction_id, {}, make(_names(wording, "english")))
+
+
+def _capital_words(match: re.Match[str], wording: Wording) -> Rule | None:
     bound = _bound(match)
     if bound is None:
         return None
     kwargs = {"capital_frequency": bound[1], "capital_relation": bound[0]}
-    return "change_case:capital_word_frequency", kwargs
+    return Rule("change_case:capital_word_frequency", kwargs, literal.capital_words(*bound))
 
 
-def _keywords(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    words, number = _plain_words(quotes), match.groupdict().get("n")
-    if words is None or not _findable(words) or (number and int(number) != len(words)):
+def _keywords(match: re.Match[str], wording: Wording) -> Rule | None:
+    words, number = _plain_words(wording.quotes), match.groupdict().get("n")
+    if words is None or (number and int(number) != len(words)):
         return None
-    return "keywords:existence", {"keywords": words}
+    return Rule("keywords:existence", {"keywords": words}, literal.keywords(words))
 
 
-def _forbidden(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    words = _plain_words(quotes)
-    return ("keywords:forbidden_words", {"forbidden_words": words}) if words else None
+def _forbidden(match: re.Match[str], wording: Wording) -> Rule | None:
+    words = _plain_words(wording.quotes)
+    if words is None:
+        return None
+    kwargs = {"forbidden_words": words}
+    return Rule("keywords:forbidden_words", kwargs, literal.forbidden(words))
 
 
-def _frequency(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    words, bound = _plain_words(quotes), _bound(match)
-    if words is None or not _findable(words) or bound is None:
+def _frequency(match: re.Match[str], wording: Wording) -> Rule | None:
+    words, bound = _plain_words(wording.quotes), _bound(match)
+    if words is None or bound is None:
         return None
     if bound == ("at least", 1):
-        return "keywords:existence", {"keywords": words}
+        return Rule("keywords:existence", {"keywords": words}, literal.keywords(words))
     kwargs = {"keyword": words[0], "frequency": bound[1], "relation": bound[0]}
-    return "keywords:frequency", kwargs
+    return Rule("keywords:frequency", kwargs, literal.frequency(words[0], *bound))
 
 
-def _letter(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    letter = (match["letter"] or quotes[0]).lower()
+def _letter(match: re.Match[str], wording: Wording) -> Rule | None:
+    letter = (match["letter"] or wording.quotes[0]).lower()
     bound = _bound(match) if match.groupdict().get("n") else ("less than", 1)
     if bound is None or not re.fullmatch("[a-z]", letter):
         return None
     kwargs = {"letter": letter, "let_frequency": bound[1], "let_relation": bound[0]}
-    return "keywords:letter_frequency", kwargs
+    return Rule("keywords:letter_frequency", kwargs, literal.letter(letter, *bound))
 
 
-def _ending(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
+def _ending(match: re.Match[str], wording: Wording) -> Rule | None:
     # 'end with the phrase "thank you"' may allow a full stop after it; "exact" or a stop settles it
-    if not match["exact"] and not quotes[0].endswith((".", "!", "?")):
+    phrase = wording.quotes[0]
+    if not match["exact"] and not phrase.endswith((".", "!", "?")):
         return None
-    return "startend:end_checker", {"end_phrase": quotes[0]}
+    return Rule("startend:end_checker", {"end_phrase": phrase}, literal.ending(phrase))
 
 
-def _first_word(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
+def _first_word(match: re.Match[str], wording: Wording) -> Rule | None:
     total, nth = int(match["n"]), int(match["nth"])
+    quotes, word = wording.quotes, wording.quotes[-1]
     separator_is_blank = len(quotes) == 1 or quotes[0].strip() == r"\n\n"
-    if not 1 <= nth <= total or not separator_is_blank or not re.fullmatch(r"[\w-]+", quotes[-1]):
+    if not 1 <= nth <= total or not separator_is_blank or not re.fullmatch(r"[\w-]+", word):
         return None
-    kwargs = {"num_paragraphs": total, "nth_paragraph": nth, "first_word": quotes[-1]}
-    return "length_constraints:nth_paragraph_first_word", kwargs
+    kwargs = {"num_paragraphs": total, "nth_paragraph": nth, "first_word": word}
+    check = literal.first_word(total, nth, word)
+    return Rule("length_constraints:nth_paragraph_first_word", kwargs, check)
 
 
-def _sections(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    mark = re.fullmatch(r"(\w+) (?:X|N|1|#)", quotes[0])
-    if mark is None or not int(match["n"]):
+def _sections(match: re.Match[str], wording: Wording) -> Rule | None:
+    mark = re.fullmatch(r"(\w+) (?:X|N|1|#)", wording.quotes[0])
+    number = int(match["n"])
+    if mark is None or not number:
         return None
-    kwargs = {"section_spliter": mark[1], "num_sections": int(match["n"])}
-    return "detectable_format:multiple_sections", kwargs
+    kwargs = {"section_spliter": mark[1], "num_sections": number}
+    return Rule("detectable_format:multiple_sections", kwargs, literal.sections(mark[1], number))
 
 
-def _postscript(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    marker = _POSTSCRIPTS.get((quotes[0] if quotes else match["mark"]).lower().rstrip("."))
-    return ("detectable_content:postscript", {"postscript_marker": marker}) if marker else None
+def _postscript(match: re.Match[str], wording: Wording) -> Rule | None:
+    mark = wording.quotes[0] if wording.quotes else match["mark"]
+    marker = _POSTSCRIPTS.get(mark.lower().rstrip("."))
+    if marker is None:
+        return None
+    kwargs = {"postscript_marker": marker}
+    return Rule("detectable_content:postscript", kwargs, literal.postscript(marker))
 
 
-def _language(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    return "language:response_language", {"language": _LANGUAGES[match["language"]]}
+def _language(match: re.Match[str], wording: Wording) -> Rule | None:
+    code = _LANGUAGES[match["language"]]
+    return Rule("language:response_language", {"language": code}, literal.language(code))
 
 
-def _options(match: re.Match[str], quotes: tuple[str, ...]) -> Rule | None:
-    return ("detectable_format:constrained_response", {}) if set(quotes) == _OPTIONS else None
+def _options(match: re.Match[str], wording: Wording) -> Rule | None:
+    if set(wording.quotes) != set(_OPTIONS):
+        return None
+    return Rule("detectable_format:constrained_response", {}, literal.one_of(_OPTIONS))
 
 
 _BUILDERS: dict[str, _Build] = {
     "length": _length,
     "one": _one,
-    "paragraphs": _number("length_constraints:number_paragraphs", "num_paragraphs"),
+    "paragraphs": _number(
+        "length_constraints:number_paragraphs",
+        "num_paragraphs",
+        lambda number, wording: literal.paragraphs(number),
+    ),
     "first_word": _first_word,
-    "bullets": _number("detectable_format:number_bullet_lists", "num_bullets"),
-    "highlights": _number("detectable_format:number_highlighted_sections", "num_highlights"),
+    "bullets": _number(
+        "detectable_format:number_bullet_lists",
+        "num_bullets",
+        lambda number, wording: literal.bullets(number, _names(wording, "markdown")),
+    ),
+    "highlights": _number(
+        "detectable_format:number_highlighted_sections",
+        "num_highlights",
+        lambda number, wording: literal.highlights(number, _names(wording, "asterisks")),
+    ),
     "sections": _sections,
-    "placeholders": _number("detectable_content:number_placeholders", "num_placeholders"),
-    "title": _fixed("detectable_format:title"),
-    "quotation": _fixed("startend:quotation"),
-    "json": _fixed("detectable_format:json_format"),
-    "two_responses": _fixed("combination:two_responses"),
-    "repeat": _fixed("combination:repeat_prompt"),
+    "placeholders": _number(
+        "detectable_content:number_placeholders",
+        "num_placeholders",
+        lambda number, wording: literal.placeholders(number),
+    ),
+    "title": lambda match, wording: Rule(
+        "detectable_format:title", {}, literal.title(not _names(wording, "double"))
+    ),
+    "quotation": _plain("startend:quotation", literal.quotation),
+    "json": _plain("detectable_format:json_format", literal.valid_json),
+    "two_responses": _plain("combination:two_responses", literal.two_responses),
+    "repeat": _plain("combination:repeat_prompt", literal.repeat),
     "postscript": _postscript,
     "ending": _ending,
     "options": _options,
-    "lowercase": _fixed("change_case:english_lowercase"),
-    "capitals": _fixed("change_case:english_capital"),
+    "lowercase": _case("change_case:english_lowercase", literal.lowercase),
+    "capitals": _case("change_case:english_capital", literal.uppercase),
     "language": _language,
-    "no_comma": _fixed("punctuation:no_comma"),
+    "no_comma": _plain("punctuation:no_comma", literal.no_comma),
     "capital_words": _capital_words,
     "keywords": _keywords,
     "frequency": _frequency,

@@ -224,15 +224,6 @@ def read_arguments(
     return read
 
 
-def complete(instruction_id: str, kwargs: Mapping[str, Any], prompt: str = "") -> bool:
-    """Whether `check` has all the arguments that the rule needs."""
-    try:
-        read_arguments(instruction_id, kwargs, prompt)
-    except UserError:
-        return False
-    return True
-
-
 def _checker(instruction_id: str, arguments: dict[str, Any]) -> Any:
     checker = _library()[instruction_id](instruction_id)
     letter = arguments.get("letter", "a")
@@ -249,20 +240,27 @@ def _checker(instruction_id: str, arguments: dict[str, Any]) -> Any:
 def _library() -> dict[str, Any]:
     """The package's checkers by id, ready to work without a network and the same in every run."""
     import langdetect
-    import nltk
 
     langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
-    if not _has_punkt(nltk):
-        spec = importlib.util.find_spec("llama_index")  # looked up, not imported
-        folders = spec.submodule_search_locations if spec else None
-        for folder in folders or ():
-            nltk.data.path.append(str(Path(folder, "core", "_static", "nltk_cache")))
-        if not _has_punkt(nltk):
-            raise UserError(
-                "NLTK's punkt_tab is missing: run `python -m nltk.downloader punkt_tab`, or "
-                "`pip install --no-deps llama-index-core`, which holds it"
-            )
+    find_punkt()
     return importlib.import_module("if_verifiable.ifeval").INSTRUCTION_DICT
+
+
+def find_punkt() -> None:
+    """Makes sure that NLTK finds its punkt_tab, without a network; UserError if it is nowhere."""
+    import nltk
+
+    if _has_punkt(nltk):
+        return
+    spec = importlib.util.find_spec("llama_index")  # looked up, not imported
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        nltk.data.path.append(str(Path(folder, "core", "_static", "nltk_cache")))
+    if not _has_punkt(nltk):
+        raise UserError(
+            "NLTK's punkt_tab is missing: run `python -m nltk.downloader punkt_tab`, or "
+            "`pip install --no-deps llama-index-core`, which holds it"
+        )
 
 
 def _has_punkt(nltk: Any) -> bool:

@@ -35,7 +35,7 @@ class Mark:
 
     constraint: str
     instruction_id: str  # IFEval id, given or recognised; "soft": no rule
-    rule: bool | None  # what the rule says; None: there is none
+    rule: bool | None  # what the rule says; None: there is none, or it cannot tell
     judge: bool | None  # what the Judger says; None: not asked, or no verdict
     judge_prob: float | None
     judge_text: str
@@ -136,20 +136,23 @@ class Checker:
 
 
 def _rule(row: Instruction, answer: str, j: int) -> tuple[str, bool | None]:
-    """Id of a constraint's rule and what it says; SOFT and None where there is none."""
-    name, kwargs = row.instruction_ids[j], row.kwargs[j]
-    if name == SOFT:
-        name, kwargs = recognise(row.constraints[j]) or (SOFT, {})
-        if name != SOFT and not rules.complete(name, kwargs, row.seed_question):
-            name = SOFT  # "repeat the request" in a file without seed questions
-    if name == SOFT:
-        return SOFT, None
+    """Id of a constraint's rule and what it says; SOFT if there is none, None if it cannot tell.
+
+    A rule that the data name is IFEval's own check; one that is recognised in the sentence checks
+    what the sentence says.
+    """
+    name, kwargs, constraint = row.instruction_ids[j], row.kwargs[j], row.constraints[j]
     try:
-        return name, rules.check(name, kwargs, answer, row.seed_question)
+        if name != SOFT:
+            return name, rules.check(name, kwargs, answer, row.seed_question)
+        rule = recognise(constraint)
+        return (
+            (rule.instruction_id, rule.check(answer, row.seed_question)) if rule else (SOFT, None)
+        )
     except Exception as error:
         raise RunError(
-            f"rule {name} with {kwargs} failed on the answer {answer[:80]!r} to "
-            f"{row.prompt[:80]!r}: {error}"
+            f"the rule of {constraint!r} ({name}, {kwargs}) failed on the answer {answer[:80]!r} "
+            f"to {row.prompt[:80]!r}: {error}"
         ) from error
 
 

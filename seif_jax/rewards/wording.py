@@ -8,6 +8,8 @@ What no rewrite knows stays as it is, and no pattern of `sentences` will match i
 import re
 from typing import NamedTuple
 
+from seif_jax.rewards.text_units import straighten
+
 _UNITS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -22,7 +24,6 @@ _NUMBERS |= {
 _NUMBERS |= {f"{one} hundred": 100 for one in ("a", "one")}
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 
-_STRAIGHT = str.maketrans("“”„‘’‚–—−\u00a0", "\"\"\"'''--- ")
 # a single quote inside a word is an apostrophe
 _QUOTED = re.compile(r"\"([^\"]+)\"|`([^`]+)`|(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)")
 QUOTE = r"‹\d+›"
@@ -128,7 +129,7 @@ class Wording(NamedTuple):
 
 def wordings(sentence: str) -> list[Wording]:
     """The sentence in canonical form: as it stands, then without its label ("Word Count: …")."""
-    text = " ".join(sentence.translate(_STRAIGHT).split())
+    text = " ".join(straighten(sentence).split())
     if "‹" in text or "@" in text:
         return []
     quotes: list[str] = []

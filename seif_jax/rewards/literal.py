@@ -1,0 +1,237 @@
+"""Checks that a reply does what a recognised sentence literally says.
+
+Each function makes the check of one demand: (reply, request) to True, False, or None where readers
+of the sentence can disagree about the reply, so that a judge must read it. The IFEval checks of
+`rules` differ from these in many cases: docs/rewards.md lists them.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from seif_jax.rewards import markup
+from seif_jax.rewards.language import speaks
+from seif_jax.rewards.markup import has_word
+from seif_jax.rewards.text_units import (
+    Count,
+    count_letter,
+    count_phrase,
+    count_sentences,
+    count_words,
+    joined,
+    straighten,
+    words,
+)
+
+Check = Callable[[str, str], bool | None]
+
+UNITS = {"word": count_words, "sentence": count_sentences}
+_DIVIDER = re.compile(r"(?<!\S)\*{3}(?!\S)")
+_SIX_STARS = re.compile(r"(?<!\*)\*{6}(?!\*)")
+_POSTSCRIPTS = {"P.S.": r"P\.\s?S\.", "P.P.S": r"P\.\s?P\.\s?S\b\.?"}
+_CLOSING = "\"'*_`)]}» "  # quotation marks and markup that may follow the last words
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    """False if one is False, else None if one is None, else True."""
+    seen = set(verdicts)
+    return False if False in seen else None if None in seen else True
+
+
+def _compared(count: Callable[[str], Count | int], relation: str, number: int) -> Check:
+    def check(reply: str, request: str) -> bool | None:
+        found = count(reply)
+        found = Count(found, found) if isinstance(found, int) else found
+        return found.at_least(number) if relation == "at least" else found.less_than(number)
+
+    return check
+
+
+def _exactly(count: Callable[[str], Count | int], number: int) -> Check:
+    checks = (_compared(count, "at least", number), _compared(count, "less than", number + 1))
+    return lambda reply, request: _all(check(reply, request) for check in checks)
+
+
+def length(unit: str, relation: str, number: int) -> Check:
+    """unit: a key of UNITS; relation: "at least" or "less than", as everywhere below."""
+    return _compared(UNITS[unit], relation, number)
+
+
+def exactly_one(unit: str) -> Check:
+    return _exactly(UNITS[unit], 1)
+
+
+def paragraphs(number: int) -> Check:
+    """So many parts with *** between them, which stands alone between white space."""
+
+    def check(reply: str, request: str) -> bool:
+        parts = markup.parts(reply, _DIVIDER)
+        return len(parts) == number and all(map(has_word, parts))
+
+    return check
+
+
+def first_word(total: int, nth: int, word: str) -> Check:
+    """So many paragraphs with blank lines between them; the nth begins with the word."""
+    wanted = straighten(word).casefold()
+
+    def check(reply: str, request: str) -> bool:
+        blocks = filter(has_word, re.split(r"\n\s*\n", straighten(reply)))
+        firsts = [words(block)[0] for block in blocks]
+        if len(firsts) != total:
+            return False
+        first = re.sub(r"^[\W_]+|[\W_]+$", "", firsts[nth - 1]).casefold()
+        more = first[len(wanted) :]
+        whole = not more or not (more[0] in "-'" or joined(wanted[-1] + more[0]))
+        return first.startswith(wanted) and whole
+
+    return check
+
+
+def bullets(number: int, markdown: bool) -> Check:
+    return _exactly(lambda reply: markup.count_bullets(reply, markdown), number)
+
+
+def highlights(number: int, asterisks: bool) -> Check:
+    return _compared(lambda reply: markup.count_highlights(reply, asterisks), "at least", number)
+
+
+def sections(marker: str, number: int) -> Check:
+    return _compared(lambda reply: markup.count_sections(reply, marker), "at least", number)
+
+
+def placeholders(number: int) -> Check:
+    return _compared(markup.count_placeholders, "at least", number)
+
+
+def title(angles: bool) -> Check:
+    return lambda reply, request: markup.has_title(reply, angles)
+
+
+def quotation(reply: str, request: str) -> bool:
+    return markup.is_quoted(reply)
+
+
+def valid_json(reply: str, request: str) -> bool:
+    return markup.is_json(reply)
+
+
+def two_responses(reply: str, request: str) -> bool:
+    """Two parts that differ in their words, with ****** between them."""
+    parts = markup.parts(reply, _SIX_STARS)
+    plain = [re.findall(r"\w+", part.casefold()) or [part] for part in parts]
+    return all(parts) and len(plain) == 2 and plain[0] != plain[1]
+
+
+def repeat(reply: str, request: str) -> bool | None:
+    """The request first, whatever its white space, case and quotation marks; then an answer."""
+    if not request.strip():
+        return None
+    unquoted = re.sub(r"^\s*>+", "", reply, flags=re.MULTILINE)
+    said, wanted = (
+        re.sub(r"^\W+", "", " ".join(straighten(text).split()).casefold())
+        for text in (unquoted, request)
+    )
+    rest = said[len(wanted) :]
+    whole = not joined(said[len(wanted) - 1 : len(wanted) + 1])
+    return said.startswith(wanted) and whole and has_word(rest)
+
+
+def postscript(marker: str) -> Check:
+    """The marker at the start of a line or after a sentence, with text before and after it."""
+    pattern = re.compile(
+        rf"(?:^|(?<=[.!?…。！？\"”’)*_])[^\S\n])[^\w\n]{{0,9}}{_POSTSCRIPTS[marker]}",
+        re.MULTILINE | re.IGNORECASE,
+    )
+    return lambda reply, request: any(
+        has_word(reply[: match.start()]) and has_word(reply[match.end() :])
+        for match in pattern.finditer(reply)
+    )
+
+
+def ending(phrase: str) -> Check:
+    """The exact phrase last, whatever white space, closing quotation marks and markup."""
+    wanted = " ".join(straighten(phrase).split())
+
+    def check(reply: str, request: str) -> bool:
+        text = " ".join(straighten(reply).split())
+        for candidate in (text, text.rstrip(_CLOSING)):
+            start = len(candidate) - len(wanted)
+            if candidate.endswith(wanted) and not joined(candidate[max(start - 1, 0) : start + 1]):
+                return True
+        return False
+
+    return check
+
+
+def one_of(options: Sequence[str]) -> Check:
+    """One of the options in the reply, and none of the others."""
+    return lambda reply, request: sum(count_phrase(reply, o).low > 0 for o in options) == 1
+
+
+def _is_digraph(character: str) -> bool:
+    """Whether it is one character for a capital and a lowercase letter, as "ǅ" is."""
+    return unicodedata.category(character) == "Lt"
+
+
+def lowercase(english: bool) -> Check:
+    """No capital letters; None for text whose script has no case."""
+
+    def check(reply: str, request: str) -> bool | None:
+        if any(c.isupper() or _is_digraph(c) for c in reply):
+            return False
+        if not any(map(str.islower, reply)):
+            return None
+        return speaks(reply, "en") if english else True
+
+    return check
+
+
+def uppercase(english: bool) -> Check:
+    """No lowercase letter that has a capital form; None for text whose script has no case."""
+
+    def check(reply: str, request: str) -> bool | None:
+        if any((c.islower() and c.upper() != c) or _is_digraph(c) for c in reply):
+            return False
+        if not any(map(str.isupper, reply)):
+            return None
+        return speaks(reply, "en") if english else True
+
+    return check
+
+
+def language(code: str) -> Check:
+    return lambda reply, request: speaks(reply, code)
+
+
+def no_comma(reply: str, request: str) -> bool:
+    """No comma of any script: Unicode has "COMMA" in the names of all of them."""
+    return not any(
+        unicodedata.category(c) == "Po" and "COMMA" in unicodedata.name(c, "") for c in set(reply)
+    )
+
+
+def capital_words(relation: str, number: int) -> Check:
+    """Words of two or more letters, all of them capitals: "NASA", not "I"."""
+
+    def count(reply: str) -> int:
+        plain = [re.sub(r"['’]s\W*$", "", word) for word in words(reply)]
+        return sum(word.isupper() and sum(map(str.isupper, word)) > 1 for word in plain)
+
+    return _compared(count, relation, number)
+
+
+def keywords(phrases: Sequence[str]) -> Check:
+    return lambda reply, request: _all(count_phrase(reply, p).at_least(1) for p in phrases)
+
+
+def forbidden(phrases: Sequence[str]) -> Check:
+    return lambda reply, request: _all(count_phrase(reply, p).less_than(1) for p in phrases)
+
+
+def frequency(phrase: str, relation: str, number: int) -> Check:
+    return _compared(lambda reply: count_phrase(reply, phrase), relation, number)
+
+
+def letter(which: str, relation: str, number: int) -> Check:
+    return _compared(lambda reply: count_letter(reply, which), relation, number)

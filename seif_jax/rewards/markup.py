@@ -1,0 +1,100 @@
+"""Finds what replies are laid out with: bullets, emphasis, headings, brackets, quotation marks."""
+
+import json
+import re
+from typing import Any
+
+_BULLET = re.compile(r"\s*[*+•◦▪‣-]\s+\S")
+_MARKDOWN_BULLET = re.compile(r"\s*[*+-]\s+\S")
+_RULE = re.compile(r"\s*([*_-])(?:\s*\1){2,}\s*")  # a line across the page
+_STARRED = re.compile(r"(?<![\\*])(\*{1,3})(?![\s*])([^*\n]+)(?<!\s)\1(?!\*)")
+_UNDERLINED = re.compile(r"(?<![\\\w])(_{1,2})(?![\s_])([^_\n]+)(?<!\s)\1(?!\w)")
+_CHECKBOX = re.compile(r"^\s*[*+-]\s+\[[ xX]\]", re.MULTILINE)
+_BRACKETED = re.compile(r"\[([^\[\]\n]*)\](?!\()|［([^［］\n]*)］")
+_TITLE = re.compile(r"<<([^<>\n]+)>>")
+_OTHER_TITLE = re.compile(r"^\W*[《⟪]([^《》⟪⟫\n]+)[》⟫]\W*$", re.MULTILINE)
+_FENCED = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
+_SECTION_NUMBER = (
+    r"(?:\d+|[IVXLC]+|[A-Z]|(?i:one|two|three|four|five|six|seven|eight|nine|ten))(?!\w)"
+)
+_QUOTATION_MARKS = {
+    '"': '"', "“": "”", "„": "“”", "”": "”", "«": "»", "»": "«", "「": "」", "『": "』", "＂": "＂",
+    "〝": "〞〟",
+}  # fmt: skip
+
+
+def has_word(text: str) -> bool:
+    return any(map(str.isalnum, text))
+
+
+def count_bullets(text: str, markdown: bool) -> int:
+    """Lines that begin with a bullet and a space; markdown: only *, + and - are bullets."""
+    bullet = _MARKDOWN_BULLET if markdown else _BULLET
+    lines = text.splitlines()
+    return sum(bullet.match(line) is not None and not _RULE.fullmatch(line) for line in lines)
+
+
+def count_highlights(text: str, asterisks: bool) -> int:
+    """Spans of Markdown emphasis; asterisks: not those with underscores."""
+    patterns = (_STARRED,) if asterisks else (_STARRED, _UNDERLINED)
+    return sum(has_word(span[2]) for pattern in patterns for span in pattern.finditer(text))
+
+
+def count_sections(text: str, marker: str) -> int:
+    """Lines that begin with the marker and a number or letter, in any markup."""
+    heading = rf"^[^\w\n]*{re.escape(marker)}[^\S\n]*#?{_SECTION_NUMBER}"
+    return len(re.findall(heading, text, re.MULTILINE))
+
+
+def count_placeholders(text: str) -> int:
+    """Square brackets with a letter inside; not links, check boxes and footnotes like [1]."""
+    spans = _BRACKETED.findall(_CHECKBOX.sub("", text))
+    return sum(any(map(str.isalpha, span)) for pair in spans for span in pair)
+
+
+def has_title(text: str, angles: bool) -> bool:
+    """A title in double angle brackets; angles: only <<title>>, not 《title》 on its line."""
+    patterns = (_TITLE,) if angles else (_TITLE, _OTHER_TITLE)
+    return any(has_word(title) for pattern in patterns for title in pattern.findall(text))
+
+
+def parts(text: str, divider: re.Pattern[str]) -> list[str]:
+    """The text between dividers, which Markdown may have escaped; no empty part at an end."""
+    found = [part.strip() for part in divider.split(text.replace("\\*", "*"))]
+    ends = (0, len(found) - 1)
+    return [part for i, part in enumerate(found) if part or i not in ends]
+
+
+def is_quoted(text: str) -> bool:
+    """Whether one pair of double quotation marks, of any kind, is around the whole text."""
+    text = text.strip()
+    first, inner, last = text[:1], text[1:-1], text[-1:]
+    closing = _QUOTATION_MARKS.get(first, "")
+    if not last or last not in closing or not has_word(inner):
+        return False
+    if first == last:  # then the next one must open a quotation inside
+        inside = re.search(rf"(?<!\\){first}", inner)
+        before = inner[inside.start() - 1 : inside.start()] if inside else ""
+        return not before or before.isspace() or before in "([{<-—"
+    depth = 1
+    for character in inner:
+        depth += (character == first) - (character in closing)
+        if not depth:
+            return False
+    return True
+
+
+def is_json(text: str) -> bool:
+    """Whether it is JSON by RFC 8259, which has no NaN; it may stand in one code fence."""
+    text = text.strip()
+    fenced = _FENCED.fullmatch(text)
+    try:
+        # integers stay text: Python does not convert very long ones
+        json.loads(fenced[1] if fenced else text, parse_constant=_refuse, parse_int=str)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)

@@ -1,0 +1,163 @@
+"""Counts words, sentences, phrases and letters in text of any language.
+
+Where competent readers can disagree on a count, such as the words of a Chinese sentence, the count
+is a range: the lowest and the highest that a reader could come to.
+"""
+
+import functools
+import re
+import unicodedata
+from typing import Any, NamedTuple
+
+from seif_jax.rewards import rules
+
+
+class Count(NamedTuple):
+    low: int
+    high: int
+
+    def at_least(self, number: int) -> bool | None:
+        """Whether the count is at least `number`; None if that depends on the reader."""
+        if self.low >= number:
+            return True
+        return False if self.high < number else None
+
+    def less_than(self, number: int) -> bool | None:
+        reached = self.at_least(number)
+        return None if reached is None else not reached
+
+
+_HAN_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_THAI_LAO = "\u0e00-\u0eff"
+_TIBETAN_MYANMAR_KHMER = "\u0f00-\u109f\u1780-\u17ff\u1a20-\u1aaf"
+# Scripts that put no spaces between words, with the most characters that their words have on
+# average. (The fewest is one.)
+_UNSPACED = (
+    (re.compile(f"[{_HAN_KANA}]"), 4),
+    (re.compile(f"[{_THAI_LAO}{_TIBETAN_MYANMAR_KHMER}]"), 8),
+)
+_ANY_UNSPACED = re.compile(f"[{_HAN_KANA}{_THAI_LAO}{_TIBETAN_MYANMAR_KHMER}]")
+# Scripts that attach particles and articles to a word.
+_ATTACHING = re.compile("[\u0590-\u077f\u08a0-\u08ff\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+
+# A comma or colon between digits is a part of a number.
+_BETWEEN_WORDS = re.compile(r"[\s|—–―…，、；：。！？]+|\.{2,}|--+|[,;:](?!\d)|(?<!\d)[,;:]")
+# What a list item or a heading begins with.
+_MARK = re.compile(r"[^\S\n]*(?:[*+•◦▪‣-]|\d+[.)])[^\S\n]+|[^\S\n]*#+[^\S\n]*")
+_END = "[.!?。！？｡．؟۔।॥።។၊။]"
+_CLOSERS = r"[\"'”’»」』）)\]*_]*"
+_ENDED = re.compile(rf"{_END}{_CLOSERS}\s*$")
+# Ends after which a lowercase letter goes on with the sentence: "Stop!" he cried.
+_NO_END = re.compile(rf"(?:{_END}[\"'”’»]|\b(?:[ap]\.m|ca|cf|e\.g|etc|i\.e|vs)\.)$", re.IGNORECASE)
+# Ends of sentences that need no white space after them.
+_END_BEFORE_NEXT = re.compile(rf"(?:[。！？｡．؟۔।॥።។။]|[!?](?=[{_HAN_KANA}])){_CLOSERS}")
+_TYPOGRAPHY = str.maketrans("“”„‘’‚–—−\u00a0", "\"\"\"'''--- ")
+
+
+def straighten(text: str) -> str:
+    """The text in composed characters (NFC), with typewriter quotation marks, dashes and spaces."""
+    return unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+
+
+def words(text: str) -> list[str]:
+    """What stands between spaces and dashes and holds a letter or digit: "don't", "3.14", "24/7".
+
+    Runs of characters of scripts without spaces are in it as one word.
+    """
+    return [word for word in _BETWEEN_WORDS.split(text) if any(map(str.isalnum, word))]
+
+
+def count_words(text: str) -> Count:
+    """The number of words; a range for scripts without spaces between words."""
+    low = high = 0
+    for script, longest in _UNSPACED:
+        characters = sum(map(str.isalnum, script.findall(text)))
+        low += -(-characters // longest)
+        high += characters
+    spaced = len(words(_ANY_UNSPACED.sub(" ", text)))
+    return Count(low + spaced, high + spaced)
+
+
+def count_sentences(text: str) -> Count:
+    """The number of sentences; a range where lines without a full stop may be sentences or not.
+
+    Such lines are headings, list items and verses. In Thai and Lao, spaces may end sentences.
+    """
+    ended = unended = spaces = 0
+    for block in _blocks(text):
+        sentences = _split_sentences(block)
+        if any(map(_ENDED.search, sentences)):
+            ended += len(sentences)
+        else:
+            unended += 1
+        if re.search(f"[{_THAI_LAO}]", block):
+            spaces += len(block.split()) - 1
+    return Count(max(ended, min(unended, 1)), ended + unended + spaces)
+
+
+def _blocks(text: str) -> list[str]:
+    """Paragraphs, list items and headings that hold a letter or digit, each on one line."""
+    blocks = [""]
+    for line in text.splitlines():
+        mark = _MARK.match(line)
+        if mark or not line.strip():
+            blocks.append("")
+        blocks[-1] += " " + line[mark.end() if mark else 0 :].strip()
+        if mark and "#" in mark.group():
+            blocks.append("")
+    return [block.strip() for block in blocks if any(map(str.isalnum, block))]
+
+
+def _split_sentences(block: str) -> list[str]:
+    pieces: list[str] = []
+    for part in _punkt().tokenize(block):
+        if pieces and part[:1].islower() and _NO_END.search(pieces[-1]):
+            part = f"{pieces.pop()} {part}"
+        start = 0
+        for end in _END_BEFORE_NEXT.finditer(part):
+            pieces.append(part[start : end.end()])
+            start = end.end()
+        pieces.append(part[start:])
+    # the number of a list item, which punkt takes for a sentence, is none
+    return [piece for piece in pieces if any(map(str.isalpha, piece))] or [block]
+
+
+@functools.cache
+def _punkt() -> Any:
+    """Splits at ". ", "! " and "? ", but not after English abbreviations and initials."""
+    rules.find_punkt()
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    return PunktTokenizer("english")
+
+
+def count_phrase(text: str, phrase: str) -> Count:
+    """How often the word or phrase occurs, whole, in any case, and across line breaks.
+
+    Scripts without spaces have no whole words. In scripts that attach particles to words, a word
+    with something attached may or may not count.
+    """
+    pattern = r"\s+".join(map(re.escape, straighten(phrase).split()))
+    text = straighten(text)
+    low = high = 0
+    for match in re.finditer(pattern, text, re.IGNORECASE):
+        start, end = match.span()
+        whole = not joined(text[start - 1 : start + 1]) and not joined(text[end - 1 : end + 1])
+        low += whole
+        high += whole or _ATTACHING.search(match.group()) is not None
+    return Count(low, high)
+
+
+def joined(pair: str) -> bool:
+    """Whether two characters belong to one word."""
+    return (
+        len(pair) == 2
+        and all(c.isalnum() or unicodedata.category(c).startswith("M") for c in pair)
+        and not _ANY_UNSPACED.search(pair)
+    )
+
+
+def count_letter(text: str, letter: str) -> Count:
+    """How often the letter occurs in either case; whether "é" is an "e" depends on the reader."""
+    plain = unicodedata.normalize("NFC", text).lower().count(letter)
+    return Count(plain, unicodedata.normalize("NFD", text).lower().count(letter))
