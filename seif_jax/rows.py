@@ -61,7 +61,7 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     """An instruction, in our format or the authors' (docs/reference.md).
 
     The arguments of rules are checked. A rule without a constraint, as in IFEval's own file, gets a
-    sentence that asks for it. Where `recognised` is true, the rule was read in the constraint, which
+    sentence that asks for it. If `recognised` is true, the rule was read in the constraint, which
     will be read again: the data do not name it.
     """
     seed = read_prompt(where, row, "seed_question").text if row.get("seed_question") else ""
