@@ -20,7 +20,7 @@ SYSTEM = {
 }
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
-THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+THOUGHTS = re.compile(r"\A(?:\s*<think>.*?</think>)*\s*", re.DOTALL)
 # What chat templates begin a reply with: a thought (DeepSeek-R1), or an empty one, so that the
 # model does not think (Qwen3 with enable_thinking=False).
 OPENING = re.compile(r"<think>\s*(?:</think>\s*(?:<answer>\s*)?)?\Z")
@@ -61,14 +61,12 @@ def after_thought(opened: str, prefill: str) -> str:
 
 
 def strip_thoughts(text: str) -> str:
-    """The text without <think>…</think>, and without white space around it.
+    """The text without the <think>…</think> that it begins with, and without white space around it.
 
-    Chat templates of reasoning models may open the thought themselves, so a lone </think> ends a
-    thought that began before the text. A text that opens a thought and never closes it is empty.
+    A thought that the prompt has opened is part of the text (`whole_reply`), so tags further on are
+    text like any other. A text that begins with a thought and never closes it is empty.
     """
-    # Searched only up to the last end: a run of opened thoughts would take quadratic time.
-    head, end, tail = text.rpartition("</think>")
-    text = (THOUGHT.sub("", head + end).rpartition("</think>")[2] + tail).strip()
+    text = THOUGHTS.sub("", text, count=1).strip()
     return "" if text.startswith("<think>") else text
 
 
@@ -76,7 +74,7 @@ def read(reply: str, format: str) -> str | None:
     """The answer part of a whole reply (prefill included), or None if it is not in the format.
 
     "think_answer": each tag once, in order, nothing but white space outside; "plain": everything
-    but the thoughts, so never None. White space around the answer is dropped; it may be empty.
+    but the thoughts before it, so never None. White space around the answer is dropped; it may be empty.
     """
     system(format)
     if format == "plain":
