@@ -176,7 +176,7 @@ OPENED, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"  # DeepSeek-R1's; Qwen3'
         (OPENED, "</think>\n<answer>", "b</answer>", "b", "<answer>b</answer>"),
         (OPENED, "", "<think>a</think>\n<answer>b</answer>", None, "<answer>b</answer>"),
         (OPENED, "", "a</think>b", None, "b"),
-        (OPENED, "", "a</think>a</think>\n<answer>b</answer>", None, "<answer>b</answer>"),
+        (OPENED, "", "a</think>b</think>\nc", None, "b</think>\nc"),
         (OPENED, "", "I never close it", None, ""),
         (OPENED, "", "I am cut off…", None, ""),
         (CLOSED, "", "<answer>b</answer>", "b", "<answer>b</answer>"),

@@ -74,7 +74,8 @@ def read(reply: str, format: str) -> str | None:
     """The answer part of a whole reply (prefill included), or None if it is not in the format.
 
     "think_answer": each tag once, in order, nothing but white space outside; "plain": everything
-    but the thoughts before it, so never None. White space around the answer is dropped; it may be empty.
+    but the thoughts before it, so never None. White space around the answer is dropped; it may be
+    empty.
     """
     system(format)
     if format == "plain":

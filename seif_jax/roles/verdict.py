@@ -20,8 +20,8 @@ def verdict(text: str) -> bool | None:
 
     Spaces inside the brackets are tolerated. A quoted verdict with words after it, as in
     'the reply says "[[1]]" itself', is the analysis speaking of one, and is passed over; so
-    is all that stands in a thought, or before a lone </think>. A text cut at its token limit has no verdict either, which
-    the caller must see to: the cut cannot be told from the text.
+    is all that stands in a thought, or before a lone </think>. A text cut at its token limit has no
+    verdict either, which the caller must see to: the cut cannot be told from the text.
     """
     text = strip_thoughts(text).rpartition("</think>")[2]
     verdicts = [match for match in VERDICT.finditer(text) if not _quoted(text, match)]
