@@ -1,7 +1,6 @@
 """The `seif` command: run, generate, convert, bench, plan, sweep."""
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from seif_jax.config_file import read_config
 from seif_jax.errors import RunError, UserError
+from seif_jax.json_io import dumps
 from seif_jax.options import DTYPES, parser
 
 
@@ -106,7 +106,7 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             "logprobs": reply.logp.tolist(),
             "finish_reason": "stop" if reply.finished else "length",
         }
-        print(json.dumps(found, ensure_ascii=False))
+        print(dumps(found))
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
@@ -142,7 +142,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
     from seif_jax.checkpoint import Base, export_adapter, load_params, run_of, stage_of, tensors
-    from seif_jax.json_fields import TEXT, field
+    from seif_jax.json_io import TEXT, field
 
     if options.adapter and options.to != "hf":
         raise UserError("--adapter is a form of --to=hf")
@@ -180,7 +180,7 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
     given = {name: value for name, value in vars(options).items() if name != "command"}
-    print(json.dumps(bench.run(bench.Request(**given))))
+    print(dumps(bench.run(bench.Request(**given))))
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -190,7 +190,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     accelerators.skip_absent()
     found = plan(config, options.topology)
-    print(json.dumps(found) if options.json else "\n".join(text.lines(found)))
+    print(dumps(found) if options.json else "\n".join(text.lines(found)))
     if not found["fits"]:
         names = ", ".join(each["program"] for each in found["does_not_fit"])
         raise RunError(f"does not fit: {names}")

@@ -3,7 +3,6 @@
 import codecs
 import contextlib
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seif_jax.errors import UserError
+from seif_jax.json_io import dumps
 
 
 @contextlib.contextmanager
@@ -79,4 +79,4 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_text(path, dumps(value, indent=2, sort_keys=True) + "\n")

@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from seif_jax import processes
 from seif_jax.files import remove, write_text
+from seif_jax.json_io import dumps
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
 STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
@@ -49,7 +50,7 @@ class Writer:
         line = {"round": round, "stage": stage, "step": step}
         _place(line)
         line |= {name: _number(value) for name, value in numbers.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.write(dumps(line) + "\n")
         self._file.flush()  # a killed run has every line of the steps that it finished
         self._show(line).flush()
 
@@ -69,7 +70,7 @@ class Writer:
             self._board.close()
 
     def _open(self, lines: list[dict[str, Any]]) -> None:
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.path, "".join(dumps(line) + "\n" for line in lines))
         remove(self.folder)
         self._file = self.path.open("a", encoding="utf-8")
         self._board: SummaryWriter | None = None

@@ -18,7 +18,7 @@ import numpy as np
 
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
-from seif_jax.json_fields import TOKEN_IDS, field, plain_utf8, read_object
+from seif_jax.json_io import TOKEN_IDS, field, plain_utf8, read_object
 from seif_jax.roles.format import opening
 
 SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its tokenizer

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from safetensors.numpy import load_file, save_file
 
 from seif_jax import models, train
 from seif_jax.__main__ import heading, main
@@ -291,3 +292,16 @@ def test_headings_of_generated_texts():
     assert heading(1, ["Why?", "a\n\n b"], 1) == "[2/2] a b"
     assert heading(4, ["Why?", "b"], 3) == "[2/2, completion 2/3] b"
     assert heading(2, ["为什么" * 99], 3) == f"[1/1, completion 3/3] {'为什么' * 26}为…"
+
+
+def test_generate_prints_no_nan(place, capsys):
+    """Of weights that are not finite, which --no_scan takes, the log-probabilities are null."""
+    folder = place.folder / "not_finite"
+    shutil.copytree(place.model, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * np.float32("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    command = ["generate", f"--model={folder}", "--prompt=Hi", "--max_tokens=3", "--dtype=float32"]
+    assert main([*command, "--json", "--no_scan"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["logprobs"] == [None] * len(found["token_ids"])

@@ -36,8 +36,8 @@ LEVELS = [
     {"packing", "moments"},
     {"sharding", "masked", "batch", "processes", "accelerators"},
     {"peers"},
-    {"launch", "json_fields", "chat_template"},
-    {"instruction", "errors", "files", "options", "pieces", "sources", "values"},
+    {"launch", "chat_template"},
+    {"instruction", "errors", "files", "json_io", "options", "pieces", "sources", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

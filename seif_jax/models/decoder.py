@@ -5,7 +5,7 @@ from typing import Any
 from flax import nnx
 
 from seif_jax.errors import UserError
-from seif_jax.json_fields import COUNT, FLAG, POSITIVE, TEXTS, field
+from seif_jax.json_io import COUNT, FLAG, POSITIVE, TEXTS, field
 from seif_jax.models import rope
 from seif_jax.models.layers import Config, weight
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from seif_jax import files
 from seif_jax.errors import UserError
-from seif_jax.json_fields import plain_utf8, read_object
+from seif_jax.json_io import plain_utf8, read_object
 from seif_jax.models import shards
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"

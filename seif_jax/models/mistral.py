@@ -3,7 +3,7 @@
 from typing import Any
 
 from seif_jax.errors import UserError
-from seif_jax.json_fields import COUNT, field
+from seif_jax.json_io import COUNT, field
 from seif_jax.models import decoder
 from seif_jax.models.layers import Config
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seif_jax.errors import UserError
-from seif_jax.json_fields import ABOVE_ONE, COUNT, FLAG, OBJECT, POSITIVE, TEXT, field
+from seif_jax.json_io import ABOVE_ONE, COUNT, FLAG, OBJECT, POSITIVE, TEXT, field
 
 PLACES = ("rope_scaling", "rope_parameters")  # transformers 4's and 5's; the first one wins
 ORIGINAL = "original_max_position_embeddings"

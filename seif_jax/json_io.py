@@ -1,5 +1,8 @@
-"""JSON files that others wrote (config.json and its like): a wrong value is one line that names
-its key, and byte-order marks are read over."""
+"""JSON in and out.
+
+What others wrote (config.json and its like) may have byte-order marks, and a wrong value is one
+line that names its key. What is written here has no NaN and no infinity, which are not JSON.
+"""
 
 import json
 import math
@@ -60,6 +63,21 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
+    return value
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """`json.dumps` with null for NaN and infinities."""
+    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
     return value
 
 
