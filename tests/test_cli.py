@@ -94,6 +94,36 @@ def test_seeds_that_cannot_be(place, refused, text, message):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize("key", ["data.instructions", "eval.sets.held.path"])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (
+            {"instruction_id_list": "length_constraints:number_words", "kwargs": {"num_words": 5}},
+            "row 2: length_constraints:number_words: argument 'relation' is missing",
+        ),
+        (
+            {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": "berlin"}]},
+            "row 2: keywords:existence: keywords must be a list of words that is not empty (got "
+            "'berlin')",
+        ),
+        ({"constraint": ["a", 5]}, "row 2: 'constraint' must be text (got 5)"),
+    ],
+)
+def test_rows_that_cannot_be(place, refused, key, row, message):
+    """They are refused when the run starts, not when they are first scored."""
+    good = {"prompt": "Say this.", "constraint": "Be kind."}
+    path, workdir = place.folder / "rows.jsonl", place.folder / "refused"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (good, {**good, **row})))
+    options = ["--config.stages=follower", f"--config.{key}={path}"]
+    if key != "data.instructions":
+        options.append("--config.data.rules.kinds=punctuation:no_comma")
+        options.append("--config.data.rules.per_prompt=1")
+    line = refused("run", f"--config={place.config}", f"--workdir={workdir}", *options)
+    assert f"{path}: {message}" in line
+    assert not workdir.exists()
+
+
 def test_config_files_that_cannot_be(place, refused):
     for number, (text, message) in enumerate((
         (None, "bad_0.py: no such config file"),
