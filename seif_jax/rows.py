@@ -7,7 +7,7 @@ Texts are never changed. Whatever cannot be used is refused with a UserError tha
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,24 +70,17 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     if "instruction_id_list" not in row:
         need(column, row, where)
     constraints = _list(where, row, column)
-    ids = _list(where, row, "instruction_id_list") or [SOFT] * len(constraints)
-    kwargs = _list(where, row, "kwargs") or [None] * len(ids)
-    kwargs = [_arguments(where, value) for value in kwargs]
-    recognised = _list(where, row, "recognised") or [False] * len(ids)
+    ids = _list(where, row, "instruction_id_list")
+    kwargs = [_arguments(where, value) for value in _list(where, row, "kwargs")]
+    recognised = _list(where, row, "recognised")
+    lists = {column: constraints, "instruction_id_list": ids, "kwargs": kwargs}
+    count = _length(where, {**lists, "recognised": recognised})
+    ids, kwargs = [*ids] or [SOFT] * count, kwargs or [{}] * count
+    for i, value in enumerate(recognised):
+        if _is_true(where, "recognised", value):
+            ids[i], kwargs[i] = SOFT, {}
     if not constraints and (not ids or SOFT in ids):
         raise UserError(f"{where}: no constraints in {column!r}")
-    if not len(constraints or ids) == len(ids) == len(kwargs):
-        raise UserError(
-            f"{where}: {len(constraints)} in {column!r}, {len(ids)} in 'instruction_id_list' and "
-            f"{len(kwargs)} in 'kwargs' must be the same number"
-        )
-    if len(recognised) != len(ids):
-        raise UserError(
-            f"{where}: 'recognised' must hold {len(ids)} values, one for each constraint (got "
-            f"{len(recognised)})"
-        )
-    ids = [SOFT if again else name for name, again in zip(ids, recognised, strict=True)]
-    kwargs = [{} if again else given for given, again in zip(kwargs, recognised, strict=True)]
     for name, arguments in zip(ids, kwargs, strict=True):
         _check_rule(where, name, arguments, seed)
     if not constraints:
@@ -99,11 +92,14 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
 def is_kept(where: str, row: Mapping[str, Any]) -> bool:
     """The column `kept`: true or false (in CSV as text); null, empty or absent is true."""
     value = row.get("kept")
-    if isinstance(value, str):
-        value = {"": True, "true": True, "false": False}.get(value.lower(), value)
-    if value is not None and value not in (True, False):
-        raise UserError(f"{where}: 'kept' must be true or false (got {shown(value)})")
-    return value is None or bool(value)
+    return value in (None, "") or _is_true(where, "kept", value)
+
+
+def _is_true(where: str, column: str, value: Any) -> bool:
+    word = {"true": True, "false": False}.get(str(value).lower(), value)
+    if word not in (True, False):
+        raise UserError(f"{where}: {column!r} must be true or false (got {shown(value)})")
+    return bool(word)
 
 
 def _text(where: str, column: str, value: Any) -> str:
@@ -114,6 +110,15 @@ def _text(where: str, column: str, value: Any) -> str:
     except UnicodeEncodeError as error:  # JSON can say "\ud800"
         raise UserError(f"{where}: {column!r} is not text: {error}") from error
     return value
+
+
+def _length(where: str, lists: Mapping[str, Sequence[Any]]) -> int:
+    """The length that all of the lists have, those left out being empty."""
+    lengths = {column: len(items) for column, items in lists.items() if items}
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{length} in {column!r}" for column, length in lengths.items())
+        raise UserError(f"{where}: lists must have the same length ({counts})")
+    return max(lengths.values(), default=0)
 
 
 def _list(where: str, row: Mapping[str, Any], column: str) -> list[Any]:
