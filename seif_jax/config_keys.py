@@ -5,7 +5,7 @@ configs/default.py says what the keys mean; this table is the one place that say
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 from seif_jax.errors import UserError
@@ -178,8 +178,8 @@ def key(name: str) -> Key | None:
     return KEYS.get(re.sub(r"^(eval\.sets|template_arguments)\.[^.]+", r"\1.*", name))
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as {"a.b": value}."""
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A ConfigDict or nested dicts as {"a.b": value}."""
     leaves: dict[str, Any] = {}
     for name in config:
         value = config[name]  # not items(), which gives a ConfigDict's references unresolved
@@ -188,7 +188,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def check_values(config: Mapping[str, Any]) -> None:
+def check_values(config: Any) -> None:
     """Raises UserError naming the first key that is unknown, missing, or has a value outside its
     range."""
     leaves = flat(config)

@@ -1,12 +1,8 @@
 """The rounds: which stage is next, what it reads, what it leaves behind."""
 
-import importlib.metadata
-import json
-import subprocess
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -23,10 +19,10 @@ from seif_jax import (
 )
 from seif_jax.card import card
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import BASE, Base
+from seif_jax.checkpoint import Base
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
-from seif_jax.files import occupied, remove, write_json
+from seif_jax.files import remove, write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
@@ -34,12 +30,11 @@ from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
 from seif_jax.rows import read_instruction
+from seif_jax.run_dir import DONE, open_run, start_time
 from seif_jax.settings import Config
 from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 from seif_jax.weights import Weights
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
 
 
 def run(config: Config, workdir: Path, display: Display) -> None:
@@ -51,7 +46,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
-    new = processes.first() and open_workdir(config, workdir, base, prints, started)
+    new = processes.first() and open_run(config, workdir, base, prints, started)
     processes.wait(f"{workdir}: open")
     writer = Writer(workdir)
     try:
@@ -67,55 +62,6 @@ def run(config: Config, workdir: Path, display: Display) -> None:
         writer.close()
     if processes.first():
         report.rounds(config, workdir, display)
-
-
-def start_time(workdir: Path) -> str:
-    """When the run began, in ISO format: as its folder says, or now. Chat templates that write the
-    date write this one, so a run that is resumed on another day asks the same. Of several processes
-    the first one's clock counts."""
-    held = _held_run(workdir / "config.json") or {}
-    now = datetime.now().isoformat(timespec="seconds")
-    return processes.exchange(held.get("started", now))[0]
-
-
-def open_workdir(
-    config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str
-) -> bool:
-    """Makes the run's folder, or makes sure that it is this config's. UserError: it is not.
-
-    prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
-    Returns whether the folder is new.
-    """
-    path = workdir / "config.json"
-    wanted = {"config": json.loads(config.to_json()), "fingerprints": prints}
-    held = _held_run(path)
-    if held and (changed := fingerprints.changes(held, wanted)):
-        key, there, here = changed[0]
-        if there == here:
-            there = f"{there} with other contents"
-        raise UserError(
-            f"{workdir} holds a run of another config: {key} is {there} there, {here} here; "
-            "give another --workdir"
-        )
-    if not held:
-        if occupied(workdir):
-            raise UserError(f"{workdir} holds other files and no run; give another --workdir")
-        packages = {name: importlib.metadata.version(name) for name in PACKAGES}
-        devices = [str(device) for device in jax.devices()]
-        about = {"packages": packages, "git_commit": _git_commit(), "devices": devices}
-        write_json(path, {**wanted, **about, "started": started})
-    if not (workdir / BASE).is_dir():
-        base.save(workdir / BASE, settings.lora(config))
-    return not held
-
-
-def _held_run(path: Path) -> Any:
-    """A run's config.json; None: there is none (a model's holds no "config")."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return held if held["config"] else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 class Evolution:
@@ -187,7 +133,7 @@ class Evolution:
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
         folder = self.workdir / f"round_{round}" / name
-        if (folder / report.DONE).exists():
+        if (folder / DONE).exists():
             return
         index = settings.STAGES.index(name)
         key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
@@ -200,7 +146,7 @@ class Evolution:
             params = self.weights.load(path, "bfloat16")
             self.base.with_card(card(folder)).export(folder / "hf", params, "bfloat16")
         if processes.first():
-            write_json(folder / report.DONE, numbers)
+            write_json(folder / DONE, numbers)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
         c = self.config
@@ -340,12 +286,3 @@ class Evolution:
             key=key,
         )
         return generate.run(stage, self.instructions(round), writer, self.display)
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git here
-        return None
-    return found.stdout.strip() or None

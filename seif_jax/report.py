@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 from seif_jax.display import Display
+from seif_jax.run_dir import DONE
 from seif_jax.settings import Config
-
-DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 
 
 def rounds(config: Config, workdir: Path, display: Display) -> None:

@@ -1,5 +1,6 @@
 """From the config to what the rooms take: frozen dataclasses, checked at the door."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -66,9 +67,14 @@ def _base(model: str | None) -> str | None:
     return str(path.resolve()) if path else model
 
 
+def epochs(by_round: Sequence[int], round: int) -> int:
+    """Passes over the data in a round; the last number goes on for later rounds."""
+    return by_round[min(round, len(by_round)) - 1]
+
+
 def sizes(role: Config, round: int) -> Sizes:
-    epochs = role.epochs[min(round, len(role.epochs)) - 1]
-    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, epochs)
+    passes = epochs(role.epochs, round)
+    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, passes)
 
 
 def grouping(config: Config, role: Config) -> Grouping:

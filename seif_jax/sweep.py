@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seif_jax import launch, metrics, report, settings
+from seif_jax import launch, metrics, run_dir, settings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.settings import Config
@@ -64,11 +64,7 @@ class Run:
     @property
     def status(self) -> str:
         """How far it is, by what its folder holds."""
-        ended = [
-            (self.folder / f"round_{round}" / stage / report.DONE).exists()
-            for round in range(1, self.config.rounds + 1)
-            for stage in self.config.stages
-        ]
+        ended = run_dir.stages_done(self.config, self.folder)
         if all(ended):
             return "finished"
         begun = (self.folder / "config.json").exists()
@@ -158,15 +154,10 @@ def _run(r: Request, folder: Path, values: dict[str, Any], read: Read) -> Run:
         if settings.get(config, key) != value:
             raise UserError(f"{key}={value!r} is read as {settings.get(config, key)!r}")
     settings.check(config)
-    path = folder / "config.json"
-    if path.exists():
-        held = json.loads(path.read_text(encoding="utf-8")).get("config") or {}
-        wanted = json.loads(config.to_json())
-        changed = [key for key in wanted if held.get(key) != wanted[key]]
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of another config ({changed[0]}); give another --workdir"
-            )
+    held = run_dir.read_about(folder)
+    if held:
+        wanted = {"config": json.loads(config.to_json()), "fingerprints": {}}
+        run_dir.check_resumable(held, wanted, folder)
     place = (f"--config={r.config}", f"--workdir={folder}")
     return Run(folder.name, folder, config, ("run", *place, *r.overrides, *changes))
 

@@ -1,6 +1,7 @@
 """Kinds of values that a setting may have: how they are checked, read from text, and described."""
 
 import ast
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -118,10 +119,12 @@ class Many:
 
 @dataclass(frozen=True)
 class Scalar:
-    """Text, a number, True, False or None: whatever one literal spells."""
+    """Text, a finite number, True, False or None: whatever one literal spells."""
 
     def __contains__(self, value: Any, /) -> bool:
-        return value is None or isinstance(value, (str, bool, int, float))
+        if isinstance(value, float):
+            return math.isfinite(value)
+        return value is None or isinstance(value, (str, bool, int))
 
     def __str__(self) -> str:
         return "text, a number, True, False or None"

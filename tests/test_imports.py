@@ -20,6 +20,7 @@ LEVELS = [
         "settings",
         "config_keys",
         "preflight",
+        "run_dir",
         "report",
         "card",
         "fingerprints",

@@ -37,6 +37,14 @@ def seif(place, workdir: Path, *more: str) -> int:
     return main(["run", f"--config={place.config}", f"--workdir={workdir}", *more])
 
 
+# Keys that change no result, but the programs that are compiled and what they are asked.
+FREE = [
+    "judger.devices=1", "sample_batch=2", "judger.batch_size=4", "filter.batch_size=16",
+    "instructor.micro_tokens=512", "follower.micro_tokens=512", "checkpoint.every_steps=2",
+    "remat=none", "mesh.data=2", "mesh.fsdp=1", "judger.max_no_verdict=0.9", "scan_weights=False",
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(place):
     """A run of two rounds that nothing stopped."""
@@ -56,13 +64,17 @@ def followed(finished, place):
 
 @pytest.fixture(scope="module")
 def beside(place):
-    """A round on two devices, one of them the Judger's."""
+    """A round that begins on one device and goes on with three, one of them the Judger's, and with
+    other values of keys that change no result."""
     workdir = place.folder / "beside"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, train, "train_step", 2)
+        assert seif(place, workdir, "--config.rounds=1") == 1
     run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
-    options = ["--config.rounds=1", "--config.judger.devices=1", "--config.sample_batch=2"]
-    flags = "--xla_force_host_platform_device_count=2"
+    options = ["--config.rounds=1", *(f"--config.{option}" for option in FREE)]
+    flags = "--xla_force_host_platform_device_count=3"
     process = start(place, *run, *options, XLA_FLAGS=flags)
-    _, err = process.communicate(timeout=600)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return workdir
 
@@ -215,8 +227,9 @@ def interrupt(monkeypatch, owner: Any, name: str, calls: int) -> None:
 
 
 def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys):
+    """At last with more rounds than were asked for at first, after these have ended."""
     workdir = place.folder / "stopped"
-    stops = [
+    first_round = [
         (Base, "save", 1),  # config.json is there, model/ is not
         (train, "train_step", 1),  # round 1, Instructor: nothing done yet
         (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
@@ -225,16 +238,25 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
         (data, "append_samples", 1),  # its metrics written, its samples not
         (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
         (Base, "export", 1),  # weights saved, hf/ not
-        (checkpoint.Checkpoints, "save", -3),  # round 2, Instructor: the last checkpoint just made
-        (train, "train_step", 2),  # round 2, Follower
     ]
-    for owner, name, calls in stops:
-        with monkeypatch.context() as patch:
-            interrupt(patch, owner, name, calls)
-            assert seif(place, workdir) == 1, name
-        assert "the same command goes on" in capsys.readouterr().err
-    assert seif(place, workdir) == 0
+    second_round = [
+        (checkpoint.Checkpoints, "save", -3),  # Instructor: the last checkpoint just made
+        (train, "train_step", 2),  # Follower
+    ]
+    extended = ("--config.rounds=2", "--config.follower.epochs=1,1")
+    for options, stops in (("--config.rounds=1",), first_round), (extended, second_round):
+        for owner, name, calls in stops:
+            with monkeypatch.context() as patch:
+                interrupt(patch, owner, name, calls)
+                assert seif(place, workdir, *options) == 1, name
+            assert "the same command goes on" in capsys.readouterr().err
+        assert seif(place, workdir, *options) == 0
     assert_same_run(workdir, finished)
+    (change,) = json.loads((workdir / "config.json").read_text())["history"]
+    assert change["after"] == {"round": 1, "stage": "follower", "step": 2}
+    assert change["changes"] == {
+        "config.follower.epochs": [[1], [1, 1]], "config.rounds": [1, 2],
+    }  # fmt: skip
 
 
 PROPOSE = ["--config.stages=generate,follower", "--config.rounds=1"]
@@ -370,9 +392,16 @@ def test_judger_on_a_device_of_its_own(place):
     assert named == [other, second]
 
 
-def test_a_judger_beside_the_sampler_gives_the_same_numbers(finished, beside):
-    """As with one device for all, and some of the scoring is done before the last sample is
-    there."""
+def test_what_changes_no_result_may_change(finished, beside):
+    """The numbers are as on one device, and some of the scoring is done before the last sample is
+    there; config.json says what changed."""
+    about = json.loads((beside / "config.json").read_text())
+    (change,) = about["history"]
+    names = {f"config.{option.partition('=')[0]}" for option in FREE}
+    assert change["changes"].keys() == names | {"devices"}
+    assert change["changes"]["config.mesh.fsdp"] == [-1, 1]
+    assert change["after"] == {"round": 1, "stage": "instructor", "step": 1}
+    assert (about["config"]["sample_batch"], len(about["devices"])) == (2, 3)
     one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, beside))
     measured = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding")
     for line, other in zip([line for line in one if line["round"] == 1], two, strict=True):

@@ -136,7 +136,12 @@ def test_what_is_finished_is_left_out(sweep, tmp_path):
     (tmp_path / "runs/seed=1/round_3/follower/stage.json").unlink()
     assert len(sweep(text)[1].splitlines()) == 2
     code, _, err = sweep(text, "--config.optim.learning_rate=1e-5")
-    assert code == 2 and "seed=1 holds a run of another config (optim); give another" in err[0]
+    line = "holds a run of another config: optim.learning_rate is 1e-06 there, 1e-05 here; give"
+    assert code == 2 and f"seed=1 {line}" in err[0]
+    more = ("--config.rounds=4", "--config.follower.epochs=3,1,1,2", "--config.mesh.tensor=2")
+    assert len(sweep(text, *more)[1].splitlines()) == 2  # what is finished may go on
+    code, _, err = sweep(text, "--config.follower.epochs=3,2")
+    assert code == 2 and "follower.epochs is [3, 1] there, [3, 2] here, and round 2 has" in err[0]
 
 
 FAKE = """

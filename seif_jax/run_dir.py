@@ -1,0 +1,157 @@
+"""A run's folder: what it says about the run, and whether a config may go on with it."""
+
+import importlib.metadata
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from seif_jax import config_keys, fingerprints, metrics, processes, settings
+from seif_jax.checkpoint import BASE, Base
+from seif_jax.errors import UserError
+from seif_jax.files import occupied, write_json
+from seif_jax.settings import Config
+
+ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
+DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
+SHOWN = 3  # keys in a message
+
+
+def start_time(workdir: Path) -> str:
+    """When the run began, in ISO format: as its folder says, or now. Chat templates that write the
+    date write this one, so a run that is resumed on another day asks the same. Of several processes
+    the first one's clock counts."""
+    held = read_about(workdir) or {}
+    now = datetime.now().isoformat(timespec="seconds")
+    return processes.exchange(held.get("started", now))[0]
+
+
+def open_run(
+    config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str
+) -> bool:
+    """Makes the run's folder, or makes sure that this config may go on with the run in it, and
+    records what is new. Raises UserError if it may not.
+
+    prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
+    Returns whether the folder is new.
+    """
+    path, held = workdir / ABOUT, read_about(workdir)
+    about = {
+        "config": json.loads(config.to_json()),
+        "fingerprints": prints,
+        "started": started,
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "devices": [str(device) for device in jax.devices()],
+    }
+    if not held:
+        if occupied(workdir):
+            raise UserError(f"{workdir} holds other files and no run; give another --workdir")
+        write_json(path, {**about, "history": []})
+    else:
+        check_resumable(held, about, workdir)
+        changes = _changes(held, about)
+        if changes and not all(stages_done(config, workdir)):
+            entry = {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "after": last_step(workdir),
+                "changes": changes,
+            }
+            write_json(path, {**about, "history": [*held.get("history", []), entry]})
+    if not (workdir / BASE).is_dir():
+        base.save(workdir / BASE, settings.lora(config))
+    return not held
+
+
+def read_about(workdir: Path) -> Any:
+    """A run's config.json; None: there is none (a model's holds no "config")."""
+    try:
+        held = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
+        return held if held["config"] else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def check_resumable(held: Any, wanted: Any, workdir: Path) -> None:
+    """Raises UserError if a run's config differs in keys that decide the results it already has.
+
+    held, wanted: {"config": nested dicts, "fingerprints": dict} of the run and of the config that
+    is to go on with it.
+    """
+    refused = []
+    for key, there, here in fingerprints.changes(held, wanted):
+        entry = config_keys.key(key)
+        resume = entry.resume if entry else "fixed"
+        if resume == "free":
+            continue
+        reason = f"{there} there, {here} here"
+        if there == here:
+            reason = f"{there} with other contents there, {here} here"
+        if resume == "later" and there and here:
+            begun = _begun(workdir, key.rpartition(".")[0] or "*")
+            values = json.loads(there), json.loads(here)
+            changed = [round for round in begun if not _same(round, *values)]
+            if not changed:
+                continue
+            reason += f", and round {changed[0]} has begun"
+        refused.append(f"{key} is {reason}")
+    if refused:
+        more = f" (and {len(refused) - SHOWN} more keys)" if len(refused) > SHOWN else ""
+        raise UserError(
+            f"{workdir} holds a run of another config: {'; '.join(refused[:SHOWN])}{more}; "
+            "give another --workdir"
+        )
+
+
+def _same(round: int, there: Any, here: Any) -> bool:
+    """Whether two values of `rounds`, or of a role's `epochs`, ask the same of a round."""
+    if isinstance(here, list):
+        return settings.epochs(there, round) == settings.epochs(here, round)
+    return round <= here
+
+
+def _begun(workdir: Path, stage: str) -> list[int]:
+    """The rounds in which a stage has begun, in order; stage "*": any."""
+    names = {path.parent.name for path in workdir.glob(f"round_*/{stage}")}
+    numbers = [name.removeprefix("round_") for name in names]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def _changes(held: Any, about: Any) -> dict[str, tuple[Any, Any]]:
+    """{"config.rounds": (before, now)} of everything that config.json says of a run."""
+    before, now = config_keys.flat(held), config_keys.flat(about)
+    names = sorted(before.keys() | now.keys())
+    changes = {name: (before.get(name), now.get(name)) for name in names}
+    return {
+        name: pair for name, pair in changes.items() if pair[0] != pair[1] and name != "history"
+    }
+
+
+def stages_done(config: Config, workdir: Path) -> list[bool]:
+    """Of every stage of the run, in order, whether it has ended."""
+    return [
+        (workdir / f"round_{round}" / stage / DONE).exists()
+        for round in range(1, config.rounds + 1)
+        for stage in settings.STAGES
+        if stage in config.stages
+    ]
+
+
+def last_step(workdir: Path) -> dict[str, Any] | None:
+    """Where the run is: round, stage and step of its last line of metrics; None: nowhere yet."""
+    path = workdir / "metrics.jsonl"
+    lines = metrics.read(path) if path.exists() else []
+    return {key: lines[-1][key] for key in ("round", "stage", "step")} if lines else None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git here
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,158 @@
+"""Which changes of its config a run accepts when it goes on, and what it records of them."""
+
+import importlib.util
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seif_jax import config_keys, run_dir
+from seif_jax.errors import UserError
+from seif_jax.values import Choice, Flag, Many, Number
+
+ROOT = Path(__file__).parents[1]
+
+
+def default() -> Any:
+    spec = importlib.util.spec_from_file_location("default_config", ROOT / "configs/default.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.eval.sets.mine = module.rule_set()
+    return config
+
+
+def about(**changes: Any) -> Any:
+    config = default()
+    with config.ignore_type():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return {"config": json.loads(config.to_json()), "fingerprints": {}}
+
+
+def refusal(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Why a run of one config does not go on with another; "": it does."""
+    try:
+        run_dir.check_resumable(about(**before), about(**now), workdir)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def begin(workdir: Path, *stages: str) -> None:
+    for stage in stages:
+        (workdir / stage).mkdir(parents=True)
+
+
+def another(value: Any, values: Any) -> Any:
+    """Another value of a key."""
+    if isinstance(values, Many):
+        return (*value, 7) if isinstance(values.each, Number) else (values.each.options[-1],)
+    if isinstance(values, Number):
+        return values.type(values.low if value != values.low else values.high)
+    if isinstance(values, Flag):
+        return not value
+    if isinstance(values, Choice):
+        return next(option for option in values.options if option != value)
+    return "another"
+
+
+LEAVES = config_keys.flat(default())
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_key(tmp_path, name):
+    """Fixed keys are refused with both values, others go on while nothing has begun."""
+    entry = config_keys.key(name)
+    assert entry
+    value = another(LEAVES[name], entry.values)
+    assert value in entry.values and value != LEAVES[name]
+    line = refusal(tmp_path, {}, {name.replace(".", "__"): value})
+    if entry.resume == "fixed":
+        there, here = (json.dumps(x) for x in (LEAVES[name], value))
+        assert line == (
+            f"{tmp_path} holds a run of another config: {name} is {there} there, {here} here; "
+            "give another --workdir"
+        )
+    else:
+        assert line == ""
+
+
+@pytest.mark.parametrize(
+    "stages, before, now, message",
+    [
+        ([], {"rounds": 3}, {"rounds": 1}, ""),
+        (["round_1/instructor"], {"rounds": 3}, {"rounds": 1}, ""),
+        (["round_1/instructor"], {"rounds": 3}, {"rounds": 9}, ""),
+        (
+            ["round_1/follower", "round_2/instructor"], {"rounds": 3}, {"rounds": 1},
+            "rounds is 3 there, 1 here, and round 2 has begun; give",
+        ),
+        (["round_1/follower", "round_2_old/follower"], {"rounds": 3}, {"rounds": 1}, ""),
+        # epochs of the Follower: (3, 1) goes on as 3, 1, 1, …
+        (["round_1/follower"], {"follower__epochs": (3, 1)}, {"follower__epochs": (3, 2, 5)}, ""),
+        (["round_1/follower"], {"follower__epochs": (3,)}, {"follower__epochs": (3, 9)}, ""),
+        (["round_1/instructor"], {"follower__epochs": (3,)}, {"follower__epochs": (4,)}, ""),
+        (
+            ["round_1/follower"], {"follower__epochs": (3, 1)}, {"follower__epochs": (2, 1)},
+            "follower.epochs is [3, 1] there, [2, 1] here, and round 1 has begun; give",
+        ),
+        (
+            ["round_1/follower", "round_2/follower", "round_3/follower"],
+            {"follower__epochs": (3, 1)}, {"follower__epochs": (3, 1, 2)},
+            "and round 3 has begun",
+        ),
+        (
+            [f"round_{n}/instructor" for n in (1, 2)],
+            {"instructor__epochs": (1, 2)}, {"instructor__epochs": (1, 1)}, "and round 2 has begun",
+        ),
+    ],
+)  # fmt: skip
+def test_later_rounds(tmp_path, stages, before, now, message):
+    begin(tmp_path, *stages)
+    line = refusal(tmp_path, before, now)
+    assert message in line and bool(message) == bool(line)
+
+
+def test_several_keys_that_may_not_change(tmp_path):
+    fixed = {"seed": 1, "format": "plain", "dtype": "float32", "grpo__kl": "k1", "data__limit": 5}
+    line = refusal(tmp_path, {}, {**fixed, "sample_batch": 1, "rounds": 9})
+    assert line == (
+        f"{tmp_path} holds a run of another config: data.limit is 0 there, 5 here; dtype is "
+        '"bfloat16" there, "float32" here; format is "think_answer" there, "plain" here (and 2 '
+        "more keys); give another --workdir"
+    )
+
+
+def test_keys_that_one_of_the_configs_lacks(tmp_path):
+    """As of runs of another version: a fixed key is refused, a free one is not."""
+    whole = about()
+    for name, refused in (("mesh", False), ("eval", False), ("reward", True), ("rounds", True)):
+        less = {"config": {k: v for k, v in whole["config"].items() if k != name}}
+        less["fingerprints"] = {}
+        for held, wanted in ((less, whole), (whole, less)):
+            if refused:
+                with pytest.raises(UserError, match=name):
+                    run_dir.check_resumable(held, wanted, tmp_path)
+            else:
+                run_dir.check_resumable(held, wanted, tmp_path)
+    old = {"config": {**whole["config"], "gone": 1}, "fingerprints": {}}
+    with pytest.raises(UserError, match="gone is 1 there, None here"):
+        run_dir.check_resumable(old, whole, tmp_path)
+
+
+def test_the_docs_say_which_keys_may_change():
+    """docs/resuming.md lists the free and the later keys of the table, and no others."""
+    page = (ROOT / "docs" / "resuming.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| (at any time|for later rounds) \| (.*) \|$", page, re.M))
+    for row, kind in (("at any time", "free"), ("for later rounds", "later")):
+        patterns = re.findall(r"`([^`]+)`", rows[row])
+        keys = {name for name, entry in config_keys.KEYS.items() if entry.resume == kind}
+        listed = {
+            name for name in config_keys.KEYS if any(fnmatch(name, pattern) for pattern in patterns)
+        }
+        assert listed == keys
+        assert all(any(fnmatch(name, pattern) for name in keys) for pattern in patterns)
