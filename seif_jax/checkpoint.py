@@ -18,6 +18,7 @@ from seif_jax import models, processes
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import RunError, UserError
 from seif_jax.files import beside, occupied, write_json
+from seif_jax.json_io import read_object
 from seif_jax.models import Model, hf, lora
 from seif_jax.models.devices import Place, finite, home
 from seif_jax.models.lora import Lora
@@ -189,7 +190,7 @@ def read_lora(path: Path) -> Lora | None:
     """What the adapters of a run's checkpoint are; None: it holds whole weights, or is none."""
     stage = stage_of(path)
     file = run_of(stage) / BASE / hf.ADAPTER_CONFIG if stage else None
-    return Lora.from_peft(json.loads(file.read_text("utf-8"))) if file and file.is_file() else None
+    return Lora.from_peft(read_object(file), str(file)) if file and file.is_file() else None
 
 
 def load_adapter(path: Path, model: Model, adapters: Lora, place: Place = home) -> Any:

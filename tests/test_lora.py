@@ -17,6 +17,7 @@ from checkpoints import recipe, source
 from ml_collections import ConfigDict
 
 from seif_jax import models, settings
+from seif_jax.errors import UserError
 from seif_jax.models import hf, lora
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.models.tree import completion_logp
@@ -91,6 +92,18 @@ def test_logits_of_peft(kind):
     assert written.keys() == held.tensors.keys()
     for name, value in held.tensors.items():
         np.testing.assert_array_equal(written[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("r", "8"), ("r", 0), ("lora_alpha", None), ("target_modules", "q_proj"),
+     ("base_model_name_or_path", ["model"])],
+)  # fmt: skip
+def test_an_edited_adapter_config_that_cannot_be_is_one_line(key, value):
+    held = Lora(8, 32.0, ("q", "v"), "there").peft_config()
+    assert Lora.from_peft(held) == Lora(8, 32.0, ("q", "v"), "there")
+    with pytest.raises(UserError, match=f"^a/adapter_config.json: {key} must be "):
+        Lora.from_peft({**held, key: value}, "a/adapter_config.json")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs torch and peft")

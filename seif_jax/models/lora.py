@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from seif_jax import models
+from seif_jax.json_io import COUNT, POSITIVE, TEXT, TEXTS, field
 from seif_jax.models import Model, Params, decoder
 from seif_jax.models.devices import Place, home
 
@@ -36,11 +37,14 @@ class Lora:
         return self.alpha / self.rank
 
     @classmethod
-    def from_peft(cls, config: Mapping[str, Any]) -> "Lora":
-        """From an adapter_config.json that `peft_config` made."""
-        targets = tuple(name for name in TARGETS if MODULES[name] in config["target_modules"])
-        base = config["base_model_name_or_path"]
-        return cls(config["r"], config["lora_alpha"], targets, base)
+    def from_peft(cls, config: Mapping[str, Any], where: str = "adapter_config.json") -> "Lora":
+        """From an adapter_config.json that `peft_config` made. UserError: it was edited, and a
+        value is missing or of a wrong type."""
+        held = field(config, "target_modules", TEXTS, where=where)
+        targets = tuple(name for name in TARGETS if MODULES[name] in held)
+        base = field(config, "base_model_name_or_path", TEXT, None, where)
+        rank = field(config, "r", COUNT, where=where)
+        return cls(rank, field(config, "lora_alpha", POSITIVE, where=where), targets, base)
 
     def peft_config(self) -> dict[str, Any]:
         return {
