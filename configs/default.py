@@ -33,6 +33,7 @@ def trained_role() -> ConfigDict:
     c.top_k = 0  # 0: off
     c.top_p = 1.0
     c.shots = 0  # few-shot turns
+    c.prompts = text()  # a .toml or .py file in place of the packaged prompts: docs/prompts.md
     c.prefill = ""  # the reply starts with this text
     return c
 
@@ -43,6 +44,7 @@ def verdict_role() -> ConfigDict:
     c.mode = "generate"  # "generate": analysis, then [[1]] or [[0]]; "verdict": forward pass only;
     # the Judger's also "random": a coin for each constraint, with reward.checks="judge" the control
     c.shots = 2  # few-shot turns
+    c.prompts = text()  # as of a trained role
     c.prefill = ""  # generate: the reply starts with this; verdict: comes before the "[["
     c.max_prompt_tokens = 12288  # tokens; a longer prompt gets no verdict
     c.max_tokens = 2048  # tokens of analysis and verdict

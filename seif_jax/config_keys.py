@@ -15,18 +15,11 @@ from seif_jax.moments import KINDS as MOMENTS
 from seif_jax.optim import SCHEDULES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.score import CHECKS
-from seif_jax.roles import filter, follower, instructor_prompts, judger
 from seif_jax.sampling.methods import TEMPERATURE, TOP_K, TOP_P
 from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text, Values
 
 STAGES = ("instructor", "generate", "follower")
 DTYPES = ("bfloat16", "float32")
-MAX_SHOTS = {
-    "instructor": min(len(shots) for shots in instructor_prompts.SHOTS.values()),
-    "follower": len(follower.SHOTS),
-    "filter": len(filter.SHOTS),
-    "judger": len(judger.SHOTS),
-}
 
 
 class Key(NamedTuple):
@@ -81,7 +74,8 @@ def trained_role(name: str) -> dict[str, Key]:
         f"{name}.temperature": fixed(SAMPLED),
         f"{name}.top_k": fixed(TOP_K),
         f"{name}.top_p": fixed(TOP_P),
-        f"{name}.shots": fixed(whole(0, MAX_SHOTS[name])),
+        f"{name}.shots": fixed(COUNT),
+        f"{name}.prompts": fixed(PATH),
         f"{name}.prefill": fixed(TEXT),
     }
 
@@ -89,7 +83,8 @@ def trained_role(name: str) -> dict[str, Key]:
 def verdict_role(name: str, *modes: str) -> dict[str, Key]:
     return {
         f"{name}.mode": fixed(Choice(modes)),
-        f"{name}.shots": fixed(whole(0, MAX_SHOTS[name])),
+        f"{name}.shots": fixed(COUNT),
+        f"{name}.prompts": fixed(PATH),
         f"{name}.prefill": fixed(TEXT),
         f"{name}.max_prompt_tokens": fixed(TOKENS),
         f"{name}.max_tokens": fixed(TOKENS),

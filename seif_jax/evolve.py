@@ -72,6 +72,7 @@ class Evolution:
         self.weights = Weights(config, workdir, base)
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
+        self.prompts = settings.prompts(config)
         seeds = config.data
         self.seeds = data.load_seeds(seeds.seeds, seeds.column, seeds.split, self.warn)
         if config.data.limit:
@@ -97,14 +98,14 @@ class Evolution:
         c, tokenizer = self.config, self.base.tokenizer
         preflight.check_models(c, self.base)
         preflight.check_batches(c, len(self.seeds), len(self.given) if self.given else None)
-        preflight.check_dialogues(c, tokenizer)
+        preflight.check_dialogues(c, tokenizer, self.prompts)
         preflight.check_verdicts(c, tokenizer)
         if "follower" not in c.stages:
             return
         if self.given:
-            preflight.check_prompts(c, tokenizer, "data", self.given)
+            preflight.check_prompts(c, tokenizer, self.prompts, "data", self.given)
         for name, rows in self.evaluations.items() if c.eval.every_steps else ():
-            preflight.check_prompts(c, tokenizer, f"eval.sets.{name}", rows)
+            preflight.check_prompts(c, tokenizer, self.prompts, f"eval.sets.{name}", rows)
 
     def warn(self, text: str) -> None:
         self.display.warn(text)
@@ -201,12 +202,14 @@ class Evolution:
             return Checker(None, checks)
         speaker = self.speaker(self.judger_path(round), c.dtype or self.config.dtype, c.devices)
         decoding = settings.verdict_decoding(c, settings.JUDGER_SALT)
-        return Checker(Judge(speaker, c.mode, c.shots, decoding), checks)
+        judge = Judge(speaker, c.mode, c.shots, decoding, self.prompts["judger"])
+        return Checker(judge, checks)
 
     def follower_task(self, round: int) -> FollowerTask:
         c = self.config
         rows = self.given or self.written(round)
-        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots)
+        told = self.prompts["follower"]
+        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots, told)
 
     def written(self, round: int) -> list[Instruction]:
         """The instructions of this round that were kept. RunError: there are none."""
@@ -225,9 +228,9 @@ class Evolution:
     def evaluation_tasks(
         self, round: int, decoding: Decoding
     ) -> dict[str, tuple[FollowerTask, Decoding]]:
-        c, checker = self.config, self.checker(round)
+        c, checker, told = self.config, self.checker(round), self.prompts["follower"]
         return {
-            name: (FollowerTask(rows, checker, c.format, c.follower.shots), decoding)
+            name: (FollowerTask(rows, checker, c.format, c.follower.shots, told), decoding)
             for name, rows in self.evaluations.items()
         }
 
@@ -238,12 +241,15 @@ class Evolution:
         return InstructorTask(
             rows=self.seeds,
             checker=self.checker(round),
-            answerer=Answerer(evaluator, answers, c.format, c.follower.shots),
+            answerer=Answerer(
+                evaluator, answers, c.format, c.follower.shots, self.prompts["follower"]
+            ),
             filter=self.filter(evaluator) if c.filter.on else None,
             format=c.format,
             shots=c.instructor.shots,
             soft_share=c.instructor.soft_share,
             seed=f"{c.seed}/{round}",
+            prompts=self.prompts["instructor"],
         )
 
     def evaluator(self, round: int) -> Speaker:
@@ -254,7 +260,7 @@ class Evolution:
     def filter(self, evaluator: Speaker) -> Judge:
         c = self.config.filter
         decoding = settings.verdict_decoding(c, settings.FILTER_SALT)
-        return Judge(evaluator, c.mode, c.shots, decoding)
+        return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
 
     def instructions(self, round: int) -> Path:
         return self.workdir / f"round_{round}" / "instructions.parquet"
@@ -273,6 +279,7 @@ class Evolution:
             shots=c.instructor.shots,
             soft_share=c.instructor.soft_share,
             seed=f"{c.seed}/{round}/generate",
+            prompts=self.prompts["instructor"],
         )
         stage = generate.Stage(
             round=round,

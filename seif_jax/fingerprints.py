@@ -1,7 +1,7 @@
 """Identifies what a run reads by its contents, not by the path that names it.
 
 The same relative path names different files in different folders, and the same file has many names.
-Data are identified by the rows that were read, models by their files.
+Data are identified by the rows that were read, prompts by their texts, models by their files.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def of_run(
     instructions: Sequence[Instruction] | None,
     evaluations: Mapping[str, Sequence[Instruction]],
 ) -> dict[str, str]:
-    """{config key: fingerprint} of the data that were read and of the models that are here.
+    """{config key: fingerprint} of data and prompts that were read and of models that are here.
 
     A model on the Hugging Face hub has none: its name identifies it.
     """
@@ -43,6 +43,9 @@ def of_run(
         path = models.local(name) if name or key == "model" else None
         if path and path.exists():
             prints[key] = of_model(path)
+    for role, prompts in settings.prompts(config).items():
+        if config[role].prompts:
+            prints[f"{role}.prompts"] = _digest(dataclasses.asdict(prompts))
     return prints
 
 
@@ -77,7 +80,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 def of_rows(rows: Sequence[str] | Sequence[Instruction]) -> str:
     """SHA-256 of rows as they were read, whatever file they came from."""
-    plain = [row if isinstance(row, str) else dataclasses.asdict(row) for row in rows]
+    return _digest([row if isinstance(row, str) else dataclasses.asdict(row) for row in rows])
+
+
+def _digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

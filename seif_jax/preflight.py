@@ -3,7 +3,7 @@
 These checks need data, tokenizer and models; those of the config alone are `settings.check`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -16,10 +16,12 @@ from seif_jax.models.layers import Config as Shape
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message
+from seif_jax.roles.prompts import Prompts
 from seif_jax.settings import Config
 from seif_jax.speaker import one_token
 from seif_jax.tokenizer import Tokenizer
 
+Told = Mapping[str, Prompts]  # `settings.prompts`
 PROBE = "Which words of this question reach the model?"
 
 
@@ -75,12 +77,13 @@ def check_batches(config: Config, seeds: int, given: int | None) -> None:
 
 
 def check_prompts(
-    config: Config, tokenizer: Tokenizer, key: str, rows: Sequence[Instruction]
+    config: Config, tokenizer: Tokenizer, told: Told, key: str, rows: Sequence[Instruction]
 ) -> None:
     """Raises UserError if the Follower can read none of the rows that a key of the config names."""
     role, lengths = config.follower, []
+    style = {"format": config.format, "shots": role.shots, "prompts": told["follower"]}
     for row in rows:
-        dialogue = follower.messages(row.prompt, format=config.format, shots=role.shots)
+        dialogue = follower.messages(row.prompt, **style)
         lengths.append(len(tokenizer.encode_chat(dialogue, role.prefill)))
         if lengths[-1] <= role.max_prompt_tokens:
             return
@@ -103,27 +106,27 @@ def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
                 raise UserError(f"config.{name}.prefill: {error}") from None
 
 
-def check_dialogues(config: Config, tokenizer: Tokenizer) -> None:
+def check_dialogues(config: Config, tokenizer: Tokenizer, told: Told) -> None:
     """Raises UserError if the model's chat template drops text of a role's dialogue, or does not
     ask for a reply to it."""
-    for role, dialogue in _dialogues(config):
+    for role, dialogue in _dialogues(config, told):
         try:
             tokenizer.check_chat(dialogue)
         except UserError as error:
             raise UserError(f"config.{role}: {error}") from None
 
 
-def _dialogues(config: Config) -> Iterator[tuple[str, list[Message]]]:
+def _dialogues(config: Config, told: Told) -> Iterator[tuple[str, list[Message]]]:
     """A dialogue of every kind that the roles of the run's stages have."""
-    trained = {"format": config.format, "shots": config.follower.shots}
     if {"instructor", "follower"} & {*config.stages}:  # it answers what the Instructor writes
-        yield "follower", follower.messages(PROBE, **trained)
+        style = {"shots": config.follower.shots, "prompts": told["follower"]}
+        yield "follower", follower.messages(PROBE, format=config.format, **style)
     if {"instructor", "generate"} & {*config.stages}:
-        trained["shots"] = config.instructor.shots
+        style = {"shots": config.instructor.shots, "prompts": told["instructor"]}
         for variant in instructor.VARIANTS:
-            yield "instructor", instructor.messages(PROBE, variant, **trained)
+            yield "instructor", instructor.messages(PROBE, variant, format=config.format, **style)
     for name, role in settings.verdict_roles(config).items():
-        asked = {"mode": role.mode, "shots": role.shots}
+        asked = {"mode": role.mode, "shots": role.shots, "prompts": told[name]}
         if name == "filter":
             yield name, filter.messages(PROBE, **asked)
         elif role.mode != "random":  # coins are tossed without a question

@@ -12,10 +12,11 @@ import jax
 from seif_jax import config_keys, fingerprints, metrics, processes, settings
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.errors import UserError
-from seif_jax.files import occupied, write_json
+from seif_jax.files import occupied, read_text, write_json, write_text
 from seif_jax.settings import Config
 
 ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
+PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
 DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
 SHOWN = 3  # keys in a message
@@ -64,7 +65,18 @@ def open_run(
             write_json(path, {**about, "history": [*held.get("history", []), entry]})
     if not (workdir / BASE).is_dir():
         base.save(workdir / BASE, settings.lora(config))
+    keep_prompts(config, workdir)
     return not held
+
+
+def keep_prompts(config: Config, workdir: Path) -> None:
+    """Copies the files of the roles' prompts into the run's folder."""
+    for role in settings.ROLES:
+        if path := config[role].prompts:
+            path = Path(path).expanduser()
+            copy = workdir / PROMPTS / f"{role}{path.suffix}"
+            if not copy.exists():
+                write_text(copy, read_text(path))
 
 
 def read_about(workdir: Path) -> Any:

@@ -10,12 +10,15 @@ from seif_jax.config_keys import STAGES, check_values
 from seif_jax.errors import UserError
 from seif_jax.learner import Algorithm
 from seif_jax.models.lora import TARGETS, Lora
+from seif_jax.roles import filter, follower, instructor, judger
+from seif_jax.roles.prompts import Prompts, load
 from seif_jax.rollout import Grouping
 from seif_jax.speaker import Decoding
 from seif_jax.train import Sizes
 
 Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 
+ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judger": judger}
 PIECES = 8  # in which samples are scored where the Judger has devices of its own
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 
@@ -49,6 +52,28 @@ def check(config: Config) -> None:
             f"config.lora.targets is empty: with config.lora.rank={config.lora.rank} nothing would "
             "be trained"
         )
+    prompts(config)
+
+
+def prompts(config: Config) -> dict[str, Prompts]:
+    """What each role is told: the packaged prompts, or those of the file that the config names.
+
+    Raises UserError for a file that cannot be used, and for more shots than it has.
+    """
+    told = {}
+    for name, role in ROLES.items():
+        path = config[name].prompts
+        try:
+            told[name] = load(role.SCHEMA, path, role.PACKAGED) if path else role.PACKAGED
+        except UserError as error:
+            raise UserError(f"config.{name}.prompts: {error}") from None
+        most = min(map(len, told[name].shots.values()))
+        if config[name].shots > most:
+            raise UserError(
+                f"config.{name}.shots must be at most {most}, the number of examples in "
+                f"{path or 'the packaged prompts'} (got {config[name].shots})"
+            )
+    return told
 
 
 def lora(config: Config) -> Lora | None:

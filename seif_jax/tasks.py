@@ -13,6 +13,7 @@ from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.rewards.score import Checked, Checker, Mark, Score
 from seif_jax.roles import filter, follower, instructor
 from seif_jax.roles.format import Message
+from seif_jax.roles.prompts import Prompts
 
 
 class Reply(Protocol):
@@ -32,6 +33,7 @@ class Answerer:
     decoding: Any  # speaker.Decoding
     format: str
     shots: int
+    prompts: Prompts | None = None  # the Follower's; none: the packaged ones
 
     def answer(
         self,
@@ -42,7 +44,8 @@ class Answerer:
     ) -> None:
         """Tells `ended` of each prompt's answer, while others are being written. numbers: of the
         samples that the prompts are."""
-        dialogues = [follower.messages(p, format=self.format, shots=self.shots) for p in prompts]
+        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
+        dialogues = [follower.messages(prompt, **told) for prompt in prompts]
         if prompts:
             self.speaker.reply(dialogues, self.decoding, key, ended=ended, numbers=numbers)
 
@@ -55,13 +58,15 @@ class FollowerTask:
     checker: Checker
     format: str
     shots: int
+    prompts: Prompts | None = None  # none: the packaged ones
 
     def dialogues(self, row: int) -> list[list[Message]]:
         """Every dialogue that the row can become: for this role one."""
         return [self.dialogue(row, 0)]
 
     def dialogue(self, row: int, step: int) -> list[Message]:
-        return follower.messages(self.rows[row].prompt, format=self.format, shots=self.shots)
+        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
+        return follower.messages(self.rows[row].prompt, **told)
 
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row].seed_question}
@@ -106,6 +111,7 @@ class Proposer:
     shots: int
     soft_share: float
     seed: str  # the variant of a prompt is a function of (this, step, row)
+    prompts: Prompts | None = None  # the Instructor's; none: the packaged ones
 
     def variant(self, row: int, step: int) -> str:
         draw = random.Random(f"{self.seed}/{step}/{row}").random()
@@ -119,7 +125,8 @@ class Proposer:
         return self._dialogue(row, self.variant(row, step))
 
     def _dialogue(self, row: int, variant: str) -> list[Message]:
-        return instructor.messages(self.rows[row], variant, format=self.format, shots=self.shots)
+        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
+        return instructor.messages(self.rows[row], variant, **told)
 
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row], "variant": self.variant(row, step)}
@@ -167,7 +174,7 @@ class Proposer:
         return Proposal(instruction, variant, "", "", None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InstructorTask(Proposer):
     """The reward of a proposal is the share of its constraints that the frozen Follower's answer
     does not meet."""

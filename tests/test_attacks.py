@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny import CONTROL, tiny_backend, tiny_tokenizer
 
-from seif_jax.roles import filter, follower, judger
+from seif_jax.roles import filter, filter_prompts, follower, judger, judger_prompts
 from seif_jax.roles.format import Message
 from seif_jax.tokenizer import Tokenizer
 
@@ -92,7 +92,7 @@ def test_an_attack_stays_quoted(attack: str, mode: str, tokenizer: Tokenizer) ->
         *("Instruction:", "> Name a pet.", "> Be brief.", ""),
         *("Reply:", *(f"> {line}" for line in clean.splitlines() or [""]), ""),
         *("Constraint:", "> Be brief.", ""),
-        judger.ASK[mode],
+        judger_prompts.ASK[mode].splitlines()[-1],
         "",
     ]
     assert last.splitlines() == last.split("\n")[:-1]  # no other line break is left in it
@@ -104,7 +104,10 @@ def test_nor_do_filter_and_follower_let_it_out(attack: str, tokenizer: Tokenizer
         chat = filter.messages(attack, shots=1, mode=mode)
         assert controls(tokenizer.encode_chat(chat)) == [1, 2] * 4 + [1]
         lines = chat[-1]["content"].split("\n")
-        assert lines[0] == "Instruction:" and lines[-2:] == ["", filter.ASK[mode]]
+        assert lines[0] == "Instruction:" and lines[-2:] == [
+            "",
+            filter_prompts.ASK[mode].splitlines()[-1],
+        ]
         assert lines[1:-2] == [f"> {line}" for line in attack.splitlines() or [""]]
     chat = follower.messages(attack, format="plain", shots=0)
     assert controls(tokenizer.encode_chat(chat)) == [1, 2, 1]

@@ -126,7 +126,7 @@ def test_numbers_that_cannot_be(name):
         ("lora.targets", ("embed",), "each one of: q, k, v, o, gate, up, down (got ('embed',))"),
         ("eval.sets.mine.kinds", ("nope",), "config.eval.sets.mine.kinds must be values separated"),
         ("template_arguments.mine", (1,), "text, a number, True, False or None (got (1,))"),
-        ("follower.shots", 3, "config.follower.shots must be a whole number from 0 to 2 (got 3)"),
+        ("follower.shots", -1, "config.follower.shots must be a whole number from 0 to 1000000000"),
     ],
 )
 def test_texts_flags_and_tuples_that_cannot_be(name, value, message):
@@ -148,6 +148,12 @@ def test_texts_flags_and_tuples_that_cannot_be(name, value, message):
         ),
         ({"data.rules.first": 9, "data.rules.last": 3}, "config.data.rules.last must be 0"),
         ({"lora.rank": 4, "lora.targets": ()}, "config.lora.targets is empty"),
+        (
+            {"follower.shots": 3},
+            "config.follower.shots must be at most 2, the number of examples in the packaged "
+            "prompts (got 3)",
+        ),
+        ({"filter.shots": 5}, "config.filter.shots must be at most 4"),
     ],
 )
 def test_values_that_do_not_go_together(changes, message):

@@ -10,7 +10,7 @@ from seif_jax.rewards.judge import MIN_MASS, Judge, Verdict
 from seif_jax.roles import filter, judger
 
 
-def messages(question: str, *, shots: int, mode: str) -> list[dict[str, str]]:
+def messages(question: str, *, shots: int, mode: str, prompts: Any) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{question} {shots} {mode}"}]
 
 

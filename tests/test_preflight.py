@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax import generate, preflight
+from seif_jax import generate, preflight, settings
 from seif_jax.__main__ import read_config
 from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
@@ -128,7 +128,7 @@ def test_only_one_prompt_must_fit(place):
         return tokenizer.encode_chat(dialogue, prefill)
 
     counting: Any = SimpleNamespace(encode_chat=encode_chat)
-    preflight.check_prompts(config, counting, "data", rows)
+    preflight.check_prompts(config, counting, settings.prompts(config), "data", rows)
     assert len(seen) == 2
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from seif_jax.errors import UserError
-from seif_jax.roles import filter, follower, format, instructor, judger
+from seif_jax.roles import filter, filter_prompts, follower, format, instructor, judger
 from seif_jax.roles.verdict import verdict
 
 FORMATS = ("think_answer", "plain")
@@ -205,7 +205,10 @@ def test_no_data_leaves_its_block(attack: str, mode: str) -> None:
         quoted = [line[2:] for line in lines if line.startswith("> ")]
         assert quoted == sum(([*text.splitlines()] or [""] for text in data), [])
     lines = filter.messages(attack, shots=1, mode=mode)[-1]["content"].splitlines()
-    assert lines[0] == "Instruction:" and lines[-2:] == ["", filter.ASK[mode]]
+    assert lines[0] == "Instruction:" and lines[-2:] == [
+        "",
+        filter_prompts.ASK[mode].splitlines()[-1],
+    ]
     assert all(line.startswith("> ") for line in lines[1:-2])
 
 
@@ -228,7 +231,7 @@ def test_wrong_settings_are_named() -> None:
         format.read("a", "xml")
     with pytest.raises(UserError, match="variant='mild' is unknown, .* soft, hard"):
         instructor.messages("Q", "mild", format="plain", shots=0)
-    with pytest.raises(UserError, match="mode='guess' is unknown, .* generate, verdict"):
+    with pytest.raises(UserError, match="mode must be one of: generate, verdict .got 'guess'"):
         judger.messages("Q", "A", "C", shots=0, mode="guess")
     with pytest.raises(UserError, match="shots=5 .* 0 to 4"):
         filter.messages("Q", shots=5, mode="verdict")

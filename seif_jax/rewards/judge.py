@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seif_jax.roles import verdict
+from seif_jax.roles.prompts import Prompts
 
 OPTIONS = ("0", "1")
 PREFILL = "[["
@@ -50,6 +51,7 @@ class Judge:
     mode: str
     shots: int
     decoding: Any  # speaker.Decoding; in verdict mode its limits and prefill only
+    prompts: Prompts | None = None  # none: the packaged ones
 
     def ask(
         self,
@@ -58,13 +60,16 @@ class Judge:
         numbers: Sequence[Any],
         key: Any,
     ) -> list[Verdict]:
-        """`messages(*question, shots=…, mode=…)` makes a question's dialogue. numbers: of each
-        question; what is drawn for it is a function of them and the key alone."""
+        """`messages(*question, shots=…, mode=…, prompts=…)` makes the dialogue of a question.
+
+        numbers: of each question; what is drawn for it is a function of them and the key alone.
+        """
         if not questions:
             return []
         if self.mode == "random":
             return [Verdict(v) for v in self.speaker.toss(numbers, self.decoding, key)]
-        dialogues = [messages(*q, shots=self.shots, mode=self.mode) for q in questions]
+        told = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
+        dialogues = [messages(*question, **told) for question in questions]
         if self.mode == "verdict":
             pairs = self.speaker.choose(
                 dialogues,

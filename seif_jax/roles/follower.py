@@ -1,32 +1,46 @@
 """The Follower: answers a constrained instruction. The evaluator answers through the same chat."""
 
+from seif_jax.roles import follower_prompts, format
 from seif_jax.roles.format import Message, dialogue, system, write
 from seif_jax.roles.format import read as read
+from seif_jax.roles.prompts import Prompts, Schema, Shot
 
-# instruction, thought, answer
-SHOTS = (
-    (
-        "What are two uses of baking soda?\n"
-        "The response should contain exactly 2 bullet points.\n"
-        "The response should not contain any commas.",
-        "Two bullet points, one use in each, and no commas anywhere.",
-        "* Baking soda makes cakes and cookies rise.\n"
-        "* It removes bad smells from a fridge or a carpet.",
-    ),
-    (
-        "Thank a friend for a birthday gift.\n"
-        "The response should be in all lowercase letters.\n"
-        "The response should end with the exact phrase 'talk soon.'",
-        "A short thank-you note, no capital letters, and 'talk soon.' as the last words.",
-        "thank you so much for the blue scarf! it is warm and i wear it every day. talk soon.",
-    ),
+
+def _mentions(kind: str) -> tuple[str, ...]:
+    return format.TAGS if kind == "think_answer" else ()
+
+
+def _fault(variant: str, shot: Shot) -> str:
+    reply = write(shot["thought"], shot["answer"], "think_answer")
+    return "" if read(reply, "think_answer") else "the answer is empty, or a text holds a tag"
+
+
+SCHEMA = Schema(
+    kinds=tuple(format.SYSTEM),
+    data=("instruction",),
+    mentions=_mentions,
+    shot={"instruction": "text", "thought": "text", "answer": "text"},
+    fault=_fault,
 )
+PACKAGED = SCHEMA.read(vars(follower_prompts))
 
 
-def messages(instruction: str, *, format: str, shots: int) -> list[Message]:
+def messages(
+    instruction: str, *, format: str, shots: int, prompts: Prompts | None = None
+) -> list[Message]:
     """The chat that asks for an answer to `instruction`, in "think_answer" or "plain" format.
 
-    The first `shots` (0 to 2) example turns come before it. UserError for other values.
+    The first `shots` example turns come before it. UserError for other values, and for more shots
+    than there are.
     """
-    turns = [(asked, write(thought, answer, format)) for asked, thought, answer in SHOTS]
-    return dialogue(system(format), turns, shots, instruction)
+    system(format)
+    prompts = prompts or PACKAGED
+    turns = [
+        (
+            prompts.user(format, instruction=shot["instruction"]),
+            write(shot["thought"], shot["answer"], format),
+        )
+        for shot in prompts.shots[""]
+    ]
+    user = prompts.user(format, instruction=instruction)
+    return dialogue(prompts.system[format], turns, shots, user)

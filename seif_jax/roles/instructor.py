@@ -1,14 +1,16 @@
 """The Instructor: reads a seed question and proposes constraints that make it harder."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seif_jax.errors import UserError
-from seif_jax.roles import instructor_prompts as prompts
+from seif_jax.roles import instructor_prompts
 from seif_jax.roles.flat_json import NotFlat, read_pairs
-from seif_jax.roles.format import Message, dialogue, read, system, write
+from seif_jax.roles.format import SYSTEM, TAGS, Message, dialogue, read, system, write
+from seif_jax.roles.prompts import Prompts, Schema, Shot
 
 VARIANTS = {"soft": 5, "hard": 3}  # number of constraints
 REASONS = ("format", "parse", "count", "duplicate", "repeats_seed")
@@ -24,28 +26,35 @@ class Parsed:
     detail: str = ""  # one line for the samples file, naming the key at fault
 
 
-def _known(variant: str) -> int:
+def _known(variant: str) -> None:
     if variant not in VARIANTS:
         raise UserError(f"{variant=} is unknown, it is one of {', '.join(VARIANTS)}")
-    return VARIANTS[variant]
 
 
-def messages(seed: str, variant: str, *, format: str, shots: int) -> list[Message]:
+def messages(
+    seed: str, variant: str, *, format: str, shots: int, prompts: Prompts | None = None
+) -> list[Message]:
     """The chat that asks for the constraints of the "soft" or "hard" variant on `seed`.
 
-    "think_answer" has the full guide in its system turn; "plain" has one line in every user turn,
-    short enough for a 135M model. The first `shots` (0 to 3) examples come before the seed.
-    Reasoning models' chat templates cut the thoughts out of examples: use 0 shots with those.
-    UserError for other values.
+    prompts: none: the packaged ones. There, "think_answer" has the full guide in its system turn;
+    "plain" has one line in every user turn, short enough for a 135M model. The first `shots`
+    examples come before the seed. Reasoning models' chat templates cut the thoughts out of
+    examples: use 0 shots with those. UserError for other values, and for more shots than there are.
     """
     _known(variant)
-    guide = f"{system(format)}\n\n{prompts.GUIDES[variant]}" if format != "plain" else ""
-    ask = prompts.TURNS[format][variant]
-    turns = []
-    for example, thought, constraints in prompts.SHOTS[variant]:
-        keyed = ", ".join(f'"c{i}": "{text}"' for i, text in enumerate(constraints, 1))
-        turns.append((ask.format(seed=example), write(thought, f"{{{keyed}}}", format)))
-    return dialogue(guide or system(format), turns, shots, ask.format(seed=seed))
+    system(format)
+    prompts, kind = prompts or PACKAGED, f"{format}.{variant}"
+    turns = [
+        (prompts.user(kind, seed=shot["seed"]), _reply(shot, format))
+        for shot in prompts.shots[variant]
+    ]
+    return dialogue(prompts.system[kind], turns, shots, prompts.user(kind, seed=seed))
+
+
+def _reply(shot: Shot, format: str) -> str:
+    """An example's reply: what `parse` takes apart again."""
+    keyed = {f"c{i}": text for i, text in enumerate(shot["constraints"], 1)}
+    return write(shot["thought"], json.dumps(keyed, ensure_ascii=False), format)
 
 
 def instruction(seed: str, constraints: Sequence[str]) -> str:
@@ -61,7 +70,8 @@ def parse(reply: str, variant: str, seed: str, *, format: str) -> Parsed:
     "repeats_seed" (same words, whatever the case and punctuation). UserError for an unknown
     variant or format.
     """
-    wanted = [f"c{i}" for i in range(1, _known(variant) + 1)]
+    _known(variant)
+    wanted = _keys(variant)
     answer = read(reply, format)
     if answer is None:
         return Parsed(None, "format", "the reply is not <think>…</think><answer>…</answer>")
@@ -113,3 +123,31 @@ def _repetition(constraints: dict[str, str], seed: str) -> Parsed | None:
             return Parsed(None, "repeats_seed", f"{name} repeats the seed question")
         seen[words] = name
     return None
+
+
+def _keys(variant: str) -> list[str]:
+    return [f"c{i}" for i in range(1, VARIANTS[variant] + 1)]
+
+
+def _mentions(kind: str) -> list[str]:
+    form, _, variant = kind.partition(".")
+    first, *_, last = _keys(variant)
+    return [first, last, *(TAGS if form == "think_answer" else ())]
+
+
+def _fault(variant: str, shot: Shot) -> str:
+    if not all(isinstance(text, str) for text in shot["constraints"]):
+        return "constraints must be a list of texts"
+    parsed = parse(_reply(shot, "think_answer"), variant, shot["seed"], format="think_answer")
+    return "" if parsed.constraints == list(shot["constraints"]) else parsed.detail
+
+
+SCHEMA = Schema(
+    kinds=tuple(f"{form}.{variant}" for form in SYSTEM for variant in VARIANTS),
+    data=("seed",),
+    mentions=_mentions,
+    shot={"seed": "text", "thought": "text", "constraints": "a list"},
+    fault=_fault,
+    variants=tuple(VARIANTS),
+)
+PACKAGED = SCHEMA.read(vars(instructor_prompts))

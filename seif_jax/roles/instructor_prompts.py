@@ -1,4 +1,6 @@
-"""What the Instructor is told: guides, the ask of one turn, and examples, for both variants."""
+"""What the Instructor is told, by reply format and variant; examples by variant."""
+
+from seif_jax.roles import format
 
 _RULES = """\
 Rules:
@@ -56,11 +58,17 @@ example; leaving something out; contrast between two sides; a rule to apply.
 4. The answer is one JSON object and nothing else: {{"c1": "...", "c2": "...", "c3": "...", \
 "c4": "...", "c5": "..."}}"""
 
-GUIDES = {"hard": _HARD, "soft": _SOFT}
+_GUIDES = {"hard": _HARD, "soft": _SOFT}
 
-# The user turn, by format and variant; the seed comes last.
-TURNS = {
-    "think_answer": dict.fromkeys(GUIDES, "Seed question:\n{seed}"),
+# The plain format, for very small models, has one line in every user turn in place of a guide.
+SYSTEM = {
+    "think_answer": {
+        variant: f"{format.SYSTEM['think_answer']}\n\n{guide}" for variant, guide in _GUIDES.items()
+    },
+    "plain": dict.fromkeys(_GUIDES, format.SYSTEM["plain"]),
+}
+ASK = {
+    "think_answer": dict.fromkeys(_GUIDES, "Seed question:\n{seed}"),
     "plain": {
         "hard": "Write 3 different constraints for the response to this question, as JSON with "
         "the keys c1, c2, c3. Do not answer it.\nQuestion: {seed}",
@@ -69,76 +77,76 @@ TURNS = {
     },
 }
 
-# Examples by variant: seed, thought, constraints. No double quotes inside a constraint.
 SHOTS = {
     "hard": (
-        (
-            "Explain why the sky is blue.",
-            "A word frequency (A), bullet points (B) and lowercase (D): three categories. "
-            "Lowercase bullet points can use the word 'light' twice.",
-            (
+        {
+            "seed": "Explain why the sky is blue.",
+            "thought": "A word frequency (A), bullet points (B) and lowercase (D): three "
+            "categories. Lowercase bullet points can use the word 'light' twice.",
+            "constraints": (
                 "The response should use the word 'light' at least 2 times.",
                 "The response should contain exactly 3 bullet points.",
                 "The response should be in all lowercase letters.",
             ),
-        ),
-        (
-            "Write a letter to a new neighbor.",
-            "A title (C), a word count (B) and an exact ending (E): three categories. A titled "
-            "letter of fewer than 80 words can close with any phrase.",
-            (
+        },
+        {
+            "seed": "Write a letter to a new neighbor.",
+            "thought": "A title (C), a word count (B) and an exact ending (E): three categories. "
+            "A titled letter of fewer than 80 words can close with any phrase.",
+            "constraints": (
                 "The response should have a title in double angle brackets, such as <<Welcome>>.",
                 "The response should contain fewer than 80 words.",
                 "The response should end with the exact phrase 'See you soon.' and nothing else.",
             ),
-        ),
-        (
-            "List three ways to save water at home.",
-            "No commas (D), placeholders (E) and words to avoid (A): three categories. None of "
-            "them needs a comma or the words 'tap' and 'shower'.",
-            (
+        },
+        {
+            "seed": "List three ways to save water at home.",
+            "thought": "No commas (D), placeholders (E) and words to avoid (A): three categories. "
+            "None of them needs a comma or the words 'tap' and 'shower'.",
+            "constraints": (
                 "The response should not contain any commas.",
                 "The response should contain at least 2 placeholders in square brackets, such as "
                 "[name].",
                 "The response should not use the words 'tap' and 'shower'.",
             ),
-        ),
+        },
     ),
     "soft": (
-        (
-            "Explain why the sky is blue.",
-            "Audience, sentence count, an element, a word to avoid and a tone suit an explanation "
-            "and go together.",
-            (
+        {
+            "seed": "Explain why the sky is blue.",
+            "thought": "Audience, sentence count, an element, a word to avoid and a tone suit an "
+            "explanation and go together.",
+            "constraints": (
                 "The response should be written for children of about eight years.",
                 "The response should contain at least 5 sentences.",
                 "The response should compare light with a ball or another toy.",
                 "The response should not use the word 'scattering'.",
                 "The response should sound excited and cheerful.",
             ),
-        ),
-        (
-            "Write a letter to a new neighbor.",
-            "A role, a word count, sound, an element left out and the sentence structure suit a "
-            "letter and go together.",
-            (
+        },
+        {
+            "seed": "Write a letter to a new neighbor.",
+            "thought": "A role, a word count, sound, an element left out and the sentence "
+            "structure suit a letter and go together.",
+            "constraints": (
                 "The response should be written in the voice of a retired sailor.",
                 "The response should contain fewer than 120 words.",
                 "The response should include one pair of rhyming lines.",
                 "The response should not mention the weather.",
                 "The response should close with a question to the neighbor.",
             ),
-        ),
-        (
-            "List three ways to save water at home.",
-            "A format, a contrast, a rule, a style and a theme suit a list and go together.",
-            (
+        },
+        {
+            "seed": "List three ways to save water at home.",
+            "thought": "A format, a contrast, a rule, a style and a theme suit a list and go "
+            "together.",
+            "constraints": (
                 "The response should be a table with the columns Way and Saving.",
                 "The response should set each way against a wasteful habit.",
                 "The response should order the ways from the cheapest to the most expensive.",
                 "The response should be in the style of a newspaper advertisement.",
                 "The response should mention how each way helps a river.",
             ),
-        ),
+        },
     ),
 }

@@ -2,8 +2,11 @@
 
 import re
 
+from seif_jax.errors import UserError
 from seif_jax.roles.format import strip_thoughts
 
+MODES = ("generate", "verdict")
+VERDICTS = ("[[1]]", "[[0]]")
 VERDICT = re.compile(r"(?<!\[)\[\[ *([01]) *\]\](?!\])")
 NEGATION = re.compile(r"(?:\b(?:not|never)|n['’]t)[\s(*\"'`“‘]*$", re.IGNORECASE)
 NEGATION_CHARS = 16  # how far before a verdict it may begin: keeps reading linear in the length
@@ -43,3 +46,22 @@ def _quoted(text: str, match: re.Match[str]) -> bool:
     start, end = match.span()
     quoted = start > 0 and text[start - 1] in QUOTES and text[end : end + 1] in QUOTES
     return quoted and WORD.search(text, end) is not None
+
+
+def check_mode(mode: str) -> None:
+    """UserError for a mode that does not exist."""
+    if mode not in MODES:
+        raise UserError(f"mode must be one of: {', '.join(MODES)} (got {mode!r})")
+
+
+def written(analysis: str, value: bool, mode: str) -> str:
+    """A few-shot reply: what `verdict` reads as `value`."""
+    return f"[[{int(value)}]]" if mode == "verdict" else f"{analysis}\n[[{int(value)}]]"
+
+
+def analysis_fault(analysis: str) -> str:
+    """What keeps the verdict after this analysis from being read; "": nothing."""
+    read = [verdict(written(analysis, value, "generate")) for value in (True, False)]
+    return (
+        "" if read == [True, False] else f"no verdict can be read after the analysis {analysis!r}"
+    )
