@@ -152,7 +152,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     config = base.model.hf_config
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
     dtype = options.dtype or (stored if stored in DTYPES else "bfloat16")
-    stage, dst = stage_of(Path(options.src)), Path(options.dst)
+    stage, dst = stage_of(models.resolve(options.src)), Path(options.dst)
     if stage and run_of(stage) != stage:
         base = base.with_card(card(stage))
     if options.adapter:

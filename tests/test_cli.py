@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from seif_jax import models, train
 from seif_jax.__main__ import heading, main
 from seif_jax.checkpoint import Base, load_params
+from seif_jax.models import gguf
 
 
 @pytest.mark.parametrize(
@@ -215,6 +216,27 @@ def test_a_run_is_the_same_from_another_folder(place, refused, monkeypatch, tmp_
         shutil.copy(project / name, name)
     line = refused(*command(project / "run", ""))
     assert 'run of another config: model is "model" with other contents there, "model" here' in line
+
+
+def test_the_embedded_model_is_named_wherever_a_model_is(place, monkeypatch, tmp_path, capsys):
+    """Also beside a folder of that name."""
+    monkeypatch.setattr(gguf, "embedded_path", lambda: place.model)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2" / "checkpoints").mkdir(parents=True)
+    sizes = ["--prompt=The word", "--max_tokens=2", "--dtype=float32"]
+    assert main(["generate", "--model=smollm2", *sizes]) == 0
+    assert main(["convert", "smollm2", "out"]) == 0
+    assert "embedded" not in capsys.readouterr().err
+    stages = []
+    monkeypatch.setattr(train, "run", lambda stage, *_: stages.append(stage) or {})
+    keys = ("model", "instructor.init", "judger.model")
+    names = [f"--config.{key}=smollm2" for key in keys]
+    run = ["run", f"--config={place.config}", "--config.stages=instructor", "--config.rounds=1"]
+    assert main([*run, "--workdir=run", *names]) == 0
+    model = load_params(place.model, Base.load(place.model).model)
+    jax.tree.map(np.testing.assert_array_equal, stages[0].start(), model)
+    judger = stages[0].task.checker.judge.speaker.engine.params
+    jax.tree.map(np.testing.assert_array_equal, judger, model)
 
 
 @pytest.mark.parametrize(
