@@ -216,10 +216,10 @@ class Evolution:
         path, where = self.instructions(round), f"round {round} follower"
         reasons = data.drop_reasons(path)
         if reasons and all(reasons):
-            raise RunError(
-                f"{where}: {generate.explain_drops(reasons)}, in another --workdir (whose "
-                f"config.instructor.init can be {self.weights.path('instructor', round)})"
-            )
+            mend = "in another --workdir"
+            if "instructor" in self.config.stages:  # which need not be trained again
+                mend += f" with config.instructor.init={self.weights.path('instructor', round)}"
+            raise RunError(f"{where}: {generate.explain_drops(reasons)}, {mend}")
         rows = data.load_instructions(path)
         if any(reasons) and len(rows) < self.config.follower.rollout_prompts:
             self.display.warn(f"{where}: {generate.explain_drops(reasons)}")

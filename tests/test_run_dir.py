@@ -1,6 +1,5 @@
 """Which changes of its config a run accepts when it goes on, and what it records of them."""
 
-import importlib.util
 import json
 import re
 from fnmatch import fnmatch
@@ -8,26 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_config import LEAVES, ROOT, with_a_set
 
 from seif_jax import config_keys, run_dir
 from seif_jax.errors import UserError
 from seif_jax.values import Choice, Flag, Many, Number
 
-ROOT = Path(__file__).parents[1]
-
-
-def default() -> Any:
-    spec = importlib.util.spec_from_file_location("default_config", ROOT / "configs/default.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    config.eval.sets.mine = module.rule_set()
-    return config
-
 
 def about(**changes: Any) -> Any:
-    config = default()
+    config = with_a_set()
     with config.ignore_type():
         config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return {"config": json.loads(config.to_json()), "fingerprints": {}}
@@ -50,7 +38,7 @@ def begin(workdir: Path, *stages: str) -> None:
 def another(value: Any, values: Any) -> Any:
     """Another value of a key."""
     if isinstance(values, Many):
-        return (*value, 7) if isinstance(values.each, Number) else (values.each.options[-1],)
+        return (values.each.options[-1],) if isinstance(values.each, Choice) else (*value, 7)
     if isinstance(values, Number):
         return values.type(values.low if value != values.low else values.high)
     if isinstance(values, Flag):
@@ -58,9 +46,6 @@ def another(value: Any, values: Any) -> Any:
     if isinstance(values, Choice):
         return next(option for option in values.options if option != value)
     return "another"
-
-
-LEAVES = config_keys.flat(default())
 
 
 @pytest.mark.parametrize("name", LEAVES)
