@@ -2,7 +2,7 @@
 
 A weight names its axes ("layer heads head_dim embed"), a program those of what it computes; which
 of them are cut over which devices is decided here alone. Meshes are of `AxisType.Auto`: XLA puts
-the collectives in.
+the collectives in, except inside `per_device`, where the program names them.
 """
 
 import math
@@ -22,13 +22,14 @@ from seif_jax.errors import UserError
 AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
 PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
 HEADS = ("tensor", "sequence")  # axes over which attention is: in it a row's slots are together
-RULES = {  # logical axis: axis of the mesh; what is not here is cut nowhere
+RULES: dict[str, Any] = {  # logical axis: axes of the mesh; what is not here is cut nowhere
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "slots": "sequence",
+    "parts": PARTS,
 }
 Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]  # axes, shape
 
@@ -148,13 +149,88 @@ def heads_like(home: Any) -> Any:
     return NamedSharding(home.mesh, PartitionSpec(*home.spec[1:2]))
 
 
+def cut(*axes: str | None) -> PartitionSpec:
+    """How the table cuts an array with these logical axes."""
+    return PartitionSpec(*(RULES.get(axis or "") for axis in axes))
+
+
+def cut_evenly(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
+    """`cut`, except that every device holds all of an axis that the mesh does not divide."""
+    pairs = zip(axes, shape, strict=False)
+    return cut(*(axis if axis and size % pieces(axis) == 0 else None for axis, size in pairs))
+
+
+def pieces(axis: str) -> int:
+    """How many pieces the mesh, where there is one, cuts a logical axis into."""
+    mesh, names = jax.sharding.get_abstract_mesh(), RULES.get(axis, ())
+    names = (names,) if isinstance(names, str) else names
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in names)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, cut as the table says, where a program runs under a mesh (`jax.set_mesh`)."""
+    """x, cut as `cut_evenly` says where a program runs under a mesh (`jax.set_mesh`). Axes that are
+    not given are cut nowhere."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    wanted = [RULES.get(axis or "") for axis in axes]
-    return lax.with_sharding_constraint(x, PartitionSpec(*wanted))
+    return lax.with_sharding_constraint(x, cut_evenly(x.shape, *axes))
+
+
+def per_device(
+    function: Callable[..., jax.Array], in_specs: Sequence[Any], out_specs: Any
+) -> Callable[..., jax.Array]:
+    """The function, called by every device of the mesh with its own pieces of the arguments: where
+    the partitioner would have to guess (gathers), or cannot look inside (kernels).
+
+    The function calls the collectives below for what it needs of other devices. Its derivative adds
+    up the cotangents of an argument over all devices that hold the same piece.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return function
+    # JAX cannot check through a kernel that devices agree on what out_specs says they all hold.
+    return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
+
+
+def _devices(axis: str) -> int:
+    """How many devices, each of which runs a `per_device` function, an axis is cut over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[RULES[axis]] if mesh.manual_axes else 1
+
+
+def psum(x: jax.Array, axis: str) -> jax.Array:
+    """Sum over the devices that a logical axis is cut over."""
+    return lax.psum(x, RULES[axis]) if _devices(axis) > 1 else x
+
+
+def pmax(x: jax.Array, axis: str) -> jax.Array:
+    """Largest value on the devices that a logical axis is cut over."""
+    return lax.pmax(x, RULES[axis]) if _devices(axis) > 1 else x
+
+
+def first_index(size: int, axis: str) -> jax.Array | int:
+    """Index, on a logical axis, of the first of the `size` entries that this device holds."""
+    return lax.axis_index(RULES[axis]) * size if _devices(axis) > 1 else 0
+
+
+def all_gather(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """The pieces of all devices that a logical axis is cut over, joined on x's axis `dim`."""
+    return lax.all_gather(x, RULES[axis], axis=dim, tiled=True) if _devices(axis) > 1 else x
+
+
+def psum_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """Sum over the devices that a logical axis is cut over; each keeps its piece of `dim`."""
+    if _devices(axis) == 1:
+        return x
+    return lax.psum_scatter(x, RULES[axis], scatter_dimension=dim, tiled=True)
+
+
+def all_to_all(x: jax.Array, axis: str, split: int, join: int) -> jax.Array:
+    """Cuts x's axis `split` between the devices that a logical axis is cut over, and joins what
+    they send on `join`."""
+    if _devices(axis) == 1:
+        return x
+    return lax.all_to_all(x, RULES[axis], split, join, tiled=True)
 
 
 def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -172,21 +248,38 @@ def under(params: Any) -> AbstractContextManager[Any]:
 
 
 def over_heads(
-    kernel: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array
+    attention: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any
 ) -> jax.Array:
-    """kernel(q [B, T, N, H], k, v [B, S, K, H], …) -> [B, T, N, H], under a mesh by each device for
-    its own heads: XLA cannot divide a kernel. Key/value heads that do not divide are repeated."""
+    """attention(q [B, T, N, H], k, v [B, S, K, H], …) -> [B, T, N, H], under a mesh by each device
+    for its own rows B, of `rest`, too, and its own query heads. Fewer key/value heads than devices
+    are held by several of them."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return kernel(q, k, v, *rest)
-    fits = q.shape[2] % math.prod(mesh.shape[axis] for axis in HEADS) == 0
-    axes = HEADS if fits else HEADS[:1]
-    devices = math.prod(mesh.shape[axis] for axis in axes)
-    k, v = (jnp.repeat(x, devices // math.gcd(devices, x.shape[2]), axis=2) for x in (k, v))
-    cut = PartitionSpec(None, None, axes)
-    specs = (cut, cut, cut, *(PartitionSpec() for _ in rest))
-    # Whether results are equal where they should be cannot be seen through a kernel.
-    return jax.shard_map(kernel, in_specs=specs, out_specs=cut, check_vma=False)(q, k, v, *rest)
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+        return attention(q, k, v, *rest)
+    N, K = q.shape[2], k.shape[2]
+
+    def devices(axes: Sequence[str]) -> int:
+        return math.prod(mesh.shape[axis] for axis in axes)
+
+    axes = HEADS if N % devices(HEADS) == 0 else HEADS[:1]
+    split = max(i for i in range(len(axes) + 1) if K % devices(axes[:i]) == 0)
+    same = axes[split:]  # devices along these get the same key/value heads
+
+    def own(x: jax.Array) -> jax.Array:
+        """The key/value heads, of those that devices along `same` get, of this device's queries."""
+        if not same:
+            return x
+        x = jnp.repeat(x, devices(axes) // math.gcd(devices(axes), K), axis=2)
+        size = x.shape[2] // devices(same)
+        return lax.dynamic_slice_in_dim(x, lax.axis_index(same) * size, size, axis=2)
+
+    queries = PartitionSpec(PARTS, None, axes)
+    keys = PartitionSpec(PARTS, None, axes[:split])
+    return per_device(
+        lambda q, k, v, *rest: attention(q, own(k), own(v), *rest),
+        (queries, keys, keys, *(PartitionSpec(PARTS) for _ in rest)),
+        queries,
+    )(q, k, v, *rest)
 
 
 def to_host(x: jax.Array) -> np.ndarray:
@@ -201,12 +294,21 @@ def _array(x: np.ndarray, home: NamedSharding) -> Any:
 
 
 def spread(mesh: Mesh, micros: Sequence[Any], make: Callable[..., Any] = _array) -> Any:
-    """Parts of a batch, trees of the host's arrays of one shape, on a leading axis, each on its own
-    devices. Of what is one number the largest, on all. make: of the host's array and its place."""
+    """Parts of a batch, as `side_by_side` puts them, each on its own devices. make: of the host's
+    array and its place."""
 
-    def put(*each: Any) -> jax.Array:
-        x = np.stack(each) if np.ndim(each[0]) else np.asarray(max(each))
+    def put(x: np.ndarray) -> jax.Array:
         cut = PartitionSpec(PARTS) if x.ndim else PartitionSpec()
         return make(x, NamedSharding(mesh, cut))
 
-    return jax.tree.map(put, *micros)
+    return jax.tree.map(put, side_by_side(micros))
+
+
+def side_by_side(micros: Sequence[Any]) -> Any:
+    """Trees of the host's arrays, all of one shape, on a leading axis; of what is one number the
+    largest."""
+
+    def join(*each: Any) -> np.ndarray:
+        return np.stack(each) if np.ndim(each[0]) else np.asarray(max(each))
+
+    return jax.tree.map(join, *micros)

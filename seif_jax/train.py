@@ -20,7 +20,7 @@ from seif_jax.learner import Algorithm, Learner, make_optimizer
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
-from seif_jax.models.tree import completion_logp, of_parts
+from seif_jax.models.tree import completion_logp
 from seif_jax.optim import State
 from seif_jax.packing import pack, padding
 from seif_jax.rollout import Grouping, Task, rollout
@@ -163,8 +163,6 @@ class Programs:
         logp = partial(
             completion_logp, c, temperature=stage.decoding.temperature, dtype=stage.dtype
         )
-        if self.parts > 1:
-            logp = of_parts(logp)
         self.cast = jax.jit(  # and to where it is sampled from
             lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
             out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),
@@ -193,8 +191,10 @@ class Programs:
         return found
 
     def place(self, micros: Sequence[Micro]) -> Micro:
-        """The parts of a pass, where they are computed; one alone has no axis for the parts."""
-        return micros[0] if self.parts == 1 else sharding.spread(self.stage.mesh, micros)
+        """The parts of a pass side by side, where they are computed."""
+        if self.parts == 1:
+            return sharding.side_by_side(micros)
+        return sharding.spread(self.stage.mesh, micros)
 
     def update(
         self, state: State, batch: Batch, fresh: bool

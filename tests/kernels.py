@@ -14,17 +14,17 @@ import tiny
 
 from seif_jax import models, sharding
 from seif_jax.models.attention import Segment, plain, splash, through
-from seif_jax.sharding import PARTS
 
 PROMPTS, T, H = 33, 70, 16
 
 
 def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[int]]:
-    """Two parts, each with two samples of a prompt, K key/value and K·R query heads."""
+    """Two samples each of two prompts, K key/value and K·R query heads."""
     rng = np.random.default_rng(0)
-    shapes = [(2, K, 2, R, T, H), *[(2, K, 1, PROMPTS, H)] * 2, *[(2, K, 2, T, H)] * 2]
+    shapes = [(K, 4, R, T, H), *[(K, 2, PROMPTS, H)] * 2, *[(K, 4, T, H)] * 2]
     inputs = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    masks = models.visible(jnp.array([PROMPTS - 4]), PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
+    lengths = jnp.array([PROMPTS - 4, PROMPTS])
+    masks = models.visible(lengths, PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
     seen: list[int] = []
 
     def kernel(q, k, v, keys, *, before):
@@ -36,8 +36,7 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
         return attention(q, segments, jnp.float32)
 
     def both(attention, *inputs):
-        parts = jax.vmap(partial(of, attention), spmd_axis_name=PARTS)
-        out, pull = jax.vjp(parts, *inputs)
+        out, pull = jax.vjp(partial(of, attention), *inputs)
         return [out, *pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))]
 
     wanted = jax.jit(partial(both, plain))(*inputs)

@@ -34,7 +34,8 @@ ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
 
 
 def flat_logp(params, flat, remat="none", dtype=jnp.float32):
-    return completion_logp(C, params, flat, temperature=0.8, dtype=dtype, remat=remat)
+    part = tiny.one_part(flat)
+    return completion_logp(C, params, part, temperature=0.8, dtype=dtype, remat=remat)[0]
 
 
 def bare_batch() -> Batch:
@@ -194,6 +195,7 @@ def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
     model = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 4})
     bare = replace(BATCH, prefix=BATCH.prefix[:0])  # less to compile
     (_, micro), params = pack(bare, 100)[0], models.init(model, 1)
+    micro = tiny.one_part(micro)
     held, gradients = {}, {}
     for remat in KEPT:
         logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
@@ -231,7 +233,7 @@ def test_updates_of_a_rollout():
     calls = []
 
     def update(state, frozen, micros, trained, fresh):
-        calls.append((next(micros).advantages.tolist(), fresh))
+        calls.append((next(micros).advantages[0].tolist(), fresh))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
@@ -259,7 +261,7 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
     """Those of the policy where updates of this rollout come before."""
 
     def logp(weight, flat):
-        return jnp.asarray(flat.targets[flat.rows] * weight)
+        return jnp.asarray(flat.targets[0][flat.rows] * weight)
 
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(

@@ -139,6 +139,11 @@ def jax_settings(**values: Any) -> Iterator[None]:
         jax.config.update(name, value)
 
 
+def one_part(tree: Any) -> Any:
+    """A part of a batch (Flat, Micro), or a tree, as the only one of those side by side."""
+    return jax.tree.map(lambda x: x[None] if x.ndim else x, tree)
+
+
 class Samples(NamedTuple):
     tokens: Any  # numpy [n, C], right-padded with 0
     logp: Any

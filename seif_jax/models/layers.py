@@ -18,8 +18,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from seif_jax import sharding
 from seif_jax.models.attention import Segment, attend
 from seif_jax.models.products import as_bits, cache_dtype, from_bits, product
+from seif_jax.sharding import constrain
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,33 @@ def weight(
     return nnx.Param(value, axes=tuple(axes.split()))
 
 
-def embed(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
-    """Rows of the table, float32."""
-    return from_bits(jnp.take(as_bits(table), tokens, axis=0)).astype(jnp.float32)
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "P n"]) -> Float[Array, "P n D"]:
+    """Rows of the table, float32.
+
+    Under a mesh each device looks up its own columns of its own rows, and sends them to where they
+    are needed: far less than the table.
+    """
+    width = table.shape[1]
+
+    def local(table: Array, tokens: Array) -> Array:
+        if table.shape[1] == width:
+            return _rows(table, tokens)
+        everyones = _rows(table, sharding.all_gather(tokens, "embed", 0))
+        return sharding.all_to_all(everyones, "embed", 0, 2)
+
+    specs = (
+        sharding.cut_evenly(table.shape, "vocab", "embed"),
+        sharding.cut("parts", "slots"),
+    )
+    return sharding.per_device(local, specs, sharding.cut("parts", "slots"))(table, tokens)
+
+
+def _rows(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
+    first = sharding.first_index(len(table), "vocab")
+    mine = (tokens >= first) & (tokens < first + len(table))
+    rows = jnp.take(as_bits(table), jnp.where(mine, tokens - first, 0), axis=0)
+    rows = from_bits(rows).astype(jnp.float32)
+    return sharding.psum(jnp.where(mine[..., None], rows, 0.0), "vocab")
 
 
 def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float[Array, "*S O"]:
@@ -114,7 +140,9 @@ def heads(
         q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if c.qk_norm:
         q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
-    return rotate(q, r), rotate(k, r), v
+    q = constrain(rotate(q, r), "parts", "slots", "heads")
+    k = constrain(rotate(k, r), "parts", "slots", "kv_heads")
+    return q, k, constrain(v, "parts", "slots", "kv_heads")
 
 
 def lead(

@@ -67,8 +67,13 @@ def _product_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradien
     x, w = saved
     dx = product(gradient, w, -3 - axis, dtype)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
-    left = _turned(left.astype(dtype))
-    return dx.astype(x.dtype), product(left, right, -2, dtype).astype(w.dtype)
+    return dx.astype(x.dtype), outer(left, right, dtype).astype(w.dtype)
+
+
+def outer(left: Array, right: Array, dtype: Any) -> Array:
+    """Sum over rows of the outer products of left's and right's, as `product` computes: what a
+    weight's gradient is."""
+    return product(_turned(left.astype(dtype)), right, -2, dtype)
 
 
 def _turned(x: Array) -> Array:

@@ -1,11 +1,11 @@
-"""The model over a tree of text, all of it at once.
+"""The model over trees of text, all of each at once.
 
-`completion_logp` is what the learner and the reference policy compute, `next_logp` what verdicts
-are read from.
+Trees of one shape lie side by side, on a leading axis P: under a mesh each group of devices has one
+of them, the part of a batch that it computes. `completion_logp` is what the learner and the
+reference policy compute, `next_logp` what verdicts are read from.
 """
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from seif_jax.batch import Flat, Tree
-from seif_jax.models import layers, logits
+from seif_jax.models import head, layers, logits
 from seif_jax.models.layers import Config, Segment
-from seif_jax.sharding import PARTS, constrain
+from seif_jax.sharding import constrain, over_heads
 
-CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time
 POLICIES = jax.checkpoint_policies
 KEPT = {  # by what is computed again in the backward pass: what is kept of each layer for it
     "full": POLICIES.nothing_saveable,
@@ -35,65 +34,76 @@ def completion_logp(
     temperature: float,
     dtype: Any,
     remat: str = "none",
-) -> Float[Array, "B C"]:
+) -> Float[Array, "P B C"]:
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
-    of no meaning. Differentiable in `params`. remat: of KEPT."""
+    of no meaning. Differentiable in `params`. flat: parts side by side. remat: of KEPT."""
     hidden = run(c, params, flat.tree, dtype, remat)
-    states = hidden[flat.states]
-    logp = token_logp(params, states, flat.targets, flat.said, temperature, dtype)
-    return logp[flat.rows]
-
-
-def of_parts(logp: Callable[..., Array]) -> Callable[..., Float[Array, "P B C"]]:
-    """A function of weights and a Flat, as one of several side by side, spread over a mesh."""
-    # `said` is no axis, or both sides of the choice that it makes would be computed.
-    axes: Any = (None, Flat(0, 0, 0, None, 0))  # pyright: ignore[reportArgumentType]
-
-    def of_all(params: Any, flat: Flat, **options: Any) -> Array:
-        return jax.vmap(partial(logp, **options), axes, spmd_axis_name=PARTS)(params, flat)
-
-    return of_all
+    return head.completion_logp(head.weight(params), hidden, flat, temperature, dtype)
 
 
 def next_logp(
     c: Config, params: Mapping[str, Any], tree: Tree, ends: Int[Array, "B"], *, dtype: Any
 ) -> Float[Array, "B V"]:
-    """Log-probabilities, float32, of what follows each of the slots `ends`."""
-    hidden = run(c, params, tree, dtype, "none")
-    return jax.nn.log_softmax(logits(params, hidden[ends], dtype), axis=-1)
+    """Log-probabilities, float32, of what follows each of the slots `ends` of one tree."""
+    (hidden,) = run(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
+    scores = logits(params, constrain(hidden, None, None)[ends], dtype)
+    return jax.nn.log_softmax(constrain(scores, None, None), axis=-1)
 
 
 def run(
-    c: Config, params: Mapping[str, Any], tree: Tree, dtype: Any, remat: str
-) -> Float[Array, "N D"]:
+    c: Config, params: Mapping[str, Any], trees: Tree, dtype: Any, remat: str
+) -> Float[Array, "P N D"]:
     """Final hidden state of every slot (normed, float32). Layers are scanned."""
-    r = layers.rope(c, tree.positions[None])
+    r = layers.rope(c, trees.positions)
 
     def layer(x: Array, bits: Any) -> tuple[Array, None]:
         w = jax.tree.map(layers.from_bits, bits)
-        q, k, v = (y[0] for y in layers.heads(c, w, x, r, dtype))
-        seen = attend(tree, q, k, v, dtype)
-        x = layers.finish(c, w, x, seen[None], dtype)
-        return constrain(x, None, "slots", None), None
+        q, k, v = layers.heads(c, w, x, r, dtype)
+        seen = attend(trees, q, k, v, dtype)
+        x = layers.finish(c, w, x, seen, dtype)
+        return constrain(x, "parts", "slots", None), None
 
     body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
-    x = constrain(layers.embed(params["embed"], tree.tokens)[None], None, "slots", None)
+    x = constrain(layers.embed(params["embed"], trees.tokens), "parts", "slots", None)
     x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
-    return layers.rms_norm(x[0], params["norm"], c.norm_eps)
+    return layers.rms_norm(x, params["norm"], c.norm_eps)
 
 
 def attend(
-    tree: Tree,
+    trees: Tree,
+    q: Float[Array, "P N h H"],
+    k: Float[Array, "P N K H"],
+    v: Float[Array, "P N K H"],
+    dtype: Any,
+) -> Float[Array, "P N hH"]:
+    """Attention from slots to slots: rows of a level see themselves and those that they follow.
+
+    Under a mesh, slots that are cut over devices come together, and heads are cut over these
+    instead: gathers into rows and back are within a device.
+    """
+
+    def local(q: Array, k: Array, v: Array, levels: Any, places: Array) -> Array:
+        (q,), (k,), (v,), (places,) = q, k, v, places
+        seen = _attend([slots[0] for slots in levels], places, q, k, v, dtype)
+        return seen.reshape(1, *q.shape)
+
+    seen = over_heads(local, q, k, v, trees.levels, trees.places)
+    return constrain(seen.reshape(*seen.shape[:2], -1), "parts", "slots", "heads")
+
+
+def _attend(
+    levels: Sequence[Int[Array, "n T"]],
+    places: Int[Array, "N"],
     q: Float[Array, "N h H"],
     k: Float[Array, "N K H"],
     v: Float[Array, "N K H"],
     dtype: Any,
 ) -> Float[Array, "N hH"]:
-    """Attention from slots to slots: rows of a level see themselves and those that they follow."""
-    whole = [slots for slots in tree.levels if slots.size]
+    """`attend`, in one tree."""
+    whole = [slots for slots in levels if slots.size]
     index = jnp.concatenate([slots.ravel() for slots in whole])
     ends = [sum(slots.size for slots in whole[: i + 1]) for i in range(len(whole))]
-    padded = [jnp.split(move(y, index, tree.places), ends[:-1]) for y in (q, k, v)]
+    padded = [jnp.split(move(y, index, places), ends[:-1]) for y in (q, k, v)]
     seen, past = [], []
     for slots, *rows in zip(whole, *padded, strict=True):
         q, k, v = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
@@ -101,8 +111,8 @@ def attend(
         causal = jnp.tril(jnp.ones((1, slots.shape[1], slots.shape[1]), bool))
         found = layers.attend(q, [*past, Segment(k, v, causal)], dtype)
         seen.append(layers.follow(found).reshape(slots.size, -1))
-        past.append(Segment(k, v, (slots < tree.tokens.size)[:, None]))
-    return move(jnp.concatenate(seen), tree.places, index)
+        past.append(Segment(k, v, (slots < places.size)[:, None]))
+    return move(jnp.concatenate(seen), places, index)
 
 
 @jax.custom_vjp
@@ -125,37 +135,3 @@ def _move_backward(saved: tuple[Array, Array], gradient: Array):
 
 
 move.defvjp(_move_forward, _move_backward)
-
-
-def token_logp(
-    params: Mapping[str, Any],
-    states: Float[Array, "M D"],
-    tokens: Int[Array, "M"],
-    said: Int[Array, ""],
-    temperature: float,
-    dtype: Any,
-) -> Float[Array, "M"]:
-    """Log-softmax of each state's logits over `temperature`, at its token; the [M, V] array never
-    exists: chunks of rows, computed again in the backward pass, those after the first `said` rows
-    not at all."""
-    rows = tokens.size
-    count = -(-rows // CHUNK)
-    size = -(-rows // count)
-    padding = size * count - rows
-    parts = (
-        jnp.pad(states, ((0, padding), (0, 0))).reshape(count, size, -1),
-        jnp.pad(tokens, (0, padding)).reshape(count, size),
-        jnp.arange(count) * size,
-    )
-
-    def chunk(states: Array, tokens: Array) -> Array:
-        scaled = logits(params, states, dtype) / temperature
-        picked = jnp.take_along_axis(scaled, tokens[:, None], axis=1)[:, 0]
-        return picked - jax.nn.logsumexp(scaled, axis=1)
-
-    @jax.checkpoint
-    def where_said(part: tuple[Array, Array, Array]) -> Array:
-        states, tokens, first = part
-        return lax.cond(first < said, chunk, lambda *_: jnp.zeros(size), states, tokens)
-
-    return lax.map(where_said, parts).reshape(-1)[:rows]

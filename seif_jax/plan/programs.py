@@ -211,7 +211,7 @@ def largest_pass(
     passes = found.pack(make_batch(replies, scores, grouping, width))
     micros = passes[0][1]
     if found.parts == 1:
-        return shapes(micros[0]), len(passes)
+        return shapes(sharding.side_by_side(micros)), len(passes)
 
     def shape(x: np.ndarray, home: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
