@@ -1,43 +1,58 @@
 """The `seif` command: run, generate, convert, bench, plan, sweep."""
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from seif_jax.config_file import read_config
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import RunError, UserError, exit_code, one_line
+from seif_jax.files import local_path, os_errors, recover
 from seif_jax.json_io import dumps
 from seif_jax.options import DTYPES, parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input."""
-    options, rest = parser().parse_known_args(arguments)
-    unknown = [r for r in rest if not r.startswith(PASSED_ON.get(options.command, ()))]
-    if unknown:
-        print(f"seif {options.command}: unknown argument {unknown[0]}", file=sys.stderr)
-        return 2
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """Runs a command; returns the exit code: 0 done, 1 failed, 2 wrong usage or input, 130 stopped
+    by Ctrl-C, 141 where nobody reads the output any more."""
+    command = "seif"
     try:
+        options, rest = parser().parse_known_args(arguments)
+        command = f"seif {options.command}"
+        unknown = [r for r in rest if not r.startswith(PASSED_ON.get(options.command, ()))]
+        if unknown:
+            raise UserError(f"unknown argument {unknown[0]}")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         COMMANDS[options.command](options, rest)
-    except UserError as error:
-        print(f"seif {options.command}: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"seif {options.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"seif {options.command}: stopped; the same command goes on", file=sys.stderr)
-        return 1
+        sys.stdout.flush()  # here, where an error of the output can still be reported
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        if not isinstance(error, BrokenPipeError):
+            resumed = isinstance(error, KeyboardInterrupt) and command in RESUMED
+            hint = "; the same command resumes it" if resumed else ""
+            with contextlib.suppress(OSError):  # nobody reads standard error, either
+                print(f"{command}: {one_line(error)}{hint}", file=sys.stderr)
+        flush_or_discard()
+        return code
     return 0
 
 
+def flush_or_discard() -> None:
+    """Empties the buffer of standard output, which Python's exit would complain about."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if "://" in options.workdir:
-        raise UserError(f"--workdir={options.workdir} is no path: give one where it is mounted")
+    workdir = local_path(options.workdir)
     config = read_config(options.config, overrides)
     use_compilation_cache()
     from seif_jax import accelerators, evolve, processes
@@ -49,7 +64,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             accelerators.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display:
-            evolve.run(config, Path(options.workdir), display)
+            evolve.run(config, workdir, display)
 
 
 def use_compilation_cache() -> None:
@@ -148,11 +163,14 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
         raise UserError("--adapter is a form of --to=hf")
     accelerators.skip_absent()
     start = time.perf_counter()
+    dst = local_path(options.dst)
+    with os_errors(options.src):
+        recover(options.src)  # DST may be the same folder, and its replacement may have been killed
     base = Base.load(options.src)
     config = base.model.hf_config
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
     dtype = options.dtype or (stored if stored in DTYPES else "bfloat16")
-    stage, dst = stage_of(models.resolve(options.src)), Path(options.dst)
+    stage = stage_of(models.resolve(options.src))
     if stage and run_of(stage) != stage:
         base = base.with_card(card(stage))
     if options.adapter:
@@ -163,7 +181,8 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
             weights = tensors(options.src, base.model, dtype, options.scan)
             base.write(dst, weights, dtype, options.scan)
         else:
-            base.save_orbax(dst, load_params(options.src, base.model, dtype, options.scan))
+            load = partial(load_params, options.src, base.model, dtype, options.scan)
+            base.save_orbax(dst, load)
         count = models.count(base.model)
     secs = time.perf_counter() - start
     size = sum(path.stat().st_size for path in dst.rglob("*"))
@@ -213,6 +232,7 @@ COMMANDS = {
     "plan": plan,
     "sweep": sweep,
 }
+RESUMED = ("seif run", "seif sweep")
 # What arguments that are no options of a command may start with.
 PASSED_ON = {
     "run": ("--config.",),

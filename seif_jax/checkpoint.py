@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from seif_jax import models, processes
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import RunError, UserError
-from seif_jax.files import beside, occupied, write_json
+from seif_jax.files import atomic_path, make_folder, occupied, os_errors, uninterrupted, write_json
 from seif_jax.json_io import read_object
 from seif_jax.models import Model, hf, lora
 from seif_jax.models.devices import Place, finite, home
 from seif_jax.models.lora import Lora
 from seif_jax.tokenizer import Tokenizer
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+# Orbax logs every step of a save, and with a traceback every error that it also raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
 BASE = "model"  # in a run's folder: the Hugging Face folder of the base model, without weights
 
 
 class Checkpoints:
-    """The numbered checkpoints of one stage; a step is there whole or not at all."""
+    """The numbered checkpoints of one stage; a step is there whole or not at all.
+
+    UserError, naming the folder: it cannot be read or written, or holds another model's weights.
+    """
 
     def __init__(self, folder: Path, keep: int):
+        self._folder = folder / FOLDER
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, enable_async_checkpointing=False
+            max_to_keep=keep, enable_async_checkpointing=False
         )  # asynchronous saves would read buffers that the next step has been given
-        self._manager = ocp.CheckpointManager(folder.resolve() / FOLDER, options=options)
+        with _orbax_errors(self._folder, "no place for checkpoints"):
+            make_folder(self._folder)
+            self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
 
     def latest(self) -> int | None:
         """Number of steps that the newest checkpoint has behind it."""
@@ -46,12 +54,18 @@ class Checkpoints:
     def save(self, step: int, **trees: Any) -> None:
         """trees: named trees of arrays (`params`, `optimizer`)."""
         args = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        path = self._folder / str(step)
+        with uninterrupted(), _orbax_errors(path, "the checkpoint cannot be saved"):
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def restore(self, step: int, **shapes: Any) -> dict[str, Any]:
         """The named trees of a step, in the shapes and dtypes given (trees of ShapeDtypeStruct)."""
         args = {name: ocp.args.StandardRestore(_placed(tree)) for name, tree in shapes.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        path = self._folder / str(step)
+        with _orbax_errors(path, "the checkpoint cannot be restored"):
+            for name, tree in shapes.items():
+                _check_shapes(path / name, tree)
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[name] for name in shapes}
 
     def close(self) -> None:
@@ -63,8 +77,40 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
     checkpoints = Checkpoints(folder, keep)
     try:
         yield checkpoints
-    finally:
-        checkpoints.close()
+    except BaseException:
+        with contextlib.suppress(Exception):  # what is raised already says more
+            checkpoints.close()
+        raise
+    checkpoints.close()
+
+
+def _check_shapes(path: Path, wanted: Any) -> None:
+    """UserError: the arrays of a stored tree are others than those wanted."""
+    stored = ocp.StandardCheckpointHandler().metadata(epath.Path(path))
+    there, here = _leaf_shapes(stored), _leaf_shapes(wanted)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            shape, other = (held.get(name, "absent") for held in (there, here))
+            raise UserError(f"{path}: weights of another model: {name} is {shape}, here {other}")
+
+
+def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(at, simple=True, separator="/"): x.shape for at, x in paths}
+
+
+@contextlib.contextmanager
+def _orbax_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns what Orbax raises, which may be `Exception` itself, into a UserError of one line."""
+    try:
+        with os_errors(path):
+            yield
+    except (UserError, RuntimeError, ConnectionError, TimeoutError):
+        raise  # the last three: JAX, where another process has ended
+    except Exception as error:
+        text = str(error.args[0] if error.args else type(error).__name__)  # a KeyError quotes it
+        reason = " ".join(text.partition(" [tensorstore_spec")[0].split())
+        raise UserError(f"{path}: {what}: {reason[:500]}") from error
 
 
 def _placed(tree: Any) -> Any:
@@ -104,20 +150,24 @@ class Base:
 
     def save(self, folder: Path, adapters: Lora | None = None) -> None:
         """Writes everything but weights, and what a run's adapters are if it trains any."""
-        with beside(folder) as temporary:
+        with atomic_path(folder) as temporary:
             temporary.mkdir()
             hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.carried)
             if adapters:
                 write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
-    def save_orbax(self, folder: Path, params: Any) -> None:
-        """Writes a folder that is read as a run's checkpoint is. UserError: something is there."""
-        if occupied(folder):
-            raise UserError(f"{folder}: already there, give another place")
-        with beside(folder) as temporary:
+    def save_orbax(self, folder: Path, load: Callable[[], Any]) -> None:
+        """Writes a folder that is read as a run's checkpoint is; `load` makes the weights.
+
+        Raises UserError if there is anything at `folder` already.
+        """
+        with atomic_path(folder) as temporary:
+            if occupied(folder):
+                raise UserError(f"{folder}: already there, give another path")
+            temporary.mkdir()
             self.save(temporary / BASE)
             with open_checkpoints(temporary) as checkpoints:
-                checkpoints.save(0, params=params)
+                checkpoints.save(0, params=load())
 
     def with_card(self, text: str) -> "Base":
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from seif_jax import processes, sources
 from seif_jax.errors import UserError
-from seif_jax.files import beside
+from seif_jax.files import atomic_path
 from seif_jax.instruction import Instruction
 from seif_jax.rows import is_kept, read_instruction, read_prompt
 
@@ -116,7 +116,7 @@ def save_instructions(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
             strange |= set(kwargs) - {field.name for field in KWARGS}
         if strange:
             raise ValueError(f"instructions.parquet has no columns or kwargs {sorted(strange)}")
-    with beside(path) as temporary:
+    with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=INSTRUCTIONS), temporary)
 
 
@@ -135,7 +135,7 @@ def append_samples(path: str | Path, rows: Sequence[dict[str, Any]], step: int) 
         before = pq.ParquetFile(path).read()
         before = before.filter(pc.field("step") < step)
         table = pa.concat_tables([before, table], promote_options="permissive")
-    with beside(path) as temporary:
+    with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

@@ -30,6 +30,12 @@ SHOWN = {
 BAR = 8  # columns
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to the command to end, rather than exiting here."""
+        raise BrokenPipeError
+
+
 class Display(contextlib.AbstractContextManager["Display"]):
     """Shows one stage after another; ends its live bars on leaving the `with` block.
 
@@ -43,8 +49,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
         results: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._out = Console(file=progress or sys.stderr, highlight=False, soft_wrap=True)
-        self._results = Console(file=results or sys.stdout, highlight=False)
+        self._out = _Console(file=progress or sys.stderr, highlight=False, soft_wrap=True)
+        self._results = _Console(file=results or sys.stdout, highlight=False)
         self._clock = clock
         self._bars: Progress | None = None
         self._bar = TaskID(0)

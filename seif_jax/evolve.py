@@ -10,7 +10,6 @@ from seif_jax import (
     data,
     fingerprints,
     generate,
-    metrics,
     preflight,
     processes,
     report,
@@ -22,7 +21,7 @@ from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import Base
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
-from seif_jax.files import remove, write_json
+from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
@@ -46,20 +45,11 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
-    new = processes.first() and open_run(config, workdir, base, prints, started)
-    processes.wait(f"{workdir}: open")
-    writer = Writer(workdir)
-    try:
+    with open_run(config, workdir, base, prints, started) as writer:
         for round in range(1, config.rounds + 1):
             for stage in settings.STAGES:
                 if stage in config.stages:
                     evolution.stage(round, stage, writer)
-    except UserError:
-        if new and not metrics.read(writer.path):  # the mended config will want this folder
-            remove(workdir)
-        raise
-    finally:
-        writer.close()
     if processes.first():
         report.rounds(config, workdir, display)
 

@@ -1,51 +1,126 @@
-"""Whole files or nothing: everything is written beside its place, then renamed into it."""
+"""Files and folders appear whole or not at all, and replacing one never loses it."""
 
 import codecs
 import contextlib
-import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, os_error
 from seif_jax.json_io import dumps
+
+TEMPORARY = ".seif-"  # in the names of what atomic_path makes beside a path
 
 
 @contextlib.contextmanager
-def beside(path: str | Path) -> Iterator[Path]:
-    """Yields a path beside `path` for a file or folder to be made; renamed to it on success.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path for a new file or folder; on success a rename puts it at `path`.
 
-    On an exception what was half written is removed and `path` stays as it was; what a killed
-    process left is removed by the next one that writes there. UserError: the disk is full.
+    Symbolic links are followed, so what they lead to is replaced. If the body raises, `path` stays
+    as it was. A folder that is replaced is first renamed aside and removed last, so the old or the
+    new one is whole on disk at any moment; after a kill the next call puts the old one back.
+
+    Raises UserError, naming the path, if the folder at `path` cannot be renamed (the current
+    folder, a mount point) or the operating system refuses.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.partial"
-    remove(temporary)
+    with os_errors(path):
+        target = _target(path)
+        partial, aside = _temporaries(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _settle(target)
+        try:
+            yield partial
+            if partial.is_dir() and target.is_dir():
+                os.rename(target, aside)  # a folder cannot be renamed onto one that holds files
+            os.replace(partial, target)
+        except UserError as error:  # of what is written inside
+            raise UserError(str(error).replace(str(partial), str(path))) from error
+        finally:
+            with contextlib.suppress(OSError):  # what is left behind, the next call removes
+                _settle(target)
+
+
+def make_folder(path: str | Path) -> None:
+    """Makes a folder, also those above it, unless it is there. UserError: that cannot be."""
+    with os_errors(path):
+        follow(path).mkdir(parents=True, exist_ok=True)
+
+
+def follow(path: str | Path) -> Path:
+    """Where symbolic links lead, also to what is not there yet. OSError: they lead in a circle, or
+    a file stands where a folder should."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)
+    return Path(os.path.realpath(path))
+
+
+def recover(path: str | Path) -> None:
+    """Puts a folder back that a killed `atomic_path` left renamed aside."""
+    target = Path(os.path.realpath(path))
+    _, aside = _temporaries(target)
+    if aside.exists() and not occupied(target):
+        os.replace(aside, target)
+
+
+@contextlib.contextmanager
+def os_errors(path: str | Path) -> Iterator[None]:
+    """Turns an error of the operating system, also one that a library quotes, into a UserError."""
     try:
-        yield temporary
-        if temporary.is_dir():
-            remove(path)  # a folder cannot be renamed onto one that holds files
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+        yield
+    except (UserError, ConnectionError, TimeoutError):
+        raise
+    except Exception as error:
+        cause = os_error(error)
+        if cause is None:
             raise
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(f"{path}: no space left on the disk, {free:,} bytes are free") from error
+        named = str(cause.filename or path)
+        other = named != str(path) and TEMPORARY not in named
+        raise UserError(f"{path}: {named + ': ' if other else ''}{cause.strerror}") from error
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Lets the body end before Ctrl-C takes effect; a second Ctrl-C does not wait."""
+    handler, pressed = signal.getsignal(signal.SIGINT), False
+    main = threading.current_thread() is threading.main_thread()  # the others get no signals
+    if not main or handler is not signal.default_int_handler:
+        yield
+        return
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, handler)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
     finally:
-        remove(temporary)
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def local_path(text: str) -> Path:
+    """The path that a user gave for what is to be written. UserError: it is a URL."""
+    if "://" in text:
+        raise UserError(f"{text} is a URL, not a path; mount it and give the path")
+    return Path(text)
 
 
 def occupied(path: Path) -> bool:
-    """Whether something is there that an empty folder is not."""
+    """Whether there is anything at `path` other than an empty folder."""
     return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a whole folder; nothing there is fine."""
-    if path.is_dir():
+    """Removes a file, a symbolic link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -74,9 +149,39 @@ def decode(raw: bytes, name: str) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with beside(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def _target(path: str | Path) -> Path:
+    """Where `path` leads. UserError: a folder is there that cannot be renamed."""
+    target = follow(path)
+    if target.is_dir():
+        here = Path.cwd()
+        if any(folder.samefile(target) for folder in (here, *here.parents)):
+            raise UserError(
+                f"{path} is the current folder or holds it, so it cannot be replaced; "
+                "give the path of a new folder"
+            )
+        if os.path.ismount(target):
+            raise UserError(
+                f"{path} is a mount point, so it cannot be replaced; give a new folder inside it"
+            )
+    return target
+
+
+def _temporaries(target: Path) -> tuple[Path, Path]:
+    """Where the new file or folder is made, and where an old folder waits to be removed."""
+    partial, aside = (f".{target.name}{TEMPORARY}{state}" for state in ("partial", "old"))
+    return target.with_name(partial), target.with_name(aside)
+
+
+def _settle(target: Path) -> None:
+    """Leaves the old or the new at `target`, and nothing beside it."""
+    recover(target)
+    for leftover in _temporaries(target):
+        remove(leftover)

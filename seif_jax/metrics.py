@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib
 import json
 import math
 import time
@@ -12,10 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 import psutil
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.summary import scalar
 
 from seif_jax import processes
-from seif_jax.files import remove, write_text
+from seif_jax.errors import UserError
+from seif_jax.files import os_errors, write_text
 from seif_jax.json_io import dumps
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
@@ -23,25 +26,26 @@ STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX
 
+Event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event  # has no types
+
 Place = tuple[int, int, int]  # round, position of the stage, step: the order of a run
 
 
 class Writer:
-    """Appends to DIR/metrics.jsonl, one object a line, and to DIR/tensorboard.
+    """Appends to DIR/metrics.jsonl, one object per line, and to DIR/tensorboard.
 
     In TensorBoard a tag is `stage/name`; its step goes on where the stage's last round ended. A run
     that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point.
-    Of several processes the first alone writes.
+    Of several processes the first alone writes. UserError: a file cannot be written.
     """
 
     def __init__(self, workdir: str | Path):
         self.path = Path(workdir) / "metrics.jsonl"
         self.folder = Path(workdir) / "tensorboard"
         self.writes = processes.first()
-        if not self.writes:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._open(read(self.path) if self.path.exists() else [])
+        self.written = False  # whether the file has lines
+        if self.writes:
+            self._open(read(self.path) if self.path.exists() else [])
 
     def write(self, round: int, stage: str, step: int, numbers: Mapping[str, Any]) -> None:
         """numbers: Python, numpy or jax scalars. NaN and infinities become null."""
@@ -50,9 +54,10 @@ class Writer:
         line = {"round": round, "stage": stage, "step": step}
         _place(line)
         line |= {name: _number(value) for name, value in numbers.items()}
-        self._file.write(dumps(line) + "\n")
-        self._file.flush()  # a killed run has every line of the steps that it finished
-        self._show(line).flush()
+        with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(dumps(line) + "\n")  # a kill loses no finished step
+        self.written = True
+        self._show([line])
 
     def resume(self, round: int, stage: str, step: int) -> None:
         """Drops the lines that come at or after this place in the run."""
@@ -63,20 +68,19 @@ class Writer:
         self._open([line for line in read(self.path) if _place(line) < start])
 
     def close(self) -> None:
-        if not self.writes:
-            return
-        self._file.close()
-        if self._board:
-            self._board.close()
+        if self.writes and self._board:
+            with contextlib.suppress(OSError):  # each line was flushed, or its error raised
+                self._board.close()
 
     def _open(self, lines: list[dict[str, Any]]) -> None:
         write_text(self.path, "".join(dumps(line) + "\n" for line in lines))
-        remove(self.folder)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._board: SummaryWriter | None = None
+        with os_errors(self.folder):
+            for path in self.folder.glob("events.out.tfevents.*"):
+                path.unlink()
+        self._board: EventsWriter | None = None
         self._lengths: dict[tuple[str, int], int] = {}  # (stage, round): steps written
-        for line in lines:
-            self._show(line)
+        self.written = bool(lines)
+        self._show(lines)
 
     def _global_step(self, line: Mapping[str, Any]) -> int:
         stage, round, step = line["stage"], line["round"], line["step"]
@@ -84,14 +88,23 @@ class Writer:
         earlier = [n for (s, r), n in self._lengths.items() if s == stage and r < round]
         return sum(earlier) + step
 
-    def _show(self, line: Mapping[str, Any]) -> SummaryWriter:
-        # Made with the first numbers: without any, Python 3.12 cannot close it on leaving.
-        self._board = self._board or SummaryWriter(str(self.folder))
-        global_step = self._global_step(line)
-        for name, value in line.items():
-            if name not in ("round", "stage", "step") and value is not None:
-                self._board.add_scalar(f"{line['stage']}/{name}", value, global_step)
-        return self._board
+    def _show(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Writes lines for TensorBoard in this thread: after an error on the disk, the thread of
+        tensorboardX's own SummaryWriter is gone and the next numbers wait for it forever."""
+        if not lines:
+            return
+        with os_errors(self.folder):
+            if not self._board:
+                self.folder.mkdir(exist_ok=True)
+                self._board = EventsWriter(str(self.folder / "events"))
+            for line in lines:
+                global_step = self._global_step(line)
+                for name, value in line.items():
+                    if name not in ("round", "stage", "step") and value is not None:
+                        summary = scalar(f"{line['stage']}/{name}", value)
+                        event = Event(wall_time=time.time(), step=global_step, summary=summary)
+                        self._board.write_event(event)
+            self._board.flush()
 
 
 class Phases:
@@ -159,7 +172,7 @@ def host() -> dict[str, int]:
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a kill cut off is left out.
 
-    Raises ValueError naming the line where another one is not JSON.
+    Raises UserError naming the line where another one is not JSON.
     """
     texts = Path(path).read_text(encoding="utf-8").split("\n")
     lines = []
@@ -167,7 +180,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+            raise UserError(f"{path}: line {number} is not JSON: {error}") from error
     return lines
 
 

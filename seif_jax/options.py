@@ -19,7 +19,8 @@ index where there are several), tokenizer, chat template, generation_config.json
   seif convert Qwen/Qwen2.5-0.5B DST        a name on the Hugging Face hub, where there is a network
   seif convert smollm2 DST                  the embedded SmolLM2-135M-Instruct
 
-DST is made anew or holds an older model, which is replaced. It appears whole or not at all.
+DST is a new folder, or that of an older model and nothing else, which is replaced. It appears whole
+or not at all; the current folder and mount points cannot be replaced: give a folder inside them.
 """
 
 BENCH_HELP = """\

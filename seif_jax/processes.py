@@ -17,7 +17,7 @@ import numpy as np
 from jax._src.clusters import ClusterEnv  # the list that jax.distributed.initialize goes through
 from jax.experimental import multihost_utils
 
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import UserError, exit_code, one_line
 
 HEARTBEAT_SECS = 30  # silence after which a process is taken to be dead
 SHUTDOWN_SECS = 30
@@ -61,17 +61,19 @@ def together(coordinator: str | None, count: int | None, number: int | None) -> 
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        mended = isinstance(error, (UserError, RunError))
-        if not mended:
+        code = exit_code(error)
+        if code is None:
             traceback.print_exc()
-        reason = str(error) if mended else f"{type(error).__name__}; has another process ended?"
+            reason = f"{type(error).__name__}; has another process ended?"
+        else:
+            reason = one_line(error)
         print(
             f"seif: process {jax.process_index()} of {jax.process_count()} stops, and with it all: "
             f"{reason}",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(1 if code is None else code)
 
 
 def first() -> bool:

@@ -1,8 +1,10 @@
 """A run's folder: what it says about the run, and whether a config may go on with it."""
 
+import contextlib
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,24 @@ import jax
 from seif_jax import config_keys, fingerprints, metrics, processes, settings
 from seif_jax.checkpoint import BASE, Base
 from seif_jax.errors import UserError
-from seif_jax.files import occupied, read_text, write_json, write_text
+from seif_jax.files import (
+    follow,
+    make_folder,
+    occupied,
+    os_errors,
+    read_text,
+    remove,
+    write_json,
+    write_text,
+)
+from seif_jax.metrics import Writer
 from seif_jax.settings import Config
 
 ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
 PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
 DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
+CONTENTS = (ABOUT, BASE, PROMPTS, "metrics.jsonl", "tensorboard", "round_*")
 SHOWN = 3  # keys in a message
 
 
@@ -31,15 +44,50 @@ def start_time(workdir: Path) -> str:
     return processes.exchange(held.get("started", now))[0]
 
 
+@contextlib.contextmanager
 def open_run(
     config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str
-) -> bool:
-    """Makes the run's folder, or makes sure that this config may go on with the run in it, and
-    records what is new. Raises UserError if it may not.
+) -> Iterator[Writer]:
+    """Makes the run's folder, or makes sure that this config may go on with the run in it; yields
+    what writes the run's metrics.
+
+    A new run that a UserError ends before its first metrics leaves nothing behind, so that the
+    mended command can have the folder.
 
     prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
-    Returns whether the folder is new.
+    Raises UserError if the config may not go on there, or the folder cannot be written.
     """
+    with os_errors(workdir):
+        made, new = not workdir.exists(), processes.first() and not occupied(workdir)
+    writer = None
+    try:
+        if processes.first():
+            _make(config, workdir, base, prints, started)
+        processes.wait(f"{workdir}: open")
+        writer = Writer(workdir)
+        yield writer
+    except UserError:
+        if new and not (writer and writer.written):
+            with contextlib.suppress(OSError):  # the user's own error is the one to report
+                _discard(workdir, made)
+        raise
+    finally:
+        if writer:
+            writer.close()
+
+
+def _discard(workdir: Path, made: bool) -> None:
+    """Removes what a run has written; also the folder, if the run `made` it and nothing else is
+    there."""
+    for pattern in CONTENTS:
+        for path in workdir.glob(pattern):
+            remove(path)
+    if made:
+        follow(workdir).rmdir()
+
+
+def _make(config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str) -> None:
+    """Makes what is missing of the folder, and records what is new."""
     path, held = workdir / ABOUT, read_about(workdir)
     about = {
         "config": json.loads(config.to_json()),
@@ -52,6 +100,7 @@ def open_run(
     if not held:
         if occupied(workdir):
             raise UserError(f"{workdir} holds other files and no run; give another --workdir")
+        make_folder(workdir)
         write_json(path, {**about, "history": []})
     else:
         check_resumable(held, about, workdir)
@@ -66,7 +115,6 @@ def open_run(
     if not (workdir / BASE).is_dir():
         base.save(workdir / BASE, settings.lora(config))
     keep_prompts(config, workdir)
-    return not held
 
 
 def keep_prompts(config: Config, workdir: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from seif_jax import launch, metrics, run_dir, settings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
+from seif_jax.files import local_path
 from seif_jax.settings import Config
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
@@ -43,8 +44,7 @@ class Request:
 
     def check(self) -> None:
         """UserError naming the option that cannot be."""
-        if "://" in self.workdir:
-            raise UserError(f"--workdir={self.workdir} is no path: mount it, then give its path")
+        local_path(self.workdir)
         if self.jobs is not None and (self.jobs < 1 or self.launcher not in ("local", "slurm")):
             raise UserError(
                 f"--jobs={self.jobs}: how many at once, 1 or more, of --launcher=local or slurm"

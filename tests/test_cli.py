@@ -1,9 +1,13 @@
 """The command line: what a user can mend is one line and exit code 2, and leaves nothing behind."""
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from mounts import mounted, read_only
 from safetensors.numpy import load_file, save_file
 
-from seif_jax import models, train
+from seif_jax import __main__, models, run_dir, train
 from seif_jax.__main__ import heading, main
 from seif_jax.checkpoint import Base, load_params
+from seif_jax.errors import RunError, UserError
 from seif_jax.models import gguf
 
 
@@ -74,7 +80,7 @@ def test_a_config_that_cannot_be(place, refused, override, message):
 
 def test_a_workdir_that_is_no_path(place, refused):
     line = refused("run", f"--config={place.config}", "--workdir=gs://bucket/run")
-    assert "--workdir=gs://bucket/run is no path: give one where it is mounted" in line
+    assert "gs://bucket/run is a URL, not a path; mount it and give the path" in line
     assert not Path("gs:").exists()
 
 
@@ -237,6 +243,150 @@ def test_the_embedded_model_is_named_wherever_a_model_is(place, monkeypatch, tmp
     jax.tree.map(np.testing.assert_array_equal, stages[0].start(), model)
     judger = stages[0].task.checker.judge.speaker.engine.params
     jax.tree.map(np.testing.assert_array_equal, judger, model)
+
+
+ERROR = "--config.instructor.max_prompt_tokens=9"  # found once the run's folder is there
+
+
+@pytest.mark.parametrize("workdir", [".", "./", "../{here}", "../link", "../dangling", "new"])
+def test_a_users_error_leaves_the_workdir_as_it_was(place, refused, tmp_path, monkeypatch, workdir):
+    """Nothing in it, and there only if it was; so the mended command can have it."""
+    here, absent = tmp_path / "here", tmp_path / "absent"
+    here.mkdir()
+    (tmp_path / "link").symlink_to("here")
+    (tmp_path / "dangling").symlink_to("absent")
+    monkeypatch.chdir(here)
+    path = workdir.format(here="here")
+    line = refused("run", f"--config={place.config}", f"--workdir={path}", ERROR)
+    assert "prompts are longer than config.instructor.max_prompt_tokens=9" in line
+    assert not list(here.iterdir()) and not absent.exists()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
+    monkeypatch.setattr(train, "run", lambda *_: {})
+    run = ["run", f"--config={place.config}", f"--workdir={path}", "--config.stages=instructor"]
+    assert main(run) == 0
+    assert (Path(path) / "config.json").is_file()
+
+
+def test_a_users_error_is_not_hidden_by_cleaning_up(place, refused, tmp_path, monkeypatch):
+    """A file that cannot be removed; and one that somebody else put there meanwhile stays."""
+
+    def train_and_fail(*_):
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+        raise UserError("row 3 is bad")
+
+    monkeypatch.setattr(train, "run", train_and_fail)
+    run = ("run", f"--config={place.config}", f"--workdir={tmp_path}/run")
+    assert refused(*run).endswith("row 3 is bad")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    shutil.rmtree(tmp_path / "run")
+
+    def refuse(path):
+        raise PermissionError(errno.EPERM, "no", str(path))
+
+    monkeypatch.setattr(run_dir, "remove", refuse)
+    assert refused(*run).endswith("row 3 is bad")
+
+
+@pytest.mark.parametrize(
+    "workdir, message",
+    [
+        ("file", "file holds other files and no run"),
+        ("file/run", "file/run: Not a directory"),
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("/proc/run", "/proc/run: No such file or directory"),
+        ("x" * 300, "x: File name too long"),
+    ],
+)
+def test_workdirs_that_cannot_be_made(place, refused, tmp_path, monkeypatch, workdir, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("loop").symlink_to("loop")
+    line = refused("run", f"--config={place.config}", f"--workdir={workdir}")
+    assert message in line and Path("file").read_text() == "mine"
+    assert sorted(os.listdir()) == ["file", "loop"]
+
+
+def test_a_workdir_on_a_read_only_disk(place, refused, tmp_path):
+    with mounted(tmp_path / "disk", "1m") as disk:
+        read_only(disk)
+        line = refused("run", f"--config={place.config}", f"--workdir={disk}/run")
+        assert line == f"seif run: {disk}/run: Read-only file system"
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("row 3 is bad"), 2, "row 3 is bad"),
+        (RunError("no verdicts"), 1, "no verdicts"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (
+            PermissionError(errno.EACCES, "x", "m/config.json"),
+            2,
+            "m/config.json: Permission denied",
+        ),
+        (OSError(errno.ENOSPC, "x"), 2, "standard output: No space left on device"),
+        (TimeoutError("the hub does not answer"), 1, "the hub does not answer"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), 1, "Connection reset by peer"),
+        (BrokenPipeError(errno.EPIPE, "x"), 141, None),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, line):
+    def fail(options, rest):
+        print("what was finished")
+        raise error
+
+    monkeypatch.setitem(__main__.COMMANDS, "generate", fail)
+    assert main(["generate"]) == code
+    out, err = capsys.readouterr()
+    assert out == "what was finished\n"
+    assert err == (f"seif generate: {line}\n" if line else "")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(__main__.COMMANDS, "generate", lambda options, rest: [][0])
+    with pytest.raises(IndexError):
+        main(["generate"])
+
+
+PRINTS = """
+import sys
+from seif_jax import __main__
+from seif_jax.display import Display
+
+def generate(options, rest):
+    for _ in range(int(sys.argv[2])):
+        if sys.argv[1] == "stdout":
+            print("a line")
+        else:
+            Display().note("a line")
+
+__main__.COMMANDS["generate"] = generate
+sys.exit(__main__.main(["generate"]))
+"""
+
+
+@pytest.mark.parametrize("count", [1, 100_000])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_nobody_reads_the_output(stream, count):
+    """As with `seif generate | head -1`: quiet, and the exit code that a shell gives to SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", PRINTS, stream, str(count)]
+    out, err = (writer if name == stream else subprocess.PIPE for name in ("stdout", "stderr"))
+    done = subprocess.run(command, stdout=out, stderr=err, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert not done.stdout and not done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_output_on_a_full_disk(count):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", PRINTS, "stdout", str(count)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr == b"seif generate: standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize(

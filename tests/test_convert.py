@@ -1,8 +1,10 @@
 """seif convert: there and back, what cannot be, checkpoints of runs."""
 
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, valu
     params = models.init(base.model, 3)
     params["layers"]["gate"] = params["layers"]["gate"].at[0, 5, 1].set(value)
     source, dst = place.folder / f"trained_{value}", place.folder / "refused"
-    base.save_orbax(source, params)
+    base.save_orbax(source, lambda: params)
     assert main(["convert", str(source), str(dst), *options]) == 1
     line = capsys.readouterr().err
     assert line.startswith(f"seif convert: {dst}: not written, weight model.layers.0.mlp.gate_proj")
@@ -76,6 +78,87 @@ def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, valu
     assert main(["convert", str(source), str(dst), *options, "--no_scan"]) == 0
     assert value == 3.4e38 or main(["convert", str(dst), str(dst)]) == 2
     shutil.rmtree(dst)
+
+
+@pytest.fixture
+def here(tmp_path, place, monkeypatch):
+    """A folder with two models, one of them the current folder, and what may be in the way."""
+    for name in ("here", "other"):
+        shutil.copytree(place.model, tmp_path / name)
+    (tmp_path / "link").symlink_to("other")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "src, dst, message",
+    [
+        (".", ".", ". is the current folder"),
+        ("../other", ".", ". is the current folder"),
+        (".", "..", ".. is the current folder or holds it"),
+        ("../other", "../here/", "../here is the current folder"),
+        ("../other", "../file", "../file: already there"),
+        ("../other", "../file/m", "../file/m: Not a directory"),
+        ("../other", "/proc/m", "/proc/m: No such file or directory"),
+        ("../other", "gs://bucket/m", "gs://bucket/m is a URL"),
+        ("..", "../new", "config.json: no such file"),
+    ],
+)
+@pytest.mark.parametrize("to", ["hf", "orbax"])
+def test_output_paths_that_are_refused(here, refused, src, dst, message, to):
+    """Before anything is touched."""
+    before = everything(here)
+    assert message in refused("convert", src, dst, f"--to={to}")
+    assert everything(here) == before
+
+
+def test_output_paths_that_work(here, refused, monkeypatch, capsys):
+    """Also with SRC and DST one inside the other, or one folder by two names."""
+    before = everything(here)
+    assert main(["convert", "../other", "../link/"]) == 0  # SRC itself
+    assert main(["convert", "../link", "../other"]) == 0
+    assert main(["convert", ".", "./inside"]) == 0
+    assert main(["convert", ".", "./inside/deep/orbax", "--to=orbax"]) == 0
+    assert (here / "link").is_symlink()
+    assert before.items() <= everything(here).items()
+    assert main(["convert", "inside/deep/orbax", "../from_inside"]) == 0
+    monkeypatch.chdir(here)
+    capsys.readouterr()
+    assert "here: already there and not a model folder" in refused("convert", "here/inside", "here")
+    names = {path.name for path in (here / "other").iterdir()}
+    for folder in (here / "here/inside", here / "from_inside"):
+        assert {n: (folder / n).read_bytes() for n in names} == {
+            n: (here / "other" / n).read_bytes() for n in names
+        }
+    assert not [path for path in here.rglob("*") if ".seif-" in path.name]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o002, 0o077])
+def test_the_umask_decides_who_may_read(place, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        assert main(["convert", str(place.model), str(tmp_path / "m")]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o777 & ~mask
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "m").iterdir()}
+    assert "model.safetensors" in modes and {*modes.values()} == {0o666 & ~mask}
+
+
+def test_a_source_whose_replacement_was_killed(place, tmp_path):
+    """Onto itself, killed between the two renames: the same command mends it."""
+    model, aside = tmp_path / "m", tmp_path / ".m.seif-old"
+    shutil.copytree(place.model, aside)
+    shutil.copytree(place.model, tmp_path / ".m.seif-partial")
+    wanted = {path.name: path.read_bytes() for path in aside.iterdir()}
+    assert main(["convert", str(model), str(model)]) == 0
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_weights_that_cannot_be(place, refused, capsys):

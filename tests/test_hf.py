@@ -1,7 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from mounts import mounted
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tiny import tiny_config, tiny_tokenizer
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from seif_jax.errors import UserError
 from seif_jax.models import hf, shards
 from seif_jax.models.devices import finite
-from seif_jax.tokenizer import Tokenizer
+from seif_jax.tokenizer import SAVED_FILES, Tokenizer
 
 GENERATION = b'{"eos_token_id":  2}'  # not as this code would write it
 
@@ -132,29 +131,20 @@ def test_no_space(tmp_path, monkeypatch):
         raise full
 
     monkeypatch.setattr(shards, "save_file", save)
-    no_space = "no space left on the disk, 216 bytes are free"
-    assert message(write, folder, weights()) == f"{folder}: {no_space}"
+    assert message(write, folder, weights()) == f"{folder}: No space left on device"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "new"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_full_disk(tmp_path, monkeypatch):
     """A real one: the weights do not fit, or what comes after them does not."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no mount here")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
-    try:
-        big, small = np.ones(20_000, np.float32), np.ones(10, np.float32)
+    big, small = np.ones(20_000, np.float32), np.ones(10, np.float32)
+    with mounted(tmp_path / "disk", "64k") as disk:
         for tensors, carried in (({"a": big}, {}), ({"a": small}, {"README.md": bytes(80_000)})):
-            with pytest.raises(UserError, match=f"{disk}/m: no space left on the disk"):
+            with pytest.raises(UserError, match=f"{disk}/m: No space left on device"):
                 write(disk / "m", tensors, carried=carried)
             assert not list(disk.iterdir())
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_what_may_be_replaced(tmp_path):
@@ -167,13 +157,31 @@ def test_what_may_be_replaced(tmp_path):
     write(tmp_path / "empty", weights())
 
 
-@pytest.mark.parametrize("kept", ["thesis.txt", "config.json", "model.safetensors/thesis.txt"])
-def test_what_may_not_be_replaced(tmp_path, kept):
+KEPT = ["thesis.txt", "config.json", "model.safetensors/thesis.txt", "notes.json", ".git/HEAD"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("kept", KEPT)
+def test_what_may_not_be_replaced(tmp_path, kept, beside):
+    """A file of the user's own, also beside a model; or a folder with no weights."""
+    if beside and kept != "config.json" and not kept.startswith("model"):
+        write(tmp_path / "work", weights())
     path = tmp_path / "work" / kept
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("years")
     assert "not a model folder" in message(write, tmp_path / "work", weights())
     assert path.read_text() == "years"
+
+
+def test_a_link_to_a_folder_is_not_replaced(tmp_path):
+    folder = write(tmp_path / "m", weights())
+    (tmp_path / "data").mkdir()
+    (folder / "link").symlink_to(tmp_path / "data")
+    assert "not a model folder" in message(write, folder, weights())
+
+
+def test_every_file_of_a_tokenizer_may_be_replaced():
+    assert {*SAVED_FILES} <= {*hf.REPLACEABLE}
 
 
 def test_folders_without_config_or_weights(tmp_path):

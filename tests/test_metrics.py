@@ -2,11 +2,14 @@ import importlib
 import json
 import re
 import struct
+import subprocess
 
 import numpy as np
 import pytest
+from mounts import mounted
 
 from seif_jax import metrics
+from seif_jax.errors import UserError
 from seif_jax.metrics import Phases, Writer
 
 Event = importlib.import_module("tensorboardX.proto.event_pb2").Event  # has no types
@@ -55,6 +58,39 @@ def test_only_scalars_of_known_stages(tmp_path):
     with pytest.raises(ValueError):
         writer.write(1, "judger", 0, {"reward": 1.0})
     assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", ["4k", "8k", "16k"])
+def test_a_full_disk(tmp_path, size):
+    """One line with the path, whichever file is the first without room; with room again, all lines
+    that were finished are there."""
+    with mounted(tmp_path / "disk", size) as disk:
+        with pytest.raises(UserError, match=f"{disk}/.*: No space left on device"):
+            writer = Writer(disk)
+            for step in range(10_000):
+                writer.write(1, "follower", step, {f"number_{i}": float(i) for i in range(20)})
+        kept = [line["step"] for line in metrics.read(disk / "metrics.jsonl")]
+        assert kept == [*range(len(kept))]
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        writer = Writer(disk)
+        writer.write(1, "follower", len(kept), {"reward": 0.5})
+        writer.close()
+        assert len(metrics.read(disk / "metrics.jsonl")) == len(kept) + 1
+        assert len(points(disk)) == 20 * len(kept) + 1
+
+
+def test_what_a_user_put_beside_the_points_stays(tmp_path):
+    """Also where `tensorboard` is a link to another disk."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tensorboard").symlink_to("elsewhere")
+    (tmp_path / "elsewhere/notes.txt").write_text("mine")
+    for step in range(2):
+        writer = Writer(tmp_path)
+        writer.write(1, "follower", step, {"reward": 0.5})
+        writer.close()
+    (tmp_path / "elsewhere/notes.txt").unlink()
+    assert points(tmp_path) == {("follower/reward", step): 0.5 for step in range(2)}
+    assert (tmp_path / "tensorboard").is_symlink()
 
 
 def two_rounds(workdir):

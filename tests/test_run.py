@@ -248,8 +248,8 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
         for owner, name, calls in stops:
             with monkeypatch.context() as patch:
                 interrupt(patch, owner, name, calls)
-                assert seif(place, workdir, *options) == 1, name
-            assert "the same command goes on" in capsys.readouterr().err
+                assert seif(place, workdir, *options) == 130, name
+            assert "stopped; the same command resumes it" in capsys.readouterr().err
         assert seif(place, workdir, *options) == 0
     assert_same_run(workdir, finished)
     (change,) = json.loads((workdir / "config.json").read_text())["history"]

@@ -118,7 +118,7 @@ def test_sweeps_that_cannot_be(sweep, tmp_path, text, message):
         (["--xpk.cluster=c"], "--xpk.cluster=c is not of --launcher=print"),
         (["--sweep=/absent.py"], "/absent.py: no such sweep file"),
         (["--config=/absent.py"], "/absent.py: no such config file"),
-        (["--workdir=gs://bucket/runs"], "--workdir=gs://bucket/runs is no path"),
+        (["--workdir=gs://bucket/runs"], "gs://bucket/runs is a URL, not a path"),
         (["--pace=2"], "unknown argument --pace=2"),
     ],
 )

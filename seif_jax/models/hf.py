@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +17,15 @@ from seif_jax.models import shards
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
-MODEL_SUFFIXES = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD)
+# The files of a model folder, by their path in it. With any other, the folder is not replaced.
+REPLACEABLE = (
+    *(CONFIG, GENERATION, CARD, ADAPTER_CONFIG, ADAPTER),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"),
+    "additional_chat_templates/*.jinja",
+)
 SHARD_BYTES = 5_000_000_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -142,10 +150,9 @@ def write_carried(folder: Path, carried: Mapping[str, bytes]) -> None:
 def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
     """A new folder, renamed to `dst` in the end. UserError: something else is there, or less than
     `nbytes` are free."""
-    dst = Path(dst)
-    if files.occupied(dst) and not _replaceable(dst):
-        raise UserError(f"{dst}: already there and not a model folder, give another place")
-    with files.beside(dst) as folder:
+    with files.atomic_path(dst) as folder:
+        if files.occupied(Path(dst)) and not _replaceable(Path(dst)):
+            raise UserError(f"{dst}: already there and not a model folder, give another path")
         folder.mkdir()
         free = shutil.disk_usage(folder).free
         if nbytes > free:
@@ -154,9 +161,12 @@ def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether what is there is a model and nothing but that (a run's folder is not)."""
-    held = list(path.iterdir()) if path.is_dir() else [path]
-    ours = all(
-        entry.is_file() and (entry.suffix in MODEL_SUFFIXES or entry.name == CARD) for entry in held
-    )
-    return ours and any(entry.suffix == ".safetensors" for entry in held)
+    """Whether `path` is a folder of a model's files and nothing else, so that no file of a user's
+    own is lost with it."""
+    held = [p.relative_to(path).as_posix() for p in path.rglob("*") if not _is_plain_folder(p)]
+    ours = all(any(fnmatchcase(name, pattern) for pattern in REPLACEABLE) for name in held)
+    return ours and any(name.endswith(".safetensors") for name in held)
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

@@ -1,10 +1,8 @@
 """Safetensors files: weights are read where they are sliced, and written a shard at a time."""
 
-import errno
 import json
 import math
 import mmap
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -146,15 +144,14 @@ def write_shards(
 
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """One safetensors file."""
+    """Writes one safetensors file, with the permissions of any other new file."""
     # safetensors.numpy writes a strided array's memory as it lies, silently: order="C".
     held = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    try:
-        save_file(held, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
+    path.touch()
+    mode = path.stat().st_mode  # as the umask or an ACL has it; the library makes its file 0600
+    save_file(held, path, metadata={"format": "pt"})
+    if path.stat().st_mode != mode:  # some file systems have one mode for all, and no chmod
+        path.chmod(mode)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
