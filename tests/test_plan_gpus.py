@@ -179,6 +179,8 @@ def test_a_plan_for_gpus_says_what_is_not_known():
         "workspace of cuDNN", "unknown", "NVLink", "400 Gb/s",
     ):  # fmt: skip
         assert fact in said
+    here = " ".join(assumptions.of(None, H100))  # a GPU that is there
+    assert "400 Gb/s" in here and "autotuning" not in here
     of_tpus = " ".join(assumptions.of("v5p:2x2x2", chips.TPUS["TPU v5"]))
     assert "GPU" not in of_tpus and "cuDNN" not in of_tpus
 
