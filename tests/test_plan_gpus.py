@@ -179,6 +179,8 @@ def test_a_plan_for_gpus_says_what_is_not_known():
         "workspace of cuDNN", "unknown", "NVLink", "400 Gb/s",
     ):  # fmt: skip
         assert fact in said
+    here = " ".join(assumptions.of(None, H100))  # a GPU that is there
+    assert "400 Gb/s" in here and "autotuning" not in here
     of_tpus = " ".join(assumptions.of("v5p:2x2x2", chips.TPUS["TPU v5"]))
     assert "GPU" not in of_tpus and "cuDNN" not in of_tpus
 
@@ -307,7 +309,22 @@ def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
 
 
 @needs_cuda
-def test_a_plan_for_gpus(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "topology, mesh, message",
+    [
+        ("h100:8x2", "tensor=4", "tensor=4 spans several processes, which have 2 devices each"),
+        ("a100:8", "fsdp=3", "fsdp=3, sequence=4, tensor=2 does not fit 8 devices"),
+    ],
+)
+def test_meshes_that_gpus_cannot_have(topology, mesh, message, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "compile_cost", None)
+    config = f"--config={CONFIGS / 'qwen2_5_1_5b.py'}"
+    assert main(["plan", config, f"--topology={topology}", f"--config.mesh.{mesh}"]) == 2
+    assert f"{message}\n" in capsys.readouterr().err
+
+
+@needs_cuda
+def test_a_plan_for_gpus(tmp_path, capfd):
     """Compiled with cuDNN's attention, which has half of the operations of this prefill."""
     shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64}
     config = {**tiny.tiny_config(512), **shape}
@@ -321,7 +338,7 @@ def test_a_plan_for_gpus(tmp_path, capsys):
     arguments = [f"--config.{key}={value}" for key, value in values.items()]
     config = f"--config={CONFIGS / 'default.py'}"
     assert main(["plan", config, "--topology=h100:2", "--json", *arguments]) == 0
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     found = json.loads(out)  # one object, and nothing else
     assert all(line.startswith("follower ") for line in err.splitlines()), err
     assert found["device"] == "NVIDIA H100 80GB HBM3"

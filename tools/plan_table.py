@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 HEAD = (
-    "model", "slice", "mesh", "largest program", "gradient", "rollout: decode", "judge: decode",
+    "model", "topology", "mesh", "largest program", "gradient", "rollout: decode", "judge: decode",
     "s a step: Instructor, Follower", "rollout tokens/s", "fits",
 )  # fmt: skip
 

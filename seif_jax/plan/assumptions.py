@@ -20,22 +20,28 @@ ALWAYS = (
 )
 
 
+UNTRIED = (
+    "XLA's compiler has no GPU to try kernels on: what autotuning would choose, and the workspace "
+    "of cuDNN and cuBLAS, are unknown (cuDNN's counts as 0)"
+)
+
+
 def of(topology: str | None, chip: Chip) -> tuple[str, ...]:
     """Of a plan, one sentence each."""
-    return (*ALWAYS, *of_gpus(chip)) if platform_of(topology) == "gpu" else ALWAYS
+    if chip.network_bytes_per_sec is None:
+        return ALWAYS
+    untried = (UNTRIED,) if platform_of(topology) == "gpu" else ()
+    return (*ALWAYS, *of_gpus(chip, chip.network_bytes_per_sec), *untried)
 
 
-def of_gpus(chip: Chip) -> tuple[str, ...]:
-    """What else is assumed of GPUs that are not there."""
-    gigabits = 8e-9 * (chip.network_bytes_per_sec or 0)
+def of_gpus(chip: Chip, network_bytes_per_sec: float) -> tuple[str, ...]:
+    """What else is assumed of NVIDIA GPUs."""
     return (
         f"JAX allocates {chip.pool_fraction:.0%} of a GPU's memory, its default being "
         f"{gpus.DEFAULT_FRACTION:.0%}: set {gpus.FRACTION[0]} for the plan, and to the same value "
         "for the run, to change that; NCCL's buffers and CUDA's context are in the rest",
-        "XLA's compiler has no GPU to try kernels on: what autotuning would choose, and the "
-        "workspace of cuDNN and cuBLAS, are unknown (cuDNN's counts as 0); cuDNN's attention "
-        "computes all pairs of queries and keys",
+        "cuDNN's attention computes all pairs of queries and keys",
         "within a host each GPU reaches the others over NVLink at its full rate; between hosts "
-        f"over a network adapter of its own with {gigabits:.0f} Gb/s: as in NCCL's rings, the GPUs "
-        "of a host that take part in a collective share its bytes",
+        f"over a network adapter of its own with {8e-9 * network_bytes_per_sec:.0f} Gb/s: as in "
+        "NCCL's rings, the GPUs of a host that take part in a collective share its bytes",
     )

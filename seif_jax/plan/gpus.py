@@ -98,6 +98,7 @@ def devices(kind: str, hosts: int, per_host: int) -> list[Any]:
         )
     from jax.experimental import topologies
 
+    # The topology: partitions, hosts in each, GPUs of a host.
     found = topologies.get_topology_desc(
         platform="cuda", target_config=TARGETS[kind].config(), topology=f"1x{hosts}x{per_host}"
     )
