@@ -6,6 +6,11 @@
 #   one process a node: --slurm.ntasks_per_node=1
 set -euo pipefail
 [[ $# -ge 2 ]] || { grep '^# usage' "${BASH_SOURCE[0]}" >&2; exit 2; }
-exec "$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/seif" sweep --launcher=slurm \
+seif="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/seif"
+if [[ ! -x "$seif" ]]; then
+    echo "slurm.sh: not installed; run: bash launch/install.sh slurm --accelerator=cuda12" >&2
+    exit 2
+fi
+exec "$seif" sweep --launcher=slurm \
     --config="$1" --workdir="$2" \
     --slurm.nodes=2 --slurm.gpus_per_node=8 --slurm.ntasks_per_node=8 "${@:3}"

@@ -46,6 +46,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
     with open_run(config, workdir, base, prints, started) as writer:
+        display.note(f"devices: {evolution.weights.device_summary()}")
         for round in range(1, config.rounds + 1):
             for stage in settings.STAGES:
                 if stage in config.stages:

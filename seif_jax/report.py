@@ -1,5 +1,6 @@
 """What a run came to: the table at its end."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def rounds(config: Config, workdir: Path, display: Display) -> None:
         [[row[i] for i in used] for row in rows],
     )
     last = workdir / f"round_{config.rounds}" / config.stages[-1]
-    display.note(f"numbers      {workdir}/metrics.jsonl, or: tensorboard --logdir {workdir}")
+    board = f"tensorboard --logdir {workdir}"
+    if importlib.util.find_spec("tensorboard") is None:
+        board += " (first: pip install 'seif_jax[tensorboard]')"
+    display.note(f"numbers      {workdir}/metrics.jsonl, or: {board}")
     display.note(f"completions  {last}/samples.parquet")
     if "follower" in config.stages:
         display.note(f"try it       seif generate --model={last}/hf --prompt='…'")

@@ -6,6 +6,7 @@ the collectives in, except inside `per_device`, where the program names them.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -51,6 +52,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
     kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
+
+
+def summary(mesh: Mesh) -> str:
+    """In words: `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`."""
+    kinds = Counter(device.device_kind for device in mesh.devices.flat)
+    devices = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    return f"{devices}, mesh {', '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)}"
 
 
 def parts(mesh: Mesh) -> int:

@@ -39,6 +39,12 @@ class Weights:
             self._check_init(role)
         self._engines: dict[tuple[str, str, str], Engine] = {}
 
+    def device_summary(self) -> str:
+        """The devices and mesh that train and sample, and the Judger's own, in words."""
+        own = [mesh for name, mesh in self._meshes.items() if name != "shared"]
+        judger = [f"; for the Judger {sharding.summary(mesh)}" for mesh in own]
+        return "".join([sharding.summary(self.mesh), *judger])
+
     def path(self, role: str, round: int) -> Path:
         """`role` after round `round`, or what it starts from."""
         if round and role in self.config.stages:

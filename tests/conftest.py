@@ -1,5 +1,7 @@
 """Fixtures of several files: a tiny model with its config, commands that must be refused."""
 
+import os
+
 import pytest
 import tiny_run
 
@@ -9,10 +11,17 @@ from seif_jax.__main__ import main
 accelerators.skip_absent()
 
 
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory):
+    """A folder for compiled programs, for all tests and all of pytest-xdist's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, compiled_programs):
     """Model and config of a module's runs, and the variables for a subprocess."""
-    with tiny_run.place(tmp_path_factory.mktemp("place")) as found:
+    with tiny_run.place(tmp_path_factory.mktemp("place"), compiled_programs) as found:
         yield found
 
 
@@ -29,7 +38,8 @@ def refused(capsys):
         assert code == 2, err
         *progress, line = err.splitlines()
         assert out == "" and line.startswith("seif"), err
-        assert all(one.startswith("round ") for one in progress), err  # a stage had begun
+        begun = ("devices: ", "round ")  # a stage had begun
+        assert all(one.startswith(begun) for one in progress), err
         return line
 
     return run

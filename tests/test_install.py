@@ -139,7 +139,7 @@ def lines(lock):
     return [line for line in lock.read_text().splitlines() if not line.startswith("#")]
 
 
-def pins(lock):
+def pins(lock) -> dict[str, str]:
     split = (line.split("==") for line in lines(lock))
     return {canonicalize_name(name): version for name, version in split}
 
@@ -147,8 +147,8 @@ def pins(lock):
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_locks_pin_what_the_project_asks_for(lock):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
-    asked = [Requirement(text) for text in sum(extras, project["dependencies"])]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = [Requirement(text) for group in groups for text in group]
     versions = pins(lock)
     for requirement in asked:
         version = versions.get(canonicalize_name(requirement.name))

@@ -45,10 +45,10 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, compiled_programs):
     """A finished run of two rounds with adapters."""
     folder = tmp_path_factory.mktemp("lora")
-    with tiny_run.quick_compiles(folder / "cache"):
+    with tiny_run.quick_compiles(compiled_programs):
         model = tiny_run.model_folder(folder / "model")
         config = tiny_run.config_file(folder, model)
         data = folder / "data.jsonl"

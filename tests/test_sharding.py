@@ -1,5 +1,6 @@
 """Meshes: what does not fit, who holds what, and the same numbers on every one of them."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -83,6 +84,21 @@ def test_how_weights_are_cut():
         spec(mesh_of(fsdp=3), *held["norm"])
     with pytest.raises(UserError, match="would be cut twice"):
         spec(both, ("heads", "mlp"), (8, 8))
+
+
+@pytest.mark.parametrize(
+    "kinds, sizes, text",
+    [
+        (["cpu"], {}, "1 x cpu, mesh data=1, fsdp=1, sequence=1, tensor=1"),
+        (["H100"] * 8, {"fsdp": 4, "tensor": 2}, "8 x H100, mesh data=1, fsdp=4, sequence=1,"),
+        (["A100"] * 2 + ["H100"] * 2, {"data": 4}, "2 x A100 and 2 x H100, mesh data=4, fsdp=1,"),
+    ],
+)
+def test_a_mesh_in_words(kinds, sizes, text):
+    shape = {**ONE, **sizes}
+    devices = np.array([SimpleNamespace(device_kind=kind) for kind in kinds])
+    mesh: Any = SimpleNamespace(devices=devices.reshape([*shape.values()]), shape=shape)
+    assert sharding.summary(mesh).startswith(text)
 
 
 def test_one_device_is_one_copy_of_the_weights():

@@ -87,9 +87,9 @@ def config_file(folder: Path, model: Path) -> Path:
 
 
 @contextlib.contextmanager
-def place(folder: Path) -> Iterator[SimpleNamespace]:
+def place(folder: Path, compiled_programs: Path) -> Iterator[SimpleNamespace]:
     """Model and config of a module's runs, and the variables for a subprocess."""
-    with quick_compiles(folder / "cache") as variables:
+    with quick_compiles(compiled_programs) as variables:
         model = model_folder(folder / "model")
         config = config_file(folder, model)
         yield SimpleNamespace(folder=folder, model=model, config=config, variables=variables)
