@@ -46,10 +46,12 @@ def check_models(config: Config, base: Base) -> None:
 
 def _difference(shape: Shape, base: Shape) -> str:
     """The first field in which two models compute something else; "": there is none."""
+    # max_positions limits a prompt's length, not what is computed. Adapters belong to a run, not to
+    # its model, and are compared where they are loaded.
     for field in fields(Shape):
         mine, theirs = (np.asarray(getattr(each, field.name)) for each in (shape, base))
-        # Formats round differently. The number of positions is what may be, not what is computed.
-        if field.name != "max_positions" and not (
+        # Formats round differently.
+        if field.name not in ("max_positions", "lora_scale") and not (
             mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-5, atol=0)
         ):
             return field.name

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import CHATML
 
-from seif_jax import evolve, train
+from seif_jax import run_dir, train
 from seif_jax.__main__ import main
 from seif_jax.tokenizer import CHAT_TEMPLATES
 
@@ -104,19 +104,19 @@ def test_the_date_of_a_run_is_that_of_its_start(place, done, stages, tmp_path, m
     model = with_template(place, "dated", DATED)
     prompts = []
     for time, workdir in (
-        ("2026-11-26T23:59:30", tmp_path / "a"),
-        ("2026-11-27T00:00:10", tmp_path / "a"),  # resumed after midnight
-        ("2026-11-27T00:00:10", tmp_path / "b"),
+        ("2024-02-28T23:59:30", tmp_path / "a"),
+        ("2024-02-29T00:00:10", tmp_path / "a"),  # resumed after midnight
+        ("2024-02-29T00:00:10", tmp_path / "b"),
     ):
         shutil.rmtree(workdir / "round_1", ignore_errors=True)  # as if it had stopped
-        monkeypatch.setattr(evolve, "datetime", Clock(time))
+        monkeypatch.setattr(run_dir, "datetime", Clock(time))
         done(*run(place, model, workdir, "--config.rounds=1"))
         tokenizer = stages[-1].base.tokenizer
         prompts.append(tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "a"}])))
-    assert prompts[0] == prompts[1] and prompts[0].startswith("On 26 Nov 2026")
-    assert prompts[2].startswith("On 27 Nov 2026")
+    assert prompts[0] == prompts[1] and prompts[0].startswith("On 28 Feb 2024")
+    assert prompts[2].startswith("On 29 Feb 2024")
     assert json.loads((tmp_path / "a" / "config.json").read_text())["started"] == (
-        "2026-11-26T23:59:30"
+        "2024-02-28T23:59:30"
     )
 
 

@@ -80,7 +80,7 @@ def test_stopped_and_started_again(place, monkeypatch):
     for owner, name, calls in stops:
         with monkeypatch.context() as patch:
             interrupt(patch, owner, name, calls)
-            assert seif(place, workdir) == 1, name
+            assert seif(place, workdir) == 130, name
     assert seif(place, workdir) == 0
     assert_same_run(workdir, place.run)
 
