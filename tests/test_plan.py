@@ -101,6 +101,36 @@ ENTRY %main (p: s8[64]) -> s8[16] {
     assert hlo.accessed(hlo.parse(text)) == 16 + 64
 
 
+def test_collectives_inside_of_a_tpus_fusions():
+    """One gather in two steps of a loop counts once a trip; a sum of which a slice is kept moves
+    half of what a whole one does."""
+    text = """
+%step.1 (p: f32[4]) -> f32[8] {
+  ROOT %ag.1 = f32[8]{0} all-gather(%p), channel_id=1, frontend_attributes={chain_id="3"}
+}
+%step.2 (p: f32[4]) -> f32[8] {
+  ROOT %ag.2 = f32[8]{0} all-gather(%p), channel_id=1, frontend_attributes={chain_id="3"}
+}
+%all-reduce-scatter.5 (p: f32[8]) -> f32[4] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %ar = f32[8]{0} all-reduce(%p), channel_id=2, to_apply=%add
+}
+%body (s: f32[4]) -> f32[4] {
+  %s = f32[4]{0} parameter(0)
+  %first = f32[8]{0} fusion(%s), kind=kCustom, calls=%step.1
+  %second = f32[8]{0} fusion(%s), kind=kCustom, calls=%step.2
+  %third = f32[8]{0} fusion(%s), kind=kCustom, calls=%step.2
+  ROOT %last = f32[4]{0} fusion(%third), kind=kCustom, calls=%all-reduce-scatter.5
+}
+ENTRY %main (s: f32[4]) -> f32[4] {
+  %s = f32[4]{0} parameter(0)
+  ROOT %w = f32[4]{0} while(%s), condition=%c, body=%body, config={"known_trip_count":{"n":"5"}}
+}
+"""
+    found = hlo.links(hlo.parse(text))
+    assert found == {"all-gather": (5, 5 * 32), "reduce-scatter": (5, 5 * 32)}
+
+
 def test_a_plan_for_the_devices_present(planned):
     found = planned["plan"]
     rows = {row["program"]: row for row in found["programs"]}

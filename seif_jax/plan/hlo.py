@@ -26,6 +26,9 @@ LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{([\d,{}]*)\}")
 IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+# On TPUs one collective may run step by step inside of several fusions, each of which has a copy.
+CHAIN = re.compile(r'chain_id="(\d+)"')
+SCATTERED = "all-reduce-scatter"  # computations of a TPU that keep a slice of what they sum
 ON_CHIP = "S(1)"  # in the layout of what a TPU holds beside its arithmetic, not in its memory
 
 
@@ -43,7 +46,8 @@ class Program:
     computations: dict[str, list[Instruction]] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)  # that each computation runs
     trips: dict[str, int] = field(default_factory=dict)  # of each loop, by its body
-    parts: set[str] = field(default_factory=set)  # computations inside of an instruction
+    parts: dict[str, int] = field(default_factory=dict)  # computations inside of an instruction,
+    # and how often an instruction that calls it runs
 
 
 def parse(text: str) -> Program:
@@ -72,7 +76,7 @@ def _run(out: Program, name: str, n: int) -> None:
             _run(out, loop[2], n * out.trips[loop[2]])
         elif not each.kind.endswith(("-update", "-done")):
             if each.kind not in CONTROL:
-                out.parts |= {*each.called}
+                out.parts |= dict.fromkeys(each.called, n)
             for called in each.called:
                 _run(out, called, n)
 
@@ -109,14 +113,22 @@ def between_hosts(program: Program, hosts: Sequence[int]) -> float:
 
 def _collectives(program: Program) -> Iterator[tuple[str, int, int, str]]:
     """Kind, how often it runs, bytes that leave a device each time, the instruction's text."""
+    chains = set()
     for name, instructions in program.computations.items():
         for each in instructions:
-            kind = each.kind.removesuffix("-start")
+            kind, times = each.kind.removesuffix("-start"), program.times[name]
+            if kind == "all-reduce" and name.startswith(SCATTERED):
+                kind = "reduce-scatter"
             if kind in KINDS:
+                if chain := CHAIN.search(each.line):
+                    if chain[1] in chains:
+                        continue
+                    chains.add(chain[1])
+                    times = program.parts.get(name, times)
                 given = sum(map(_size, each.given))
                 made = _size(each.made) - (given if each.kind.endswith("-start") else 0)
                 size = {"all-reduce": 2 * given, "all-gather": made}.get(kind, given)
-                yield kind, program.times[name], size, each.line
+                yield kind, times, size, each.line
 
 
 def _share(kind: str, line: str, hosts: Sequence[int]) -> float:

@@ -1,0 +1,58 @@
+"""Shipped configs with small shapes: their own model family, heads, mesh and modes, but few, short
+prompts and samples, and narrow layers. Programs are as those of the config, and small."""
+
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from seif_jax import models, plan
+from seif_jax.__main__ import read_config
+from seif_jax.models import Model
+from seif_jax.plan.programs import Program
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ROLE = {  # whole blocks of a kernel for each kind of text, and two passes per update
+    "rollout_prompts": 256, "optimizer_prompts": 16, "group_size": 2, "micro_tokens": 700,
+    "max_prompt_tokens": 140, "max_response_tokens": 130,
+}  # fmt: skip
+VERDICTS = {"max_prompt_tokens": 140, "max_tokens": 130, "batch_size": 8}
+SMALL = {
+    "sample_batch": 8,
+    "generate.prompts": 256,
+    **{f"{role}.{key}": x for role in ("instructor", "follower") for key, x in ROLE.items()},
+    **{f"{role}.{key}": x for role in ("filter", "judger") for key, x in VERDICTS.items()},
+}
+NARROW = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 2048}
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+@cache
+def _hf_config(model: str | None) -> dict[str, Any]:
+    return plan.describe(model).hf_config
+
+
+def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, Model]:
+    """The config and the shape of its model. shape: keys of config.json; changes: keys of the
+    config, `__` for a dot."""
+    config = read_config(str(CONFIGS / f"{name}.py"), [])
+    config.update_from_flattened_dict(SMALL)
+    config.update_from_flattened_dict({k.replace("__", "."): x for k, x in changes.items()})
+    given = _hf_config(config.model)
+    head_dim = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
+    return config, models.describe({**given, "head_dim": head_dim, **NARROW, **(shape or {})})
+
+
+def programs(config: Any, model: Model, devices: list[Any], host: list[Any]) -> list[Program]:
+    return list(plan.programs(config, plan.Layout(config, model, devices, host)))
+
+
+def trace(p: Program) -> Any:
+    """To be lowered and compiled."""
+    with jax.set_mesh(p.mesh) if p.mesh else nullcontext():
+        return p.function.trace(*p.arguments, **p.options)

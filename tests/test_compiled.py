@@ -1,0 +1,60 @@
+"""The programs of training and sampling compile for TPUs and GPUs that are not here, on every mesh:
+where their compilers are installed."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import shrunk
+
+from seif_jax.plan import gpus
+from seif_jax.sharding import AXES
+
+DEVICES = 8
+MESHES = [  # all that have several devices along two or three axes
+    ",".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1)
+    for sizes in product((1, 2, 4), repeat=len(AXES))
+    if math.prod(sizes) == DEVICES and sum(size > 1 for size in sizes) in (2, 3)
+]
+SLICE, NODE = "v5e:2x4", "h100:8"
+COMPILERS = [
+    pytest.param(SLICE, marks=pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="no libtpu")),
+    pytest.param(NODE, marks=pytest.mark.skipif(
+        not gpus.installed(), reason="the extra gpu-plan is not installed")),
+]  # fmt: skip
+
+
+def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, int]]:
+    script = Path(__file__).parent / "compiled.py"
+    done = subprocess.run(
+        [sys.executable, str(script), topology, programs, *meshes],
+        capture_output=True, text=True, timeout=1800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("topology", COMPILERS)
+def test_the_learner_compiles_on_every_mesh(topology):
+    """And nothing as large as the output head goes between devices for each of its chunks."""
+    assert len(MESHES) == 16
+    found = compiled(topology, "gradient", *MESHES)
+    assert [*found] == MESHES
+    head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
+    for mesh, programs in found.items():
+        assert programs["gradient"] < head / DEVICES, mesh
+
+
+@pytest.mark.parametrize("topology", COMPILERS)
+def test_all_programs_compile_over_several_axes(topology):
+    meshes = ["data=2,tensor=4", "fsdp=2,sequence=2,tensor=2,lora=4"]
+    found = compiled(topology, "all", *meshes)
+    names = {"cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
+             "rollout: decode", "judge: verdicts"}  # fmt: skip
+    assert {mesh: {*programs} for mesh, programs in found.items()} == dict.fromkeys(meshes, names)

@@ -1,0 +1,27 @@
+"""Every program of every shipped config lowers for GPUs and TPUs, on one device and on several."""
+
+import pytest
+import shrunk
+import tiny
+
+KERNELS = {"gpu": "__cudnn$fmha", "tpu": "tpu_custom_call"}
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    return tiny.on_devices(8, "lowered.py")
+
+
+@pytest.mark.parametrize("count", ["1", "8"])
+@pytest.mark.parametrize("platform", KERNELS)
+@pytest.mark.parametrize("name", shrunk.names())
+def test_every_program_of_every_shipped_config_lowers(lowered, name, platform, count):
+    """With the platform's kernel, forward and backward, where whole prompts or samples are read."""
+    programs = lowered[platform][count][name]
+    whole = ("log-probabilities", "gradient", "prefill", "verdicts")
+    wanted = {p: KERNELS[platform] if p.endswith(whole) else "" for p in programs}
+    assert programs == wanted
+    config, _ = shrunk.read(name)
+    trained = [stage for stage in ("instructor", "follower") if stage in config.stages]
+    needed = ("log-probabilities", "gradient", "update", "rollout: prefill", "rollout: decode")
+    assert {f"{stage} {p}" for stage in trained for p in needed} <= {*programs}
