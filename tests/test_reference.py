@@ -7,6 +7,7 @@ import pages
 import pytest
 
 from seif_jax import data, sources
+from seif_jax.errors import EXIT_CODES
 from seif_jax.instruction import SOFT
 from seif_jax.rewards import rules
 from seif_jax.rewards.score import REASONS
@@ -18,6 +19,11 @@ def test_reasons():
         names[0]: text for cell, text in pages.tables("Rewards")[0] if (names := pages.names(cell))
     }
     assert found == REASONS
+
+
+def test_exit_codes():
+    found = {int(code): text for code, text in pages.tables("Exit codes")[0]}
+    assert found.keys() == {0} | {code for _, code in EXIT_CODES}
 
 
 def test_rules_and_their_arguments():

@@ -57,7 +57,7 @@ def test_texts_come_back_unchanged_with_and_without_a_byte_order_mark(
     assert sources.read(str(path)) == [(n, {"prompt": t}) for n, t in enumerate(texts, 1)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))))
 def test_any_text_survives_csv_and_jsonl(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")
