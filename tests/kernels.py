@@ -1,21 +1,44 @@
-"""Run by test_attention.py with eight devices of the CPU: splash attention over a mesh.
+"""Run by test_attention.py with eight devices of the CPU: kernels over a mesh.
 
-Prints, for each case, the largest difference from plain attention on one device (values, and
-gradients of queries, keys and values; each over the largest number) and the heads a device saw.
+Prints, for each case, the largest difference of values, and of gradients of queries, keys and
+values, each over the largest number; and the heads that a device saw. `compare`: splash attention
+from plain attention on one device. `trees`: attention in trees side by side from one at a time.
 """
 
 import json
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from seif_jax import models, sharding
-from seif_jax.models.attention import Segment, plain, splash, through
+from seif_jax import models, packing, sharding
+from seif_jax.models import attention, tree
+from seif_jax.models.attention import Segment, cudnn, plain, splash, through
 
 PROMPTS, T, H = 33, 70, 16
+HERE = {  # the kernels as they run here: cuDNN's caller with XLA behind it, Pallas's interpreter
+    "gpu": partial(cudnn, implementation="xla"),
+    "tpu": partial(splash, interpret=True),
+}
+
+
+def mesh_of(**sizes: int) -> Any:
+    count = int(np.prod([*sizes.values()]))
+    return sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | sizes, jax.devices()[:count])
+
+
+def gaps(got: list[Any], wanted: list[Any]) -> list[float]:
+    pairs = zip(got, wanted, strict=True)
+    return [float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))) for a, b in pairs]
+
+
+def both(function: Any, *inputs: Any) -> list[Any]:
+    """Values, and gradients of all inputs."""
+    out, pull = jax.vjp(function, *inputs)
+    return [out, *pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))]
 
 
 def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[int]]:
@@ -29,32 +52,69 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
 
     def kernel(q, k, v, keys, *, before):
         seen[:] = [q.shape[2], k.shape[2]]
-        return splash(q, k, v, keys, before=before, interpret=True)
+        return HERE["tpu"](q, k, v, keys, before=before)
 
     def of(attention, q, *kv):
         segments = [Segment(kv[i], kv[i + 1], masks[i // 2]) for i in (0, 2)]
         return attention(q, segments, jnp.float32)
 
-    def both(attention, *inputs):
-        out, pull = jax.vjp(partial(of, attention), *inputs)
-        return [out, *pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))]
+    wanted = jax.jit(partial(both, partial(of, plain)))(*inputs)
+    with jax.set_mesh(mesh_of(**sizes)):
+        got = jax.jit(partial(both, partial(of, partial(through, kernel))))(*inputs)
+    return gaps(got, wanted), seen
 
-    wanted = jax.jit(partial(both, plain))(*inputs)
-    count = int(np.prod([*sizes.values()]))
-    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | sizes, jax.devices()[:count])
-    with jax.set_mesh(mesh):
-        got = jax.jit(partial(both, partial(through, kernel)))(*inputs)
-    gaps = [
-        float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
-        for a, b in zip(got, wanted, strict=True)
+
+def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]]:
+    """In bf16, K key/value and N query heads of 64, in trees of a prefix, prompts and samples that
+    differ from part to part: the platform's kernel on the mesh from the same on one device."""
+    mesh, rng, seen = mesh_of(**sizes), np.random.default_rng(1), []
+
+    def kernel(q, k, v, keys, *, before):
+        seen[:] = [q.shape[2], k.shape[2]]
+        return HERE[platform](q, k, v, keys, before=before)
+
+    def level(rows: int, width: int) -> tuple[Any, Any]:
+        return np.zeros((rows, width), int), rng.integers(1, width, rows)
+
+    laid = [
+        packing.lay([level(1, 20), level(2, 33), level(4, 130)], slots=640)
+        for _ in range(sharding.parts(mesh))
     ]
-    return gaps, seen
+    shape = (len(laid), laid[0].tokens.size)
+    q, k, v = (jnp.array(rng.normal(size=(*shape, n, 64)), jnp.float32) for n in (N, K, K))
+    attention.KERNELS["cpu"] = kernel
+
+    def of(parts: Any, q: Any, k: Any, v: Any) -> Any:
+        return tree.attend(parts, q, k, v, jnp.bfloat16)
+
+    alone = [
+        jax.jit(partial(both, partial(of, tiny.one_part(one))))(*(x[i][None] for x in (q, k, v)))
+        for i, one in enumerate(laid)
+    ]
+    wanted = [jnp.concatenate(parts) for parts in zip(*alone, strict=True)]
+    cosines = jnp.cos(jnp.arange(wanted[0].size // len(laid), dtype=jnp.float32))
+
+    def side_by_side(parts: Any, q: Any, k: Any, v: Any) -> list[Any]:
+        out, pull = jax.vjp(partial(of, parts), q, k, v)
+        return [out, *pull(jnp.broadcast_to(cosines.reshape(out.shape[1:]), out.shape))]
+
+    with jax.set_mesh(mesh):
+        got = jax.jit(side_by_side)(sharding.spread(mesh, laid), q, k, v)
+    return gaps(got, wanted), seen
 
 
 if __name__ == "__main__":
     with tiny.jax_settings(jax_disable_most_optimizations=True):
-        found = [
-            compare({"fsdp": 2, "sequence": 2, "tensor": 2}, 1, 4),  # one head for four devices
-            compare({"data": 2, "tensor": 2, "sequence": 2}, 2, 3),  # six heads: over tensor alone
-        ]
+        found = {
+            "through": [
+                # one head for four devices; six heads: over tensor alone
+                compare({"fsdp": 2, "sequence": 2, "tensor": 2}, 1, 4),
+                compare({"data": 2, "tensor": 2, "sequence": 2}, 2, 3),
+            ],
+            "trees": [
+                trees("gpu", {"data": 2, "fsdp": 2, "tensor": 2}, 2, 4),
+                trees("gpu", {"fsdp": 2, "sequence": 4}, 2, 8),
+                trees("tpu", {"fsdp": 2, "sequence": 2, "tensor": 2}, 2, 4),
+            ],
+        }
     print(json.dumps(found))

@@ -75,12 +75,26 @@ def test_kernels_are_the_plain_one():
             assert not gradient[:, 0, 70:].any() and not gradient[:, 1].any()
 
 
-def test_a_kernel_over_a_mesh_is_the_plain_one_on_one_device():
+@pytest.fixture(scope="module")
+def meshed():
+    """What kernels.py says, with eight devices."""
+    return tiny.on_devices(8, "kernels.py")
+
+
+def test_a_kernel_over_a_mesh_is_the_plain_one_on_one_device(meshed):
     """Forward and backward; key/value heads fewer than devices, and heads that only one of the two
     axes divides."""
-    (first, heads), (second, fewer) = tiny.on_devices(8, "kernels.py")
+    (first, heads), (second, fewer) = meshed["through"]
     assert len(first) == len(second) == 6 and max(first + second) < 2e-6
     assert (heads, fewer) == ([1, 1], [3, 1])
+
+
+def test_kernels_in_trees_side_by_side_are_those_in_one(meshed):
+    """Each device has its own part and its own heads; to bf16's rounding."""
+    found = meshed["trees"]
+    assert [heads for _, heads in found] == [[2, 1], [2, 1], [1, 1]]
+    assert [len(gaps) for gaps, _ in found] == [4] * 3
+    assert max(gap for gaps, _ in found for gap in gaps) < 0.01
 
 
 @pytest.mark.parametrize("blocks", [2, 4])
