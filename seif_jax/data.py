@@ -155,6 +155,6 @@ def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
     batch = min(batch, n)
     import grain  # takes 2 seconds: only stages that train need it
 
-    rows = grain.MapDataset.range(n).shuffle(seed=seed)
+    rows = grain.MapDataset.range(n).shuffle(seed=seed % 2**32)  # grain takes no larger ones
     batches = rows.batch(batch, drop_remainder=True).repeat(epochs)
     return [[int(row) for row in step] for step in batches]

@@ -286,8 +286,9 @@ def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:
         if missing > stage.max_no_verdict:
             raise RunError(
                 f"round {stage.round} {stage.name}: {missing:.0%} of the verdicts of the {role} "
-                f"cannot be read, more than judger.max_no_verdict={stage.max_no_verdict}; give it "
-                f"more room (config.{role}.max_tokens, max_prompt_tokens) or another mode"
+                f"cannot be read, more than config.judger.max_no_verdict={stage.max_no_verdict}: "
+                f"raise it to go on, or give the {role} more room (config.{role}.max_tokens, "
+                "max_prompt_tokens) or another mode in another --workdir"
             )
 
 

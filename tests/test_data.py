@@ -370,6 +370,13 @@ def test_order_is_a_function_of_its_arguments():
     assert data.order(n=10, epochs=3, batch=4, seed=6) != steps
 
 
+def test_an_order_for_every_seed_of_a_config():
+    """A stage's seed is config.seed·1000 and its round."""
+    large = (2**32 - 1) * 1000
+    steps = [data.order(n=50, epochs=1, batch=25, seed=large + round) for round in (1, 2, 999)]
+    assert len({str(step) for step in steps}) == 3
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_fewer_rows_than_a_batch_are_one_smaller_batch(n):
     steps = data.order(n, epochs=2, batch=4, seed=0)
