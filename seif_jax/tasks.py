@@ -56,6 +56,10 @@ class FollowerTask:
     format: str
     shots: int
 
+    def judges(self) -> list[Judge]:
+        """The models that are asked for verdicts."""
+        return self.checker.judges()
+
     def dialogues(self, row: int) -> list[list[Message]]:
         """Every dialogue that the row can become: for this role one."""
         return [self.dialogue(row, 0)]
@@ -106,6 +110,10 @@ class Proposer:
     shots: int
     soft_share: float
     seed: str  # the variant of a prompt is a function of (this, step, row)
+
+    def judges(self) -> list[Judge]:
+        """The models that are asked for verdicts."""
+        return [self.filter] if self.filter else []
 
     def variant(self, row: int, step: int) -> str:
         draw = random.Random(f"{self.seed}/{step}/{row}").random()
@@ -174,6 +182,9 @@ class InstructorTask(Proposer):
 
     checker: Checker
     answerer: Answerer
+
+    def judges(self) -> list[Judge]:
+        return super().judges() + self.checker.judges()
 
     def score(self, found: Sequence[Proposal], numbers: Sequence[int], key: Any) -> list[Score]:
         """found: what `read` gave of each reply; numbers: of these samples."""
