@@ -1,4 +1,4 @@
-"""What a user sees while it runs: live bars on a terminal, one plain line a step elsewhere.
+"""What a user sees while it runs: a live bar on a terminal, plain lines elsewhere.
 
 Progress goes to stderr and the tables of results to stdout, so that either can be kept alone.
 """
@@ -8,6 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, TextIO
 
@@ -36,8 +37,32 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+@dataclass
+class Running:
+    """The stage that is running. Seconds are wall-clock."""
+
+    title: str
+    steps: int
+    done: int
+    resumed_after: int
+    started: float
+    step_started: float
+    in_step: bool = False
+    compile_secs: float = 0.0  # of the stage
+    step_compile_secs: float = 0.0  # since the step began
+    steady_secs: list[float] = field(default_factory=list)  # of each step, without compiling
+    announced: set[str] = field(default_factory=set)  # programs whose compiling was told
+    warned: dict[str, Any] = field(default_factory=dict)
+    evaluated: str = ""  # the last evaluation, in short
+
+    def secs_left(self) -> float:
+        """For the rest of the stage. The first step does more than the others, so it counts only
+        while it is the only one."""
+        return median(self.steady_secs[1:] or self.steady_secs) * (self.steps - self.done)
+
+
 class Display(contextlib.AbstractContextManager["Display"]):
-    """Shows one stage after another; ends its live bars on leaving the `with` block.
+    """Shows one stage after another; ends its live bar on leaving the `with` block.
 
     progress and results are text streams (stderr and stdout unless given); the live display is used
     where the first is a terminal. clock gives seconds.
@@ -54,9 +79,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._clock = clock
         self._bars: Progress | None = None
         self._bar = TaskID(0)
-        self._title, self._steps, self._done = "", 0, 0
-        self._started = clock()
-        self._step_secs: list[float] = []
+        self._phase = ""
+        self._stage = Running("", 0, 0, 0, clock(), clock())
 
     def __exit__(self, *error: object) -> None:
         if self._bars:
@@ -67,45 +91,92 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self, round: int, rounds: int, stage: str, steps: int, first_step: int = 0
     ) -> None:
         """steps: of the whole stage; first_step: how many of them an earlier run has done."""
-        self._title = f"round {round}/{rounds} {stage}"
-        self._steps, self._done, self._step_secs = steps, first_step, []
-        self._started = self._clock()
+        now = self._clock()
+        title = f"round {round}/{rounds} {stage}"
+        self._stage = Running(title, steps, first_step, first_step, now, now)
         if self._out.is_terminal:
             if not self._bars:
                 self._bars = _bars(self._out)
                 self._bars.start()
             self._bar = self._bars.add_task(
-                self._title, total=steps, completed=first_step, phase="(starting)", shown=""
+                title, total=steps, completed=first_step, phase="", shown=""
             )
+            self.phase("starting")
         else:
             again = f", goes on after step {first_step}" if first_step else ""
-            self._say(f"{self._title}: {steps} steps{again}")
+            self._say(f"{title}: {steps} steps{again}")
 
     def phase(self, name: str) -> None:
-        """What the running step is at; seen on a terminal that is wide enough."""
-        if self._bars:
-            self._bars.update(self._bar, phase=f"({name})")
+        """What the running step is at; seen on a terminal that is wide enough. The first phase
+        after a step is the beginning of the next one."""
+        s = self._stage
+        if not s.in_step and name != "starting":
+            s.in_step, s.step_started, s.step_compile_secs = True, self._clock(), 0.0
+        self._phase = name
+        self._show_phase(name)
+
+    def compiling(self, program: str, left: int) -> None:
+        """JAX has begun to compile one of the stage's main programs; at most so many are left."""
+        others = f"{left} more to come" if left else "the last one"
+        self._show_phase(f"compiling {program}, {others}")
+        if not self._bars and program not in self._stage.announced:
+            self._say(f"{self._stage.title}: compiling {program}, {others}")
+        self._stage.announced.add(program)
+
+    def compiled(self, secs: float) -> None:
+        """Some program, also one that was not announced, took so long to compile."""
+        self._stage.compile_secs += secs
+        self._stage.step_compile_secs += secs
+        self._show_phase(self._phase)
 
     def step(self, numbers: Mapping[str, float]) -> None:
         """One more step is done; `numbers` are its metrics, of which those in SHOWN are shown."""
-        now = self._clock()
-        self._step_secs.append(now - self._started)
-        self._started = now
-        self._done += 1
-        if self._done < self._steps:
-            words = [f"{duration(self._secs_left())} left"]
-        else:
-            words = [f"done in {duration(sum(self._step_secs))}"]
-        words += [how.format(compact(numbers[key])) for key, how in SHOWN.items() if key in numbers]
+        s, now = self._stage, self._clock()
+        took, compile_secs = now - s.step_started, s.step_compile_secs
+        s.steady_secs.append(max(took - compile_secs, 0.0))
+        s.done, s.in_step, s.step_started, s.step_compile_secs = s.done + 1, False, now, 0.0
+        left = [f"{duration(s.secs_left())} left"] if s.done < s.steps else []
+        words = left + _shown(numbers)
         if self._bars:
-            count = f"{self._done}/{self._steps}"
-            room = self._out.width - max(20, len(self._title)) - BAR - len(count) - len("✓    ")
-            while len("  ".join(words)) > room and len(words) > 1:
-                words.pop()
-            self._bars.update(self._bar, completed=self._done, phase="", shown="  ".join(words))
+            words[len(left) + 1 : len(left) + 1] = [s.evaluated] * bool(s.evaluated)
+            taken = max(20, len(s.title)) + BAR + len(f"✓  {s.done}/{s.steps}  ")
+            self._bars.update(self._bar, completed=s.done, shown=self._fit(words, taken))
+            self._phase = ""
+            self._show_phase("")
         else:
-            words.append(f"took {duration(self._step_secs[-1])}")
-            self._say("  ".join([f"{self._title} {self._done}/{self._steps}", *words]))
+            compiling = f", {duration(compile_secs)} of it compiling" * (compile_secs >= 1)
+            words.append(f"took {duration(took)}{compiling}")
+            self._say("  ".join([f"{s.title} {s.done}/{s.steps}", *words]))
+
+    def evaluation(
+        self, step: int, values: Mapping[str, float], first: Mapping[str, float]
+    ) -> None:
+        """The share of constraints met on each evaluation set after a step, beside that at step 0.
+        It is said above the bar, and in the bar until the next one."""
+        s = self._stage
+        s.in_step = False
+        changes = {
+            name: f"{name} {compact(value)}"
+            + (f" (step 0: {compact(first[name])})" if step and name in first else "")
+            for name, value in values.items()
+        }
+        s.evaluated = "  ".join(changes.values())
+        self._say(f"{s.title} step {step}: evaluation: {', '.join(changes.values())}")
+
+    def end_stage(self, means: Mapping[str, float]) -> None:
+        """Leaves a line on the stage: its time, and means over its steps."""
+        s, secs = self._stage, self._clock() - self._stage.started
+        if s.done == s.resumed_after:
+            steps = "nothing was left to do"
+        else:
+            steps = f"{s.done - s.resumed_after} steps in {duration(secs)}"
+        compiling = [f"{duration(s.compile_secs)} of it compiling"] * (s.compile_secs >= 1)
+        words = [", ".join([steps, *compiling]), *[s.evaluated] * bool(s.evaluated), *_shown(means)]
+        if self._bars:
+            self._bars.remove_task(self._bar)
+            self._say(f"✓ {s.title}: {self._fit(words, len(f'✓ {s.title}: '))}")
+        else:
+            self._say(f"{s.title}: {'  '.join(words)}")
 
     def note(self, text: str) -> None:
         """One line above the bars."""
@@ -113,6 +184,14 @@ class Display(contextlib.AbstractContextManager["Display"]):
 
     def warn(self, text: str) -> None:
         self._say(f"warning: {text}", style="bold yellow")
+
+    def warn_of_step(self, about: str, state: Any, text: str) -> None:
+        """A warning about the step that is done: said once in a stage, and again when `state`
+        changes. A false `state`: there is nothing to warn of."""
+        s = self._stage
+        if state and s.warned.get(about) != state:
+            self.warn(f"{s.title} step {s.done}: {text}")
+        s.warned[about] = state
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Numbers are shortened and set on the right; None is a dash. Ends the live bars."""
@@ -137,9 +216,21 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def _say(self, text: str, style: str = "") -> None:
         self._out.print(Text(text, style=style))
 
-    def _secs_left(self) -> float:
-        """For the rest of the stage; the first step compiles, so it counts only while alone."""
-        return median(self._step_secs[1:] or self._step_secs) * (self._steps - self._done)
+    def _show_phase(self, text: str) -> None:
+        if self._bars:
+            self._bars.update(self._bar, phase=f"({text})" if text else "")
+
+    def _fit(self, words: Sequence[str], taken: int) -> str:
+        """As many of the words, the first ones, as a line of the terminal has room for beside
+        `taken` columns."""
+        kept = list(words)
+        while len("  ".join(kept)) > self._out.width - taken and len(kept) > 1:
+            kept.pop()
+        return "  ".join(kept)
+
+
+def _shown(numbers: Mapping[str, float]) -> list[str]:
+    return [how.format(compact(numbers[key])) for key, how in SHOWN.items() if key in numbers]
 
 
 def compact(value: Any) -> str:

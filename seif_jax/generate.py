@@ -10,6 +10,7 @@ import jax
 import pyarrow.parquet as pq
 
 from seif_jax import data, metrics, processes
+from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer
@@ -52,19 +53,23 @@ def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str,
     done = max(pq.read_table(samples)["step"].to_pylist()) if samples.exists() else 0
     writer.resume(stage.round, "generate", done + 1)
     display.start_stage(stage.round, stage.rounds, "generate", steps, done)
-    for step in range(done + 1, steps + 1):
-        rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
-        found, numbers = _step(stage, rows, step, Phases(display.phase))
-        writer.write(stage.round, "generate", step, numbers)
-        data.append_samples(samples, found, step)  # last: the step is done once it is in there
-        display.step(numbers)
+    verdicts = {"next_logp" for judge in stage.task.judges() if judge.mode == "verdict"}
+    with Compiles({"prefill", "decode"} | verdicts, display):
+        for step in range(done + 1, steps + 1):
+            rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
+            found, numbers = _step(stage, rows, step, Phases(display.phase))
+            writer.write(stage.round, "generate", step, numbers)
+            data.append_samples(samples, found, step)  # last: the step is done once it is in there
+            display.step(numbers)
     processes.wait(f"{samples}: written")
     held = pq.read_table(samples).to_pylist()
     names = data.INSTRUCTIONS.names
     if processes.first():
         data.save_instructions(path, [_instruction(row, names) for row in held])
     processes.wait(f"{path}: written")
-    return _shares([row["reason"] for row in held])
+    shares = _shares([row["reason"] for row in held])
+    display.end_stage(shares)
+    return shares
 
 
 def explain_drops(reasons: Sequence[str]) -> str:

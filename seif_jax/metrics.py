@@ -184,6 +184,19 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dict[str, float]]:
+    """{step: {evaluation set: share of constraints met}} in a round."""
+    return {
+        line["step"]: {
+            name.removeprefix("eval/").removesuffix("/followed"): value
+            for name, value in line.items()
+            if name.endswith("/followed")
+        }
+        for line in lines
+        if (line["stage"], line["round"]) == ("evaluate", round)
+    }
+
+
 def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Means of the lines' numbers, each over the lines that have it."""
     names = sorted({name for line in lines for name in line} - {"round", "stage", "step"})

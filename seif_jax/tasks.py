@@ -60,6 +60,10 @@ class FollowerTask:
     shots: int
     prompts: Prompts | None = None  # none: the packaged ones
 
+    def judges(self) -> list[Judge]:
+        """The models that are asked for verdicts."""
+        return self.checker.judges()
+
     def dialogues(self, row: int) -> list[list[Message]]:
         """Every dialogue that the row can become: for this role one."""
         return [self.dialogue(row, 0)]
@@ -112,6 +116,10 @@ class Proposer:
     soft_share: float
     seed: str  # the variant of a prompt is a function of (this, step, row)
     prompts: Prompts | None = None  # the Instructor's; none: the packaged ones
+
+    def judges(self) -> list[Judge]:
+        """The models that are asked for verdicts."""
+        return [self.filter] if self.filter else []
 
     def variant(self, row: int, step: int) -> str:
         draw = random.Random(f"{self.seed}/{step}/{row}").random()
@@ -181,6 +189,9 @@ class InstructorTask(Proposer):
 
     checker: Checker
     answerer: Answerer
+
+    def judges(self) -> list[Judge]:
+        return super().judges() + self.checker.judges()
 
     def score(self, found: Sequence[Proposal], numbers: Sequence[int], key: Any) -> list[Score]:
         """found: what `read` gave of each reply; numbers: of these samples."""

@@ -1,5 +1,6 @@
 """One GRPO stage: sample, score, update, save. Instructor and Follower are two calls of this."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from seif_jax import data, metrics, optim, processes, sharding, validate
 from seif_jax.batch import Batch, Micro
 from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
+from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
 from seif_jax.learner import Algorithm, Learner, make_optimizer
@@ -83,8 +85,8 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
     optimizer = make_optimizer(stage.algorithm, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
-    compiled, programs_secs = 0, 0.0
-    with open_checkpoints(stage.folder) as checkpoints, metrics.compile_secs() as secs:
+    compiles = Compiles(main_programs(stage), display)
+    with open_checkpoints(stage.folder) as checkpoints, compiles:
         done, state = restore(stage, checkpoints, optimizer, steps)
         writer.resume(stage.round, stage.name, done + 1 if done else 0)
         data.cut_samples(samples, done + 1)
@@ -95,9 +97,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
             picked = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
             state, numbers, found = train_step(stage, programs, state, picked, step, phases)
-            numbers |= {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
-            compiled, programs_secs = compiled + len(secs), programs_secs + sum(secs)
-            secs.clear()
+            numbers |= compiles.take()
             data.append_samples(samples, found, step)
             writer.write(stage.round, stage.name, step, numbers)
             display.step(numbers)
@@ -110,8 +110,19 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
         if done < steps:
             checkpoints.save(steps, params=state.params)
     processes.wait(f"{stage.folder}: trained")
-    display.note(f"{stage.name}: {compiled} programs compiled in {programs_secs:.1f} s")
-    return summary(writer.path, stage)
+    means = summary(writer.path, stage)
+    display.end_stage(means)
+    return means
+
+
+def main_programs(stage: Stage) -> set[str]:
+    """Of `compiling.PROGRAMS`, those that the stage runs."""
+    programs = {"prefill", "decode", "gradient", "change"}
+    if stage.algorithm.kl_coef or stage.sizes.rollout > stage.sizes.optimizer:
+        programs.add("completion_logp")
+    if any(judge.mode == "verdict" for judge in stage.task.judges()):
+        programs.add("next_logp")
+    return programs
 
 
 def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
@@ -310,20 +321,23 @@ def check_finite(stage: Stage, step: int, numbers: dict[str, float], state: Stat
 
 def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:
     """Says loudly what would silently spoil a run."""
-    if numbers["clipped_share"] > 0.5:
-        display.warn(
-            f"{numbers['clipped_share']:.0%} of the completions are cut off at "
-            f"max_response_tokens={stage.decoding.max_tokens}"
-        )
-    if numbers["skipped_updates"]:
-        display.warn(f"{numbers['skipped_updates']:.0f} updates skipped: gradient not finite")
+    clipped, skipped = numbers["clipped_share"], numbers["skipped_updates"]
+    display.warn_of_step(
+        "clipped_share",
+        clipped > 0.5 and math.ceil(4 * clipped),  # in quarters: it is never twice the same
+        f"{clipped:.0%} of the completions are cut off at "
+        f"config.{stage.name}.max_response_tokens={stage.decoding.max_tokens}",
+    )
+    display.warn_of_step(
+        "skipped_updates", skipped, f"{skipped:.0f} updates skipped: gradient not finite"
+    )
 
 
 def evaluate(
     stage: Stage, programs: Programs, state: State, step: int, writer: Writer, display: Display
 ) -> None:
     """Scores the policy on the evaluation sets; a line of its own beside the step's."""
-    if not stage.evaluate_every:
+    if not stage.evaluate_every or not stage.evaluations:
         return
     display.phase("evaluate")
     policy = speaker(stage, programs, state)
@@ -331,6 +345,9 @@ def evaluate(
     numbers, found = validate.score_sets(policy, stage.evaluations, stage.key)
     data.append_samples(stage.folder / "evaluations.parquet", found, step)
     writer.write(stage.round, "evaluate", step, numbers)
+    if processes.first():
+        shares = metrics.evaluations(metrics.read(writer.path), stage.round)
+        display.evaluation(step, shares[step], shares.get(0, {}))
 
 
 def summary(path: Path, stage: Stage) -> dict[str, float]:

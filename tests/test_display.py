@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -10,33 +11,69 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(terminal, **numbers):
-    """What two steps of a stage print: to the stream of progress, and to that of results."""
-    results = Terminal() if terminal else io.StringIO()
-    progress = Terminal() if terminal else io.StringIO()
-    clock = iter([0.0, 100.0, 160.0, 190.0])  # made, started, and two steps later
-    with Display(progress, results, clock=lambda: next(clock)) as display:
+class Clock:
+    """Seconds that a test moves on."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A stream of 100 columns, and the lines that a terminal shows of what was written to it."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+
+    def written():
+        lines = [line.rpartition(ERASED)[2] for line in stream.getvalue().split("\n")]
+        return [CODES.sub("", line).rstrip() for line in lines]
+
+    return stream, written
+
+
+ERASED = "\x1b[2K"  # the line that the cursor is in
+CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
+
+
+def step(display, clock, secs, **numbers):
+    """A step of so many seconds, of which `compiling` went into compiling."""
+    compiling = numbers.pop("compiling", 0.0)
+    display.phase("total")
+    display.phase("sample")
+    if compiling:
+        display.compiling("decoding", 4)
+        display.compiled(compiling)
+    clock.now += secs
+    display.step(numbers)
+
+
+def test_plain_lines(clock):
+    progress, results = io.StringIO(), io.StringIO()
+    with Display(progress, results, clock) as display:
         display.start_stage(1, 2, "follower", steps=9, first_step=4)
-        display.step(numbers)
-        display.step(numbers)
+        clock.now += 100  # loading: no part of the step
+        step(display, clock, 60, reward=0.41234, tokens_per_sec=1312.4, loss=9.0)
+        step(display, clock, 30, reward=0.5)
         display.note("2 [prompts] left out")
         display.warn("cut off")
-        display.table(
-            "Rounds", ["round", "stage", "reward"], [[1, "follower", 0.5], [2, "x", None]]
-        )
-    return progress.getvalue(), results.getvalue()
-
-
-def test_plain_lines():
-    progress, results = shown(False, reward=0.41234, tokens_per_sec=1312.4, loss=9.0)
-    assert progress.splitlines() == [
+        columns = ["round", "stage", "reward"]
+        display.table("Rounds", columns, [[1, "follower", 0.5], [2, "x", None]])
+    assert progress.getvalue().splitlines() == [
         "round 1/2 follower: 9 steps, goes on after step 4",
         "round 1/2 follower 5/9  4m00s left  reward 0.412  1,312 tok/s  took 1m00s",
-        "round 1/2 follower 6/9  1m30s left  reward 0.412  1,312 tok/s  took 30s",
+        "round 1/2 follower 6/9  1m30s left  reward 0.500  took 30s",
         "2 [prompts] left out",
         "warning: cut off",
     ]
-    assert results.splitlines() == [
+    assert results.getvalue().splitlines() == [
         "Rounds",
         "round  stage     reward",
         "-----  --------  ------",
@@ -45,27 +82,144 @@ def test_plain_lines():
     ]
 
 
-def test_last_line_of_a_stage_has_its_time():
+def test_time_left_is_that_of_steady_steps(clock):
+    """Compiling, loading and evaluating are not done again in each of the steps that are left."""
     progress = io.StringIO()
-    clock = iter([0.0, 0.0, 4.0, 9.0])
-    display = Display(progress, clock=lambda: next(clock))
-    display.start_stage(1, 1, "instructor", steps=2)
+    display = Display(progress, clock=clock)
+    display.start_stage(1, 1, "follower", steps=5)
+    clock.now += 50
+    display.phase("evaluate")
+    display.compiled(20.0)
+    clock.now += 40
+    display.evaluation(0, {"held": 0.25}, {"held": 0.25})
+    step(display, clock, 100, compiling=90.0)
+    step(display, clock, 12)
+    display.phase("evaluate")
+    clock.now += 300
+    display.evaluation(2, {"held": 0.5}, {"held": 0.25})
+    step(display, clock, 14)
+    step(display, clock, 16, compiling=1.0)
+    step(display, clock, 13)
+    display.end_stage({"reward": 0.3})
+    assert progress.getvalue().splitlines() == [
+        "round 1/1 follower: 5 steps",
+        "round 1/1 follower step 0: evaluation: held 0.250",
+        "round 1/1 follower: compiling decoding, 4 more to come",
+        "round 1/1 follower 1/5  40s left  took 1m40s, 1m30s of it compiling",
+        "round 1/1 follower 2/5  36s left  took 12s",
+        "round 1/1 follower step 2: evaluation: held 0.500 (step 0: 0.250)",
+        "round 1/1 follower 3/5  26s left  took 14s",
+        "round 1/1 follower 4/5  14s left  took 16s, 1.0s of it compiling",
+        "round 1/1 follower 5/5  took 13s",
+        "round 1/1 follower: 5 steps in 9m05s, 1m51s of it compiling  "
+        "held 0.500 (step 0: 0.250)  reward 0.300",
+    ]
+
+
+def test_a_program_is_announced_once_in_a_stage(clock):
+    progress = io.StringIO()
+    display = Display(progress, clock=clock)
+    for round in (1, 2):
+        display.start_stage(round, 2, "instructor", steps=1)
+        for program, left in (("prefill", 2), ("prefill", 2), ("decoding", 1), ("gradient", 0)):
+            display.compiling(program, left)
+            display.compiled(1.0)
+    rounds = [
+        [
+            f"round {round}/2 instructor: 1 steps",
+            f"round {round}/2 instructor: compiling prefill, 2 more to come",
+            f"round {round}/2 instructor: compiling decoding, 1 more to come",
+            f"round {round}/2 instructor: compiling gradient, the last one",
+        ]
+        for round in (1, 2)
+    ]
+    assert progress.getvalue().splitlines() == sum(rounds, [])
+
+
+def test_a_warning_comes_again_when_its_state_changes(clock):
+    progress = io.StringIO()
+    display = Display(progress, clock=clock)
+    display.start_stage(1, 1, "follower", steps=9)
+    for state in (3, 3, 4, 4, 0, 0, 4, 3):
+        display.step({})
+        display.warn_of_step("cut", state, f"{state} cut off")
+        display.warn_of_step("other", False, "never")
+    display.start_stage(1, 1, "evaluate", steps=1)
     display.step({})
-    display.step({})
+    display.warn_of_step("cut", 3, "3 cut off")
+    warnings = [line for line in progress.getvalue().splitlines() if "warning" in line]
+    assert warnings == [
+        "warning: round 1/1 follower step 1: 3 cut off",
+        "warning: round 1/1 follower step 3: 4 cut off",
+        "warning: round 1/1 follower step 7: 4 cut off",
+        "warning: round 1/1 follower step 8: 3 cut off",
+        "warning: round 1/1 evaluate step 1: 3 cut off",
+    ]
+
+
+def test_a_stage_with_nothing_left(clock):
+    progress = io.StringIO()
+    display = Display(progress, clock=clock)
+    display.start_stage(1, 1, "follower", steps=3, first_step=3)
+    display.end_stage({"reward": 0.5})
     assert progress.getvalue().splitlines()[-1] == (
-        "round 1/1 instructor 2/2  done in 9.0s  took 5.0s"
+        "round 1/1 follower: nothing was left to do  reward 0.500"
     )
 
 
-def test_terminal_fits_the_first_numbers(monkeypatch):
+def test_a_terminal_shows_what_goes_on(terminal, clock):
+    """One bar with what the step is at; a line is left of each evaluation and each stage."""
+    stream, written = terminal
+    with Display(stream, Terminal(), clock) as display:
+
+        def bar():
+            """The bar as it is now, from the number of steps on."""
+            display._bars.refresh()
+            return " ".join(written()[-1].rpartition("━ ")[2].split())
+
+        display.start_stage(1, 2, "follower", steps=3)
+        assert bar() == "0/3 (starting)"
+        display.phase("evaluate")
+        display.evaluation(0, {"held": 0.25}, {"held": 0.25})
+        display.phase("total")
+        display.compiling("decoding", 4)
+        assert bar() == "0/3 (compiling decoding, 4 more to come)"
+        display.compiled(3.0)
+        assert bar() == "0/3 (total)"
+        clock.now += 5
+        display.step({"reward": 0.5, "tokens_per_sec": 9.0})
+        display.phase("update")
+        assert bar() == "1/3 4.0s left reward 0.500 held 0.250 9 tok/s (update)"
+        step(display, clock, 5, reward=0.6)
+        display.warn_of_step("cut", 4, "100% cut off")
+        display.evaluation(2, {"held": 0.5}, {"held": 0.25})
+        display.end_stage({"reward": 0.55, "tokens_per_sec": 9.0})
+        display.start_stage(1, 2, "generate", steps=1)
+        assert bar() == "0/1 (starting)"
+    assert [line for line in written() if line and "━" not in line] == [
+        "round 1/2 follower step 0: evaluation: held 0.250",
+        "warning: round 1/2 follower step 2: 100% cut off",
+        "round 1/2 follower step 2: evaluation: held 0.500 (step 0: 0.250)",
+        "✓ round 1/2 follower: 2 steps in 10s, 3.0s of it compiling  held 0.500 (step 0: 0.250)  "
+        "reward 0.550",
+    ]
+
+
+def test_terminal_fits_the_first_numbers(monkeypatch, clock):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    progress, results = shown(True, reward=0.41234, tokens_per_sec=1312.4, reply_tokens=100.0)
-    last = progress.rsplit("round 1/2 follower", 1)[1]
+    progress, results = Terminal(), Terminal()
+    with Display(progress, results, clock) as display:
+        display.start_stage(1, 2, "follower", steps=9, first_step=4)
+        for _ in range(2):
+            step(display, clock, 30, reward=0.41234, tokens_per_sec=1312.4, reply_tokens=100.0)
+        display.note("2 [prompts] left out")
+        display.table("Rounds", ["stage", "reward"], [["follower", 0.5]])
+    last = progress.getvalue().rsplit("round 1/2 follower", 1)[1]
     assert "6/9" in last and "1m30s left  reward 0.412  1,312 tok/s" in last
-    assert "length 100" not in progress
-    assert "2 [prompts] left out" in progress
-    assert "follower" in results and "0.500" in results
+    assert "length 100" not in progress.getvalue()
+    assert "2 [prompts] left out" in progress.getvalue()
+    assert "follower" in results.getvalue() and "0.500" in results.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -107,14 +261,3 @@ def test_numbers_are_short(value, text):
 )
 def test_times_are_short(secs, text):
     assert duration(secs) == text
-
-
-def test_a_terminal_shows_what_a_step_is_at(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERM", "xterm")
-    progress = Terminal()
-    with Display(progress, clock=lambda: 0.0) as display:
-        display.start_stage(1, 1, "follower", steps=2)
-        display.step({"reward": 0.5})
-        display.phase("update")
-    assert "1/2 0.0s left  reward 0.500 (update)" in progress.getvalue()

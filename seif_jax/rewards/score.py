@@ -104,6 +104,10 @@ class Checker:
         """Whether a Judger gives verdicts."""
         return self.judge is not None and self.checks != "rules"
 
+    def judges(self) -> list[Judge]:
+        """The Judger, if it gives verdicts."""
+        return [self.judge] if self.judge and self.asks else []
+
     def check(self, row: Instruction, answer: str) -> Checked:
         """What needs no Judger: every constraint's rule, where there is one, on the answer."""
         return Checked(row, answer, [_rule(row, answer, j) for j in range(len(row.constraints))])

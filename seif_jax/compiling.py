@@ -1,0 +1,61 @@
+"""What JAX compiles during a stage: told to the display as it happens, and counted."""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from seif_jax.display import Display
+from seif_jax.metrics import COMPILED
+
+# The programs that take long, in the order in which a step first runs them: JAX's name, and ours.
+PROGRAMS = {
+    "prefill": "prefill",
+    "decode": "decoding",
+    "next_logp": "verdicts",
+    "completion_logp": "log-probabilities",
+    "gradient": "gradient",
+    "change": "optimizer",
+}
+
+
+class Compiles(contextlib.AbstractContextManager["Compiles"]):
+    """Listens to JAX while it is entered.
+
+    programs: of PROGRAMS, those that the stage runs. JAX reports a program that it reads from its
+    cache, too, and every shape of a program by itself.
+    """
+
+    def __init__(self, programs: Iterable[str], display: Display):
+        self._left = set(programs)  # not compiled so far
+        self._display = display
+        self._secs: list[float] = []
+
+    def __enter__(self) -> "Compiles":
+        jax.monitoring.register_scalar_listener(self._begin)
+        jax.monitoring.register_event_duration_secs_listener(self._end)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        jax.monitoring.unregister_scalar_listener(self._begin)
+        jax.monitoring.unregister_event_duration_listener(self._end)
+
+    def take(self) -> dict[str, float]:
+        """Metrics of the programs that were compiled since the last call."""
+        secs, self._secs = self._secs, []
+        return {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
+
+    def _begin(self, event: str, value: float, **rest: Any) -> None:
+        name = str(rest.get("fun_name")).removeprefix("jit(").removesuffix(")")
+        if event != COMPILED or name not in PROGRAMS:
+            return
+        # What a step runs before this one has been compiled by an earlier stage.
+        order = list(PROGRAMS)
+        self._left &= {*order[order.index(name) + 1 :]}
+        self._display.compiling(PROGRAMS[name], len(self._left))
+
+    def _end(self, event: str, duration_secs: float, **rest: Any) -> None:
+        if event == COMPILED:
+            self._secs.append(duration_secs)
+            self._display.compiled(duration_secs)

@@ -1,0 +1,73 @@
+"""What JAX compiles is told to the display, by the names that the programs have."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from tiny import jax_settings
+
+from seif_jax import learner, optim
+from seif_jax.compiling import PROGRAMS, Compiles
+from seif_jax.models import tree
+from seif_jax.sampling import decode, read
+
+
+class Told:
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Any, ...]] = []
+        self.secs: list[float] = []
+
+    def compiling(self, program: str, left: int) -> None:
+        self.lines.append((program, left))
+
+    def compiled(self, secs: float) -> None:
+        self.secs.append(secs)
+
+
+def run(name: str, size: int) -> None:
+    """Compiles and runs a program of this name."""
+
+    def function(x: Any) -> Any:
+        return x * 2 + size
+
+    function.__name__ = name
+    jax.jit(function)(jnp.ones(size)).block_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("programs", "names", "lines"),
+    [
+        (
+            PROGRAMS,
+            ["prefill", "decode", "next_logp", "prefill", "completion_logp", "gradient", "change"],
+            [("prefill", 5), ("decoding", 4), ("verdicts", 3), ("prefill", 3),
+             ("log-probabilities", 2), ("gradient", 1), ("optimizer", 0)],
+        ),
+        # What a stage before has compiled is not waited for.
+        (PROGRAMS, ["completion_logp", "change"], [("log-probabilities", 2), ("optimizer", 0)]),
+        ({"prefill", "decode"}, ["prefill", "decode"], [("prefill", 1), ("decoding", 0)]),
+        (PROGRAMS, ["small", "other"], []),
+    ],
+)  # fmt: skip
+def test_programs_are_named_as_they_are_compiled(programs: Any, names: Any, lines: Any) -> None:
+    told: Any = Told()
+    with jax_settings(jax_enable_compilation_cache=False), Compiles(programs, told) as compiles:
+        for size, name in enumerate(names, 3):
+            run(name, size)
+        found = compiles.take()
+        assert compiles.take() == {"host/compiled_programs": 0, "secs/compile": 0}
+    assert told.lines == lines
+    assert found["host/compiled_programs"] == len(told.secs) >= len(names)
+    assert found["secs/compile"] == pytest.approx(sum(told.secs)) and min(told.secs) > 0
+    run("prefill", 50)  # nobody listens any more
+    assert told.lines == lines
+
+
+def test_the_programs_have_these_names() -> None:
+    functions: list[Any] = [read.prefill, decode.decode, read.next_logp, tree.completion_logp]
+    functions += [learner.gradient, optim.make_change(optax.sgd(1.0))]
+    assert [function.__name__ for function in functions] == list(PROGRAMS)
