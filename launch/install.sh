@@ -76,7 +76,7 @@ fi
 python=""
 [[ -z "$wanted" ]] || python="$(find_python)"
 
-# An environment with another accelerator's wheels, or another Python, is made anew.
+# An environment with another accelerator's wheels, or another Python, is made anew, with its extras.
 same_python() {
     local ask='import sys; print(sys.version)'
     [[ -z "$python" || "$("$venv/bin/python" -c "$ask")" == "$("$python" -c "$ask")" ]]
@@ -86,7 +86,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 || ! same_python ||
     [[ -n "$python" ]] || python="$(find_python)"
     echo "Making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
-    had_accelerator="" had_extras=() had_fingerprint=""
+    had_accelerator="" had_fingerprint=""
 fi
 
 # What an install depends on: if none of it changed, neither did the result.

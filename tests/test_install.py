@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -173,3 +175,76 @@ def test_locks_pin_what_jax_asks_for(accelerator):
         for name in versions:
             if re.match(r"jax-cuda1\d-|jaxlib$", name):
                 assert versions[name] == versions["jax"], name
+
+
+# An interpreter that makes environments with nothing in them, and writes down what pip is asked.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-m venv --clear "*) mkdir -p "$4/bin"; rm -f "$4/installed"; touch "$4/pyvenv.cfg"
+        cp "$0" "$4/bin/python"; echo "made $4" >>asked ;;
+    "-m pip --version") [[ -f "${0%bin/python}pyvenv.cfg" ]] ;;
+    "-m pip install "*-e*) echo "${@: -1}" >>asked ;;
+    "-m pip install "*) ;;
+    *) exec PYTHON "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Runs install.sh on a machine with an accelerator; what was made and installed."""
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")
+    for path in [ROOT / "pyproject.toml", *LOCKS]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "launch" / "accelerator.sh").write_text('echo "$MACHINE"\n')
+    python = tmp_path / "python"
+    python.write_text(PYTHON.replace("PYTHON", sys.executable))
+    python.chmod(0o755)
+
+    def run(*options, machine="cpu"):
+        asked = tmp_path / "asked"
+        asked.write_text("")
+        subprocess.run(
+            ["bash", "launch/install.sh", f"--python={python}", *options],
+            cwd=tmp_path,
+            env={**os.environ, "MACHINE": machine},
+            capture_output=True,
+            check=True,
+        )
+        return asked.read_text().split("\n")[:-1]
+
+    return run
+
+
+MADE = "made .venv"
+
+
+def test_a_second_install_does_what_is_missing(install, tmp_path):
+    assert install("test") == [MADE, ".[test]"]
+    assert install("test") == install() == install("--accelerator=cpu") == []
+    assert install("slurm") == [".[test,slurm]"]
+    assert install("test", "slurm") == []
+    with open(tmp_path / "pyproject.toml", "a") as project:
+        project.write("# changed\n")
+    assert install() == [".[test,slurm]"]
+    assert install("--venv=.venv-3.12") == ["made .venv-3.12", "."]
+
+
+@pytest.mark.parametrize("accelerator", ["cuda12", "cuda13", "tpu"])
+def test_the_accelerator_is_the_machines_or_the_one_named(install, accelerator):
+    assert install(machine=accelerator) == [MADE, f".[{accelerator}]"]
+    assert install("test", machine="cpu") == [f".[test,{accelerator}]"]  # seen from a login node
+    assert install(f"--accelerator={accelerator}") == []
+    assert install("--accelerator=cpu") == [MADE, ".[test]"]
+    assert install("test", f"--accelerator={accelerator}") == [f".[test,{accelerator}]"]
+
+
+def test_another_accelerators_environment_is_made_anew(install):
+    assert install("--accelerator=cuda12") == [MADE, ".[cuda12]"]
+    assert install(machine="cuda13") == []
+    assert install("--accelerator=cuda13") == [MADE, ".[cuda13]"]
+
+
+def test_an_accelerator_that_appears_later_is_installed(install):
+    assert install(machine="cpu") == [MADE, "."]
+    assert install(machine="cuda13") == [".[cuda13]"]
