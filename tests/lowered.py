@@ -7,6 +7,7 @@ for none.
 
 import json
 import re
+from typing import Any
 
 import jax
 import shrunk
@@ -21,7 +22,7 @@ LOWERED = {"gpu": "cuda", "tpu": "tpu"}  # platforms by the compiler's names
 
 def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[str, str]:
     """Programs of one config on so many devices; `known` keeps those of others that are equal."""
-    changes = {} if count > 1 else {f"mesh__{axis}": 1 for axis in AXES}
+    changes: dict[str, Any] = {} if count > 1 else {f"mesh__{axis}": 1 for axis in AXES}
     config, model = shrunk.read(name, **changes)
     devices, found = jax.devices()[:count], {}
     for p in shrunk.programs(config, model, devices, devices):

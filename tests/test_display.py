@@ -174,6 +174,7 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
 
         def bar():
             """The bar as it is now, from the number of steps on."""
+            assert display._bars
             display._bars.refresh()
             return " ".join(written()[-1].rpartition("━ ")[2].split())
 

@@ -331,7 +331,15 @@ def test_remove_takes_a_link_and_leaves_what_it_leads_to(tmp_path):
     remove(tmp_path / "absent")
 
 
-def test_ctrl_c_waits_for_what_is_being_saved():
+@pytest.fixture
+def heeding_ctrl_c():
+    """Python's own handler of Ctrl-C, which the background jobs of a shell do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_waits_for_what_is_being_saved(heeding_ctrl_c):
     done = []
     with pytest.raises(KeyboardInterrupt):
         with uninterrupted():

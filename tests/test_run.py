@@ -69,7 +69,7 @@ def beside(place):
     workdir = place.folder / "beside"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, train, "train_step", 2)
-        assert seif(place, workdir, "--config.rounds=1") == 1
+        assert seif(place, workdir, "--config.rounds=1") == 130
     run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
     options = ["--config.rounds=1", *(f"--config.{option}" for option in FREE)]
     flags = "--xla_force_host_platform_device_count=3"
