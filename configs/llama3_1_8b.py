@@ -9,7 +9,8 @@ Mesh and batches are chosen for that slice; docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 XLA_CLIENT_MEM_FRACTION=0.9 and --config.mesh.tensor=4: the largest program (instructor, gradient)
-takes 58.2 of the 71.2 GiB that JAX may allocate on a GPU, and a step at least 19 and 16 minutes.
+takes 58.2 of the 71.2 GiB that JAX may allocate on a GPU, and a step takes at least 19 minutes of
+the Instructor, 16 minutes of the Follower.
 """
 
 from default import Config

@@ -9,7 +9,8 @@ Mesh and batches are chosen for that slice; docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 --config.mesh.tensor=4: the largest program (instructor, gradient) takes 51.7 of the 59.3 GiB that
-JAX may allocate on a GPU, and a step at least 15 and 12 minutes.
+JAX may allocate on a GPU, and a step takes at least 15 minutes of the Instructor, 12 minutes of the
+Follower.
 """
 
 from default import Config
