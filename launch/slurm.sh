@@ -5,12 +5,9 @@
 #   what comes last counts: --slurm.nodes=4 --slurm.partition=gpu --slurm.account=NAME
 #   one process a node: --slurm.ntasks_per_node=1
 set -euo pipefail
-[[ $# -ge 2 ]] || { grep '^# usage' "${BASH_SOURCE[0]}" >&2; exit 2; }
-seif="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/seif"
-if [[ ! -x "$seif" ]]; then
-    echo "slurm.sh: not installed; run: bash launch/install.sh slurm --accelerator=cuda12" >&2
-    exit 2
-fi
-exec "$seif" sweep --launcher=slurm \
+usage() { sed -n '2,/^set/{/^# /s/^# //p;}' "${BASH_SOURCE[0]}"; }
+[[ "${1:-}" != --help ]] || { usage; exit 0; }
+[[ $# -ge 2 ]] || { usage >&2; exit 2; }
+exec bash "$(dirname "${BASH_SOURCE[0]}")/seif.sh" sweep --launcher=slurm \
     --config="$1" --workdir="$2" \
     --slurm.nodes=2 --slurm.gpus_per_node=8 --slurm.ntasks_per_node=8 "${@:3}"

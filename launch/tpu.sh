@@ -4,12 +4,9 @@
 #   WORKDIR is a path that all hosts share: --xpk.storage=NAME mounts one (xpk storage)
 #   offline, the manifest alone: --xpk.dry-run --xpk.output-manifest-file=FILE
 set -euo pipefail
-[[ $# -ge 5 ]] || { grep '^# usage' "${BASH_SOURCE[0]}" >&2; exit 2; }
-seif="$(dirname "${BASH_SOURCE[0]}")/../.venv/bin/seif"
-if [[ ! -x "$seif" ]]; then
-    echo "tpu.sh: not installed; run: bash launch/install.sh" >&2
-    exit 2
-fi
-exec "$seif" sweep --launcher=xpk \
+usage() { sed -n '2,/^set/{/^# /s/^# //p;}' "${BASH_SOURCE[0]}"; }
+[[ "${1:-}" != --help ]] || { usage; exit 0; }
+[[ $# -ge 5 ]] || { usage >&2; exit 2; }
+exec bash "$(dirname "${BASH_SOURCE[0]}")/seif.sh" sweep --launcher=xpk \
     --config="$1" --workdir="$2" \
     --xpk.cluster="$3" --xpk.tpu-type="$4" --xpk.docker-image="$5" "${@:6}"

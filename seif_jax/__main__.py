@@ -156,8 +156,9 @@ def heading(i: int, prompts: Sequence[str], n: int) -> str:
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
-    from seif_jax.checkpoint import Base, export_adapter, load_params, run_of, stage_of, tensors
+    from seif_jax.checkpoint import Base, export_adapter, load_params, tensors
     from seif_jax.json_io import TEXT, field
+    from seif_jax.run_paths import run_of, stage_of
 
     if options.adapter and options.to != "hf":
         raise UserError("--adapter is a form of --to=hf")

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from seif_jax import __version__, metrics, models
-from seif_jax.checkpoint import run_of
 from seif_jax.errors import UserError
+from seif_jax.run_paths import run_of
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # of which the embedded model is a GGUF form
 NUMBERS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")

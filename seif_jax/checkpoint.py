@@ -23,13 +23,11 @@ from seif_jax.json_io import read_object
 from seif_jax.models import Model, hf, lora
 from seif_jax.models.devices import Place, finite, home
 from seif_jax.models.lora import Lora
+from seif_jax.run_paths import BASE, FOLDER, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer
 
 # Orbax logs every step of a save, and with a traceback every error that it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-FOLDER = "checkpoints"
-BASE = "model"  # in a run's folder: the Hugging Face folder of the base model, without weights
 
 
 class Checkpoints:
@@ -280,7 +278,7 @@ def _restore(stage: Path, shapes: Any) -> Any:
     with open_checkpoints(stage) as checkpoints:
         step = checkpoints.latest()
         if step is None:
-            raise UserError(f"{stage / FOLDER}: no checkpoint there")
+            raise UserError(f"{stage}: the stage has saved no checkpoint yet")
         return checkpoints.restore(step, params=shapes)["params"]
 
 
@@ -292,18 +290,3 @@ def tensors(
     if stage_of(path):
         return models.export(model, load_params(path, model, dtype), dtype)
     return models.copy(models.open_source(path), model, dtype, scan)
-
-
-def stage_of(path: Path) -> Path | None:
-    """The stage's folder if the path is one of a run, or its checkpoints folder."""
-    path = path.resolve()
-    if path.name == FOLDER:
-        path = path.parent
-    return path if (path / FOLDER).is_dir() else None
-
-
-def run_of(stage: Path) -> Path:
-    for folder in (stage, *stage.parents):
-        if (folder / BASE / "config.json").is_file():
-            return folder
-    raise UserError(f"{stage}: not inside a run's folder (no {BASE}/config.json above it)")

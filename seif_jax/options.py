@@ -83,7 +83,7 @@ there is one run, of the config as it is, in DIR itself: so one run is sent to S
                      in them being the run's: --xpk.cluster=NAME --xpk.tpu-type=v5p-16
                      --xpk.docker-image=IMAGE; offline, the manifest alone: --xpk.dry-run
                      --xpk.output-manifest-file=DIR/{name}.yaml
-  --launcher=table   starts nothing: how the runs compare
+  --launcher=table   starts nothing: how the runs compare; overrides need not be repeated
 """
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from seif_jax import config_keys, fingerprints, metrics, processes, settings
-from seif_jax.checkpoint import BASE, Base
+from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -25,9 +25,9 @@ from seif_jax.files import (
     write_text,
 )
 from seif_jax.metrics import Writer
+from seif_jax.run_paths import ABOUT, BASE, read_about
 from seif_jax.settings import Config
 
-ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
 PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
 DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
@@ -125,15 +125,6 @@ def keep_prompts(config: Config, workdir: Path) -> None:
             copy = workdir / PROMPTS / f"{role}{path.suffix}"
             if not copy.exists():
                 write_text(copy, read_text(path))
-
-
-def read_about(workdir: Path) -> Any:
-    """A run's config.json; None: there is none (a model's holds no "config")."""
-    try:
-        held = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
-        return held if held["config"] else None
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def check_resumable(held: Any, wanted: Any, workdir: Path) -> None:

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seif_jax import launch, metrics, run_dir, settings
+from ml_collections import ConfigDict
+
+from seif_jax import launch, metrics, run_dir, run_paths, settings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -106,7 +108,7 @@ def expand(r: Request, read: Read) -> list[Run]:
         except UserError as error:
             raise UserError(f"{where} ({name}): {error}") from error
         for earlier, other in enumerate(runs, 1):
-            if other.config.to_json() == one.config.to_json():
+            if r.launcher != "table" and other.config.to_json() == one.config.to_json():
                 raise UserError(f"{where} ({name}) has the same values as run {earlier}")
             if other.name == name:
                 raise UserError(f"{where} has the name of run {earlier}, {name}")
@@ -145,6 +147,9 @@ def _name(values: dict[str, Any]) -> str:
 
 
 def _run(r: Request, folder: Path, values: dict[str, Any], read: Read) -> Run:
+    held = run_paths.read_about(folder)
+    if held and r.launcher == "table":  # whatever overrides it was started with
+        return Run(folder.name, folder, ConfigDict(held["config"]), ())
     taken = {override.removeprefix("--config.").partition("=")[0] for override in r.overrides}
     changes = [f"--config.{key}={value}" for key, value in values.items()]
     config = read(r.config, [*r.overrides, *changes])
@@ -154,7 +159,6 @@ def _run(r: Request, folder: Path, values: dict[str, Any], read: Read) -> Run:
         if settings.get(config, key) != value:
             raise UserError(f"{key}={value!r} is read as {settings.get(config, key)!r}")
     settings.check(config)
-    held = run_dir.read_about(folder)
     if held:
         wanted = {"config": json.loads(config.to_json()), "fingerprints": {}}
         run_dir.check_resumable(held, wanted, folder)

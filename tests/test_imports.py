@@ -49,7 +49,17 @@ LEVELS = [
     {"sharding", "masked", "batch", "processes", "accelerators"},
     {"peers"},
     {"launch", "chat_template"},
-    {"instruction", "errors", "files", "json_io", "options", "pieces", "sources", "values"},
+    {
+        "instruction",
+        "errors",
+        "files",
+        "json_io",
+        "options",
+        "pieces",
+        "run_paths",
+        "sources",
+        "values",
+    },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -182,3 +182,60 @@ def test_skypilot_runs_the_command_of_a_run():
     options = parser().parse_args(arguments)
     assert seif == ".venv/bin/seif" and (options.command, options.config) == ("run", "$CONFIG")
     assert (ROOT / task["envs"]["CONFIG"]).is_file()
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a copy of a script of launch/, in a project without an environment, with what is on
+    PATH."""
+    shutil.copytree(ROOT / "launch", tmp_path / "project" / "launch")
+
+    def run(name, *arguments):
+        return subprocess.run(
+            ["bash", str(tmp_path / "project" / "launch" / name), *arguments],
+            env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+SUBMITS = {"slurm.sh": ["C.py", "DIR"], "tpu.sh": ["C.py", "DIR", "CLUSTER", "v5p-16", "IMAGE"]}
+
+
+@pytest.mark.parametrize("name", [*SUBMITS, "quickstart.sh"])
+def test_help_of_a_script(script, name):
+    done = script(name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: {name} " in done.stdout and "#" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [("slurm.sh", ["C.py"]), ("tpu.sh", ["C.py", "DIR"]), ("quickstart.sh", ["-x"])],
+)
+def test_a_script_that_lacks_arguments(script, name, arguments):
+    done = script(name, *arguments)
+    assert (done.returncode, done.stdout) == (2, "") and f"usage: {name} " in done.stderr
+
+
+@pytest.mark.parametrize("name", SUBMITS)
+def test_a_script_takes_the_seif_that_there_is(script, programs, tmp_path, name):
+    """Of .venv, or else of PATH; without one it says how to install it."""
+    done = script(name, *SUBMITS[name])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("seif is not installed; install it with: bash launch/install.sh")
+    assert len(done.stderr.splitlines()) == 1
+    programs(seif='echo path "$@"')
+    assert script(name, *SUBMITS[name]).stdout.startswith("path sweep --launcher=")
+    own = tmp_path / "project/.venv/bin/seif"
+    own.parent.mkdir(parents=True)
+    own.write_text('#!/bin/sh\necho own "$@"\n')
+    own.chmod(0o755)
+    done = script(name, *SUBMITS[name], "--config.seed=1")
+    assert done.stdout.startswith("own sweep --launcher=")
+    assert "--config=C.py --workdir=DIR" in done.stdout and done.stdout.endswith(
+        "--config.seed=1\n"
+    )

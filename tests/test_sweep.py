@@ -230,6 +230,28 @@ def test_the_table(sweep, tmp_path):
     ]
 
 
+def test_the_table_needs_no_overrides_repeated(sweep, tmp_path):
+    """A run says itself what it was started with; the others are as the file says."""
+    text = body("for seed in (1, 2, 3):", "    add(seed=seed)")
+    overrides = [
+        "--config.rounds=1",
+        "--config.stages=follower",
+        "--config.optim.learning_rate=5e-6",
+    ]
+    for seed in (1, 2):
+        finish(tmp_path / f"runs/seed={seed}", [*overrides, f"--config.seed={seed}"])
+    (tmp_path / "runs/seed=2/round_1/follower/stage.json").unlink()
+    for given in (), overrides:
+        code, out, err = sweep(text, *given, launcher="table")
+        assert code == 0 and err == ["3 runs, 1 of them finished"]
+        rows = [line.split("  ") for line in out.splitlines()[-3:]]
+        assert [(row[0], row[1].strip()) for row in rows] == [
+            ("seed=1", "finished"), ("seed=2", "0 of 1 stages"), ("seed=3", "not begun"),
+        ]  # fmt: skip
+    code, _, err = sweep(text)  # to start them, what they are matters
+    assert code == 2 and "seed=1 holds a run of another config" in err[0]
+
+
 @pytest.mark.parametrize("name, count", [("learning_rate_kl", 9), ("ablations", 27)])
 def test_the_sweeps_that_are_shipped(name, count, tmp_path, capsys):
     where = (f"--config={CONFIG}", f"--sweep={ROOT}/sweeps/{name}.py", f"--workdir={tmp_path}")

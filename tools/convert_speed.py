@@ -1,16 +1,16 @@
 """Time of weights in and out beside that of `cp -r` of the same bytes.
 
-python tools/convert_speed.py [GB [REPEATS]]     makes a Llama of bfloat16 (2 GB) in the temporary
-folder; REPEATS (3) rounds in which each way has its turn: seconds, and of the CPU
+Makes a Llama of bfloat16 in the temporary folder; in each round each way has its turn: seconds, and
+of the CPU.
 
 "copy" is what `seif convert FOLDER DST` does once it has started; "load" makes arrays of the files,
 "export" files of the arrays. Cold: the system has forgotten SRC. Ratios are the rounds' medians.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -114,5 +114,10 @@ def timed(way: Callable[[], Any], src: Path, dst: Path, cold: bool) -> tuple[flo
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(float(given[0]) if given else 2.0, int(given[1]) if len(given) > 1 else 3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("gigabytes", nargs="?", type=float, default=2.0, help="default 2")
+    parser.add_argument("repeats", nargs="?", type=int, default=3, help="rounds, default 3")
+    options = parser.parse_args()
+    main(options.gigabytes, options.repeats)

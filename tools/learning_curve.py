@@ -1,9 +1,9 @@
 """Mean and standard error over runs of what a Follower stage measured on its evaluation sets.
 
-python tools/learning_curve.py RUN [RUN …]     prints a Markdown table, a row a step
+Prints a Markdown table with a row per step.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,13 +12,20 @@ from seif_jax.metrics import read
 SHOWN = ("followed", "reply_tokens", "clipped_share")
 
 
-def main(runs: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
     steps: dict[int, list[dict[str, float]]] = {}
     training: dict[int, list[dict[str, float]]] = {}
-    for run in runs:
-        for line in read(Path(run) / "metrics.jsonl"):
+    for run in parser.parse_args().runs:
+        path = run / "metrics.jsonl"
+        if not path.is_file():
+            parser.error(f"{run}: not a run's folder, it has no {path.name}")
+        for line in read(path):
             place = steps if line["stage"] == "evaluate" else training
             place.setdefault(line["step"], []).append(line)
+    if not steps:
+        parser.error("no evaluations there: config.eval.every_steps was 0")
     sets = sorted({key.split("/")[1] for lines in steps.values() for key in lines[0] if "/" in key})
     names = [f"eval/{name}/{key}" for name in sets for key in SHOWN]
     print("| step |", " | ".join(name.removeprefix("eval/") for name in names), "| KL |")
@@ -36,4 +43,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

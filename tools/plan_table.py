@@ -1,10 +1,7 @@
-"""Plans as rows of a Markdown table, as docs/plan.md has them.
+"""Plans as rows of a Markdown table, as docs/plan.md has them."""
 
-python tools/plan_table.py PLAN.json …      each from seif plan --json
-"""
-
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +33,18 @@ def row(found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-if __name__ == "__main__":
-    rows = [row(json.loads(Path(name).read_text("utf-8"))) for name in sys.argv[1:]]
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plans", nargs="+", metavar="PLAN.json", help="from seif plan --json")
+    rows = []
+    for name in parser.parse_args().plans:
+        try:
+            rows.append(row(json.loads(Path(name).read_text("utf-8"))))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            parser.error(f"{name}: not a plan ({type(error).__name__}: {error})")
     for cells in (HEAD, ("---",) * len(HEAD), *rows):
         print("|", " | ".join(cells), "|")
+
+
+if __name__ == "__main__":
+    main()

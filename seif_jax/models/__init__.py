@@ -18,6 +18,7 @@ from flax import nnx, traverse_util
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from seif_jax import run_paths
 from seif_jax.errors import UserError
 from seif_jax.models import decoder, gguf, hf, layers, llama, mistral, qwen2, qwen3
 from seif_jax.models.devices import Index, Place, fill, finite, home, same_bits, to_host
@@ -66,8 +67,11 @@ def local(path: str | Path | None) -> Path | None:
 
 
 def resolve(path: str | Path | None) -> Path:
-    """`local`, or a download from the Hugging Face hub. UserError: there is no such model."""
-    found = local(path) or hf.download(str(path))
+    """`local`, or a download from the Hugging Face hub. UserError: there is no such model, or only
+    a part of one."""
+    found = local(path)
+    run_paths.check_model(found or Path(str(path)))
+    found = found or hf.download(str(path))
     if not found.exists():
         raise UserError(
             f"{path}: no such file or folder (the embedded model is called {EMBEDDED!r}, a model "

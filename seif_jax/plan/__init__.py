@@ -16,7 +16,6 @@ from typing import Any
 import jax
 
 from seif_jax import models
-from seif_jax.checkpoint import BASE, run_of, stage_of
 from seif_jax.errors import UserError
 from seif_jax.models import Model, hf
 from seif_jax.plan import assumptions, gpus
@@ -26,6 +25,7 @@ from seif_jax.plan.cost import Cost, compile_cost, held
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import Program, programs
 from seif_jax.plan.text import gib, tell
+from seif_jax.run_paths import BASE, run_of, stage_of
 from seif_jax.settings import Config
 
 HALVINGS = 5  # of a knob that counts
