@@ -289,10 +289,10 @@ def test_instruction_is_the_seed_then_a_constraint_a_line() -> None:
     ],
 )
 def test_long_repetitions_are_refused_quickly(piece: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     refused('{"c1": "a' + piece * 16_000)
     refused(piece * 16_000)
-    assert time.perf_counter() - start < 4.0  # milliseconds where time is linear in the length
+    assert time.process_time() - start < 4.0  # milliseconds where time is linear in the length
 
 
 CLEAN = st.text(st.characters(categories=["L", "N", "P", "Zs", "S"]), min_size=1, max_size=40)
