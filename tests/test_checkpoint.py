@@ -140,27 +140,28 @@ def test_an_error_of_the_stage_is_not_hidden_by_closing(tmp_path, monkeypatch):
         raise UserError("the user's own")
 
 
-STOPS = 6
+STOPS = 3
 SAVES = f"""
-import gc, signal, sys
+import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-gc.disable()  # an exception that is raised while JAX's own collector runs is lost
 import jax.numpy as jnp
 from pathlib import Path
 from seif_jax import __main__
 from seif_jax.checkpoint import open_checkpoints
 
+COUNT = 1_000_000
+
 def run(options, rest):
     with open_checkpoints(Path(options.workdir)) as checkpoints:
-        shapes = {{"a": jnp.zeros(300_000)}}
         step = checkpoints.latest() or 0
         if step:
-            found = checkpoints.restore(step, params=shapes)["params"]["a"]
+            found = checkpoints.restore(step, params={{"a": jnp.zeros(COUNT)}})["params"]["a"]
             assert (found == step).all()
         while True:
             step += 1
-            checkpoints.save(step, params={{"a": jnp.full(300_000, float(step))}})
-            print(step, flush=True)
+            weights = jnp.full(COUNT, float(step)).block_until_ready()
+            print("saving", step, flush=True)
+            checkpoints.save(step, params={{"a": weights}})
 
 __main__.COMMANDS["run"] = run
 for _ in range({STOPS}):
@@ -176,20 +177,17 @@ def test_ctrl_c_in_a_save(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout
-    saved = 0
+    step = 0
     for stop in range(STOPS):
-        for _ in range(2):
-            number = int(process.stdout.readline())
-            assert number in (saved + 1, saved + 2)  # one may be saved, but not printed
-            saved = number
-        time.sleep(0.007 * stop)
+        assert process.stdout.readline() == f"saving {step + 1}\n"
+        step += 1
+        time.sleep(0.008 * (stop + 1))
         os.kill(process.pid, signal.SIGINT)
-        later = 0
-        while (text := process.stdout.readline()) != "exit code 130\n":
-            assert int(text) == saved + 1
-            saved, later = saved + 1, later + 1
-            assert later < 60, "Ctrl-C does not end the run"
+        while (text := process.stdout.readline()) == f"saving {step + 1}\n":
+            step += 1  # the save had ended, and the next one ends, too
+            assert step < 100, "Ctrl-C does not end the run"
+        assert text == "exit code 130\n"
     out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("", 0)
     assert err == "seif run: stopped; the same command resumes it\n" * STOPS
-    assert latest(tmp_path) in (saved, saved + 1)
+    assert latest(tmp_path) == step
