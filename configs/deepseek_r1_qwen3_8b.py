@@ -12,7 +12,7 @@ format is therefore `plain`.
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 XLA_CLIENT_MEM_FRACTION=0.9 and --config.mesh.tensor=4: the largest program (instructor, gradient)
 takes 61.2 of the 71.2 GiB that JAX may allocate on a GPU, and a step takes at least 20 minutes of
-the Instructor, 17 minutes of the Follower.
+the Instructor, 16 minutes of the Follower.
 """
 
 from default import Config
