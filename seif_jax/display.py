@@ -78,7 +78,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._results = _Console(file=results or sys.stdout, highlight=False)
         self._clock = clock
         self._bars: Progress | None = None
-        self._bar = TaskID(0)
+        self._bar: TaskID | None = None  # of the stage that runs; between stages there is none
         self._phase = ""
         self._stage = Running("", 0, 0, 0, clock(), clock())
 
@@ -137,7 +137,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         s.done, s.in_step, s.step_started, s.step_compile_secs = s.done + 1, False, now, 0.0
         left = [f"{duration(s.secs_left())} left"] if s.done < s.steps else []
         words = left + _shown(numbers)
-        if self._bars:
+        if self._bars and self._bar is not None:
             words[len(left) + 1 : len(left) + 1] = [s.evaluated] * bool(s.evaluated)
             taken = max(20, len(s.title)) + BAR + len(f"✓  {s.done}/{s.steps}  ")
             self._bars.update(self._bar, completed=s.done, shown=self._fit(words, taken))
@@ -172,8 +172,9 @@ class Display(contextlib.AbstractContextManager["Display"]):
             steps = f"{s.done - s.resumed_after} steps in {duration(secs)}"
         compiling = [f"{duration(s.compile_secs)} of it compiling"] * (s.compile_secs >= 1)
         words = [", ".join([steps, *compiling]), *[s.evaluated] * bool(s.evaluated), *_shown(means)]
-        if self._bars:
+        if self._bars and self._bar is not None:
             self._bars.remove_task(self._bar)
+            self._bar = None
             self._say(f"✓ {s.title}: {self._fit(words, len(f'✓ {s.title}: '))}")
         else:
             self._say(f"{s.title}: {'  '.join(words)}")
@@ -217,7 +218,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._out.print(Text(text, style=style))
 
     def _show_phase(self, text: str) -> None:
-        if self._bars:
+        if self._bars and self._bar is not None:
             self._bars.update(self._bar, phase=f"({text})" if text else "")
 
     def _fit(self, words: Sequence[str], taken: int) -> str:

@@ -195,6 +195,8 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         display.warn_of_step("cut", 4, "100% cut off")
         display.evaluation(2, {"held": 0.5}, {"held": 0.25})
         display.end_stage({"reward": 0.55, "tokens_per_sec": 9.0})
+        display.compiled(1.0)  # restoring a checkpoint compiles before the next stage is shown
+        display.compiling("prefill", 1)
         display.start_stage(1, 2, "generate", steps=1)
         assert bar() == "0/1 (starting)"
     assert [line for line in written() if line and "━" not in line] == [
