@@ -33,6 +33,7 @@ DROPPED = {
     "user": "the user's text",
     "assistant": "text of an example's reply (with 0 shots there is none)",
 }
+ADVICE = "the chat_template.jinja of a copy of the model can be changed"
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ class ChatTemplate:
         text = self.render(dialogue)
         for turn in dialogue:
             if turn["content"].strip() not in text:
-                raise UserError(f"{self._source}: the chat template drops {DROPPED[turn['role']]}")
+                raise UserError(
+                    f"{self._source}: the chat template drops {DROPPED[turn['role']]}; {ADVICE}"
+                )
         if not self._asks_for_a_reply():
             raise UserError(
-                f"{self._source}: the chat template has no generation prompt: it does not begin "
-                "the assistant's turn"
+                f"{self._source}: the chat template has no generation prompt, it does not begin "
+                f"the assistant's turn; {ADVICE}"
             )
 
     def _asks_for_a_reply(self) -> bool:

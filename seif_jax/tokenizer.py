@@ -19,7 +19,7 @@ import numpy as np
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
 from seif_jax.json_io import TOKEN_IDS, field, plain_utf8, read_object
-from seif_jax.roles.format import opening
+from seif_jax.roles.format import TAGS, opening
 
 SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its tokenizer
     "tokenizer.json",
@@ -72,9 +72,10 @@ class Tokenizer:
         names = sorted(self._control, key=len, reverse=True)  # the longest match wins
         self._marker = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._marker_start = re.compile(f"(?={self._marker.pattern})(.)", re.DOTALL)
-        self._control_ids = frozenset(self._control.values())
+        # Replies are read by the format's tags, even where a tokenizer marks these as special.
+        self._dropped = frozenset(i for name, i in self._control.items() if name not in TAGS)
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-        if not self._control_ids.isdisjoint(self.encode("".join(self._control))):
+        if not {*self._control.values()}.isdisjoint(self.encode("".join(self._control))):
             raise UserError(f"{source}: the tokenizer cannot spell control tokens as text")
         if not self._chat_problem and self.encode_chat(PROBE) != expected:
             self._chat_problem = (
@@ -140,8 +141,9 @@ class Tokenizer:
         self._template.check(messages)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Text of the ids without control tokens; bytes that are no UTF-8 become U+FFFD."""
-        kept = [i for i in map(int, ids) if i not in self._control_ids]
+        """Text of the ids without control tokens; bytes that are no UTF-8 become U+FFFD. The tags
+        of thought and answer stay, whether or not they are control tokens."""
+        kept = [i for i in map(int, ids) if i not in self._dropped]
         return self._backend.decode(kept, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:

@@ -189,6 +189,22 @@ def test_unmarked_role_markers_and_think_tags(tmp_path):
     assert tokenizer.encode("a is not") == backend.encode("a is not").ids
 
 
+def test_think_tags_that_are_marked_special_stay_text(tmp_path):
+    """Some checkpoints mark them so; data cannot write them, and replies are read by them."""
+    folder = tiny_tokenizer(tmp_path, CHATML.replace("assistant\\n", "assistant\\n<think>\\n"))
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    tags = ["<think>", "</think>", "<answer>", "</answer>"]
+    backend.add_special_tokens(tags)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer.load(folder)
+    opens, closes = (backend.token_to_id(tag) for tag in tags[:2])
+    dialogue = [{"role": "user", "content": "what is <think>"}]
+    ids = tokenizer.encode_chat(dialogue)
+    assert ids.count(opens) == 1 and tokenizer.opening(dialogue) == "<think>\n"
+    assert tokenizer.decode(ids).endswith("what is <think>\nassistant\n<think>\n")
+    assert tokenizer.decode([*tokenizer.encode("a"), closes, 2]) == "a</think>"
+
+
 def test_tokenizer_json_wins_over_the_class_name(smollm, tmp_path):
     """SmolLM2's own folder names GPT2Tokenizer, which transformers 5 rebuilds without `Digits`."""
     smollm.save(tmp_path)
