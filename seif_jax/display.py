@@ -53,7 +53,8 @@ class Running:
     steady_secs: list[float] = field(default_factory=list)  # of each step, without compiling
     announced: set[str] = field(default_factory=set)  # programs whose compiling was told
     warned: dict[str, Any] = field(default_factory=dict)
-    evaluated: str = ""  # the last evaluation, in short
+    evaluated: list[str] = field(default_factory=list)  # the last evaluation, set by set
+    shown: list[str] = field(default_factory=list)  # of the last step
 
     def secs_left(self) -> float:
         """For the rest of the stage. The first step does more than the others, so it counts only
@@ -137,11 +138,9 @@ class Display(contextlib.AbstractContextManager["Display"]):
         s.done, s.in_step, s.step_started, s.step_compile_secs = s.done + 1, False, now, 0.0
         left = [f"{duration(s.secs_left())} left"] if s.done < s.steps else []
         words = left + _shown(numbers)
-        if self._bars and self._bar is not None:
-            words[len(left) + 1 : len(left) + 1] = [s.evaluated] * bool(s.evaluated)
-            taken = max(20, len(s.title)) + BAR + len(f"✓  {s.done}/{s.steps}  ")
-            self._bars.update(self._bar, completed=s.done, shown=self._fit(words, taken))
-            self._phase = ""
+        if self._bars:
+            s.shown, self._phase = words, ""
+            self._show_step()
             self._show_phase("")
         else:
             compiling = f", {duration(compile_secs)} of it compiling" * (compile_secs >= 1)
@@ -151,17 +150,17 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def evaluation(
         self, step: int, values: Mapping[str, float], first: Mapping[str, float]
     ) -> None:
-        """The share of constraints met on each evaluation set after a step, beside that at step 0.
-        It is said above the bar, and in the bar until the next one."""
+        """The share of constraints met on each evaluation set after a step, behind that at step 0.
+        It has a line of its own, and is in the bar until the next evaluation."""
         s = self._stage
         s.in_step = False
-        changes = {
-            name: f"{name} {compact(value)}"
-            + (f" (step 0: {compact(first[name])})" if step and name in first else "")
-            for name, value in values.items()
-        }
-        s.evaluated = "  ".join(changes.values())
-        self._say(f"{s.title} step {step}: evaluation: {', '.join(changes.values())}")
+        before = {name: f"{compact(first[name])} → " for name in values if step and name in first}
+        s.evaluated = [
+            f"{name} {before.get(name, '')}{compact(value)}" for name, value in values.items()
+        ]
+        since = " since step 0" if before else ""
+        self._say(f"{s.title} step {step}: evaluation{since}: {', '.join(s.evaluated)}")
+        self._show_step()
 
     def end_stage(self, means: Mapping[str, float]) -> None:
         """Leaves a line on the stage: its time, and means over its steps."""
@@ -171,7 +170,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         else:
             steps = f"{s.done - s.resumed_after} steps in {duration(secs)}"
         compiling = [f"{duration(s.compile_secs)} of it compiling"] * (s.compile_secs >= 1)
-        words = [", ".join([steps, *compiling]), *[s.evaluated] * bool(s.evaluated), *_shown(means)]
+        words = [", ".join([steps, *compiling]), *s.evaluated, *_shown(means)]
         if self._bars and self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = None
@@ -216,6 +215,14 @@ class Display(contextlib.AbstractContextManager["Display"]):
 
     def _say(self, text: str, style: str = "") -> None:
         self._out.print(Text(text, style=style))
+
+    def _show_step(self) -> None:
+        """Shows the last step and the last evaluation in the bar."""
+        s = self._stage
+        if self._bars and self._bar is not None:
+            words = [*s.shown[:2], *s.evaluated, *s.shown[2:]]
+            taken = max(20, len(s.title)) + BAR + len(f"✓  {s.done}/{s.steps}  ")
+            self._bars.update(self._bar, completed=s.done, shown=self._fit(words, taken))
 
     def _show_phase(self, text: str) -> None:
         if self._bars and self._bar is not None:

@@ -107,12 +107,12 @@ def test_time_left_is_that_of_steady_steps(clock):
         "round 1/1 follower: compiling decoding, 4 more to come",
         "round 1/1 follower 1/5  40s left  took 1m40s, 1m30s of it compiling",
         "round 1/1 follower 2/5  36s left  took 12s",
-        "round 1/1 follower step 2: evaluation: held 0.500 (step 0: 0.250)",
+        "round 1/1 follower step 2: evaluation since step 0: held 0.250 → 0.500",
         "round 1/1 follower 3/5  26s left  took 14s",
         "round 1/1 follower 4/5  14s left  took 16s, 1.0s of it compiling",
         "round 1/1 follower 5/5  took 13s",
         "round 1/1 follower: 5 steps in 9m05s, 1m51s of it compiling  "
-        "held 0.500 (step 0: 0.250)  reward 0.300",
+        "held 0.250 → 0.500  reward 0.300",
     ]
 
 
@@ -184,9 +184,9 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         display.evaluation(0, {"held": 0.25}, {"held": 0.25})
         display.phase("total")
         display.compiling("decoding", 4)
-        assert bar() == "0/3 (compiling decoding, 4 more to come)"
+        assert bar() == "0/3 held 0.250 (compiling decoding, 4 more to come)"
         display.compiled(3.0)
-        assert bar() == "0/3 (total)"
+        assert bar() == "0/3 held 0.250 (total)"
         clock.now += 5
         display.step({"reward": 0.5, "tokens_per_sec": 9.0})
         display.phase("update")
@@ -194,6 +194,7 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         step(display, clock, 5, reward=0.6)
         display.warn_of_step("cut", 4, "100% cut off")
         display.evaluation(2, {"held": 0.5}, {"held": 0.25})
+        assert bar() == "2/3 5.0s left reward 0.600 held 0.250 → 0.500"
         display.end_stage({"reward": 0.55, "tokens_per_sec": 9.0})
         display.compiled(1.0)  # restoring a checkpoint compiles before the next stage is shown
         display.compiling("prefill", 1)
@@ -202,8 +203,8 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
     assert [line for line in written() if line and "━" not in line] == [
         "round 1/2 follower step 0: evaluation: held 0.250",
         "warning: round 1/2 follower step 2: 100% cut off",
-        "round 1/2 follower step 2: evaluation: held 0.500 (step 0: 0.250)",
-        "✓ round 1/2 follower: 2 steps in 10s, 3.0s of it compiling  held 0.500 (step 0: 0.250)  "
+        "round 1/2 follower step 2: evaluation since step 0: held 0.250 → 0.500",
+        "✓ round 1/2 follower: 2 steps in 10s, 3.0s of it compiling  held 0.250 → 0.500  "
         "reward 0.550",
     ]
 
