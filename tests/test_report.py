@@ -24,6 +24,7 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
     folder = tmp_path / "round_1" / "follower"
     folder.mkdir(parents=True)
     (folder / DONE).write_text(json.dumps({"reward": 0.5}))
+    (tmp_path / "metrics.jsonl").touch()
     text = io.StringIO()
     config = ConfigDict({"rounds": 1, "stages": ("follower",)})
     report.rounds(config, tmp_path, Display(text, text))
@@ -31,3 +32,42 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
     (line,) = [line for line in text.getvalue().splitlines() if "--logdir" in line]
     hint = "" if installed else " (first: pip install 'seif_jax[tensorboard]')"
     assert line.endswith(command + hint)
+
+
+def test_the_table_says_whether_a_round_learned(tmp_path):
+    """Evaluations before and after each round's Follower stage stand beside the means."""
+    lines = []
+    for round, shares in ((1, {0: 0.25, 2: 0.3, 3: 0.5}), (2, {0: 0.5, 3: None})):
+        for step, share in shares.items():
+            numbers = {"eval/held_out/followed": share, "eval/held_out/reward": 0.9}
+            lines.append({"round": round, "stage": "evaluate", "step": step, **numbers})
+        folder = tmp_path / f"round_{round}" / "follower"
+        folder.mkdir(parents=True)
+        (folder / DONE).write_text(json.dumps({"reward": 0.1 * round, "kl": None}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = io.StringIO()
+    config = ConfigDict({"rounds": 2, "stages": ("follower",)})
+    report.rounds(config, tmp_path, Display(io.StringIO(), results))
+    title, *table = results.getvalue().splitlines()
+    assert title.endswith("the share of constraints met, before → after the Follower")
+    assert table == [
+        "round  eval held_out  follower reward",
+        "-----  -------------  ---------------",
+        "    1  0.250 → 0.500            0.100",
+        "    2  0.500 → -                0.200",
+    ]
+
+
+def test_without_evaluations_the_table_has_means_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "round_1" / "generate").mkdir(parents=True)
+    (tmp_path / "round_1" / "generate" / DONE).write_text('{"kept": 0.75, "instructions": 6}')
+    results = io.StringIO()
+    config = ConfigDict({"rounds": 1, "stages": ("generate",)})
+    report.rounds(config, tmp_path, Display(io.StringIO(), results))
+    assert results.getvalue().splitlines() == [
+        "Means over each stage's steps",
+        "round  Filter kept  instructions",
+        "-----  -----------  ------------",
+        "    1        0.750             6",
+    ]
