@@ -84,7 +84,7 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
 
 def _check_shapes(path: Path, wanted: Any) -> None:
     """UserError: the arrays of a stored tree are others than those wanted."""
-    stored = ocp.StandardCheckpointHandler().metadata(epath.Path(path))
+    stored = ocp.StandardCheckpointHandler().metadata(epath.Path(path.resolve()))
     there, here = _leaf_shapes(stored), _leaf_shapes(wanted)
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):

@@ -42,13 +42,14 @@ def one_line(error: BaseException) -> str:
     """An error of `EXIT_CODES` in one line; for one of the operating system, path and reason."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
-    cause = os_error(error)
-    if cause is None:
-        return " ".join(str(error).splitlines()) or type(error).__name__
-    full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-    # All files are written where their path is known, `files.os_errors`; this is what remains.
-    where = cause.filename or ("standard output" if full else None)
-    return f"{where}: {cause.strerror}" if where else str(cause.strerror)
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename:
+            return f"{error.filename}: {os.strerror(error.errno)}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # All files are written where their path is known, `files.os_errors`: what remains is
+            return f"standard output: {os.strerror(error.errno)}"
+        return error.strerror
+    return " ".join(str(error).splitlines()) or type(error).__name__
 
 
 def os_error(error: BaseException) -> OSError | None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,13 @@ def line(function, *arguments, **options):
         function(*arguments, **options)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 900
     return str(raised.value)
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(Path("runs/follower"), 1)
+    found = restore(Path("runs/follower"), 1, params=shapes())["params"]
+    jax.tree.map(np.testing.assert_array_equal, found, tree())
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, capfd):

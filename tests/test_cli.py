@@ -326,7 +326,7 @@ def test_a_workdir_on_a_read_only_disk(place, refused, tmp_path):
         ),
         (OSError(errno.ENOSPC, "x"), 2, "standard output: No space left on device"),
         (TimeoutError("the hub does not answer"), 1, "the hub does not answer"),
-        (ConnectionResetError(errno.ECONNRESET, "x"), 1, "Connection reset by peer"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), 1, "reset by peer"),
         (BrokenPipeError(errno.EPIPE, "x"), 141, None),
     ],
 )

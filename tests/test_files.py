@@ -266,6 +266,16 @@ def test_a_mount_point_is_refused_and_a_folder_in_it_works(tmp_path):
         assert contents(disk / "m") == NEW
 
 
+def test_a_link_to_another_file_system(tmp_path):
+    """The new folder is made there: no rename leads from one to the other."""
+    with mounted(tmp_path / "disk", "1m") as disk:
+        fill(disk / "m", OLD)
+        (tmp_path / "link").symlink_to(disk / "m")
+        replace(tmp_path / "link")
+        assert contents(disk / "m") == NEW and beside(disk / "m") == []
+        assert beside(tmp_path / "link") == ["disk"] and (tmp_path / "link").is_symlink()
+
+
 def test_a_read_only_file_system(tmp_path):
     with mounted(tmp_path / "disk", "1m") as disk:
         fill(disk / "m", OLD)
@@ -293,21 +303,40 @@ def test_a_full_file_system(tmp_path):
     "error, line",
     [
         (OSError(errno.ENOSPC, "x", "a.json"), "a.json: No space left on device"),
-        (OSError(errno.ENOSPC, "a library's words"), "standard output: No space left on device"),
-        (OSError(errno.EIO, "a library's words"), "Input/output error"),
-        (ValueError("I/O error: Permission denied (os error 13)"), "Permission denied"),
-        (ValueError("Failed to write [os_error_code='5']"), "Input/output error"),
-        (RuntimeError("nothing of the kind, 28"), None),
-        (UserError("row 3\nis bad"), "row 3 is bad"),
-        (KeyboardInterrupt(), "stopped"),
+        (OSError(errno.ENOSPC, "x"), "standard output: No space left on device"),
+        (FileNotFoundError(errno.ENOENT, "No usable folder"), "No usable folder"),
         (OSError("of a library, without a number"), "of a library, without a number"),
+        (UserError("row 3\nis bad"), "row 3 is bad"),
+        (UserError("m: a broken file (os error 5)"), "m: a broken file (os error 5)"),
+        (KeyboardInterrupt(), "stopped"),
     ],
 )
 def test_errors_in_one_line(error, line):
-    if line is None:
-        assert os_error(error) is None
-    else:
-        assert one_line(os_error(error) or error) == line
+    assert one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    "error, number",
+    [
+        (OSError(errno.ENOSPC, "x"), errno.ENOSPC),
+        (ValueError("I/O error: Permission denied (os error 13)"), errno.EACCES),  # safetensors
+        (ValueError("Failed to write to file 11: x [os_error_code='28']"), errno.ENOSPC),  # Orbax
+        (ValueError("nothing of the kind, 28"), None),
+        (OSError("without a number"), None),
+    ],
+)
+def test_errors_of_the_system_that_libraries_quote(tmp_path, error, number):
+    found = os_error(error)
+    assert (found and found.errno) == number
+    with pytest.raises(UserError if number else type(error)) as raised:
+        replace_with(tmp_path / "m", error)
+    if number:
+        assert str(raised.value) == f"{tmp_path}/m: {os.strerror(number)}"
+
+
+def replace_with(path, error):
+    with atomic_path(path):
+        raise error
 
 
 def test_what_is_inside_is_told_by_the_path_that_was_given(tmp_path):
