@@ -42,7 +42,7 @@ def one_line(error: BaseException) -> str:
     """An error of `EXIT_CODES` in one line; for one of the operating system, path and reason."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
         if error.filename:
             return f"{error.filename}: {os.strerror(error.errno)}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

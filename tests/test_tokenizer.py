@@ -198,6 +198,7 @@ def test_think_tags_that_are_marked_special_stay_text(tmp_path):
     backend.save(str(folder / "tokenizer.json"))
     tokenizer = Tokenizer.load(folder)
     opens, closes = (backend.token_to_id(tag) for tag in tags[:2])
+    assert opens is not None and closes is not None
     dialogue = [{"role": "user", "content": "what is <think>"}]
     ids = tokenizer.encode_chat(dialogue)
     assert ids.count(opens) == 1 and tokenizer.opening(dialogue) == "<think>\n"
