@@ -197,5 +197,7 @@ def test_ctrl_c_in_a_save(tmp_path):
         assert text == "exit code 130\n"
     out, err = process.communicate(timeout=60)
     assert (out, process.returncode) == ("", 0)
-    assert err == "seif run: stopped; the same command resumes it\n" * STOPS
+    ours = [line for line in err.splitlines() if line.startswith("seif")]
+    assert ours == ["seif run: stopped; the same command resumes it"] * STOPS
+    assert "Traceback" not in err  # XLA and its plugins may write lines of their own
     assert latest(tmp_path) == step
