@@ -34,6 +34,27 @@ def test_every_mesh_trains_and_samples_as_one_device(found, mesh):
     assert len({x for row in one["tokens"] for x in row}) > 5
 
 
+CASES = (  # a mesh, what is kept of layers, and whether adapters alone are trained
+    "data=2,fsdp=2,tensor=2 full", "data=2,sequence=2,tensor=2 dots", "fsdp=2,tensor=4 none",
+    "fsdp=2,sequence=2,tensor=2 full", "sequence=4,tensor=2 none", "data=2,sequence=4 full",
+    "fsdp=2,sequence=2,tensor=2 dots lora", "fsdp=3 none lora",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """What gradients.py says of each case, with eight devices."""
+    return tiny.on_devices(8, "gradients.py", *CASES)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_parts_are_those_of_one_device(gradients, case):
+    """Whatever the mesh, of passes of other sizes than there; three devices do not divide the
+    width of a frozen embedding, and each of them holds it whole."""
+    found = gradients[case]
+    assert found["gradient"] < 1e-5 and found["logp"] < 1e-5 and found["metrics"] < 1e-5
+
+
 def test_weights_moments_and_cache_are_shared_out(found):
     """Of weights and moments a device holds one part, of key/value heads fewer than devices all;
     data parallelism and sequences share none."""
