@@ -81,10 +81,10 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     import jax
 
     from seif_jax import accelerators
+    from seif_jax.chat import Decoding, Speaker
     from seif_jax.checkpoint import Base, load_params
     from seif_jax.sampling import Engine
     from seif_jax.settings import dtype
-    from seif_jax.speaker import Decoding, Speaker
 
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)

@@ -20,8 +20,9 @@ from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import RunError, UserError
 from seif_jax.files import atomic_path, make_folder, occupied, os_errors, uninterrupted, write_json
 from seif_jax.json_io import read_object
-from seif_jax.models import Model, hf, lora
-from seif_jax.models.devices import Place, finite, home
+from seif_jax.models import Model, lora
+from seif_jax.models.io import hf
+from seif_jax.models.io.to_device import Place, finite, home
 from seif_jax.models.lora import Lora
 from seif_jax.run_paths import BASE, FOLDER, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS
-from seif_jax.models.tree import KEPT
-from seif_jax.moments import KINDS as MOMENTS
-from seif_jax.optim import SCHEDULES
+from seif_jax.models.tree_forward import KEPT
 from seif_jax.rewards import phrase
 from seif_jax.rewards.score import CHECKS
+from seif_jax.rl.optim import SCHEDULES
+from seif_jax.rl.quantized_adam import KINDS as MOMENTS
 from seif_jax.sampling.methods import TEMPERATURE, TOP_K, TOP_P
 from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text, Values
 

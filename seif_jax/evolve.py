@@ -6,17 +6,9 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import (
-    data,
-    fingerprints,
-    generate,
-    preflight,
-    processes,
-    report,
-    settings,
-    train,
-)
+from seif_jax import data, fingerprints, preflight, processes, propose, report, settings
 from seif_jax.card import card
+from seif_jax.chat import Decoding, Speaker
 from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import Base
 from seif_jax.display import Display
@@ -28,12 +20,12 @@ from seif_jax.models import resolve
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
+from seif_jax.role_weights import Weights
 from seif_jax.rows import read_instruction
 from seif_jax.run_dir import DONE, open_run, start_time
 from seif_jax.settings import Config
-from seif_jax.speaker import Decoding, Speaker
-from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposer
-from seif_jax.weights import Weights
 
 
 def run(config: Config, workdir: Path, display: Display) -> None:
@@ -132,7 +124,9 @@ class Evolution:
         if name == "generate":
             numbers = self.generate(round, folder, key, writer)
         else:
-            numbers = train.run(self.training(round, name, folder, key), writer, self.display)
+            numbers = stage_module.run(
+                self.training(round, name, folder, key), writer, self.display
+            )
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
@@ -140,7 +134,7 @@ class Evolution:
         if processes.first():
             write_json(folder / DONE, numbers)
 
-    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> train.Stage:
+    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> stage_module.Stage:
         c = self.config
         role = c[name]
         start = self.weights.path(name, round - 1)
@@ -150,7 +144,7 @@ class Evolution:
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         follower = name == "follower"
         decoding = settings.decoding(c, c.follower, c.eval.temperature)
-        return train.Stage(
+        return stage_module.Stage(
             name=name,
             round=round,
             rounds=c.rounds,
@@ -210,10 +204,10 @@ class Evolution:
             mend = "in another --workdir"
             if "instructor" in self.config.stages:  # which need not be trained again
                 mend += f" with config.instructor.init={self.weights.path('instructor', round)}"
-            raise RunError(f"{where}: {generate.explain_drops(reasons)}, {mend}")
+            raise RunError(f"{where}: {propose.explain_drops(reasons)}, {mend}")
         rows = data.load_instructions(path)
         if any(reasons) and len(rows) < self.config.follower.rollout_prompts:
-            self.display.warn(f"{where}: {generate.explain_drops(reasons)}")
+            self.display.warn(f"{where}: {propose.explain_drops(reasons)}")
         return rows
 
     def evaluation_tasks(
@@ -272,7 +266,7 @@ class Evolution:
             seed=f"{c.seed}/{round}/generate",
             prompts=self.prompts["instructor"],
         )
-        stage = generate.Stage(
+        stage = propose.Stage(
             round=round,
             rounds=c.rounds,
             folder=folder,
@@ -283,4 +277,4 @@ class Evolution:
             pieces=settings.pieces(c),
             key=key,
         )
-        return generate.run(stage, self.instructions(round), writer, self.display)
+        return propose.run(stage, self.instructions(round), writer, self.display)

@@ -13,7 +13,7 @@ from typing import Any
 
 from seif_jax import models, settings
 from seif_jax.instruction import Instruction
-from seif_jax.models import hf
+from seif_jax.models.io import hf
 from seif_jax.run_paths import FOLDER, stage_of
 from seif_jax.settings import Config
 

@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 
 from seif_jax import settings
+from seif_jax.chat import one_token
 from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
@@ -18,7 +19,6 @@ from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 from seif_jax.settings import Config
-from seif_jax.speaker import one_token
 from seif_jax.tokenizer import Tokenizer
 
 Told = Mapping[str, Prompts]  # `settings.prompts`

@@ -6,15 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from seif_jax import models
+from seif_jax.chat import Decoding
 from seif_jax.config_keys import STAGES, check_values
 from seif_jax.errors import UserError
-from seif_jax.learner import Algorithm
 from seif_jax.models.lora import TARGETS, Lora
+from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.rollout import Grouping
+from seif_jax.rl.stage import Sizes
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
-from seif_jax.rollout import Grouping
-from seif_jax.speaker import Decoding
-from seif_jax.train import Sizes
 
 Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 

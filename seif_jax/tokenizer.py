@@ -248,7 +248,7 @@ def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
 
 def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
     """The tokenizer of a GGUF file, and the files of its Hugging Face form."""
-    from seif_jax.models import gguf, gguf_tokenizer
+    from seif_jax.models.io import gguf, gguf_tokenizer
 
     data = gguf.read(path).metadata
     backend = gguf_tokenizer.backend(path, data)

@@ -18,9 +18,11 @@ import meshes
 import numpy as np
 import tiny
 
-from seif_jax import learner, models, sharding, train
+from seif_jax import models, sharding
 from seif_jax.models import lora
 from seif_jax.models.lora import Lora
+from seif_jax.rl import learner
+from seif_jax.rl import stage as stage_module
 
 LORA = Lora(4, 8.0, ("q", "o", "gate", "down"), None)
 TOKENS = 60  # of a part: several passes where few parts are side by side
@@ -47,9 +49,9 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
     algorithm = replace(meshes.ALGORITHM, remat=remat)
     stage: Any = SimpleNamespace(
         mesh=devices, shapes=shapes, frozen=frozen, dtype=jnp.float32, algorithm=algorithm,
-        sizes=train.Sizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
+        sizes=stage_module.Sizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
     )  # fmt: skip
-    programs = train.Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
+    programs = stage_module.Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
     batch, total = meshes.batch(0), None
     passes = programs.pack(batch)
     assert len(passes) > 1 or programs.parts > 1

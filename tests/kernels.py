@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from seif_jax import models, packing, sharding
-from seif_jax.models import attention, tree
+from seif_jax import models, sharding
+from seif_jax.models import attention, token_tree, tree_forward
 from seif_jax.models.attention import Segment, cudnn, plain, splash, through
 
 PROMPTS, T, H = 33, 70, 16
@@ -77,7 +77,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
         return np.zeros((rows, width), int), rng.integers(1, width, rows)
 
     laid = [
-        packing.lay([level(1, 20), level(2, 33), level(4, 130)], slots=640)
+        token_tree.lay([level(1, 20), level(2, 33), level(4, 130)], slots=640)
         for _ in range(sharding.parts(mesh))
     ]
     shape = (len(laid), laid[0].tokens.size)
@@ -85,7 +85,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
     attention.KERNELS["cpu"] = kernel
 
     def of(parts: Any, q: Any, k: Any, v: Any) -> Any:
-        return tree.attend(parts, q, k, v, jnp.bfloat16)
+        return tree_forward.attend(parts, q, k, v, jnp.bfloat16)
 
     alone = [
         jax.jit(partial(both, partial(of, tiny.one_part(one))))(*(x[i][None] for x in (q, k, v)))

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import tiny_config
 
 from seif_jax import metrics, models
-from seif_jax.models import hf
+from seif_jax.models.io import hf
 
 CONFIG = {
     **tiny_config(16_000),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import shrunk
 
-from seif_jax.models.products import meant_for
+from seif_jax.models.matmul import meant_for
 from seif_jax.plan import gpus
 from seif_jax.sharding import AXES
 

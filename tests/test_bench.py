@@ -15,12 +15,13 @@ import tiny
 import tiny_run
 from jax.extend.core import jaxprs_in_params
 
-from seif_jax import bench, inputs, limits, models, peers, settings
+from seif_jax import bench, models, settings
 from seif_jax.__main__ import main
+from seif_jax.bench import baselines, inputs, roofline
+from seif_jax.bench.baselines import Peer
+from seif_jax.bench.workloads import Job
 from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
-from seif_jax.jobs import Job
-from seif_jax.peers import Peer
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
 FAKE = """
@@ -48,14 +49,14 @@ def place(tmp_path_factory):
 def quick(monkeypatch):
     """Little work where there is nothing to be checked."""
     monkeypatch.setattr(inputs, "SHOTS", 0)
-    monkeypatch.setattr(limits, "COPY_BYTES", 1 << 16)
-    monkeypatch.setattr(limits, "SIDES", {"cpu": (32,)})
+    monkeypatch.setattr(roofline, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(roofline, "SIDES", {"cpu": (32,)})
 
 
 @pytest.fixture
 def write_peer(monkeypatch, tmp_path):
     """Puts a script in the place of the peer hf."""
-    monkeypatch.setattr(peers, "FOLDER", tmp_path)
+    monkeypatch.setattr(baselines, "FOLDER", tmp_path)
     return lambda text: (tmp_path / "hf.py").write_text(text)
 
 
@@ -217,14 +218,14 @@ def test_flops_are_those_of_the_program():
 
     program = jax.make_jaxpr(forward)(params, jax.ShapeDtypeStruct((B, T), jnp.int32))
     # The program computes the whole square of scores, and masks it.
-    assert products(program.jaxpr) == limits.forward_flops(model.config, B * T, B * T * T, B * T)
+    assert products(program.jaxpr) == roofline.forward_flops(model.config, B * T, B * T * T, B * T)
 
 
 def test_what_is_shared_counts_once():
     sequences = [[1, 2, 3, 4], [1, 2, 5], [6], [1, 2, 3, 7], [1, 2, 5]]
     starts = {tuple(ids[: i + 1]) for ids in sequences for i in range(len(ids))}
-    assert limits.tree(sequences) == (len(starts), sum(map(len, starts)))
-    assert limits.tree([[1, 2, 3]]) == (3, 1 + 2 + 3)
+    assert roofline.tree(sequences) == (len(starts), sum(map(len, starts)))
+    assert roofline.tree([[1, 2, 3]]) == (3, 1 + 2 + 3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -233,7 +234,7 @@ def test_bytes_of_decoding(tied):
     c, shapes = model.config, models.shapes(model)
     read = {name: tree for name, tree in shapes.items() if tied or name != "embed"}
     weights = sum(x.size * 2 for x in jax.tree.leaves(read))
-    found = limits.decode_bytes(c, models.count(model), 2, prompt_tokens=20, new_tokens=24)
+    found = roofline.decode_bytes(c, models.count(model), 2, prompt_tokens=20, new_tokens=24)
     cache = np.zeros((2, c.layers, c.kv_heads, 20 + 24, c.head_dim), np.float16)
     assert found == weights + cache.nbytes
 

@@ -8,9 +8,9 @@ import optax
 import pytest
 from tiny import jax_settings
 
-from seif_jax import learner, optim
 from seif_jax.compiling import PROGRAMS, Compiles
-from seif_jax.models import tree
+from seif_jax.models import tree_forward
+from seif_jax.rl import learner, optim
 from seif_jax.sampling import decode, read
 
 
@@ -68,6 +68,11 @@ def test_programs_are_named_as_they_are_compiled(programs: Any, names: Any, line
 
 
 def test_the_programs_have_these_names() -> None:
-    functions: list[Any] = [read.prefill, decode.decode, read.next_logp, tree.completion_logp]
+    functions: list[Any] = [
+        read.prefill,
+        decode.decode,
+        read.next_logp,
+        tree_forward.completion_logp,
+    ]
     functions += [learner.gradient, optim.make_change(optax.sgd(1.0))]
     assert [function.__name__ for function in functions] == list(PROGRAMS)

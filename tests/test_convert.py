@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from seif_jax import models
 from seif_jax.__main__ import main
 from seif_jax.checkpoint import Base, open_checkpoints
-from seif_jax.models import hf
+from seif_jax.models.io import hf
 
 
 def test_convert_there_and_back(place, capsys, refused):

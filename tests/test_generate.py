@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import NO, judge, tell
 
-from seif_jax import data, generate
+from seif_jax import data, propose
+from seif_jax.chat import Decoding, Reply
 from seif_jax.display import Display
 from seif_jax.metrics import Writer, read
-from seif_jax.speaker import Decoding, Reply
-from seif_jax.tasks import Proposer
+from seif_jax.rl.tasks import Proposer
 
 KIND, BRIEF, COMMA = "Be kind.", "Be brief.", "Do not use any commas."
 
@@ -66,12 +66,12 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         soft_share=0.0,
         seed="0",
     )
-    stage = generate.Stage(
+    stage = propose.Stage(
         1, 1, folder / "generate", speaker, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
     )
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)
-    numbers = generate.run(
+    numbers = propose.run(
         stage, folder / "instructions.parquet", writer, Display(io.StringIO(), io.StringIO())
     )
     writer.close()

@@ -3,7 +3,7 @@ import pytest
 from tiny import tiny_gguf
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf
+from seif_jax.models.io import gguf
 
 RNG = np.random.default_rng(0)
 SHAPES = {  # llama.cpp name -> [out, in], hidden 8, 2 heads of 4, 1 key-value head, mlp 16

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf
+from seif_jax.models.io import gguf
 
 RNG = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.models import gguf
+from seif_jax.models.io import gguf
 
 REFERENCE = Path(__file__).parent / "reference"
 # Of the models whose logits transformers computed, those that a GGUF file can tell.

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf, gguf_tokenizer
+from seif_jax.models.io import gguf, gguf_tokenizer
 from seif_jax.tokenizer import Tokenizer
 
 TEXTS = (

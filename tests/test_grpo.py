@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seif_jax import grpo
+from seif_jax.rl import grpo
 
 GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("grpo_*.npz"))
 CLIP: Any = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}

@@ -14,8 +14,8 @@ from tiny import tiny_config, tiny_tokenizer
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from seif_jax.errors import UserError
-from seif_jax.models import hf, shards
-from seif_jax.models.devices import finite
+from seif_jax.models.io import hf, safetensors
+from seif_jax.models.io.to_device import finite
 from seif_jax.tokenizer import SAVED_FILES, Tokenizer
 
 GENERATION = b'{"eos_token_id":  2}'  # not as this code would write it
@@ -130,7 +130,7 @@ def test_no_space(tmp_path, monkeypatch):
     def save(*_, **__):
         raise full
 
-    monkeypatch.setattr(shards, "save_file", save)
+    monkeypatch.setattr(safetensors, "save_file", save)
     assert message(write, folder, weights()) == f"{folder}: No space left on device"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "new"]

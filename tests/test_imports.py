@@ -2,81 +2,48 @@
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "seif_jax"
 
-PEERS = set(PACKAGE.glob("peers/*.py")) - {PACKAGE / "peers" / "__init__.py"}
+BASELINES = set(PACKAGE.glob("bench/baselines/*.py")) - {PACKAGE / "bench/baselines/__init__.py"}
 
-# From the top down; a room imports rooms of its own level or below, never in a circle.
+# From the top down, by dotted path inside the package; the longest prefix that is listed counts.
+# A module imports modules of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"bench", "config_file"},
-    {
-        "evolve",
-        "weights",
-        "settings",
-        "config_keys",
-        "preflight",
-        "run_dir",
-        "report",
-        "card",
-        "fingerprints",
-        "evaluate",
-        "plan",
-        "jobs",
-        "inputs",
-        "sweep",
-    },
-    {"train", "generate", "validate", "learner", "limits"},
-    {
-        "compiling",
-        "rollout",
-        "grpo",
-        "optim",
-        "checkpoint",
-        "metrics",
-        "display",
-        "data",
-        "speaker",
-        "tasks",
-    },
-    {"sampling", "roles", "rewards", "tokenizer", "rows"},
+    {"bench", "plan", "sweep"},
+    {"evolve", "report"},
+    {"card", "config_file", "config_keys", "fingerprints", "preflight"}
+    | {"role_weights", "run_dir", "settings"},
+    {"rl", "propose", "evaluate"},
+    {"chat", "checkpoint", "compiling", "data", "display", "metrics"},
+    {"rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
-    {"packing", "moments"},
-    {"sharding", "masked", "batch", "processes", "accelerators"},
-    {"peers"},
-    {"launch", "chat_template"},
-    {
-        "instruction",
-        "errors",
-        "files",
-        "json_io",
-        "options",
-        "pieces",
-        "run_paths",
-        "sources",
-        "values",
-    },
+    {"accelerators", "chat_template", "processes", "sharding"},
+    {"bench.baselines", "errors", "files", "instruction", "json_io", "options"}
+    | {"run_paths", "sources", "sweep.launchers", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 ARRAYS = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TEXT = {"transformers", "tokenizers", "seif_jax.tokenizer", "seif_jax.roles", "seif_jax.rewards"}
 NEVER = {
+    "evolve": {"jax.numpy", "numpy"},
     "roles": ARRAYS,
     "rewards": ARRAYS,
-    "tasks": ARRAYS,
+    "rl.tasks": ARRAYS,
     "rows": ARRAYS,
     "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
-    "models": {"ml_collections"},
-    "sampling": {"ml_collections"} | TEXT,
-    "grpo": {"ml_collections", "flax"} | TEXT,
-    "masked": {"ml_collections", "flax"} | TEXT,
-    "batch": {"ml_collections", "flax"} | TEXT,
-    "packing": {"ml_collections"} | ARRAYS | TEXT,
+    "models": {"ml_collections", "seif_jax.rl", "seif_jax.sampling"},
+    "sampling": {"ml_collections", "seif_jax.rl"} | TEXT,
+    "rl.grpo": {"ml_collections", "flax"} | TEXT,
+    "rl.masked": {"ml_collections", "flax"} | TEXT,
+    "rl.batch": {"ml_collections", "flax"} | TEXT,
+    "rl.packing": {"ml_collections"} | ARRAYS | TEXT,
+    "rl.learner": TEXT,
 }
 
 
@@ -105,85 +72,89 @@ def within(name: str, names: set[str]) -> bool:
 
 @functools.cache
 def all_imports() -> dict[str, set[str]]:
-    """{path inside the package: what it imports}; of the peers, which run elsewhere, nothing"""
-    found = {}
+    """{module, dotted, below the package: what it imports}; no baselines, which run elsewhere."""
+    imports = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path in PEERS:
+        if path in BASELINES:
             continue
-        module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-        found[str(path.relative_to(PACKAGE))] = set(imported(path.read_text("utf-8"), module))
-    return found
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(parts[1:]).removesuffix(".__init__")
+        imports[module] = set(imported(path.read_text("utf-8"), ".".join(parts)))
+    return imports
 
 
-def room(path: str) -> str:
-    return path.removesuffix(".py").split("/")[0]
+def longest_prefix(module: str, names: Iterable[str]) -> str | None:
+    """The longest of these names that the dotted path is, or lies in."""
+    return max((name for name in names if within(module, {name})), key=len, default=None)
 
 
-def rooms_imported(names: set[str]) -> set[str]:
-    """Rooms among these names; what the package's own __init__ defines belongs to none."""
-    rooms = {room(path) for path in all_imports()}
-    return {name.split(".")[1] for name in names if name.startswith("seif_jax.")} & rooms
+def level(module: str) -> int:
+    room = longest_prefix(module, LEVEL)
+    assert room, f"{module} has no level"
+    return LEVEL[room]
 
 
-def test_every_room_has_its_level():
-    assert {room(path) for path in all_imports()} - set(LEVEL) - {"__init__"} == set()
+@functools.cache
+def module_graph() -> dict[str, set[str]]:
+    """{module: the modules of this package that it imports}"""
+    modules = set(all_imports()) - {"__init__"}
+    graph = {}
+    for module in modules:
+        own = {n.removeprefix("seif_jax.") for n in all_imports()[module] if "seif_jax." in n}
+        graph[module] = {longest_prefix(name, modules) for name in own} - {module, None}
+    return graph
 
 
 def test_imports_go_down_only():
     up = [
-        f"{path} imports {other}"
-        for path, names in all_imports().items()
-        for other in rooms_imported(names)
-        if LEVEL[room(path)] > LEVEL[other]
+        f"{module} imports {other}"
+        for module, others in module_graph().items()
+        for other in others
+        if level(module) > level(other)
     ]
     assert up == []
 
 
-def test_rooms_do_not_import_each_other_in_a_circle():
-    graph: dict[str, set[str]] = {}
-    for path, names in all_imports().items():
-        graph.setdefault(room(path), set()).update(rooms_imported(names) - {room(path)})
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+def test_modules_do_not_import_each_other_in_a_circle():
+    order = list(TopologicalSorter(module_graph()).static_order())  # a CycleError names the circle
     assert order.index("errors") < order.index("data")
 
 
 def test_what_rooms_never_touch():
     touched = [
-        f"{path} imports {name}"
-        for path, names in all_imports().items()
+        f"{module} imports {name}"
+        for module, names in all_imports().items()
         for name in names
-        if within(name, NEVER.get(room(path), set()))
+        if within(name, NEVER.get(longest_prefix(module, NEVER) or "", set()))
     ]
     assert touched == []
 
 
 def test_text_rooms_reach_no_arrays_through_others():
-    graph: dict[str, set[str]] = {}
-    for path, names in all_imports().items():
-        graph.setdefault(room(path), set()).update(names)
-    reached, new = set(), {"roles", "rewards", "tasks"}
+    text = [m for m in all_imports() if longest_prefix(m, ("roles", "rewards", "rl.tasks"))]
+    reached, new = set(), set(text)
     while new:
         reached |= new
-        new = set().union(*(rooms_imported(graph[one]) for one in new)) - reached
-    assert [one for one in reached if any(within(name, ARRAYS) for name in graph[one])] == []
+        new = set().union(*(module_graph()[module] for module in new)) - reached
+    assert [m for m in reached if any(within(n, ARRAYS) for n in all_imports()[m])] == []
 
 
 def test_libraries_kept_in_one_place_or_out():
     having = {
         library: [
-            path
-            for path, names in all_imports().items()
+            module
+            for module, names in all_imports().items()
             if any(within(n, {library}) for n in names)
         ]
         for library in ("orbax", "torch", "tensorflow")
     }
-    assert set(having["orbax"]) <= {"checkpoint.py"}
+    assert set(having["orbax"]) <= {"checkpoint"}
     assert having["torch"] == having["tensorflow"] == []
 
 
-def test_peers_run_without_this_package():
-    assert len(PEERS) == 5
-    for path in PEERS:
+def test_baselines_run_without_this_package():
+    assert len(BASELINES) == 5
+    for path in BASELINES:
         names = set(imported(path.read_text("utf-8"), path.stem))
         assert not any(within(name, {"seif_jax"}) for name in names), path
 
@@ -191,7 +162,7 @@ def test_peers_run_without_this_package():
 def test_no_way_of_importing_is_overlooked():
     source = """
 import jax.numpy as jnp, os
-from seif_jax import masked
+from seif_jax.rl import masked
 def late():
     from .layers import weight
     from .. import errors
@@ -200,7 +171,7 @@ def late():
     assert set(imported(source, "seif_jax.models.llama")) == {
         "jax.numpy",
         "os",
-        "seif_jax.masked",
+        "seif_jax.rl.masked",
         "seif_jax.models.layers.weight",
         "seif_jax.errors",
         "torch",

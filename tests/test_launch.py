@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seif_jax import launch
 from seif_jax.errors import RunError, UserError
-from seif_jax.launch import Job
 from seif_jax.options import parser
+from seif_jax.sweep import launchers
+from seif_jax.sweep.launchers import Job
 
 ROOT = Path(__file__).parents[1]
 SBATCH = 'cp "$1" "$LOGS/submitted.sh"; echo "Submitted batch job 77"'
@@ -57,10 +57,10 @@ def slurm(tmp_path, programs, monkeypatch):
     """Submits jobs to a SLURM that only writes down what it is asked; the array's script."""
     pytest.importorskip("submitit")
     programs(sbatch=SBATCH, srun=SRUN, scontrol=REPEAT)
-    monkeypatch.setattr(launch, "SEIF", (sys.executable, "-c", FAKE))
+    monkeypatch.setattr(launchers, "SEIF", (sys.executable, "-c", FAKE))
 
     def submit(jobs, *options, at_once=None):
-        launch.slurm(jobs, tmp_path / "runs", at_once, options)
+        launchers.slurm(jobs, tmp_path / "runs", at_once, options)
         return (tmp_path / "submitted.sh").read_text()
 
     return submit
@@ -127,8 +127,8 @@ JOBS = [Job("a,b=1", ("run", "--config.stages=('generate', 'follower')")), Job("
 def test_xpk_gets_a_workload_a_run(tmp_path, programs, capfd):
     programs(xpk='printf "%s\\n" "$@" > "$LOGS/$3"')
     options = ["cluster=c", "dry-run", "output-manifest-file=m/{name}.yaml"]
-    launch.xpk(JOBS, tmp_path, None, options)
-    (first, second) = (launch.workload(job.name, str(tmp_path)) for job in JOBS)
+    launchers.xpk(JOBS, tmp_path, None, options)
+    (first, second) = (launchers.workload(job.name, str(tmp_path)) for job in JOBS)
     assert (tmp_path / f"--workload={second}").read_text().splitlines() == [
         *("workload", "create", f"--workload={second}", "--command=seif run"),
         *("--max-restarts=10", "--restart-on-exit-codes=1"),
@@ -138,14 +138,16 @@ def test_xpk_gets_a_workload_a_run(tmp_path, programs, capfd):
     assert shlex.split(command.partition("=")[2]) == ["seif", *JOBS[0].arguments]
     programs(xpk="[[ $4 != *--command=*generate* ]]")
     with pytest.raises(RunError, match="a,b=1: xpk ended with exit code 1"):
-        launch.xpk(JOBS, tmp_path, None, options)
+        launchers.xpk(JOBS, tmp_path, None, options)
 
 
 def test_names_of_workloads():
-    names = [launch.workload(name, "runs") for name in ("seed=1", "seed=2", "X" * 100, "x" * 100)]
-    names += [launch.workload("seed=1", "others"), launch.workload("a--,", "runs")]
-    assert len(set(names)) == 6 and names[0] == launch.workload("seed=1", "runs")
-    assert names[0].startswith("seif-seed-1-") and max(map(len, names)) <= launch.WORKLOAD_LENGTH
+    names = [
+        launchers.workload(name, "runs") for name in ("seed=1", "seed=2", "X" * 100, "x" * 100)
+    ]
+    names += [launchers.workload("seed=1", "others"), launchers.workload("a--,", "runs")]
+    assert len(set(names)) == 6 and names[0] == launchers.workload("seed=1", "runs")
+    assert names[0].startswith("seif-seed-1-") and max(map(len, names)) <= launchers.WORKLOAD_LENGTH
 
 
 @pytest.mark.skipif(not shutil.which("xpk"), reason="xpk is not installed")
@@ -153,10 +155,10 @@ def test_xpk_writes_the_manifest(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("HOME", str(tmp_path))  # it keeps a file there
     place = ["cluster=c", "project=p", "zone=us-east5-a", "tpu-type=v5p-16", "docker-image=i:tpu"]
     options = [*place, "dry-run", f"output-manifest-file={tmp_path}/{{name}}.yaml"]
-    launch.xpk(JOBS, tmp_path, None, options)
+    launchers.xpk(JOBS, tmp_path, None, options)
     manifest = yaml.safe_load((tmp_path / "a,b=1.yaml").read_text())
     assert manifest["kind"] == "JobSet"
-    assert manifest["metadata"]["name"] == launch.workload("a,b=1", str(tmp_path))
+    assert manifest["metadata"]["name"] == launchers.workload("a,b=1", str(tmp_path))
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 10
     slice_ = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert slice_["completions"] == 2  # hosts of four chips; the type counts cores
@@ -173,7 +175,7 @@ def test_xpk_writes_the_manifest(tmp_path, monkeypatch, capfd):
 def test_xpk_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="there is no xpk here"):
-        launch.xpk(JOBS, tmp_path, None, ())
+        launchers.xpk(JOBS, tmp_path, None, ())
 
 
 def test_skypilot_runs_the_command_of_a_run():

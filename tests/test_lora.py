@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 
 from seif_jax import models, settings
 from seif_jax.errors import UserError
-from seif_jax.models import hf, lora
+from seif_jax.models import lora
+from seif_jax.models.io import hf
 from seif_jax.models.lora import TARGETS, Lora
-from seif_jax.models.tree import completion_logp
-from seif_jax.packing import flatten
+from seif_jax.models.token_tree import flatten
+from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import split

@@ -15,12 +15,13 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 from test_run import assert_same_run, interrupt
 
-from seif_jax import checkpoint, models, train
+from seif_jax import checkpoint, models
 from seif_jax.__main__ import main, read_config
 from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
-from seif_jax.optim import State
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.optim import State
 
 TARGETS = ("q", "down")
 LORA = (
@@ -113,8 +114,8 @@ def test_the_base_is_held_once(place, role):
     inits = [f"--config.{r}.init={place.run}/round_1/follower" for r in ("instructor", "follower")]
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
-    programs = train.Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = train.speaker(stage, programs, State(stage.start(), None)).engine
+    programs = stage_module.Programs(run.base.model.config, stage, optax.sgd(1.0))
+    policy = stage_module.speaker(stage, programs, State(stage.start(), None)).engine
     engines = [policy, stage.reference(), stage.task.checker.judge.speaker.engine]
     if role == "instructor":
         engines += [stage.task.answerer.speaker.engine, stage.task.filter.speaker.engine]

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seif_jax import moments, optim
 from seif_jax.checkpoint import open_checkpoints
-from seif_jax.moments import decode, encode, to_bfloat16
-from seif_jax.optim import State
+from seif_jax.rl import optim, quantized_adam
+from seif_jax.rl.optim import State
+from seif_jax.rl.quantized_adam import decode, encode, to_bfloat16
 
 FEWER = ("bfloat16", "int8")
 RNG = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def there_and_back(kind, x, signed):
 
 def test_bits():
     """Each is set half the time, whatever the entry and the salt; no two draws go together."""
-    draws = np.stack([moments.random_bits((64, 256), jnp.int32(n)) for n in range(8)])
+    draws = np.stack([quantized_adam.random_bits((64, 256), jnp.int32(n)) for n in range(8)])
     set_ = np.unpackbits(draws.reshape(8, -1).view(np.uint8), axis=1) * 2.0 - 1
     error = 1 / set_.shape[1] ** 0.5
     assert np.abs(set_.mean(axis=1)).max() < 4 * error
@@ -70,7 +70,7 @@ def test_the_ends_of_the_scales():
 @pytest.mark.parametrize("kind", FEWER)
 def test_small_changes_are_not_lost(kind):
     """A second moment of 1e-3, then 700 updates without a gradient: 0.999^700 is left of it."""
-    scaling = moments.adam(0.9, 0.999, 1e-8, kind)
+    scaling = quantized_adam.adam(0.9, 0.999, 1e-8, kind)
     weights = jnp.zeros(2048)
     change = jax.jit(lambda g, s: scaling.update(g, s)[1])
     state = change(weights + 1, scaling.init(weights))
@@ -124,7 +124,7 @@ def test_learns_as_with_float32(kind):
     assert not state.params["unused"].any()  # without a gradient, no NaN
 
 
-@pytest.mark.parametrize("kind", moments.KINDS)
+@pytest.mark.parametrize("kind", quantized_adam.KINDS)
 def test_stopped_and_started_again(kind, tmp_path):
     _, half = regression(kind, 3)
     with open_checkpoints(tmp_path) as checkpoints:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seif_jax import optim
 from seif_jax.errors import UserError
-from seif_jax.optim import State
+from seif_jax.rl import optim
+from seif_jax.rl.optim import State
 
 OPTIMIZER = optim.adamw(lambda count: 0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seif_jax import packing
-from seif_jax.batch import Batch
-from seif_jax.packing import coarse, fine, flatten, pack, padding, share
+from seif_jax.models.token_tree import coarse, fine, flatten
+from seif_jax.rl.batch import Batch
+from seif_jax.rl.packing import pack, padding, share
 
 
 def test_a_tree_in_a_row():
@@ -91,4 +91,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, 100) == [] and packing.padding([]) == (0, 0)
+    assert pack(untrained, 100) == [] and padding([]) == (0, 0)

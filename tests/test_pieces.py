@@ -2,7 +2,7 @@
 
 import pytest
 
-from seif_jax.pieces import Pieces
+from seif_jax.rl.overlap import Pieces
 
 
 @pytest.mark.parametrize(

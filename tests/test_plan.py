@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from seif_jax import limits, models, plan
+from seif_jax import models, plan
 from seif_jax.__main__ import main, read_config
-from seif_jax.models.devices import home
+from seif_jax.bench import roofline
+from seif_jax.models.io.to_device import home
 from seif_jax.plan import chips, cost, hlo, text
 from seif_jax.plan.chips import Chip
 from seif_jax.sampling import read
@@ -48,7 +49,7 @@ def test_operations_are_those_that_are_counted():
     traced = read.prefill.trace(
         model.config, models.shapes(model), [], tokens, tokens.update(shape=(3,)), dtype=jnp.float32
     )
-    wanted = limits.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
+    wanted = roofline.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
     assert cost.operations(traced.jaxpr.jaxpr) == wanted
 
 

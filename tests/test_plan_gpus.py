@@ -13,12 +13,13 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType
 
-from seif_jax import limits, models, plan, sharding
+from seif_jax import models, plan, sharding
 from seif_jax.__main__ import main, read_config
+from seif_jax.bench import roofline
 from seif_jax.errors import UserError
-from seif_jax.models import hf
 from seif_jax.models.attention import cudnn, splash
-from seif_jax.models.products import meant_for
+from seif_jax.models.io import hf
+from seif_jax.models.matmul import meant_for
 from seif_jax.plan import assumptions, chips, cost, gpus, hlo
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
@@ -249,7 +250,7 @@ def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
             model.config, models.shapes(model, jnp.bfloat16), [], tokens,
             tokens.update(shape=(B,)), dtype=jnp.bfloat16,
         )  # fmt: skip
-    wanted = limits.forward_flops(model.config, B * T, B * T * T, 0)
+    wanted = roofline.forward_flops(model.config, B * T, B * T * T, 0)
     assert cost.operations(traced.jaxpr.jaxpr) == wanted
 
 

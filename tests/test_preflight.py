@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax import generate, preflight, settings
+from seif_jax import preflight, propose, settings
 from seif_jax.__main__ import read_config
 from seif_jax.checkpoint import Base
 from seif_jax.errors import UserError
@@ -144,4 +144,4 @@ def test_only_one_prompt_must_fit(place):
     ],
 )
 def test_why_instructions_are_dropped(reasons, message):
-    assert generate.explain_drops(reasons).startswith(message)
+    assert propose.explain_drops(reasons).startswith(message)

@@ -10,15 +10,15 @@ import pages
 import pytest
 from fakes import YES, FakeSpeaker, Limits, Said
 
-from seif_jax import train
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
-from seif_jax.tasks import Answerer, FollowerTask, InstructorTask
 
 ROLES: dict[str, ModuleType] = {
     "instructor": instructor, "follower": follower, "filter": filter, "judger": judger,
@@ -221,7 +221,7 @@ def test_a_run_keeps_its_prompts_and_is_resumed_with_the_same(
 ):
     """Their texts count, not the file or what else stands in it."""
     stages: list[Any] = []
-    monkeypatch.setattr(train, "run", lambda stage, *_: stages.append(stage) or {})
+    monkeypatch.setattr(stage_module, "run", lambda stage, *_: stages.append(stage) or {})
     monkeypatch.chdir(tmp_path)
     text = '[ask]\nplain = "ANSWER {instruction}"\n'
     Path("follower.toml").write_text(text)

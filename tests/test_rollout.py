@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from fakes import NO, UNSURE, YES, judge, tell
 
+from seif_jax.chat import Decoding, Reply
 from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.metrics import Phases
 from seif_jax.rewards.judge import Verdict
 from seif_jax.rewards.score import Checker, Score
-from seif_jax.rollout import Grouping, make_batch, reply_metrics, rollout
-from seif_jax.speaker import Decoding, Reply
-from seif_jax.tasks import FollowerTask
+from seif_jax.rl.rollout import Grouping, make_batch, reply_metrics, rollout
+from seif_jax.rl.tasks import FollowerTask
 
 HALF = math.sqrt(0.5)
 

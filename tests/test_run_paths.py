@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seif_jax.errors import UserError
-from seif_jax.models import hf
+from seif_jax.models.io import hf
 from seif_jax.run_paths import check_model, stage_of
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax import models
-from seif_jax.models.tree import completion_logp
-from seif_jax.packing import flatten
+from seif_jax.models.token_tree import flatten
+from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, pick
 from seif_jax.sampling.shapes import common_prefix, round_up, split

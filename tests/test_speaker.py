@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
+from seif_jax.chat import Decoding, Speaker
 from seif_jax.errors import UserError
 from seif_jax.roles import follower, instructor, verdict
 from seif_jax.sampling import Sample, row_keys
-from seif_jax.speaker import Decoding, Speaker
 from seif_jax.tokenizer import Tokenizer
 
 END = 2  # <|im_end|>

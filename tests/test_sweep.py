@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax import launch, train
 from seif_jax.__main__ import main, read_config
 from seif_jax.evolve import Evolution
-from seif_jax.launch import Job
+from seif_jax.rl import stage as stage_module
+from seif_jax.sweep import launchers
+from seif_jax.sweep.launchers import Job
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "default.py"
@@ -160,7 +161,7 @@ sys.exit(folder.name == "seed=2")
 
 def test_local_runs_two_at_a_time_and_outlives_a_failure(sweep, tmp_path, monkeypatch):
     """The first two wait for each other."""
-    monkeypatch.setattr(launch, "SEIF", (sys.executable, "-c", FAKE))
+    monkeypatch.setattr(launchers, "SEIF", (sys.executable, "-c", FAKE))
     text = body("for seed in (1, 2, 3):", "    add(seed=seed)")
     code, out, err = sweep(text, "--jobs=2", launcher="local")
     runs = tmp_path / "runs"
@@ -190,11 +191,11 @@ def test_what_waits_does_not_begin_once_it_is_stopped(tmp_path, monkeypatch):
         return subprocess.CompletedProcess(command, 0)
 
     cancelled, started = threading.Event(), []
-    monkeypatch.setattr(launch, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(launchers, "ThreadPoolExecutor", Pool)
     here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(launch, "subprocess", here)
+    monkeypatch.setattr(launchers, "subprocess", here)
     with pytest.raises(KeyboardInterrupt):
-        launch.local([Job(f"{n}", (f"{n}",)) for n in range(3)], tmp_path, 1, ())
+        launchers.local([Job(f"{n}", (f"{n}",)) for n in range(3)], tmp_path, 1, ())
     assert set(started) <= {"0", "1"}
 
 
@@ -269,9 +270,9 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
         assert command[:3] == [sys.executable, "-m", "seif_jax"]
         return subprocess.CompletedProcess(command, main(command[3:]))
 
-    monkeypatch.setattr(train, "run", lambda *_: {"reward": 0.5})
+    monkeypatch.setattr(stage_module, "run", lambda *_: {"reward": 0.5})
     here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(launch, "subprocess", here)
+    monkeypatch.setattr(launchers, "subprocess", here)
     config = tiny_run.config_file(tmp_path, tiny_run.model_folder(tmp_path / "model"))
     (tmp_path / "sweep.py").write_text(body("for seed in (1, 2):", "    add(seed=seed)"))
     command = [

@@ -12,8 +12,8 @@ from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge, tell
 
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards.score import REASONS, Checker, Score
+from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposal
 from seif_jax.roles import follower, instructor
-from seif_jax.tasks import Answerer, FollowerTask, InstructorTask, Proposal
 
 SEED = "Describe a cat."
 # none of them has a rule but the last

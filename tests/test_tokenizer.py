@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf
+from seif_jax.models.io import gguf
 from seif_jax.tokenizer import Tokenizer
 
 TEXTS = (

@@ -19,7 +19,7 @@ from checkpoints import describe, source
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.models import devices
+from seif_jax.models.io import to_device
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_nan_and_infinity_are_refused(dtype, value):
 def test_every_bit_pattern_survives(path, monkeypatch):
     """bfloat16 in and out: subnormal numbers, zeros and NaN with their signs. On the CPU the way
     of accelerators is slow, but the same."""
-    monkeypatch.setattr(devices, "_write_here", getattr(devices, path))
+    monkeypatch.setattr(to_device, "_write_here", getattr(to_device, path))
     model = describe(vocab_size=2048)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(2048, 32)
     given = {name: source(model).get(name).astype("bfloat16") for name in source(model).names()}

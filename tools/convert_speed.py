@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from seif_jax import models
-from seif_jax.models import hf
+from seif_jax.models.io import hf
 
 CONFIG = {
     "model_type": "llama", "vocab_size": 32_000, "hidden_size": 2048, "intermediate_size": 5632,

@@ -20,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax import run_paths
 from seif_jax.errors import UserError
-from seif_jax.models import decoder, gguf, hf, layers, llama, mistral, qwen2, qwen3
-from seif_jax.models.devices import Index, Place, fill, finite, home, same_bits, to_host
+from seif_jax.models import decoder, layers, llama, mistral, qwen2, qwen3
+from seif_jax.models.io import gguf, hf
+from seif_jax.models.io.to_device import Index, Place, fill, finite, home, same_bits, to_host
 from seif_jax.models.layers import Config, Segment
 
 FAMILIES = {  # by config.json's model_type

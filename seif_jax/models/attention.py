@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.models.products import platform, product
+from seif_jax.models.matmul import platform, product
 from seif_jax.sharding import over_heads
 
 BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple

@@ -15,9 +15,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from seif_jax import sharding
-from seif_jax.batch import Flat
 from seif_jax.models.layers import linear
-from seif_jax.models.products import outer, product
+from seif_jax.models.matmul import outer, product
+from seif_jax.models.token_tree import Flat
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time, on a device
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax import sharding
 from seif_jax.models.attention import Segment, attend
-from seif_jax.models.products import as_bits, cache_dtype, from_bits, product
+from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, product
 from seif_jax.sharding import constrain
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from seif_jax import models
 from seif_jax.json_io import COUNT, POSITIVE, TEXT, TEXTS, field
 from seif_jax.models import Model, Params, decoder
-from seif_jax.models.devices import Place, home
+from seif_jax.models.io.to_device import Place, home
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 MODULES = {name: decoder.NAMES[f"layers/{name}"].split(".")[-2] for name in TARGETS}  # HF's names

@@ -17,7 +17,8 @@ import jax
 
 from seif_jax import models
 from seif_jax.errors import UserError
-from seif_jax.models import Model, hf
+from seif_jax.models import Model
+from seif_jax.models.io import hf
 from seif_jax.plan import assumptions, gpus
 from seif_jax.plan.assumptions import USABLE
 from seif_jax.plan.chips import Chip, chip_of, compiling_for, devices_of, host_of, larger

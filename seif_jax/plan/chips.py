@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import psutil
 
-from seif_jax import accelerators, limits
+from seif_jax import accelerators
+from seif_jax.bench import roofline
 from seif_jax.errors import UserError
-from seif_jax.models.products import meant_for
+from seif_jax.models.matmul import meant_for
 from seif_jax.plan import gpus
 
 GIB = 1 << 30
@@ -139,7 +140,7 @@ def chip_of(devices: Sequence[Any], dtype: Any) -> Chip:
         return TPUS[device.device_kind]
     if device.device_kind in GPUS:
         return replace(GPUS[device.device_kind], pool_fraction=gpus.pool_fraction())
-    rates = limits.measure(dtype, repeats=1)
+    rates = roofline.measure(dtype, repeats=1)
     if device.platform == "cpu":
         n, held = len(devices), psutil.virtual_memory().total
     else:

@@ -7,12 +7,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from seif_jax import models, optim, settings, sharding
-from seif_jax.learner import make_optimizer
+from seif_jax import models, settings, sharding
 from seif_jax.models import Model, lora
 from seif_jax.plan.cost import held
+from seif_jax.rl import optim
+from seif_jax.rl.learner import make_optimizer
+from seif_jax.role_weights import meshes
 from seif_jax.settings import Config
-from seif_jax.weights import meshes
 
 
 class Layout:

@@ -10,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import optim, settings, sharding, train
-from seif_jax.batch import Micro
+from seif_jax import settings, sharding
+from seif_jax.chat import Decoding, Reply
 from seif_jax.plan.cost import held
 from seif_jax.plan.layout import Layout, residents
 from seif_jax.rewards.score import Score
-from seif_jax.rollout import make_batch
-from seif_jax.sampling import largest, read
+from seif_jax.rl import optim
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.batch import Micro
+from seif_jax.rl.rollout import make_batch
+from seif_jax.sampling import read, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.trees import as_trees
 from seif_jax.settings import Config
-from seif_jax.speaker import Decoding, Reply
 
 CONSTRAINTS = 5  # of an instruction: the most that a variant asks for
 OPTIONS = (0, 1)  # tokens; which ones they are changes no shape
@@ -122,7 +124,7 @@ def sampling(
             options={"options": OPTIONS, "dtype": dtype},
         )  # fmt: skip
         return
-    big = largest.largest(
+    big = worst_case.largest(
         c, params, dtype, prompts=mine, prompt_tokens=d.max_prompt_tokens, group=asked.group,
         max_tokens=d.max_tokens, slots=d.batch_size,
     )  # fmt: skip
@@ -150,7 +152,7 @@ def learning(
         mesh=mesh, shapes=layout.trained, dtype=layout.dtype, decoding=role,
         sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config),
     )  # fmt: skip
-    found = train.Programs(layout.model.config, stage, layout.optimizer)
+    found = stage_module.Programs(layout.model.config, stage, layout.optimizer)
     micro, passes = largest_pass(config, role, found, mesh)
     updates = role.rollout_prompts // role.optimizer_prompts
     trained = layout.trained
@@ -196,7 +198,7 @@ def learning(
 
 
 def largest_pass(
-    config: Config, role: Config, found: train.Programs, mesh: Mesh
+    config: Config, role: Config, found: stage_module.Programs, mesh: Mesh
 ) -> tuple[Micro, int]:
     """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
     be, as `jax.ShapeDtypeStruct`; and how many there are."""

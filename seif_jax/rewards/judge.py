@@ -13,7 +13,7 @@ MIN_MASS = 0.01  # verdict mode: below this, the model was about to write someth
 
 
 class Speaker(Protocol):
-    """What of `seif_jax.speaker.Speaker` is used here; this room knows text only."""
+    """What of `seif_jax.chat.Speaker` is used here; this room knows text only."""
 
     def reply(
         self, dialogues: Sequence[Any], decoding: Any, key: Any, *, numbers: Sequence[Any]

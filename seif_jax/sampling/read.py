@@ -10,10 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from seif_jax.batch import Tree
 from seif_jax.models import forward, layers
 from seif_jax.models.layers import Config, Segment
-from seif_jax.models.tree import next_logp as tree_logp
+from seif_jax.models.token_tree import Tree
+from seif_jax.models.tree_forward import next_logp as tree_logp
 from seif_jax.sampling.decode import KV
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.batch import Tree
-from seif_jax.packing import fine, lay
+from seif_jax.models.token_tree import Tree, fine, lay
 from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, same_start
 
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; rows that share a stem

@@ -13,7 +13,7 @@ from seif_jax import models, settings, sharding
 from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.models import lora, resolve
-from seif_jax.models.devices import Place
+from seif_jax.models.io.to_device import Place
 from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 

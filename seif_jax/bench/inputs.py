@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import data, models, sharding, train
+from seif_jax import data, models, sharding
+from seif_jax.chat import Decoding
 from seif_jax.checkpoint import Base, load_params
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.learner import Algorithm
-from seif_jax.models.devices import Place, home
+from seif_jax.models.io.to_device import Place, home
 from seif_jax.models.layers import Config
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.rollout import Grouping
+from seif_jax.rl.tasks import FollowerTask
 from seif_jax.roles import judger
-from seif_jax.rollout import Grouping
 from seif_jax.sampling import Engine
-from seif_jax.speaker import Decoding
-from seif_jax.tasks import FollowerTask
 from seif_jax.tokenizer import Tokenizer
 
 ALGORITHM = Algorithm(  # as configs/default.py
@@ -146,14 +147,14 @@ def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
     ]
 
 
-def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
+def training(m: Model, s: Sizes) -> tuple[stage_module.Stage, list[list[int]]]:
     """A stage that trains on prompts of exactly prompt_tokens, and their ids."""
     tokenizer = Plain(m.base.tokenizer)
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     place = sharding.placing(mesh)
-    return train.Stage(
+    return stage_module.Stage(
         name="bench",
         round=1,
         rounds=1,
@@ -168,7 +169,7 @@ def training(m: Model, s: Sizes) -> tuple[train.Stage, list[list[int]]]:
         decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
         grouping=Grouping(s.group, "grpo", False, False),
         pieces=1,
-        sizes=train.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
+        sizes=stage_module.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
         algorithm=ALGORITHM,
         key=jax.random.key(0),
         order_seed=0,

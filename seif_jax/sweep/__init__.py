@@ -22,11 +22,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from seif_jax import launch, metrics, run_dir, run_paths, settings
+from seif_jax import metrics, run_dir, run_paths, settings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
 from seif_jax.settings import Config
+from seif_jax.sweep import launchers
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
 Read = Callable[[str, Sequence[str]], Config]  # a config file with overrides; raises UserError
@@ -78,12 +79,12 @@ def run(r: Request, read: Read) -> None:
     r.check()
     runs = expand(r, read)
     left = [one for one in runs if one.status != "finished"]
-    launch.tell(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
+    launchers.tell(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
     try:
         if left and r.launcher != "table":
-            jobs = [launch.Job(one.name, one.arguments) for one in left]
+            jobs = [launchers.Job(one.name, one.arguments) for one in left]
             options = [option.removeprefix(f"--{r.launcher}.") for option in r.options]
-            launch.LAUNCHERS[r.launcher](jobs, runs[0].folder.parent, r.jobs, options)
+            launchers.LAUNCHERS[r.launcher](jobs, runs[0].folder.parent, r.jobs, options)
     finally:
         if r.launcher in ("local", "table"):
             compare(runs)

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from seif_jax import grpo, metrics, optim
-from seif_jax.batch import Micro
+from seif_jax import metrics
 from seif_jax.models import lora
-from seif_jax.optim import State
+from seif_jax.rl import grpo, optim
+from seif_jax.rl.batch import Micro
+from seif_jax.rl.optim import State
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 
+from seif_jax.chat import Decoding, Speaker
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
-from seif_jax.rollout import ask, reply_metrics
-from seif_jax.speaker import Decoding, Speaker
-from seif_jax.tasks import FollowerTask
+from seif_jax.rl.rollout import ask, reply_metrics
+from seif_jax.rl.tasks import FollowerTask
 
 
 def score_sets(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax import masked
+from seif_jax.rl import masked
 
 Metrics = dict[str, Array]
 

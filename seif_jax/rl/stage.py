@@ -12,23 +12,25 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics, optim, processes, sharding, validate
-from seif_jax.batch import Batch, Micro
+from seif_jax import data, metrics, processes, sharding
+from seif_jax.chat import Decoding, Speaker
 from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
-from seif_jax.learner import Algorithm, Learner, make_optimizer
+from seif_jax.evaluate import in_run
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
 from seif_jax.models.layers import Config
-from seif_jax.models.tree import completion_logp
-from seif_jax.optim import State
-from seif_jax.packing import pack, padding
-from seif_jax.rollout import Grouping, Task, rollout
+from seif_jax.models.tree_forward import completion_logp
+from seif_jax.rl import optim
+from seif_jax.rl.batch import Batch, Micro
+from seif_jax.rl.learner import Algorithm, Learner, make_optimizer
+from seif_jax.rl.optim import State
+from seif_jax.rl.packing import pack, padding
+from seif_jax.rl.rollout import Grouping, Task, rollout
+from seif_jax.rl.tasks import FollowerTask
 from seif_jax.sampling import Engine
-from seif_jax.speaker import Decoding, Speaker
-from seif_jax.tasks import FollowerTask
 
 
 @dataclass(frozen=True)
@@ -342,7 +344,7 @@ def evaluate(
     display.phase("evaluate")
     policy = speaker(stage, programs, state)
     # The same key at every step: differences are the policy's.
-    numbers, found = validate.score_sets(policy, stage.evaluations, stage.key)
+    numbers, found = in_run.score_sets(policy, stage.evaluations, stage.key)
     data.append_samples(stage.folder / "evaluations.parquet", found, step)
     writer.write(stage.round, "evaluate", step, numbers)
     if processes.first():

@@ -10,14 +10,14 @@ import jax
 import pyarrow.parquet as pq
 
 from seif_jax import data, metrics, processes
+from seif_jax.chat import Decoding, Reply, Speaker
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer
 from seif_jax.rewards.recognise import recognise
-from seif_jax.rollout import UNREADABLE, ask
-from seif_jax.speaker import Decoding, Reply, Speaker
-from seif_jax.tasks import Proposal, Proposer
+from seif_jax.rl.rollout import UNREADABLE, ask
+from seif_jax.rl.tasks import Proposal, Proposer
 
 ADVICE = {  # by the reason why instructions are dropped
     "truncated": "raise config.instructor.max_response_tokens",

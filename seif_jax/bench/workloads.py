@@ -8,20 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import limits, models, optim, train
+from seif_jax import models
+from seif_jax.bench import roofline
+from seif_jax.bench.inputs import Model, Sizes, passages, questions, training
+from seif_jax.chat import Reply, Speaker
 from seif_jax.errors import UserError
-from seif_jax.inputs import Model, Sizes, passages, questions, training
-from seif_jax.learner import make_optimizer
 from seif_jax.metrics import Phases
 from seif_jax.models.layers import Config
-from seif_jax.optim import State
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
-from seif_jax.rollout import make_batch
+from seif_jax.rl import optim
+from seif_jax.rl import stage as stage_module
+from seif_jax.rl.learner import make_optimizer
+from seif_jax.rl.optim import State
+from seif_jax.rl.rollout import make_batch
 from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
-from seif_jax.speaker import Reply, Speaker
 
 SHARED_BATCH, FULL_BATCH = 256, 16  # prompts in a program at a time, with starts shared and without
 
@@ -42,7 +45,7 @@ class Job:
 def forward_flops(c: Config, prompts: list[list[int]], s: Sizes) -> int:
     """Of one forward pass over prompts and samples, as the module `bench` counts it."""
     samples = [ids + [-1 - g] * (s.new_tokens - 1) for ids in prompts for g in range(s.group)]
-    return limits.forward_flops(c, *limits.tree(samples), s.samples * s.new_tokens)
+    return roofline.forward_flops(c, *roofline.tree(samples), s.samples * s.new_tokens)
 
 
 def rollout(m: Model, s: Sizes) -> Job:
@@ -123,7 +126,7 @@ def judge(m: Model, s: Sizes) -> Job:
             found[rows] = forward(*pad(prompts[rows], longest))
         note("full", found)
 
-    flops = limits.forward_flops(m.config, *limits.tree(prompts), len(prompts))
+    flops = roofline.forward_flops(m.config, *roofline.tree(prompts), len(prompts))
     tokens = sum(map(len, prompts))
     return Job(choose, tokens, flops, prompts, {"full_forward": each}, notes=notes)
 
@@ -161,7 +164,7 @@ def update(m: Model, s: Sizes) -> Job:
 
     def work() -> None:
         nonlocal state
-        state, _ = train.apply_updates(programs, state, [batch])
+        state, _ = stage_module.apply_updates(programs, state, [batch])
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
@@ -178,7 +181,7 @@ def step(m: Model, s: Sizes) -> Job:
         nonlocal state, number
         number += 1
         rows = range(s.prompts)
-        state, numbers, _ = train.train_step(stage, programs, state, rows, number, Phases())
+        state, numbers, _ = stage_module.train_step(stage, programs, state, rows, number, Phases())
         jax.block_until_ready(state)
         assert numbers["sampled_tokens"] == s.samples * s.new_tokens
         phases = {name.removeprefix("secs/"): x for name, x in numbers.items() if "secs/" in name}
@@ -188,10 +191,10 @@ def step(m: Model, s: Sizes) -> Job:
     return Job(work, s.samples * s.new_tokens, flops, prompts)
 
 
-def start(stage: train.Stage) -> tuple[train.Programs, State]:
+def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, State]:
     optimizer = make_optimizer(stage.algorithm, 1)
     state = optim.start(optimizer, stage.start())
-    return train.Programs(stage.base.model.config, stage, optimizer), state
+    return stage_module.Programs(stage.base.model.config, stage, optimizer), state
 
 
 JOBS = {"rollout": rollout, "judge": judge, "update": update, "step": step}

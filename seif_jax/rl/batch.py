@@ -5,22 +5,12 @@ after each. Whatever is shared is held, and computed, once: in sampling and in t
 """
 
 from dataclasses import dataclass, fields
-from typing import TypeVar, dataclass_transform
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def pytree(cls: type[T]) -> type[T]:
-    """Frozen dataclass whose fields are all children of a JAX pytree."""
-    frozen = dataclass(frozen=True)(cls)
-    names = [f.name for f in fields(frozen)]  # pyright: ignore[reportArgumentType]
-    jax.tree_util.register_dataclass(frozen, names, [])
-    return frozen
+from seif_jax.models.token_tree import Flat
 
 
 @dataclass(frozen=True)
@@ -59,32 +49,8 @@ class Batch:
         return inside & self.trained[:, None]
 
 
-@pytree
-class Tree:
-    """The tokens of a tree in one row of N slots, and where attention finds them.
-
-    The model computes slots, so that padding costs next to nothing; attention alone reads the tree
-    as padded rows. What holds nothing has a number that is out of range.
-    """
-
-    tokens: Int[Array, "N"]
-    positions: Int[Array, "N"]
-    levels: tuple[Int[Array, "n T"], ...]  # from the root, slots; rows of equal number follow each
-    places: Int[Array, "N"]  # of each slot: which of the places above, counted through all levels
-
-
-@pytree
-class Flat:
-    """Prefix, prompts and completions as a tree, and the tokens that completions say."""
-
-    tree: Tree  # last tokens of completions are in no slot: nothing follows them
-    states: Int[Array, "M"]  # slots whose states say a token of a completion
-    targets: Int[Array, "M"]  # this token
-    said: Int[Array, ""]  # how many of the M there are: the first ones
-    rows: Int[Array, "B C"]  # which of the M is a completion's token
-
-
-@pytree
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Micro:
     """What one forward and backward pass computes; as in `Batch`, samples by rows."""
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seif_jax import moments
-from seif_jax.batch import pytree
 from seif_jax.errors import UserError
+from seif_jax.rl import quantized_adam
 from seif_jax.sharding import beside
 
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-@pytree
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class State:
     """What training changes, and a checkpoint holds."""
 
@@ -55,7 +56,7 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW as torch has it: every weight decays, norms included. kept: of moments.KINDS."""
     return optax.chain(
-        moments.adam(b1, b2, eps, kept),
+        quantized_adam.adam(b1, b2, eps, kept),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(rate),
     )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import psutil
 from jax import lax
 
+from seif_jax.bench.baselines import serve
 from seif_jax.models.layers import Config
-from seif_jax.peers import serve
 from seif_jax.sampling.shapes import same_start
 
 COPY_BYTES = 1 << 30  # far beyond any cache

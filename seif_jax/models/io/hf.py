@@ -13,7 +13,7 @@ import numpy as np
 from seif_jax import files
 from seif_jax.errors import UserError
 from seif_jax.json_io import plain_utf8, read_object
-from seif_jax.models import shards
+from seif_jax.models.io import safetensors
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
@@ -41,7 +41,7 @@ class HFSource:
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
-        self._weights = shards.open_shards(folder)
+        self._weights = safetensors.open_shards(folder)
 
     def names(self) -> list[str]:
         return list(self._weights)
@@ -112,7 +112,7 @@ def write_hf(
     disk without the room.
     """
     with _model_folder(dst, nbytes) as folder:
-        dtypes = shards.write_shards(folder, tensors, shard_bytes)
+        dtypes = safetensors.write_shards(folder, tensors, shard_bytes)
         key = "dtype" if "dtype" in config else "torch_dtype"
         if len(dtypes) == 1:
             config = {**config, key: dtypes.pop()}
@@ -127,8 +127,8 @@ def write_adapter(
 ) -> None:
     """Writes a folder that peft loads, with the care of `write_hf`."""
     with _model_folder(dst, sum(value.nbytes for value in tensors.values())) as folder:
-        shards.write_json(folder / ADAPTER_CONFIG, config)
-        shards.save(tensors, folder / ADAPTER)
+        safetensors.write_json(folder / ADAPTER_CONFIG, config)
+        safetensors.save(tensors, folder / ADAPTER)
         write_carried(folder, carried)
 
 
@@ -136,7 +136,7 @@ def write_base(
     folder: Path, config: Mapping[str, Any], tokenizer: Saves, carried: Mapping[str, bytes]
 ) -> None:
     """Everything of a model folder but the weights."""
-    shards.write_json(folder / CONFIG, config)
+    safetensors.write_json(folder / CONFIG, config)
     write_carried(folder, carried)
     tokenizer.save(folder)
 

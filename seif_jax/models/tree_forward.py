@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from seif_jax.batch import Flat, Tree
 from seif_jax.models import head, layers, logits
 from seif_jax.models.layers import Config, Segment
+from seif_jax.models.token_tree import Flat, Tree
 from seif_jax.sharding import constrain, over_heads
 
 POLICIES = jax.checkpoint_policies

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax import grpo, processes
-from seif_jax.batch import Batch
+from seif_jax import processes
+from seif_jax.chat import Decoding, Reply, Speaker
 from seif_jax.metrics import Phases
-from seif_jax.pieces import Pieces
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
+from seif_jax.rl import grpo
+from seif_jax.rl.batch import Batch
+from seif_jax.rl.overlap import Pieces
+from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
-from seif_jax.speaker import Decoding, Reply, Speaker
-from seif_jax.tasks import FollowerTask, InstructorTask, Proposer
 
 T = TypeVar("T")
 Task = FollowerTask | InstructorTask

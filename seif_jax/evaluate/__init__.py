@@ -1,0 +1,1 @@
+"""Scores of a model: on evaluation sets, in a run."""

@@ -1,0 +1,1 @@
+"""GRPO: from prompts to new weights."""
