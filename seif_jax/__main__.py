@@ -81,14 +81,14 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     import jax
 
     from seif_jax import accelerators
-    from seif_jax.chat import Decoding, Speaker
-    from seif_jax.checkpoint import Base, load_params
+    from seif_jax.chat import ChatModel, Decoding
+    from seif_jax.checkpoint import ModelBundle, load_params
     from seif_jax.sampling import Engine
     from seif_jax.settings import dtype
 
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
-    base = Base.load(options.model)
+    base = ModelBundle.load(options.model)
     tokenizer, positions = base.tokenizer, base.model.config.max_positions
     if options.raw:
         ids = [tokenizer.encode(prompt) for prompt in prompts]
@@ -102,11 +102,11 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             raise UserError(f"the prompt {prompt[:40]!r} has {len(tokens)} tokens, not 1 to {room}")
     kind = dtype(options.dtype)
     params = load_params(options.model, base.model, kind, options.scan)
-    speaker = Speaker(Engine(base.model.config, params, kind), tokenizer)
+    chat_model = ChatModel(Engine(base.model.config, params, kind), tokenizer)
     decoding = Decoding(
         room, options.max_tokens, 64, "", options.temperature, options.top_k, options.top_p
     )
-    replies = speaker.complete(ids, decoding, jax.random.key(options.seed), options.n)
+    replies = chat_model.complete(ids, decoding, jax.random.key(options.seed), options.n)
     for i, reply in enumerate(replies):
         assert reply is not None, "lengths were checked above"
         if not options.json:
@@ -156,7 +156,7 @@ def heading(i: int, prompts: Sequence[str], n: int) -> str:
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
-    from seif_jax.checkpoint import Base, export_adapter, load_params, tensors
+    from seif_jax.checkpoint import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.json_io import TEXT, field
     from seif_jax.run_paths import run_of, stage_of
 
@@ -167,7 +167,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     dst = local_path(options.dst)
     with os_errors(options.src):
         recover(options.src)  # DST may be the same folder, and its replacement may have been killed
-    base = Base.load(options.src)
+    base = ModelBundle.load(options.src)
     config = base.model.hf_config
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
     dtype = options.dtype or (stored if stored in DTYPES else "bfloat16")
@@ -200,7 +200,7 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
     given = {name: value for name, value in vars(options).items() if name != "command"}
-    print(dumps(bench.run(bench.Request(**given))))
+    print(dumps(bench.run(bench.BenchOptions(**given))))
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -222,7 +222,7 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
     given = {name: value for name, value in vars(options).items() if name != "command"}
     overrides = [option for option in rest if option.startswith("--config.")]
     own = [option for option in rest if option not in overrides]
-    sweep.run(sweep.Request(**given, overrides=overrides, options=own), read_config)
+    sweep.run(sweep.SweepOptions(**given, overrides=overrides, options=own), read_config)
 
 
 COMMANDS = {

@@ -27,11 +27,15 @@ class Decoding:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    salt: int = 0  # other numbers draw other samples from the same key: one a role
+    rng_stream: int = 0  # roles that share a key draw from different streams
 
     @property
     def method(self) -> Method:
         return Method(self.temperature, self.top_k, self.top_p)
+
+    def stream(self, key: jax.Array) -> jax.Array:
+        """The key of this decoding's stream of random numbers."""
+        return jax.random.fold_in(key, self.rng_stream) if self.rng_stream else key
 
     def check(self, positions: int) -> None:
         """UserError for what a model of so many positions cannot do."""
@@ -59,7 +63,7 @@ def ignore(row: int, reply: Reply | None) -> None:
     """What is done with a reply as it ends, where nothing is."""
 
 
-class Speaker:
+class ChatModel:
     def __init__(self, engine: Engine, tokenizer: Tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
 
@@ -122,7 +126,10 @@ class Speaker:
 
         self.engine.sample(
             [prompts[i] for i in fit],
-            row_keys(jax.random.fold_in(key, decoding.salt) if decoding.salt else key, addresses),
+            row_keys(
+                decoding.stream(key),
+                addresses,
+            ),
             group=group,
             max_tokens=decoding.max_tokens,
             method=decoding.method,
@@ -132,7 +139,7 @@ class Speaker:
         )
         return replies
 
-    def choose(
+    def next_token_probs(
         self,
         dialogues: Sequence[list[Message]],
         prefill: str,
@@ -159,9 +166,9 @@ class Speaker:
                 result[i] = row.tolist()
         return result
 
-    def toss(self, numbers: Sequence[Any], decoding: Decoding, key: jax.Array) -> list[bool]:
-        """Coins, each a function of `key`, the decoding's salt and its number or numbers alone."""
-        keys = row_keys(jax.random.fold_in(key, decoding.salt), numbers)
+    def coin_flips(self, numbers: Sequence[Any], decoding: Decoding, key: jax.Array) -> list[bool]:
+        """Fair coin flips; each depends only on `key`, the decoding's rng_stream and its ids."""
+        keys = row_keys(decoding.stream(key), numbers)
         return jax.vmap(jax.random.bernoulli)(keys).tolist()
 
 

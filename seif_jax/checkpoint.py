@@ -118,7 +118,7 @@ def _placed(tree: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Base:
+class ModelBundle:
     """What a run's models have in common: shape, config.json, tokenizer, and the files that go
     along byte for byte (generation_config.json, the model card)."""
 
@@ -127,7 +127,7 @@ class Base:
     carried: dict[str, bytes]
 
     @classmethod
-    def load(cls, path: str | Path | None, chat: ChatSettings | None = None) -> "Base":
+    def load(cls, path: str | Path | None, chat: ChatSettings | None = None) -> "ModelBundle":
         """From a Hugging Face folder, a GGUF file or a run's checkpoint; None: the embedded one."""
         path = models.resolve(path)
         stage = stage_of(path)
@@ -168,7 +168,7 @@ class Base:
             with open_checkpoints(temporary) as checkpoints:
                 checkpoints.save(0, params=load())
 
-    def with_card(self, text: str) -> "Base":
+    def with_card(self, text: str) -> "ModelBundle":
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
@@ -249,7 +249,7 @@ def load_adapter(path: Path, model: Model, adapters: Lora, place: Place = home) 
     return _restore(stage, lora.shapes(model, adapters, place))
 
 
-def export_adapter(path: str | Path, folder: Path, base: Base, dtype: Any) -> int:
+def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any) -> int:
     """Writes the adapters of a run's checkpoint as a folder that peft loads, with the card of
     `base`; returns the number of parameters."""
     stage = models.resolve(path)

@@ -8,9 +8,9 @@ import jax
 
 from seif_jax import data, fingerprints, preflight, processes, propose, report, settings
 from seif_jax.card import card
-from seif_jax.chat import Decoding, Speaker
+from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
 from seif_jax.files import write_json
@@ -22,7 +22,7 @@ from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
 from seif_jax.rl import stage as stage_module
 from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
-from seif_jax.role_weights import Weights
+from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
 from seif_jax.run_dir import DONE, open_run, start_time
 from seif_jax.settings import Config
@@ -33,7 +33,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     settings.check(config)
     started = start_time(workdir)
     chat = ChatSettings(config.template_arguments.to_dict(), datetime.fromisoformat(started))
-    base = Base.load(config.model, chat)
+    base = ModelBundle.load(config.model, chat)
     settings.check_decodings(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
@@ -50,9 +50,9 @@ def run(config: Config, workdir: Path, display: Display) -> None:
 class Evolution:
     """A run's config with what its stages share: the weights, seeds, evaluation sets."""
 
-    def __init__(self, config: Config, workdir: Path, base: Base, display: Display):
+    def __init__(self, config: Config, workdir: Path, base: ModelBundle, display: Display):
         self.config, self.workdir, self.display = config, workdir, display
-        self.weights = Weights(config, workdir, base)
+        self.weights = RoleWeights(config, workdir, base)
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
         self.prompts = settings.prompts(config)
@@ -158,7 +158,7 @@ class Evolution:
             task=task,
             decoding=settings.decoding(c, role, role.temperature),
             grouping=settings.grouping(c, role),
-            pieces=settings.pieces(c),
+            chunks=settings.chunks(c),
             sizes=settings.sizes(role, round),
             algorithm=settings.algorithm(c),
             key=key,  # folded with steps, which count from 1
@@ -170,8 +170,8 @@ class Evolution:
             evaluate_every=c.eval.every_steps if follower else 0,
         )
 
-    def speaker(self, path: Path, dtype: str, devices: str = "shared") -> Speaker:
-        return Speaker(self.weights.engine(path, dtype, devices), self.base.tokenizer)
+    def chat_model(self, path: Path, dtype: str, devices: str = "shared") -> ChatModel:
+        return ChatModel(self.weights.engine(path, dtype, devices), self.base.tokenizer)
 
     def judger_path(self, round: int) -> Path:
         fixed = self.config.judger.model
@@ -185,9 +185,11 @@ class Evolution:
         checks = self.config.reward.checks
         if checks == "rules":
             return Checker(None, checks)
-        speaker = self.speaker(self.judger_path(round), c.dtype or self.config.dtype, c.devices)
+        chat_model = self.chat_model(
+            self.judger_path(round), c.dtype or self.config.dtype, c.devices
+        )
         decoding = settings.verdict_decoding(c, settings.JUDGER_SALT)
-        judge = Judge(speaker, c.mode, c.shots, decoding, self.prompts["judger"])
+        judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
         return Checker(judge, checks)
 
     def follower_task(self, round: int) -> FollowerTask:
@@ -237,12 +239,12 @@ class Evolution:
             prompts=self.prompts["instructor"],
         )
 
-    def evaluator(self, round: int) -> Speaker:
+    def evaluator(self, round: int) -> ChatModel:
         """F_{t-1}, which filters and answers, beside the Judger."""
         path = self.weights.path("follower", round - 1)
-        return self.speaker(path, self.config.dtype, self.config.judger.devices)
+        return self.chat_model(path, self.config.dtype, self.config.judger.devices)
 
-    def filter(self, evaluator: Speaker) -> Judge:
+    def filter(self, evaluator: ChatModel) -> Judge:
         c = self.config.filter
         decoding = settings.verdict_decoding(c, settings.FILTER_SALT)
         return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
@@ -266,15 +268,15 @@ class Evolution:
             seed=f"{c.seed}/{round}/generate",
             prompts=self.prompts["instructor"],
         )
-        stage = propose.Stage(
+        stage = propose.ProposeStage(
             round=round,
             rounds=c.rounds,
             folder=folder,
-            speaker=self.speaker(author, c.dtype),
+            chat_model=self.chat_model(author, c.dtype),
             task=task,
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),
             batch=c.generate.prompts,
-            pieces=settings.pieces(c),
+            chunks=settings.chunks(c),
             key=key,
         )
         return propose.run(stage, self.instructions(round), writer, self.display)

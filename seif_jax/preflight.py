@@ -10,7 +10,7 @@ import numpy as np
 
 from seif_jax import settings
 from seif_jax.chat import one_token
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.models.layers import Config as Shape
@@ -25,7 +25,7 @@ Told = Mapping[str, Prompts]  # `settings.prompts`
 PROBE = "Which words of this question reach the model?"
 
 
-def check_models(config: Config, base: Base) -> None:
+def check_models(config: Config, base: ModelBundle) -> None:
     """Raises UserError if a model that a role starts from, or the Judger's, is not there or does
     not compute what the run's model does."""
     for key in ("instructor.init", "follower.init", "judger.model"):
@@ -33,7 +33,7 @@ def check_models(config: Config, base: Base) -> None:
         if not name or name == "base":
             continue
         try:
-            shape = Base.load(name).model.config
+            shape = ModelBundle.load(name).model.config
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if field := _difference(shape, base.model.config):

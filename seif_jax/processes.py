@@ -92,7 +92,7 @@ def share(count: int) -> range:
     return range(jax.process_index(), count, jax.process_count())
 
 
-def exchange(found: T) -> list[T]:
+def allgather_objects(found: T) -> list[T]:
     """What each process found, by their numbers; all call it."""
     if jax.process_count() == 1:
         return [found]

@@ -10,7 +10,7 @@ import jax
 import pyarrow.parquet as pq
 
 from seif_jax import data, metrics, processes
-from seif_jax.chat import Decoding, Reply, Speaker
+from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
@@ -30,19 +30,19 @@ ADVICE = {  # by the reason why instructions are dropped
 
 
 @dataclass(frozen=True)
-class Stage:
+class ProposeStage:
     round: int
     rounds: int
     folder: Path
-    speaker: Speaker  # the Instructor, frozen
+    chat_model: ChatModel  # the Instructor, frozen
     task: Proposer
     decoding: Decoding
     batch: int  # seeds a step
-    pieces: int  # in which a step's proposals are filtered, while others are still written
+    chunks: int  # in which a step's proposals are filtered, while others are still written
     key: jax.Array  # a function of seed, round and stage
 
 
-def run(stage: Stage, path: Path, writer: Writer, display: Display) -> dict[str, float]:
+def run(stage: ProposeStage, path: Path, writer: Writer, display: Display) -> dict[str, float]:
     """Writes instructions.parquet at `path`: every seed has a row, kept or dropped with the reason.
 
     Goes on after the last step in the stage's samples.parquet.
@@ -83,7 +83,7 @@ def explain_drops(reasons: Sequence[str]) -> str:
 
 
 def _step(
-    stage: Stage, rows: Sequence[int], step: int, phases: Phases
+    stage: ProposeStage, rows: Sequence[int], step: int, phases: Phases
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     key = jax.random.fold_in(stage.key, step)
     seed, other = (jax.random.fold_in(key, i) for i in range(2))
@@ -91,9 +91,9 @@ def _step(
     def filter(read: Sequence[Proposal], numbers: Sequence[int]) -> list[Proposal]:
         return stage.task.propose(read, numbers, other)
 
-    asked = (stage.task, stage.speaker, rows, step, stage.decoding, seed, filter)
+    asked = (stage.task, stage.chat_model, rows, step, stage.decoding, seed, filter)
     names = ("sample", "filter")
-    replies, proposals = ask(*asked, pieces=stage.pieces, phases=phases, names=names)
+    replies, proposals = ask(*asked, chunks=stage.chunks, phases=phases, names=names)
     secs = phases.take()
     tokens = sum(len(reply.ids) for reply in replies if reply)
     numbers = {

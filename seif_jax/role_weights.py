@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from seif_jax import models, settings, sharding
-from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
+from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.models import lora, resolve
 from seif_jax.models.io.to_device import Place
@@ -18,14 +18,14 @@ from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 
 
-class Weights:
+class RoleWeights:
     """The weights of a run: all of a model's, or with config.lora adapters on one shared base.
 
     base    shape, tokenizer and the like of all the run's models
     shapes  what is trained, as `jax.ShapeDtypeStruct`
     """
 
-    def __init__(self, config: Config, workdir: Path, base: Base):
+    def __init__(self, config: Config, workdir: Path, base: ModelBundle):
         self.config, self.workdir = config, workdir
         self.lora = settings.lora(config)
         self._meshes = meshes(config, jax.devices())

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from seif_jax import config_keys, fingerprints, metrics, processes, settings
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -41,12 +41,12 @@ def start_time(workdir: Path) -> str:
     the first one's clock counts."""
     held = read_about(workdir) or {}
     now = datetime.now().isoformat(timespec="seconds")
-    return processes.exchange(held.get("started", now))[0]
+    return processes.allgather_objects(held.get("started", now))[0]
 
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str
+    config: Config, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> Iterator[Writer]:
     """Makes the run's folder, or makes sure that this config may go on with the run in it; yields
     what writes the run's metrics.
@@ -86,7 +86,9 @@ def _discard(workdir: Path, made: bool) -> None:
         follow(workdir).rmdir()
 
 
-def _make(config: Config, workdir: Path, base: Base, prints: dict[str, str], started: str) -> None:
+def _make(
+    config: Config, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
+) -> None:
     """Makes what is missing of the folder, and records what is new."""
     path, held = workdir / ABOUT, read_about(workdir)
     about = {

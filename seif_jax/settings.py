@@ -12,7 +12,7 @@ from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rl.learner import Algorithm
 from seif_jax.rl.rollout import Grouping
-from seif_jax.rl.stage import Sizes
+from seif_jax.rl.stage import BatchSizes
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
 
@@ -97,9 +97,9 @@ def epochs(by_round: Sequence[int], round: int) -> int:
     return by_round[min(round, len(by_round)) - 1]
 
 
-def sizes(role: Config, round: int) -> Sizes:
+def sizes(role: Config, round: int) -> BatchSizes:
     passes = epochs(role.epochs, round)
-    return Sizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, passes)
+    return BatchSizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, passes)
 
 
 def grouping(config: Config, role: Config) -> Grouping:
@@ -107,13 +107,13 @@ def grouping(config: Config, role: Config) -> Grouping:
     return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
 
 
-def pieces(config: Config) -> int:
-    """In how many pieces a step's samples are scored. Where the Judger shares the devices there is
+def chunks(config: Config) -> int:
+    """In how many chunks a step's samples are scored. Where the Judger shares the devices there is
     nothing to gain by several."""
     return 1 if config.judger.devices == "shared" else PIECES
 
 
-def decoding(config: Config, role: Config, temperature: float, salt: int = 0) -> Decoding:
+def decoding(config: Config, role: Config, temperature: float, rng_stream: int = 0) -> Decoding:
     """How a trained role, or the frozen Follower, replies."""
     return Decoding(
         role.max_prompt_tokens,
@@ -123,11 +123,11 @@ def decoding(config: Config, role: Config, temperature: float, salt: int = 0) ->
         temperature,
         role.top_k,
         role.top_p,
-        salt,
+        rng_stream,
     )
 
 
-def verdict_decoding(role: Config, salt: int) -> Decoding:
+def verdict_decoding(role: Config, rng_stream: int) -> Decoding:
     """How Filter and Judger reply; in verdict mode only its limits and prefill count."""
     return Decoding(
         role.max_prompt_tokens,
@@ -135,7 +135,7 @@ def verdict_decoding(role: Config, salt: int) -> Decoding:
         role.batch_size,
         role.prefill,
         role.temperature,
-        salt=salt,
+        rng_stream=rng_stream,
     )
 
 

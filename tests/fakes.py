@@ -15,7 +15,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Limits:
-    """What of a `speaker.Decoding` a Judge reads in verdict mode."""
+    """What of a `chat.Decoding` a Judge reads in verdict mode."""
 
     max_prompt_tokens: int = 64
     batch_size: int = 4
@@ -59,7 +59,7 @@ class FakeSpeaker:
         assert len(numbers) == len({*numbers}) == len(dialogues)
         return tell(self._answers(dialogues, decoding, key), ended)
 
-    def choose(
+    def next_token_probs(
         self,
         dialogues: Sequence[Any],
         prefill: str,
@@ -70,7 +70,7 @@ class FakeSpeaker:
     ) -> list[list[float] | None]:
         return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
 
-    def toss(self, numbers: Sequence[int], decoding: Any, key: Any) -> list[bool]:
+    def coin_flips(self, numbers: Sequence[int], decoding: Any, key: Any) -> list[bool]:
         self.calls.append((numbers, decoding, key))
         return [number % 2 == 1 for number in numbers]
 
@@ -84,8 +84,8 @@ def quoted(turn: str, header: str) -> str:
 
 def judge(pairs: Mapping[str, list[float] | None], header: str = "Constraint") -> Judge:
     """A verdict-mode Judge that answers by the text under `header`; the rest is satisfied."""
-    speaker = FakeSpeaker(lambda turn: pairs.get(quoted(turn, header), YES))
-    return Judge(speaker, "verdict", 0, Limits())
+    chat_model = FakeSpeaker(lambda turn: pairs.get(quoted(turn, header), YES))
+    return Judge(chat_model, "verdict", 0, Limits())
 
 
 YES, NO, UNSURE = [0.25, 0.75], [0.75, 0.25], [0.001, 0.002]  # UNSURE: too little mass

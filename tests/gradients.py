@@ -49,7 +49,7 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
     algorithm = replace(meshes.ALGORITHM, remat=remat)
     stage: Any = SimpleNamespace(
         mesh=devices, shapes=shapes, frozen=frozen, dtype=jnp.float32, algorithm=algorithm,
-        sizes=stage_module.Sizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
+        sizes=stage_module.BatchSizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
     )  # fmt: skip
     programs = stage_module.Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
     batch, total = meshes.batch(0), None

@@ -77,7 +77,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
         return np.zeros((rows, width), int), rng.integers(1, width, rows)
 
     laid = [
-        token_tree.lay([level(1, 20), level(2, 33), level(4, 130)], slots=640)
+        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 130)], slots=640)
         for _ in range(sharding.parts(mesh))
     ]
     shape = (len(laid), laid[0].tokens.size)

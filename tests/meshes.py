@@ -56,7 +56,7 @@ def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
     algorithm = replace(ALGORITHM, moments=moments)
     stage: Any = SimpleNamespace(
         mesh=mesh, shapes=shapes, frozen={}, dtype=jnp.float32, algorithm=algorithm,
-        sizes=stage_module.Sizes(PROMPTS, PROMPTS, 400, 1),
+        sizes=stage_module.BatchSizes(PROMPTS, PROMPTS, 400, 1),
         decoding=SimpleNamespace(temperature=1.0),
     )  # fmt: skip
     optimizer = learner.make_optimizer(algorithm, STEPS)
@@ -67,7 +67,7 @@ def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
         given = batch(step)
         reference = programs.logp(programs.cast(state.params), given)
         given = replace(given, ref_logp=reference * np.float32(1.01))
-        state, numbers, _ = programs.update(state, given, fresh=True)
+        state, numbers, _ = programs.update(state, given, on_policy=True)
         losses.append(float(numbers["loss"]))
         norms.append(float(numbers["grad_norm"]))
     engine = Engine(MODEL.config, programs.cast(state.params), jnp.float32)

@@ -19,8 +19,8 @@ from seif_jax import bench, models, settings
 from seif_jax.__main__ import main
 from seif_jax.bench import baselines, inputs, roofline
 from seif_jax.bench.baselines import Peer
-from seif_jax.bench.workloads import Job
-from seif_jax.checkpoint import Base
+from seif_jax.bench.workloads import Workload
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
@@ -104,7 +104,7 @@ def test_a_rollout_of_unequal_lengths(place, quick, capsys):
     options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
     assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lengths = inputs.Sizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
+    lengths = inputs.WorkloadSizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
     assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
     check(found, sum(lengths))
     # four samples and then two in four slots, which end with the longest's chunk of 16 steps
@@ -140,7 +140,7 @@ def test_sides_take_turns(write_peer, tmp_path, capsys):
     with start(tmp_path) as peer:
         assert peer.ready() == {"fake": "none"}
         assert not turns.exists()
-        rows, others = bench.alternate(Job(ours, 1, 1, []), peer, 3)
+        rows, others = bench.alternate(Workload(ours, 1, 1, []), peer, 3)
     assert turns.read_text().split() == ["ours", "peer"] * 3
     assert len(rows) == 3 and [other["tokens"] for other in others] == [7] * 3
     assert all(other["peak_bytes"] > 1e6 for other in others)
@@ -240,7 +240,7 @@ def test_bytes_of_decoding(tied):
 
 
 def test_prompts_have_their_length(place):
-    base = Base.load(str(place.model))
+    base = ModelBundle.load(str(place.model))
     found = inputs.passages(base.tokenizer, 5, 40)
     assert [len(ids) for ids in found] == [40] * 5
     assert len(set(map(tuple, found))) == 5

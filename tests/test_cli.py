@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from seif_jax import __main__, models, run_dir
 from seif_jax.__main__ import heading, main
-from seif_jax.checkpoint import Base, load_params
+from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import RunError, UserError
 from seif_jax.models.io import gguf
 from seif_jax.rl import stage as stage_module
@@ -148,7 +148,7 @@ def test_config_files_that_cannot_be(place, refused):
 
 def test_models_that_cannot_be(place, refused):
     folder, workdir = place.folder / "other", place.folder / "refused"
-    base = Base.load(place.model)
+    base = ModelBundle.load(place.model)
     base.save(folder)
     options = (f"--config={place.config}", f"--workdir={workdir}", f"--config.model={folder}")
     assert "other: no weights (no model.safetensors" in refused("run", *options)
@@ -240,9 +240,9 @@ def test_the_embedded_model_is_named_wherever_a_model_is(place, monkeypatch, tmp
     names = [f"--config.{key}=smollm2" for key in keys]
     run = ["run", f"--config={place.config}", "--config.stages=instructor", "--config.rounds=1"]
     assert main([*run, "--workdir=run", *names]) == 0
-    model = load_params(place.model, Base.load(place.model).model)
+    model = load_params(place.model, ModelBundle.load(place.model).model)
     jax.tree.map(np.testing.assert_array_equal, stages[0].start(), model)
-    judger = stages[0].task.checker.judge.speaker.engine.params
+    judger = stages[0].task.checker.judge.chat_model.engine.params
     jax.tree.map(np.testing.assert_array_equal, judger, model)
 
 
@@ -445,7 +445,7 @@ def test_generate_json(place, capsys):
     assert main(["generate", model, "--raw", "--json", *more]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["prompt"] for one in found] == ["The word", "The word", "user", "user"]
-    base = Base.load(place.model)
+    base = ModelBundle.load(place.model)
     params = load_params(place.model, base.model)
     for one in found:
         assert set(one) == {"prompt", "text", "token_ids", "logprobs", "finish_reason"}

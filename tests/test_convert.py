@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from seif_jax import models
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import Base, open_checkpoints
+from seif_jax.checkpoint import ModelBundle, open_checkpoints
 from seif_jax.models.io import hf
 
 
@@ -65,7 +65,7 @@ def test_convert_there_and_back(place, capsys, refused):
 )
 def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, value, options, dtype):
     """From a checkpoint, whose weights are not scanned, or by the dtype asked for."""
-    base = Base.load(place.model)
+    base = ModelBundle.load(place.model)
     params = models.init(base.model, 3)
     params["layers"]["gate"] = params["layers"]["gate"].at[0, 5, 1].set(value)
     source, dst = place.folder / f"trained_{value}", place.folder / "refused"
@@ -209,7 +209,7 @@ def test_convert_a_run(place, capsys, refused):
     """A stage by its folder or its checkpoints; the card says what trained it, and how far."""
     run = place.folder / "RUN"
     stage, dst = run / "round_1" / "follower", place.folder / "converted"
-    base = Base.load(place.model)
+    base = ModelBundle.load(place.model)
     params = models.init(base.model, 7)
     base.with_card("the base's own").save(run / "model")
     about = {"config": {"model": "org/base", "rounds": 3}, "git_commit": "abc123"}

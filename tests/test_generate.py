@@ -57,7 +57,7 @@ class Instructor:
 
 
 def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
-    speaker: Any = Instructor()
+    chat_model: Any = Instructor()
     task = Proposer(
         rows=list(SAID),
         filter=judge({CONTRADICTORY: NO}, "Instruction"),
@@ -66,8 +66,8 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         soft_share=0.0,
         seed="0",
     )
-    stage = propose.Stage(
-        1, 1, folder / "generate", speaker, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
+    stage = propose.ProposeStage(
+        1, 1, folder / "generate", chat_model, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
     )
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)
@@ -75,7 +75,7 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         stage, folder / "instructions.parquet", writer, Display(io.StringIO(), io.StringIO())
     )
     writer.close()
-    return numbers, speaker
+    return numbers, chat_model
 
 
 @pytest.mark.parametrize("batch", [2, 3, 7])
@@ -131,6 +131,6 @@ def test_it_goes_on_after_the_last_step(tmp_path: Path) -> None:
     samples.parent.mkdir(parents=True)
     table = pq.read_table(tmp_path / "whole" / "generate" / "samples.parquet")
     pq.write_table(table.filter(pq.filters_to_expression([("step", "<", 2)])), samples)
-    numbers, speaker = run(tmp_path / "part", 3)
-    assert numbers == whole and speaker.calls == 2
+    numbers, chat_model = run(tmp_path / "part", 3)
+    assert numbers == whole and chat_model.calls == 2
     assert pq.read_table(samples).to_pylist() == table.to_pylist()

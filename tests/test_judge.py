@@ -17,9 +17,11 @@ def messages(question: str, *, shots: int, mode: str, prompts: Any) -> list[dict
 def ask(mode: str, *answers: Any) -> list[Verdict]:
     """What a Judge makes of these answers of its model, one a question."""
     left = list(answers)
-    speaker = FakeSpeaker(lambda turn: left.pop(0))
+    chat_model = FakeSpeaker(lambda turn: left.pop(0))
     questions = [(f"Q{i}",) for i in range(len(answers))]
-    return Judge(speaker, mode, 2, Limits()).ask(messages, questions, range(len(questions)), "key")
+    return Judge(chat_model, mode, 2, Limits()).ask(
+        messages, questions, range(len(questions)), "key"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,36 +88,38 @@ def test_answers_keep_the_order_of_the_questions() -> None:
 
 
 def test_what_the_model_is_asked() -> None:
-    speaker = FakeSpeaker(lambda turn: [0.0, 1.0])
-    Judge(speaker, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
-    assert speaker.asked == ["Q 2 verdict"]
-    assert speaker.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
-    speaker = FakeSpeaker(lambda turn: Said("[[1]]"))
-    Judge(speaker, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], [0, 1], "key")
-    assert speaker.asked == ["Q 3 generate", "R 3 generate"]
-    assert speaker.calls == [(Limits(), "key")]  # all questions in one call
+    chat_model = FakeSpeaker(lambda turn: [0.0, 1.0])
+    Judge(chat_model, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
+    assert chat_model.asked == ["Q 2 verdict"]
+    assert chat_model.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
+    chat_model = FakeSpeaker(lambda turn: Said("[[1]]"))
+    Judge(chat_model, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], [0, 1], "key")
+    assert chat_model.asked == ["Q 3 generate", "R 3 generate"]
+    assert chat_model.calls == [(Limits(), "key")]  # all questions in one call
 
 
 def test_random_mode_tosses_coins_and_asks_no_model() -> None:
-    speaker = FakeSpeaker(lambda turn: None)
-    verdicts = Judge(speaker, "random", 2, Limits()).ask(messages, [("Q",)] * 3, [4, 7, 6], "key")
+    chat_model = FakeSpeaker(lambda turn: None)
+    verdicts = Judge(chat_model, "random", 2, Limits()).ask(
+        messages, [("Q",)] * 3, [4, 7, 6], "key"
+    )
     assert verdicts == [Verdict(False), Verdict(True), Verdict(False)]
-    assert speaker.asked == [] and speaker.calls == [([4, 7, 6], Limits(), "key")]
+    assert chat_model.asked == [] and chat_model.calls == [([4, 7, 6], Limits(), "key")]
 
 
 @pytest.mark.parametrize("mode", ["generate", "verdict", "random"])
 def test_no_questions_ask_nothing(mode: str) -> None:
-    speaker = FakeSpeaker(lambda turn: None)
-    assert Judge(speaker, mode, 0, Limits()).ask(messages, [], [], "key") == []
-    assert speaker.calls == []
+    chat_model = FakeSpeaker(lambda turn: None)
+    assert Judge(chat_model, mode, 0, Limits()).ask(messages, [], [], "key") == []
+    assert chat_model.calls == []
 
 
 @pytest.mark.parametrize("mode", ["generate", "verdict"])
 def test_both_roles_are_asked_through_it(mode: str) -> None:
     answer = Said("Fine. [[0]]") if mode == "generate" else [0.9, 0.1]
-    speaker = FakeSpeaker(lambda turn: answer)
-    judge = Judge(speaker, mode, 1, Limits())
+    chat_model = FakeSpeaker(lambda turn: answer)
+    judge = Judge(chat_model, mode, 1, Limits())
     assert [v.value for v in judge.ask(judger.messages, [("P", "R", "C")], [0], "key")] == [False]
     assert [v.value for v in judge.ask(filter.messages, [("P",)], [0], "key")] == [False]
-    assert "Reply:\n> R\n\nConstraint:\n> C\n" in speaker.asked[0]
-    assert speaker.asked[1].startswith("Instruction:\n> P\n")
+    assert "Reply:\n> R\n\nConstraint:\n> C\n" in chat_model.asked[0]
+    assert chat_model.asked[1].startswith("Instruction:\n> P\n")

@@ -21,7 +21,7 @@ from seif_jax.errors import UserError
 from seif_jax.models import lora
 from seif_jax.models.io import hf
 from seif_jax.models.lora import TARGETS, Lora
-from seif_jax.models.token_tree import flatten
+from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
@@ -208,7 +208,7 @@ def test_cached_decoding_is_the_learners_forward_pass():
         prompts, row_keys(jax.random.key(0), range(6)), group=2, max_tokens=8, method=Method(),
         stop_ids=(), batch_size=6,
     ))  # fmt: skip
-    flat = flatten(*split(prompts), out.tokens, np.full(6, 8))
+    flat = pack_completions(*split(prompts), out.tokens, np.full(6, 8))
     learner = jax.jit(partial(completion_logp, model.config, temperature=1.0, dtype=jnp.float32))
     (learned,) = learner(engine.params, tiny.one_part(flat))
     np.testing.assert_allclose(out.logp, learned, atol=1e-4)

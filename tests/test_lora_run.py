@@ -17,7 +17,7 @@ from test_run import assert_same_run, interrupt
 
 from seif_jax import checkpoint, models
 from seif_jax.__main__ import main, read_config
-from seif_jax.checkpoint import Base, load_adapter, load_params, read_lora
+from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.rl import stage as stage_module
@@ -69,14 +69,18 @@ def seif(place, workdir: Path) -> int:
 def evolution(place, workdir: Path, *more: str, lora=LORA) -> Evolution:
     silent: Any = None  # nothing is shown here
     config = read_config(str(place.config), [*lora, *place.options, *more])
-    return Evolution(config, workdir, Base.load(config.model), silent)
+    return Evolution(config, workdir, ModelBundle.load(config.model), silent)
 
 
 def test_stopped_and_started_again(place, monkeypatch):
     workdir = place.folder / "stopped"
     stops = [
         (checkpoint.Checkpoints, "save", 2),  # round 1: step 2 not in a checkpoint
-        (Base, "export", 2),  # round 2, whose adapters are those of round 1: trained, hf/ not there
+        (
+            ModelBundle,
+            "export",
+            2,
+        ),  # round 2, whose adapters are those of round 1: trained, hf/ not there
     ]
     for owner, name, calls in stops:
         with monkeypatch.context() as patch:
@@ -115,10 +119,10 @@ def test_the_base_is_held_once(place, role):
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
     programs = stage_module.Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = stage_module.speaker(stage, programs, State(stage.start(), None)).engine
-    engines = [policy, stage.reference(), stage.task.checker.judge.speaker.engine]
+    policy = stage_module.chat_model(stage, programs, State(stage.start(), None)).engine
+    engines = [policy, stage.reference(), stage.task.checker.judge.chat_model.engine]
     if role == "instructor":
-        engines += [stage.task.answerer.speaker.engine, stage.task.filter.speaker.engine]
+        engines += [stage.task.answerer.chat_model.engine, stage.task.filter.chat_model.engine]
     base = traverse_util.flatten_dict(stage.frozen)
     assert base.keys() == traverse_util.flatten_dict(models.shapes(run.base.model)).keys()
     for engine in engines:
@@ -204,5 +208,5 @@ def test_going_on_from_a_run_with_adapters(place):
         jax.tree.map(np.testing.assert_array_equal, params, merged)
     fixed = (f"--config.judger.model={stage}", "--config.lora.rank=3")
     judge: Any = evolution(place, place.folder / "next", *fixed).checker(1).judge
-    params = judge.speaker.engine.params
+    params = judge.chat_model.engine.params
     jax.tree.map(np.testing.assert_array_equal, params, merged)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seif_jax.models.token_tree import coarse, fine, flatten
+from seif_jax.models.token_tree import pack_completions, round_up_eighth, round_up_pow2
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.packing import pack, padding, share
 
 
 def test_a_tree_in_a_row():
     """Prefix 5 6; prompts 7 8, 9; of completions 10 11 12, none, 13, 14 15 all but the last."""
-    flat: Any = flatten(
+    flat: Any = pack_completions(
         np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
         np.array([[10, 11, 12], [0, 0, 0], [13, 0, 0], [14, 15, 0]]), np.array([3, 0, 1, 2]),
     )  # fmt: skip
@@ -24,19 +24,19 @@ def test_a_tree_in_a_row():
     prefix, prompts, completions = flat.tree.levels
     assert prefix.tolist() == [[0, 1]] and prompts.tolist() == [[2, 3], [4, 8]]
     assert completions.tolist() == [[5, 6, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
-    assert flat.tree.places.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
-    assert flat.states.tolist() == [3, 5, 6, 4, 4, 7, 0, 0] and flat.said == 6
+    assert flat.tree.slot_of.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
+    assert flat.hidden_index.tolist() == [3, 5, 6, 4, 4, 7, 0, 0] and flat.num_targets == 6
     assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
     assert flat.rows.tolist() == [[0, 1, 2], [0, 0, 0], [3, 0, 0], [4, 5, 0]]
 
 
 def test_sizes():
-    assert [fine(n) for n in (1, 15, 16, 17, 31, 129, 1000, 1265)] == [
+    assert [round_up_eighth(n) for n in (1, 15, 16, 17, 31, 129, 1000, 1265)] == [
         1, 15, 16, 18, 32, 144, 1024, 1280,
     ]  # fmt: skip
-    octave = {fine(n) for n in range(1025, 2049)}
-    assert len(octave) == 8 and max(fine(n) / n for n in range(1, 5000)) <= 1.125
-    assert [coarse(n) for n in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
+    octave = {round_up_eighth(n) for n in range(1025, 2049)}
+    assert len(octave) == 8 and max(round_up_eighth(n) / n for n in range(1, 5000)) <= 1.125
+    assert [round_up_pow2(n) for n in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         none[:, 0], rng.random(P * group) < 0.7,
     )  # fmt: skip
     parts = pack(batch, tokens)
-    said = [micro.flat.targets[micro.flat.rows[micro.mask]] for _, micro in parts]
+    said = [micro.packed.targets[micro.packed.rows[micro.mask]] for _, micro in parts]
     wanted = batch.completions[batch.mask()]
     assert sorted(np.concatenate([*said, []]).tolist()) == wanted.tolist()
     for samples, micro in parts:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from seif_jax.rl.overlap import Pieces
+from seif_jax.rl.overlap import OverlappedScorer
 
 
 @pytest.mark.parametrize(
@@ -17,27 +17,29 @@ from seif_jax.rl.overlap import Pieces
 )
 def test_every_place_is_in_one_run_whole_units_together(count, unit, runs, expected) -> None:
     done: list[range] = []
-    with Pieces(count, unit, runs, lambda run: done.append(run) or [-i for i in run]) as pieces:
+    with OverlappedScorer(
+        count, unit, runs, lambda run: done.append(run) or [-i for i in run]
+    ) as chunks:
         for place in reversed(range(count)):
-            pieces.came(place)
-        found, _ = pieces.results()
+            chunks.mark_done(place)
+        found, _ = chunks.results()
     assert found == [-i for i in range(count)]
     assert sorted(done, key=lambda run: run.start) == expected
 
 
 def test_a_run_is_begun_when_it_is_complete() -> None:
     done: list[range] = []
-    with Pieces(4, 1, 2, lambda run: done.append(run) or [*run]) as pieces:
+    with OverlappedScorer(4, 1, 2, lambda run: done.append(run) or [*run]) as chunks:
         for place in (1, 2, 3, 0):  # the second run is complete first
-            pieces.came(place)
-        assert pieces.results()[0] == [0, 1, 2, 3]
+            chunks.mark_done(place)
+        assert chunks.results()[0] == [0, 1, 2, 3]
     assert done == [range(2, 4), range(0, 2)]
 
 
 def test_one_run_is_worked_on_when_it_is_asked_for() -> None:
     done: list[range] = []
-    with Pieces(2, 1, 1, lambda run: done.append(run) or [*run]) as pieces:
-        pieces.came(0)
-        pieces.came(1)
+    with OverlappedScorer(2, 1, 1, lambda run: done.append(run) or [*run]) as chunks:
+        chunks.mark_done(0)
+        chunks.mark_done(1)
         assert done == []
-        assert pieces.results() == ([0, 1], 0.0)
+        assert chunks.results() == ([0, 1], 0.0)

@@ -254,7 +254,7 @@ def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
     assert cost.operations(traced.jaxpr.jaxpr) == wanted
 
 
-def collective(text: str) -> hlo.Program:
+def collective(text: str) -> hlo.HloProgram:
     return hlo.parse(
         f"ENTRY %main (p: f32[64]) -> f32[64] {{\n  %p = f32[64] parameter(0)\n{text}\n}}"
     )

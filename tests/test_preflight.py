@@ -9,7 +9,7 @@ import tiny_run
 
 from seif_jax import preflight, propose, settings
 from seif_jax.__main__ import read_config
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
@@ -31,7 +31,7 @@ def begin(place):
         config = read_config(str(place.config), [f"--config.{option}" for option in named])
         silent: Any = None  # nothing is shown
         try:
-            Evolution(config, place.folder / "never", Base.load(config.model), silent)
+            Evolution(config, place.folder / "never", ModelBundle.load(config.model), silent)
         except UserError as error:
             return str(error)
         return ""
@@ -119,7 +119,7 @@ def test_verdicts_that_are_more_than_a_token(place, mode, checks, wanted):
 def test_only_one_prompt_must_fit(place):
     """The others are dropped; nothing after the first that fits is encoded."""
     config = read_config(str(place.config), ["--config.follower.max_prompt_tokens=40"])
-    tokenizer = Base.load(place.model).tokenizer
+    tokenizer = ModelBundle.load(place.model).tokenizer
     rows = [Instruction("", ("x",), text, ({},), ("soft",)) for text in ("long " * 50, "Hi", "")]
     seen: list[Any] = []
 

@@ -285,7 +285,7 @@ def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
     calls: list[list[int]] = []
     beside, phases = Notes(ROWS, checker, "plain", 0), Phases()
     arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping())
-    found = rollout(beside, policy, *arguments, phases, pieces=2)
+    found = rollout(beside, policy, *arguments, phases, chunks=2)
     assert calls == [[0, 1, 2], [3, 4, 5]]
     assert phases.take()["secs/scored_early"] > 0
     plain: Any = Policy(replies)
@@ -301,6 +301,6 @@ def test_an_error_in_scoring_beside_is_raised() -> None:
     policy: Any = Policy(REPLIES)
     task = Fails(ROWS, Checker(None, "rules"), "plain", 0)
     arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping(), Phases())
-    for pieces in (1, 2):
+    for chunks in (1, 2):
         with pytest.raises(RunError, match="no verdict today"):
-            rollout(task, policy, *arguments, pieces=pieces)
+            rollout(task, policy, *arguments, chunks=chunks)

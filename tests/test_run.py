@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer
 from seif_jax import checkpoint, data, metrics
 from seif_jax import propose as generating
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import Base, load_params
+from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.rl import optim
 from seif_jax.rl import stage as stage_module
 
@@ -91,7 +91,7 @@ def rows(workdir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def weights(stage: Path) -> dict[str, Any]:
-    return load_params(stage, Base.load(stage).model)
+    return load_params(stage, ModelBundle.load(stage).model)
 
 
 def assert_same_run(got: Path, wanted: Path) -> None:
@@ -196,7 +196,7 @@ def test_follower_in_hugging_face_format(finished):
         assert {value.dtype.name for value in held.values()} == {"bfloat16"}
         final = weights(folder.parent)
         np.testing.assert_array_equal(held["lm_head.weight"], final["head"].astype("bfloat16"))
-        np.testing.assert_array_equal(load_params(folder, Base.load(folder).model)["norm"],
+        np.testing.assert_array_equal(load_params(folder, ModelBundle.load(folder).model)["norm"],
                                       final["norm"].astype("bfloat16"))  # fmt: skip
 
 
@@ -232,14 +232,14 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     """At last with more rounds than were asked for at first, after these have ended."""
     workdir = place.folder / "stopped"
     first_round = [
-        (Base, "save", 1),  # config.json is there, model/ is not
+        (ModelBundle, "save", 1),  # config.json is there, model/ is not
         (stage_module, "train_step", 1),  # round 1, Instructor: nothing done yet
         (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
         (stage_module, "summary", 1),  # trained, but the stage is not marked as done
         (generating, "_step", 2),  # data: one step done
         (data, "append_samples", 1),  # its metrics written, its samples not
         (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
-        (Base, "export", 1),  # weights saved, hf/ not
+        (ModelBundle, "export", 1),  # weights saved, hf/ not
     ]
     second_round = [
         (checkpoint.Checkpoints, "save", -3),  # Instructor: the last checkpoint just made
@@ -365,7 +365,7 @@ ELSEWHERE = """
 import pathlib, sys
 from seif_jax import evolve
 from seif_jax.__main__ import read_config, use_compilation_cache
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import judger
 
@@ -373,11 +373,11 @@ use_compilation_cache()
 question = ("Say this.\\nBe kind.", "0a1", "Be kind.")
 for devices in ("shared", "1", "[1]"):
     config = read_config(sys.argv[1], [f"--config.judger.devices={devices}"])
-    run = evolve.Evolution(config, pathlib.Path(), Base.load(config.model), None)
+    run = evolve.Evolution(config, pathlib.Path(), ModelBundle.load(config.model), None)
     judge = run.checker(1).judge
-    where = {d.id for d in judge.speaker.engine.params["norm"].devices()}
+    where = {d.id for d in judge.chat_model.engine.params["norm"].devices()}
     print(where, judge.ask(judger.messages, [question], [0], None)[0].prob)
-    answerer = run.instructor_task(1).answerer.speaker.engine.params["norm"]
+    answerer = run.instructor_task(1).answerer.chat_model.engine.params["norm"]
     print({d.id for d in answerer.devices()})
 """
 
@@ -444,6 +444,8 @@ def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
     assert (stage.name, stage.round, len(stage.task.rows)) == ("instructor", 1, 6)
     jax.tree.map(np.testing.assert_array_equal, stage.start(), weights(start))
     jax.tree.map(np.testing.assert_array_equal, stage.reference().params, weights(start))
-    answerer = stage.task.answerer.speaker.engine.params  # the frozen Follower is the base model
+    answerer = stage.task.answerer.chat_model.engine.params  # the frozen Follower is the base model
     base = place.folder / "model"
-    jax.tree.map(np.testing.assert_array_equal, answerer, load_params(base, Base.load(base).model))
+    jax.tree.map(
+        np.testing.assert_array_equal, answerer, load_params(base, ModelBundle.load(base).model)
+    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax import models
-from seif_jax.models.token_tree import flatten
+from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, pick
@@ -81,7 +81,7 @@ def test_cached_decoding_of_the_families(changes):
         PROMPTS, row_keys(jax.random.key(0), range(8)), group=2, max_tokens=10, method=PLAIN,
         stop_ids=(), batch_size=8,
     ))  # fmt: skip
-    flat = flatten(*split(PROMPTS), out.tokens, np.full(8, 10))
+    flat = pack_completions(*split(PROMPTS), out.tokens, np.full(8, 10))
     flat = tiny.one_part(flat)
     (learner,) = completion_logp(model.config, params, flat, temperature=1.0, dtype=jnp.float32)
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
@@ -91,7 +91,7 @@ def test_cached_decoding_of_the_families(changes):
 def test_sampler_and_learner_report_the_same(temperature):
     """The sampler's log-probabilities against the scanned learner's and a plain forward's."""
     out = draw(method=Method(temperature))
-    flat = tiny.one_part(flatten(*split(PROMPTS), out.tokens, np.full(12, 10)))
+    flat = tiny.one_part(pack_completions(*split(PROMPTS), out.tokens, np.full(12, 10)))
     (learner,) = completion_logp(C, PARAMS, flat, temperature=temperature, dtype=jnp.float32)
     np.testing.assert_allclose(out.logp, learner, atol=1e-4)
     for row, tokens in enumerate(out.tokens):
@@ -140,7 +140,7 @@ def test_a_tree_of_four_levels():
     (part,) = as_trees(prompts, 13)
     assert [len(level) for level in part.tree.levels] == [1, 2, 6, 18]
     starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
-    held = part.tree.places < sum(level.size for level in part.tree.levels)
+    held = part.tree.slot_of < sum(level.size for level in part.tree.levels)
     assert np.sum(held) == len(starts)
     assert sorted(part.prompts) == [-1] * 5 + list(range(13))
     for size in (13, 5):  # and cut into trees of one instruction each
@@ -177,16 +177,16 @@ def test_few_slots_for_many_samples_of_unequal_length():
     limits = np.where(rng.random(72) < 0.1, 600, rng.integers(50, 151, 72)).tolist()
     prompts = [SHARED + rng.integers(3, 96, rng.integers(1, 50)).tolist() for _ in range(24)]
     keys = row_keys(jax.random.key(3), range(72))
-    speaker = engine()
+    chat_model = engine()
     told: list[int] = []
-    out = speaker.sample(
+    out = chat_model.sample(
         prompts, keys, group=3, max_tokens=limits, method=PLAIN, stop_ids=(), batch_size=8,
         ended=lambda i, sample: told.append(i),
     )  # fmt: skip
     assert sorted(told) == list(range(72)) and told != sorted(told)
     assert [len(sample.tokens) for sample in out] == limits
     assert not any(sample.stopped for sample in out)
-    assert sum(limits) / speaker.slot_steps >= 0.85
+    assert sum(limits) / chat_model.slot_steps >= 0.85
     for i in (0, 41, int(np.argmax(limits))):
         (alone,) = engine().sample(
             [prompts[i // 3]], keys[i : i + 1], group=1, max_tokens=limits[i], method=PLAIN,

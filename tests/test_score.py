@@ -116,13 +116,13 @@ def test_all_constraints_are_judged_in_one_call_each_on_its_own_answer() -> None
     checker = Checker(asked, "hybrid")
     found = checker.marks([checker.check(*item) for item in items], range(len(items)), "key")
     assert [len(marks) for marks in found] == [4, 1]
-    speaker: Any = asked.speaker
-    assert len(speaker.calls) == 1
-    assert [(quoted(turn, "Reply"), quoted(turn, "Constraint")) for turn in speaker.asked] == [
+    chat_model: Any = asked.chat_model
+    assert len(chat_model.calls) == 1
+    assert [(quoted(turn, "Reply"), quoted(turn, "Constraint")) for turn in chat_model.asked] == [
         *((ANSWER, text) for text in ROW.constraints),
         ("Thank you.", POLITE),
     ]
-    assert quoted(speaker.asked[0], "Instruction") == ROW.prompt
+    assert quoted(chat_model.asked[0], "Instruction") == ROW.prompt
     assert checker.marks([], [], "key") == []
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import CHATML, tiny_tokenizer
 
-from seif_jax.chat import Decoding, Speaker
+from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.roles import follower, instructor, verdict
 from seif_jax.sampling import Sample, row_keys
@@ -46,9 +46,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(tiny_tokenizer(folder / "tokenizer"))
 
 
-def speaker(tokenizer: Tokenizer) -> tuple[Speaker, FakeEngine]:
+def chat_model(tokenizer: Tokenizer) -> tuple[ChatModel, FakeEngine]:
     engine: Any = FakeEngine(tokenizer.encode("a")[0])
-    return Speaker(engine, tokenizer), engine
+    return ChatModel(engine, tokenizer), engine
 
 
 def turn(text: str) -> list[dict[str, str]]:
@@ -61,7 +61,7 @@ DECODING = Decoding(max_prompt_tokens=40, max_tokens=8, batch_size=4, prefill="B
 
 
 def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
-    talker, engine = speaker(tokenizer)
+    talker, engine = chat_model(tokenizer)
     replies = talker.reply(ASKED, DECODING, jax.random.key(3), group=2)
     assert [r and (r.text, r.ids.tolist(), r.finished) for r in replies] == [
         ("B", [END], True),
@@ -90,7 +90,7 @@ def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
 
 
 def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
-    talker, _ = speaker(tokenizer)
+    talker, _ = chat_model(tokenizer)
     length = len(tokenizer.encode_chat(turn("Hi"), "B"))
     for limit, fits in ((length, True), (length - 1, False)):
         (reply,) = talker.reply([turn("Hi")], Decoding(limit, 8, 4, "B"), jax.random.key(0))
@@ -98,22 +98,24 @@ def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
 
 
 def test_nothing_that_fits_asks_nothing(tokenizer: Tokenizer) -> None:
-    talker, engine = speaker(tokenizer)
+    talker, engine = chat_model(tokenizer)
     assert talker.reply([LONG], DECODING, jax.random.key(0), group=3) == [None] * 3
-    assert talker.choose([LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4) == [None]
+    assert talker.next_token_probs(
+        [LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4
+    ) == [None]
     assert talker.reply([], DECODING, jax.random.key(0)) == [] and engine.calls == []
 
 
 def test_limits_beyond_the_model_are_named(tokenizer: Tokenizer) -> None:
-    talker, _ = speaker(tokenizer)
+    talker, _ = chat_model(tokenizer)
     with pytest.raises(UserError, match="max_prompt_tokens=290 and max_tokens=11 exceed .* 300"):
         talker.reply([turn("Hi")], Decoding(290, 11, 4), jax.random.key(0))
     talker.reply([turn("Hi")], Decoding(290, 10, 4), jax.random.key(0))
 
 
 def test_choose(tokenizer: Tokenizer) -> None:
-    talker, engine = speaker(tokenizer)
-    found = talker.choose(ASKED, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
+    talker, engine = chat_model(tokenizer)
+    found = talker.next_token_probs(ASKED, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
     assert found == [pytest.approx([0.125, 0.5]), None, pytest.approx([0.25, 0.0625])]
     ((prompts, options, batch_size),) = engine.calls
     assert prompts == [tokenizer.encode_chat(ASKED[i], "[[") for i in (0, 2)]
@@ -121,23 +123,29 @@ def test_choose(tokenizer: Tokenizer) -> None:
 
 
 def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
-    talker, _ = speaker(tokenizer)
+    talker, _ = chat_model(tokenizer)
     for prefill, option in (("[[", "10"), ("The word", "ing the")):
         with pytest.raises(UserError, match=f"'{option}' is not one token after the prefill"):
-            talker.choose(ASKED, prefill, (option,), max_prompt_tokens=40, batch_size=4)
+            talker.next_token_probs(ASKED, prefill, (option,), max_prompt_tokens=40, batch_size=4)
     with pytest.raises(UserError, match="'he' is not one token"):  # it melts into what is before
-        talker.choose(ASKED, " t", ("he",), max_prompt_tokens=40, batch_size=4)
+        talker.next_token_probs(ASKED, " t", ("he",), max_prompt_tokens=40, batch_size=4)
 
 
 def test_coins_are_fair_and_functions_of_key_salt_and_number(tokenizer: Tokenizer) -> None:
-    speak, engine = speaker(tokenizer)
-    key, one, two = jax.random.key(3), Decoding(9, 9, 9, salt=1), Decoding(9, 9, 9, salt=2)
-    coins = speak.toss(range(4000), one, key)
-    assert coins == speak.toss(range(4000), one, key) and coins[5:7] == speak.toss([5, 6], one, key)
+    speak, engine = chat_model(tokenizer)
+    key, one, two = (
+        jax.random.key(3),
+        Decoding(9, 9, 9, rng_stream=1),
+        Decoding(9, 9, 9, rng_stream=2),
+    )
+    coins = speak.coin_flips(range(4000), one, key)
+    assert coins == speak.coin_flips(range(4000), one, key) and coins[5:7] == speak.coin_flips(
+        [5, 6], one, key
+    )
     assert abs(sum(coins) / 4000 - 0.5) < 0.03  # four standard errors
     others = (
-        speak.toss(range(4000), two, key),
-        speak.toss(range(4000), one, jax.random.key(4)),
+        speak.coin_flips(range(4000), two, key),
+        speak.coin_flips(range(4000), one, jax.random.key(4)),
         coins[1:],
     )
     for other in others:
@@ -195,7 +203,7 @@ def test_what_the_prompt_opens_counts_as_written(
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
     engine: Any = Writes(written, tokenizer)
     decoding = Decoding(max_prompt_tokens=200, max_tokens=8, batch_size=4, prefill=prefill)
-    (reply,) = Speaker(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
+    (reply,) = ChatModel(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
     assert reply is not None
     assert tokenizer.decode(reply.prompt_ids).endswith(opens + prefill)
     assert follower.read(reply.text, "think_answer") == answer
@@ -211,7 +219,7 @@ def test_other_roles_read_past_an_opened_thought(tmp_path: Path) -> None:
 
     def said(written: str) -> str:
         engine: Any = Writes(written, tokenizer)
-        (reply,) = Speaker(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
+        (reply,) = ChatModel(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
         assert reply is not None
         return reply.text
 
@@ -237,7 +245,7 @@ def test_a_verdict_is_not_read_inside_a_thought(
 ) -> None:
     template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
-    talker, engine = speaker(tokenizer)
-    talker.choose([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
+    talker, engine = chat_model(tokenizer)
+    talker.next_token_probs([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
     ((prompts, _, _),) = engine.calls
     assert tokenizer.decode(prompts[0]).endswith(f"assistant\n{expected}")

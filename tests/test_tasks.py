@@ -229,8 +229,8 @@ def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about(
     assert [s.reward for s in scores] == [0.0, pytest.approx(2 / 3), 0.0, pytest.approx(2 / 3)]
     other = instructor.instruction("Name a tree.", THREE)
     assert [s.prompt for s in scores] == [SEED, PROMPT, SEED, other]
-    speaker: Any = one.answerer.speaker
-    assert speaker.asked == [PROMPT, other] and speaker.calls == [("decoding", "key")]
+    chat_model: Any = one.answerer.chat_model
+    assert chat_model.asked == [PROMPT, other] and chat_model.calls == [("decoding", "key")]
 
 
 def test_propose_with_and_without_a_filter() -> None:

@@ -35,7 +35,7 @@ TOKENS = int(LENGTHS[TRAINED].sum())
 ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
 
 
-def flat_logp(params, flat, remat="none", dtype=jnp.float32):
+def packed_logp(params, flat, remat="none", dtype=jnp.float32):
     part = tiny.one_part(flat)
     return completion_logp(C, params, part, temperature=0.8, dtype=dtype, remat=remat)[0]
 
@@ -87,16 +87,16 @@ def quick_compiles():
         yield
 
 
-LEARNER = learner.Learner(flat_logp, optax.sgd(1.0), ALGORITHM)
+LEARNER = learner.Learner(packed_logp, optax.sgd(1.0), ALGORITHM)
 
 
-def step(batch, fresh=False, tokens=100, learner=LEARNER):
+def step(batch, on_policy=False, tokens=100, learner=LEARNER):
     """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = State(start, optim.init(optax.sgd(1.0), start))
     micros = [micro for _, micro in pack(batch, tokens)]
     trained = int(batch.mask().sum())
-    state, numbers = learner.update(state, {}, micros, trained, fresh)
+    state, numbers = learner.update(state, {}, micros, trained, on_policy)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
     return gradient, state.params, numbers
 
@@ -112,7 +112,7 @@ def test_the_tree_is_each_sequence_by_itself(tokens, parts):
     inside = BATCH.mask()
     tree = np.zeros_like(LOGP)
     for samples, micro in found:
-        logp = jax.jit(flat_logp)(PARAMS, micro.flat)
+        logp = jax.jit(packed_logp)(PARAMS, micro.packed)
         tree[samples, : logp.shape[1]] = logp[: len(samples)]
     np.testing.assert_allclose(tree[inside], LOGP[inside], atol=1e-5)
 
@@ -135,7 +135,7 @@ def test_padding_cannot_be_seen():
     close(other, clean, atol=0)
     samples, micro = pack(BATCH.take(np.array([3, 0, 1])), 100)[0]
     assert len(samples) == 6 and micro.mask.shape[0] == 8
-    logp = jax.jit(flat_logp)(PARAMS, micro.flat)
+    logp = jax.jit(packed_logp)(PARAMS, micro.packed)
     wanted, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
     np.testing.assert_allclose(logp[:6][mask], wanted[mask], atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_gradient_is_that_of_the_plain_formula():
         return jnp.sum(jnp.where(mask, terms, 0.0)) / 29
 
     wanted = jax.jit(jax.grad(objective))(PARAMS)
-    gradient, _, numbers = step(BATCH, fresh=True)
+    gradient, _, numbers = step(BATCH, on_policy=True)
     close(gradient, wanted, atol=2e-6)
     assert numbers["grad_norm"] == pytest.approx(float(optax.tree.norm(wanted)), rel=1e-5)
 
@@ -170,12 +170,12 @@ def test_numbers_of_an_update():
 def test_fresh_decides_whose_log_probabilities_are_the_old_ones():
     """Old ones 0.1 lower make the ratio e^0.1 = 1.105, inside the clip: the gradient grows so."""
     still = replace(BATCH, ref_logp=LOGP, old_logp=LOGP - np.float32(0.1))
-    fresh, _, first = step(still, fresh=True)
-    later, _, second = step(still, fresh=False)
+    on_policy, _, first = step(still, on_policy=True)
+    later, _, second = step(still, on_policy=False)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-6)
     assert second["approx_kl"] == pytest.approx(-0.1, abs=1e-5)
-    close(later, jax.tree.map(lambda g: g * np.exp(0.1), fresh), atol=5e-6)
-    close(step(replace(still, old_logp=LOGP + 7), fresh=True)[0], fresh, atol=0)
+    close(later, jax.tree.map(lambda g: g * np.exp(0.1), on_policy), atol=5e-6)
+    close(step(replace(still, old_logp=LOGP + 7), on_policy=True)[0], on_policy, atol=0)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
@@ -213,7 +213,7 @@ def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
 
 
 def test_gradients_are_float32_under_bfloat16():
-    logp = partial(flat_logp, dtype=jnp.bfloat16)
+    logp = partial(packed_logp, dtype=jnp.bfloat16)
     (_, micro), shapes = pack(BATCH, 100)[0], models.shapes(MODEL)
     gradient = partial(learner.gradient, logp, ALGORITHM)
     found, *_ = jax.eval_shape(gradient, shapes, {}, micro, np.bool_(True), np.float32(29))
@@ -231,16 +231,16 @@ def programs_of(stage: Any, **parts: Any) -> stage_module.Programs:
 
 
 def test_updates_of_a_rollout():
-    """Only the first is fresh; one without a trained sample is left out; counts are sums."""
+    """Only the first is on_policy; one without a trained sample is left out; counts are sums."""
     calls = []
 
-    def update(state, frozen, micros, trained, fresh):
-        calls.append((next(micros).advantages[0].tolist(), fresh))
+    def update(state, frozen, micros, trained, on_policy):
+        calls.append((next(micros).advantages[0].tolist(), on_policy))
         numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=stage_module.Sizes(4, 1, 100, 1), frozen={}))
+    stage = cast(Any, SimpleNamespace(sizes=stage_module.BatchSizes(4, 1, 100, 1), frozen={}))
     programs = programs_of(stage, learner=SimpleNamespace(update=update))
     batch = replace(BATCH, trained=trained)
     batches = [batch.take(np.array([i])) for i in range(4)]
@@ -267,11 +267,11 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
 
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
-        sizes=stage_module.Sizes(4, prompts, 24, 1), reference=lambda: reference,
+        sizes=stage_module.BatchSizes(4, prompts, 24, 1), reference=lambda: reference,
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = stage_module.with_logp(programs_of(stage, flat_logp=logp), empty, policy)
+    found = stage_module.with_logp(programs_of(stage, packed_logp=logp), empty, policy)
     assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
     inside = np.split(BATCH.mask(), 4 // prompts)
     tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)

@@ -140,7 +140,7 @@ def jax_settings(**values: Any) -> Iterator[None]:
 
 
 def one_part(tree: Any) -> Any:
-    """A part of a batch (Flat, Micro), or a tree, as the only one of those side by side."""
+    """One PackedBatch, MicroBatch or tree with a leading axis of length 1."""
     return jax.tree.map(lambda x: x[None] if x.ndim else x, tree)
 
 

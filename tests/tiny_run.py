@@ -15,7 +15,7 @@ import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
 from seif_jax import models
-from seif_jax.checkpoint import Base
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.tokenizer import Tokenizer
 
 VOCAB = 336
@@ -71,7 +71,7 @@ def model_folder(folder: Path, seed: int = 11, **changes: Any) -> Path:
     digits = jnp.array([tokenizer.encode(digit)[0] for digit in "01"])
     params["head"] = params["head"].at[digits].multiply(4.0)
     carried = {"generation_config.json": b'{"eos_token_id": 2}'}
-    Base(model, tokenizer, carried).export(folder, params, "float32")
+    ModelBundle(model, tokenizer, carried).export(folder, params, "float32")
     return folder
 
 

@@ -2,7 +2,7 @@
 
 What is timed                              tokens that tokens_per_sec counts
 rollout  Engine.sample, never stopped      sampled
-judge    Speaker.choose, verdict mode      of all dialogues, as if they shared nothing
+judge    ChatModel.choose, verdict mode      of all dialogues, as if they shared nothing
 update   gradient and optimizer            of all samples, each with its prompt
 step     train.train_step                  sampled
 
@@ -33,9 +33,9 @@ import psutil
 from seif_jax import metrics, models, settings
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer
-from seif_jax.bench.inputs import ALGORITHM, Model, Sizes
-from seif_jax.bench.workloads import FULL_BATCH, JOBS, Job
-from seif_jax.checkpoint import Base, tensors
+from seif_jax.bench.inputs import ALGORITHM, BenchModel, WorkloadSizes
+from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
+from seif_jax.checkpoint import ModelBundle, tensors
 from seif_jax.errors import UserError
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
@@ -44,7 +44,7 @@ Row = dict[str, float]  # a repetition's seconds by name, the whole as "step"
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchOptions:
     """The options of `seif bench`."""
 
     model: str | None
@@ -85,9 +85,9 @@ class Request:
             raise UserError(f"--against compares on the CPU, this is {jax.default_backend()}")
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> WorkloadSizes:
         samples = self.prompts * self.group
-        return Sizes(
+        return WorkloadSizes(
             self.prompts,
             self.group,
             self.prompt_tokens,
@@ -98,17 +98,17 @@ class Request:
         )
 
 
-def run(r: Request) -> dict[str, Any]:
+def run(r: BenchOptions) -> dict[str, Any]:
     """Measures; progress goes to standard error. UserError for what cannot be asked for, and for
     a peer that fails."""
     r.check()
-    base = Base.load(r.model)
+    base = ModelBundle.load(r.model)
     if r.prompt_tokens + r.new_tokens > base.model.config.max_positions:
         raise UserError(
             f"--prompt_tokens={r.prompt_tokens} and --new_tokens={r.new_tokens} exceed the "
             f"model's {base.model.config.max_positions} positions"
         )
-    model = Model(base, r.model, settings.dtype(r.dtype))
+    model = BenchModel(base, r.model, settings.dtype(r.dtype))
     found: dict[str, Any] = {
         **asdict(r),
         "model_type": base.model.hf_config["model_type"],
@@ -132,11 +132,11 @@ def run(r: Request) -> dict[str, Any]:
     return found
 
 
-def measured(r: Request, model: Model) -> dict[str, Any]:
+def measured(r: BenchOptions, model: BenchModel) -> dict[str, Any]:
     """All numbers but those of the machine."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seif_bench_")))
-        job = JOBS[r.what](model, r.sizes)
+        job = WORKLOADS[r.what](model, r.sizes)
         peer = stack.enter_context(start_peer(r, model, job, folder)) if r.against else None
         versions = peer.ready() if peer else {}
         secs = stack.enter_context(metrics.compile_secs())
@@ -173,7 +173,9 @@ def measured(r: Request, model: Model) -> dict[str, Any]:
     return out
 
 
-def alternate(job: Job, peer: Peer | None, repeats: int) -> tuple[list[Row], list[dict[str, Any]]]:
+def alternate(
+    job: Workload, peer: Peer | None, repeats: int
+) -> tuple[list[Row], list[dict[str, Any]]]:
     """The repetitions of both sides, which take turns."""
     rows, others = [], []
     for i in range(repeats):
@@ -207,7 +209,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float, str]:
+def needed(r: BenchOptions, found: dict[str, Any], model: BenchModel) -> tuple[str, float, str]:
     """Which limit the work is held against, how much of that it takes, in which seconds."""
     if r.what != "rollout":
         return "flops_per_sec", found["flops"], "step"
@@ -223,11 +225,11 @@ def needed(r: Request, found: dict[str, Any], model: Model) -> tuple[str, float,
     return "bytes_per_sec", per_step * steps, "decode"
 
 
-def peer_dtype(r: Request) -> str:
+def peer_dtype(r: BenchOptions) -> str:
     return r.peer_dtype or baselines.DTYPES.get(r.against or "", r.dtype)
 
 
-def start_peer(r: Request, model: Model, job: Job, folder: Path) -> Peer:
+def start_peer(r: BenchOptions, model: BenchModel, job: Workload, folder: Path) -> Peer:
     """Starts it on the same work, with a Hugging Face folder of the model."""
     source = models.resolve(r.model)
     if not (source / "config.json").is_file():

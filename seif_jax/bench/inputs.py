@@ -12,7 +12,7 @@ import numpy as np
 
 from seif_jax import data, models, sharding
 from seif_jax.chat import Decoding
-from seif_jax.checkpoint import Base, load_params
+from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.models.io.to_device import Place, home
@@ -42,10 +42,10 @@ KINDS = (  # constraints that go together
 
 
 @dataclass(frozen=True)
-class Model:
+class BenchModel:
     """What is to be measured: whose weights, in which dtype."""
 
-    base: Base
+    base: ModelBundle
     path: str | None
     dtype: Any
 
@@ -61,7 +61,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class WorkloadSizes:
     """judge: `prompts` replies, REPLIES to an instruction, `group` constraints each; an instruction
     of prompt_tokens, a reply of new_tokens."""
 
@@ -128,7 +128,7 @@ def passages(tokenizer: Tokenizer, count: int, tokens: int) -> list[list[int]]:
     return found
 
 
-def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
+def questions(tokenizer: Tokenizer, s: WorkloadSizes) -> list[Any]:
     """The Judger's dialogues, in the order of a rollout: the replies to an instruction side by
     side, and so the constraints of a reply."""
     asked = passages(tokenizer, -(-s.prompts // REPLIES), s.prompt_tokens)
@@ -147,7 +147,7 @@ def questions(tokenizer: Tokenizer, s: Sizes) -> list[Any]:
     ]
 
 
-def training(m: Model, s: Sizes) -> tuple[stage_module.Stage, list[list[int]]]:
+def training(m: BenchModel, s: WorkloadSizes) -> tuple[stage_module.Stage, list[list[int]]]:
     """A stage that trains on prompts of exactly prompt_tokens, and their ids."""
     tokenizer = Plain(m.base.tokenizer)
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
@@ -168,8 +168,8 @@ def training(m: Model, s: Sizes) -> tuple[stage_module.Stage, list[list[int]]]:
         task=Letters(rows, Checker(None, "rules"), "plain", 0),
         decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
         grouping=Grouping(s.group, "grpo", False, False),
-        pieces=1,
-        sizes=stage_module.Sizes(s.prompts, s.prompts, s.micro_tokens, 1),
+        chunks=1,
+        sizes=stage_module.BatchSizes(s.prompts, s.prompts, s.micro_tokens, 1),
         algorithm=ALGORITHM,
         key=jax.random.key(0),
         order_seed=0,

@@ -10,8 +10,8 @@ import numpy as np
 
 from seif_jax import models
 from seif_jax.bench import roofline
-from seif_jax.bench.inputs import Model, Sizes, passages, questions, training
-from seif_jax.chat import Reply, Speaker
+from seif_jax.bench.inputs import BenchModel, WorkloadSizes, passages, questions, training
+from seif_jax.chat import ChatModel, Reply
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
 from seif_jax.models.layers import Config
@@ -30,7 +30,7 @@ SHARED_BATCH, FULL_BATCH = 256, 16  # prompts in a program at a time, with start
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What is timed."""
 
     work: Callable[[], dict[str, float] | None]  # does it once; seconds of its phases, if any
@@ -42,13 +42,13 @@ class Job:
     notes: dict[str, float] = field(default_factory=dict)  # numbers that these leave
 
 
-def forward_flops(c: Config, prompts: list[list[int]], s: Sizes) -> int:
+def forward_flops(c: Config, prompts: list[list[int]], s: WorkloadSizes) -> int:
     """Of one forward pass over prompts and samples, as the module `bench` counts it."""
     samples = [ids + [-1 - g] * (s.new_tokens - 1) for ids in prompts for g in range(s.group)]
     return roofline.forward_flops(c, *roofline.tree(samples), s.samples * s.new_tokens)
 
 
-def rollout(m: Model, s: Sizes) -> Job:
+def rollout(m: BenchModel, s: WorkloadSizes) -> Workload:
     """Samples; beside it a rollout of one token: what comes before decoding."""
     engine = m.engine()
     prompts = passages(m.base.tokenizer, s.prompts, s.prompt_tokens)
@@ -74,7 +74,7 @@ def rollout(m: Model, s: Sizes) -> Job:
 
     lengths = s.new_lengths()
     flops = forward_flops(m.config, prompts, s)
-    return Job(
+    return Workload(
         lambda: sample(lengths),
         sum(lengths),
         flops,
@@ -85,13 +85,13 @@ def rollout(m: Model, s: Sizes) -> Job:
     )
 
 
-def judge(m: Model, s: Sizes) -> Job:
+def judge(m: BenchModel, s: WorkloadSizes) -> Workload:
     """Verdicts on every constraint of every reply; beside it one forward pass for each."""
     tokenizer = m.base.tokenizer
     engine = m.engine()
     dialogues = questions(tokenizer, s)
-    speaker = Speaker(engine, tokenizer)
-    prompts = speaker.encode(dialogues, PREFILL)
+    chat_model = ChatModel(engine, tokenizer)
+    prompts = chat_model.encode(dialogues, PREFILL)
     longest = max(map(len, prompts))
     if longest > m.config.max_positions:
         raise UserError(
@@ -110,7 +110,7 @@ def judge(m: Model, s: Sizes) -> Job:
             notes["probability_gap_max"] = float(gap.max())
 
     def choose() -> None:
-        pairs = speaker.choose(
+        pairs = chat_model.next_token_probs(
             dialogues,
             PREFILL,
             OPTIONS,
@@ -128,7 +128,7 @@ def judge(m: Model, s: Sizes) -> Job:
 
     flops = roofline.forward_flops(m.config, *roofline.tree(prompts), len(prompts))
     tokens = sum(map(len, prompts))
-    return Job(choose, tokens, flops, prompts, {"full_forward": each}, notes=notes)
+    return Workload(choose, tokens, flops, prompts, {"full_forward": each}, notes=notes)
 
 
 def full_forward(
@@ -148,7 +148,7 @@ def full_forward(
     return lambda tokens, lengths: np.asarray(compiled(params, tokens, lengths))
 
 
-def update(m: Model, s: Sizes) -> Job:
+def update(m: BenchModel, s: WorkloadSizes) -> Workload:
     """An optimizer batch of random samples and rewards."""
     stage, prompts = training(m, s)
     programs, state = start(stage)
@@ -168,10 +168,10 @@ def update(m: Model, s: Sizes) -> Job:
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
-    return Job(work, tokens, 3 * forward_flops(m.config, prompts, s), prompts)
+    return Workload(work, tokens, 3 * forward_flops(m.config, prompts, s), prompts)
 
 
-def step(m: Model, s: Sizes) -> Job:
+def step(m: BenchModel, s: WorkloadSizes) -> Workload:
     """A whole GRPO step with a reference."""
     stage, prompts = training(m, s)
     programs, state = start(stage)
@@ -188,7 +188,7 @@ def step(m: Model, s: Sizes) -> Job:
         return {name: secs for name, secs in phases.items() if name != "total"}
 
     flops = 5 * forward_flops(m.config, prompts, s)
-    return Job(work, s.samples * s.new_tokens, flops, prompts)
+    return Workload(work, s.samples * s.new_tokens, flops, prompts)
 
 
 def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, State]:
@@ -197,4 +197,4 @@ def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, State]:
     return stage_module.Programs(stage.base.model.config, stage, optimizer), state
 
 
-JOBS = {"rollout": rollout, "judge": judge, "update": update, "step": step}
+WORKLOADS = {"rollout": rollout, "judge": judge, "update": update, "step": step}

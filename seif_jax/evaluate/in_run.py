@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from seif_jax.chat import Decoding, Speaker
+from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
 from seif_jax.rewards import score as scoring
@@ -15,7 +15,7 @@ from seif_jax.rl.tasks import FollowerTask
 
 
 def score_sets(
-    policy: Speaker, sets: Mapping[str, tuple[FollowerTask, Decoding]], key: jax.Array
+    policy: ChatModel, sets: Mapping[str, tuple[FollowerTask, Decoding]], key: jax.Array
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """One reply to every prompt of every set: numbers `eval/SET/NAME`, and a row a reply.
 

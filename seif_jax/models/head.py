@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from seif_jax import sharding
 from seif_jax.models.layers import linear
 from seif_jax.models.matmul import outer, product
-from seif_jax.models.token_tree import Flat
+from seif_jax.models.token_tree import PackedBatch
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time, on a device
 
@@ -30,12 +30,12 @@ def weight(params: Mapping[str, Any]) -> Float[Array, "V D"]:
 def completion_logp(
     w: Float[Array, "V D"],
     hidden: Float[Array, "P N D"],
-    flat: Flat,
+    packed: PackedBatch,
     temperature: float,
     dtype: Any,
 ) -> Float[Array, "P B C"]:
     """Log-probabilities of the completions' tokens from the slots' final hidden states."""
-    devices, rows = sharding.pieces("slots"), flat.targets.shape[1]
+    devices, rows = sharding.pieces("slots"), packed.targets.shape[1]
     count = -(-rows // (CHUNK * devices))
     size = -(-rows // count)
     size += -size % devices  # rows of a chunk, on all devices that share a part
@@ -59,9 +59,9 @@ def completion_logp(
         sharding.cut(),
         sharding.cut("parts"),
     )
-    live = -(-flat.said // size)
+    live = -(-packed.num_targets // size)
     return sharding.per_device(local, in_specs, sharding.cut("parts"))(
-        w, hidden, chunks(flat.states), chunks(flat.targets), live, flat.rows
+        w, hidden, chunks(packed.hidden_index), chunks(packed.targets), live, packed.rows
     )
 
 

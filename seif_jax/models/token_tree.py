@@ -13,7 +13,7 @@ Ints = Int[np.ndarray, "..."]
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Tree:
+class TokenTree:
     """The tokens of a tree in one row of N slots, and where attention finds them.
 
     The model computes slots, so that padding costs next to nothing; attention alone reads the tree
@@ -23,33 +23,33 @@ class Tree:
     tokens: Int[Array, "N"]
     positions: Int[Array, "N"]
     levels: tuple[Int[Array, "n T"], ...]  # from the root, slots; rows of equal number follow each
-    places: Int[Array, "N"]  # of each slot: which of the places above, counted through all levels
+    slot_of: Int[Array, "N"]  # of each slot: which of the places above, counted through all levels
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Flat:
+class PackedBatch:
     """Prefix, prompts and completions as a tree, and the tokens that completions say."""
 
-    tree: Tree  # last tokens of completions are in no slot: nothing follows them
-    states: Int[Array, "M"]  # slots whose states say a token of a completion
+    tree: TokenTree  # last tokens of completions are in no slot: nothing follows them
+    hidden_index: Int[Array, "M"]  # slots whose states say a token of a completion
     targets: Int[Array, "M"]  # this token
-    said: Int[Array, ""]  # how many of the M there are: the first ones
+    num_targets: Int[Array, ""]  # how many of the M there are: the first ones
     rows: Int[Array, "B C"]  # which of the M is a completion's token
 
 
-def fine(n: int) -> int:
+def round_up_eighth(n: int) -> int:
     """n or a little more: one of eight sizes an octave, at most an eighth more, 6% in the mean."""
     step = 1 << max(n.bit_length() - 4, 0)
     return -(-n // step) * step
 
 
-def coarse(n: int) -> int:
+def round_up_pow2(n: int) -> int:
     """n or up to twice as much: a power of two."""
     return 1 << (n - 1).bit_length()
 
 
-def lay(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> Tree:
+def pack_tree(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> TokenTree:
     """A tree's tokens in a row.
 
     levels: from the root, right-padded tokens [n, T] and lengths [n]; as many rows of a level
@@ -63,7 +63,7 @@ def lay(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> Tree:
         positions.append(starts[:, None] + at)
         starts = starts + lengths
     used = np.flatnonzero(_joined(held))
-    slots = max(fine(len(used)), slots)
+    slots = max(round_up_eighth(len(used)), slots)
     size = sum(tokens.size for tokens, _ in levels)
     slot = np.full(size, slots, np.int32)
     slot[used] = np.arange(len(used))
@@ -78,10 +78,10 @@ def lay(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> Tree:
         tuple(cut),
         filled(used, slots, size),
     )
-    return Tree(*arrays)
+    return TokenTree(*arrays)
 
 
-def flatten(
+def pack_completions(
     prefix: Ints,
     prompts: Ints,
     starts: Ints,
@@ -89,12 +89,12 @@ def flatten(
     lengths: Ints,
     slots: int = 0,
     states: int = 0,
-) -> Flat:
+) -> PackedBatch:
     """Prefix [S], prompts [P, T] and completions [B, C] in a row. starts [P], lengths [B]: of the
     right-padded prompts and completions; one of length 0 is left out. slots, states: make at least
     so many."""
     P, (B, C) = len(prompts), completions.shape
-    tree = lay(
+    tree = pack_tree(
         [
             (prefix[None], np.array([len(prefix)])),
             (prompts, starts),
@@ -107,7 +107,7 @@ def flatten(
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     said = np.arange(C) < lengths[:, None]
     count = int(said.sum())
-    states = max(coarse(count), states)
+    states = max(round_up_pow2(count), states)
     rows = np.zeros((B, C), np.int32)
     rows[said] = np.arange(count)
     arrays: Any = (
@@ -117,7 +117,7 @@ def flatten(
         np.int32(count),
         rows,
     )
-    return Flat(*arrays)
+    return PackedBatch(*arrays)
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax.models import head, layers, logits
 from seif_jax.models.layers import Config, Segment
-from seif_jax.models.token_tree import Flat, Tree
+from seif_jax.models.token_tree import PackedBatch, TokenTree
 from seif_jax.sharding import constrain, over_heads
 
 POLICIES = jax.checkpoint_policies
@@ -29,20 +29,20 @@ KEPT = {  # by what is computed again in the backward pass: what is kept of each
 def completion_logp(
     c: Config,
     params: Mapping[str, Any],
-    flat: Flat,
+    packed: PackedBatch,
     *,
     temperature: float,
     dtype: Any,
     remat: str = "none",
 ) -> Float[Array, "P B C"]:
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
-    of no meaning. Differentiable in `params`. flat: parts side by side. remat: of KEPT."""
-    hidden = run(c, params, flat.tree, dtype, remat)
-    return head.completion_logp(head.weight(params), hidden, flat, temperature, dtype)
+    of no meaning. Differentiable in `params`. packed: parts side by side. remat: of KEPT."""
+    hidden = run(c, params, packed.tree, dtype, remat)
+    return head.completion_logp(head.weight(params), hidden, packed, temperature, dtype)
 
 
 def next_logp(
-    c: Config, params: Mapping[str, Any], tree: Tree, ends: Int[Array, "B"], *, dtype: Any
+    c: Config, params: Mapping[str, Any], tree: TokenTree, ends: Int[Array, "B"], *, dtype: Any
 ) -> Float[Array, "B V"]:
     """Log-probabilities, float32, of what follows each of the slots `ends` of one tree."""
     (hidden,) = run(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
@@ -51,7 +51,7 @@ def next_logp(
 
 
 def run(
-    c: Config, params: Mapping[str, Any], trees: Tree, dtype: Any, remat: str
+    c: Config, params: Mapping[str, Any], trees: TokenTree, dtype: Any, remat: str
 ) -> Float[Array, "P N D"]:
     """Final hidden state of every slot (normed, float32). Layers are scanned."""
     r = layers.rope(c, trees.positions)
@@ -70,7 +70,7 @@ def run(
 
 
 def attend(
-    trees: Tree,
+    trees: TokenTree,
     q: Float[Array, "P N h H"],
     k: Float[Array, "P N K H"],
     v: Float[Array, "P N K H"],
@@ -87,7 +87,7 @@ def attend(
         seen = _attend([slots[0] for slots in levels], places, q, k, v, dtype)
         return seen.reshape(1, *q.shape)
 
-    seen = over_heads(local, q, k, v, trees.levels, trees.places)
+    seen = over_heads(local, q, k, v, trees.levels, trees.slot_of)
     return constrain(seen.reshape(*seen.shape[:2], -1), "parts", "slots", "heads")
 
 

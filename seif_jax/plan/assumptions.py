@@ -4,7 +4,7 @@ from seif_jax.plan import gpus
 from seif_jax.plan.chips import Chip, platform_of
 from seif_jax.plan.programs import CONSTRAINTS
 
-USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and what is free lies in pieces
+USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and what is free lies in chunks
 ALWAYS = (
     "every prompt and every sample is as long as the config allows, no two prompts begin alike",
     f"every instruction has {CONSTRAINTS} constraints, each put to the Judger",

@@ -33,7 +33,7 @@ ON_CHIP = "S(1)"  # in the layout of what a TPU holds beside its arithmetic, not
 
 
 @dataclass
-class Instruction:
+class HloInstruction:
     line: str
     made: str  # type of the result
     kind: str
@@ -42,17 +42,17 @@ class Instruction:
 
 
 @dataclass
-class Program:
-    computations: dict[str, list[Instruction]] = field(default_factory=dict)
+class HloProgram:
+    computations: dict[str, list[HloInstruction]] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)  # that each computation runs
     trips: dict[str, int] = field(default_factory=dict)  # of each loop, by its body
     parts: dict[str, int] = field(default_factory=dict)  # computations inside of an instruction,
     # and how often an instruction that calls it runs
 
 
-def parse(text: str) -> Program:
-    out, entry, types = Program(), "", {}
-    lines: list[Instruction] = []
+def parse(text: str) -> HloProgram:
+    out, entry, types = HloProgram(), "", {}
+    lines: list[HloInstruction] = []
     for line in text.splitlines():
         if line.endswith("{") and ") -> " in line:
             name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
@@ -63,12 +63,12 @@ def parse(text: str) -> Program:
             types[name] = made
             given = [types[x] for x in NAME.findall(_operands(rest)) if x in types]
             called = [x for names in CALLED.findall(rest) for x in NAME.findall(names)]
-            lines.append(Instruction(line, made, kind, given, called))
+            lines.append(HloInstruction(line, made, kind, given, called))
     _run(out, entry, 1)
     return out
 
 
-def _run(out: Program, name: str, n: int) -> None:
+def _run(out: HloProgram, name: str, n: int) -> None:
     out.times[name] += n
     for each in out.computations.get(name, ()):
         if loop := LOOP.search(each.line):
@@ -81,7 +81,7 @@ def _run(out: Program, name: str, n: int) -> None:
                 _run(out, called, n)
 
 
-def _trips(line: str, condition: Sequence[Instruction]) -> int:
+def _trips(line: str, condition: Sequence[HloInstruction]) -> int:
     """XLA writes them down, or they are what the counter is compared with."""
     if known := TRIPS.search(line):
         return int(known[1])
@@ -89,7 +89,7 @@ def _trips(line: str, condition: Sequence[Instruction]) -> int:
     return max((int(m[1]) for m in limits if m), default=1)
 
 
-def links(program: Program) -> dict[str, tuple[int, int]]:
+def links(program: HloProgram) -> dict[str, tuple[int, int]]:
     """Collectives by kind: how many, and bytes that leave a device."""
     count: Counter[str] = Counter()
     moved: Counter[str] = Counter()
@@ -99,7 +99,7 @@ def links(program: Program) -> dict[str, tuple[int, int]]:
     return {kind: (count[kind], moved[kind]) for kind in KINDS if count[kind]}
 
 
-def between_hosts(program: Program, hosts: Sequence[int]) -> float:
+def between_hosts(program: HloProgram, hosts: Sequence[int]) -> float:
     """Bytes that a device sends to other hosts. hosts: the host of each partition.
 
     Devices of a host that take part in one collective share its way out: each has a network adapter
@@ -111,7 +111,7 @@ def between_hosts(program: Program, hosts: Sequence[int]) -> float:
     )
 
 
-def _collectives(program: Program) -> Iterator[tuple[str, int, int, str]]:
+def _collectives(program: HloProgram) -> Iterator[tuple[str, int, int, str]]:
     """Kind, how often it runs, bytes that leave a device each time, the instruction's text."""
     chains = set()
     for name, instructions in program.computations.items():
@@ -165,7 +165,7 @@ def _ints(text: str | None) -> list[int]:
     return [int(x) for x in text.split(",")] if text else []
 
 
-def accessed(program: Program) -> float:
+def accessed(program: HloProgram) -> float:
     """Bytes of the device's memory that instructions read and write, each operand and result once.
 
     Of a stack that a loop goes through, a slice a trip; of what is written over in place, and of
@@ -180,7 +180,7 @@ def accessed(program: Program) -> float:
     return total
 
 
-def _moved(program: Program, one: Instruction, trips: int) -> float:
+def _moved(program: HloProgram, one: HloInstruction, trips: int) -> float:
     if one.kind.endswith("-done"):
         return 0.0
     if one.kind.endswith("-start"):  # between the memory and the chip, or the others

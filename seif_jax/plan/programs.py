@@ -17,7 +17,7 @@ from seif_jax.plan.layout import Layout, residents
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl import stage as stage_module
-from seif_jax.rl.batch import Micro
+from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.rollout import make_batch
 from seif_jax.sampling import read, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
@@ -170,7 +170,7 @@ def learning(
     beside = resident
     logp = (passes * (updates if config.grpo.kl_coef else 0)) + passes * (updates - 1)
     if logp:
-        yield program("log-probabilities", found.flat_logp, (policy, micro.flat), logp,
+        yield program("log-probabilities", found.packed_logp, (policy, micro.packed), logp,
                       ["policy", "base"])  # fmt: skip
     beside = {key: size for key, size in resident.items() if key != "policy"}
     whole = held(gradient)
@@ -199,7 +199,7 @@ def learning(
 
 def largest_pass(
     config: Config, role: Config, found: stage_module.Programs, mesh: Mesh
-) -> tuple[Micro, int]:
+) -> tuple[MicroBatch, int]:
     """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
     be, as `jax.ShapeDtypeStruct`; and how many there are."""
     grouping, width = settings.grouping(config, role), role.max_response_tokens

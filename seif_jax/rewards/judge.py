@@ -12,13 +12,13 @@ PREFILL = "[["
 MIN_MASS = 0.01  # verdict mode: below this, the model was about to write something else
 
 
-class Speaker(Protocol):
-    """What of `seif_jax.chat.Speaker` is used here; this room knows text only."""
+class ChatModelLike(Protocol):
+    """What of `seif_jax.chat.ChatModelLike` is used here; this room knows text only."""
 
     def reply(
         self, dialogues: Sequence[Any], decoding: Any, key: Any, *, numbers: Sequence[Any]
     ) -> Sequence[Any]: ...
-    def choose(
+    def next_token_probs(
         self,
         dialogues: Sequence[Any],
         prefill: str,
@@ -27,7 +27,7 @@ class Speaker(Protocol):
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
-    def toss(self, numbers: Sequence[Any], decoding: Any, key: Any) -> Sequence[bool]: ...
+    def coin_flips(self, numbers: Sequence[Any], decoding: Any, key: Any) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Judge:
     A verdict that is not there, is cut off, or does not fit the prompt limit is None: never a 0.
     """
 
-    speaker: Speaker
+    chat_model: ChatModelLike
     mode: str
     shots: int
-    decoding: Any  # speaker.Decoding; in verdict mode its limits and prefill only
+    decoding: Any  # chat.Decoding; in verdict mode its limits and prefill only
     prompts: Prompts | None = None  # none: the packaged ones
 
     def ask(
@@ -67,11 +67,11 @@ class Judge:
         if not questions:
             return []
         if self.mode == "random":
-            return [Verdict(v) for v in self.speaker.toss(numbers, self.decoding, key)]
+            return [Verdict(v) for v in self.chat_model.coin_flips(numbers, self.decoding, key)]
         told = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
         dialogues = [messages(*question, **told) for question in questions]
         if self.mode == "verdict":
-            pairs = self.speaker.choose(
+            pairs = self.chat_model.next_token_probs(
                 dialogues,
                 self.decoding.prefill + PREFILL,
                 OPTIONS,
@@ -79,7 +79,7 @@ class Judge:
                 batch_size=self.decoding.batch_size,
             )
             return [_weigh(pair) for pair in pairs]
-        replies = self.speaker.reply(dialogues, self.decoding, key, numbers=numbers)
+        replies = self.chat_model.reply(dialogues, self.decoding, key, numbers=numbers)
         return [_read(reply) for reply in replies]
 
 

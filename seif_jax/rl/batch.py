@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from seif_jax.models.token_tree import Flat
+from seif_jax.models.token_tree import PackedBatch
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Micro:
+class MicroBatch:
     """What one forward and backward pass computes; as in `Batch`, samples by rows."""
 
-    flat: Flat
+    packed: PackedBatch
     sampler_logp: Float[Array, "B C"]
     old_logp: Float[Array, "B C"]
     ref_logp: Float[Array, "B C"]

@@ -14,7 +14,7 @@ from jax import lax
 from seif_jax import metrics
 from seif_jax.models import lora
 from seif_jax.rl import grpo, optim
-from seif_jax.rl.batch import Micro
+from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.optim import State
 
 
@@ -56,31 +56,31 @@ class Learner:
 
     def __init__(
         self,
-        flat_logp: Callable[..., jax.Array],
+        packed_logp: Callable[..., jax.Array],
         optimizer: optax.GradientTransformation,
         a: Algorithm,
         homes: Any = None,
     ):
-        """flat_logp: (weights, Flat, remat=…) -> log-probabilities [B, C]. homes: where the weights
-        live, and their gradients are to; None: wherever XLA puts these."""
+        """packed_logp: (weights, PackedBatch, remat=…) -> log-probabilities [B, C]. homes: where
+        weights and their gradients live; None: XLA chooses."""
         where = None if homes is None else (homes, None, None)
-        self.gradient = jax.jit(partial(gradient, flat_logp, a), out_shardings=where)
+        self.gradient = jax.jit(partial(gradient, packed_logp, a), out_shardings=where)
         self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
         self._change = optim.make_update(optimizer, a.clip_norm)
 
     def update(
-        self, state: State, frozen: Any, micros: Iterable[Micro], trained: int, fresh: bool
+        self, state: State, frozen: Any, micros: Iterable[MicroBatch], trained: int, on_policy: bool
     ) -> tuple[State, dict[str, Any]]:
         """One update from the parts of one optimizer batch, in which so many tokens are trained on;
         a gradient that is not finite changes nothing. The state given is written over.
 
-        frozen: the rest of the model, {} where all weights are trained. fresh: nothing was
+        frozen: the rest of the model, {} where all weights are trained. on_policy: nothing was
         updated since sampling; old_logp is what this pass computes.
         """
         count = np.float32(trained)
         total, gaps = None, []
         for micro in micros:
-            arguments = (state.params, frozen, micro, np.bool_(fresh), count)
+            arguments = (state.params, frozen, micro, np.bool_(on_policy), count)
             self.gradient.lower(*arguments).compile()
             metrics.trim()  # what compiling leaves, before what needs most memory
             *part, gap = self.gradient(*arguments)
@@ -99,20 +99,20 @@ class Learner:
 
 
 def gradient(
-    flat_logp: Callable[..., jax.Array],
+    packed_logp: Callable[..., jax.Array],
     a: Algorithm,
     params: Any,
     frozen: Any,
-    micro: Micro,
-    fresh: jax.Array,
+    micro: MicroBatch,
+    on_policy: jax.Array,
     count: jax.Array,
 ) -> tuple[Any, dict[str, jax.Array], jax.Array]:
     """Gradient, numbers and the largest difference from the sampler's log-probabilities. The first
     two add up over the parts of an optimizer batch with `count` trained tokens."""
 
     def loss(params: Any):
-        logp, mask = flat_logp(lora.join(frozen, params), micro.flat, remat=a.remat), micro.mask
-        old = jnp.where(fresh, lax.stop_gradient(logp), micro.old_logp)
+        logp, mask = packed_logp(lora.join(frozen, params), micro.packed, remat=a.remat), micro.mask
+        old = jnp.where(on_policy, lax.stop_gradient(logp), micro.old_logp)
         value, numbers = grpo.loss(
             logp,
             old,

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 
-class Pieces(Generic[T]):
+class OverlappedScorer(Generic[T]):
     """Values that come in any order, in runs of fixed places; what comes of a run is a function of
     its values alone, not of when they came.
 
@@ -29,14 +29,14 @@ class Pieces(Generic[T]):
         self._found: dict[int, Future[Sequence[T]]] = {}
         self._thread = ThreadPoolExecutor(1) if len(self._runs) > 1 else None
 
-    def __enter__(self) -> "Pieces[T]":
+    def __enter__(self) -> "OverlappedScorer[T]":
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
 
-    def came(self, place: int) -> None:
+    def mark_done(self, place: int) -> None:
         """The value of this place is there. Not to be called by two threads at once."""
         n = self._run_of[place]
         self._missing[n] -= 1

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.models.token_tree import coarse, filled, fine, flatten
-from seif_jax.rl.batch import Batch, Micro
+from seif_jax.models.token_tree import filled, pack_completions, round_up_eighth, round_up_pow2
+from seif_jax.rl.batch import Batch, MicroBatch
 
 Ints = Int[np.ndarray, "..."]
 
 
 def pack(
     batch: Batch, tokens: int, multiple: int = 1, sequence: int = 1
-) -> list[tuple[Ints, Micro]]:
+) -> list[tuple[Ints, MicroBatch]]:
     """Parts of the batch, all of one shape, of at most so many tokens each or of one prompt with
     its samples; and which samples are a part's first rows (others follow that hold nothing).
 
@@ -28,19 +28,22 @@ def pack(
     parts = share(sizes, tokens - S, multiple)
     if not parts:
         return []
-    prompts = coarse(max(map(len, parts)))
-    slots = fine(S + max(int(sizes[part].sum()) for part in parts))
+    prompts = round_up_pow2(max(map(len, parts)))
+    slots = round_up_eighth(S + max(int(sizes[part].sum()) for part in parts))
     slots += -slots % sequence
-    states = coarse(max(int(said[part].sum()) for part in parts))
-    start, width = coarse(int(batch.prompt_lengths[said > 0].max())), coarse(int(lengths.max()))
+    states = round_up_pow2(max(int(said[part].sum()) for part in parts))
+    start, width = (
+        round_up_pow2(int(batch.prompt_lengths[said > 0].max())),
+        round_up_pow2(int(lengths.max())),
+    )
 
-    def micro(part: Ints) -> Micro:
+    def micro(part: Ints) -> MicroBatch:
         held, mask = batch.take(part), batch.mask()[batch.samples(part)]
 
         def rows(x: np.ndarray) -> np.ndarray:
             return filled(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
 
-        flat = flatten(
+        flat = pack_completions(
             held.prefix,
             filled(held.prompts[:, :start], prompts, 0),
             filled(held.prompt_lengths, prompts, 0),
@@ -51,7 +54,7 @@ def pack(
         )
         values = (held.sampler_logp, held.old_logp, held.ref_logp, held.advantages, mask)
         arrays: Any = [rows(x) for x in values]
-        return Micro(flat, *arrays)
+        return MicroBatch(flat, *arrays)
 
     return [(batch.samples(part), micro(part)) for part in parts]
 
@@ -76,9 +79,9 @@ def share(sizes: Ints, limit: int, multiple: int = 1) -> list[Ints]:
     return alone + [np.zeros(0, int)] * (most - len(order))
 
 
-def padding(micros: Sequence[Micro]) -> tuple[int, int]:
+def padding(micros: Sequence[MicroBatch]) -> tuple[int, int]:
     """Slots computed, and how many of them hold no token."""
-    trees = [micro.flat.tree for micro in micros]
+    trees = [micro.packed.tree for micro in micros]
     places = [sum(level.size for level in tree.levels) for tree in trees]
-    empty = sum(np.sum(tree.places == n) for tree, n in zip(trees, places, strict=True))
+    empty = sum(np.sum(tree.slot_of == n) for tree, n in zip(trees, places, strict=True))
     return sum(tree.tokens.size for tree in trees), int(empty)

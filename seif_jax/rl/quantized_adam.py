@@ -73,7 +73,7 @@ def random_bits(shape: tuple[int, ...], salt: Int[Array, ""]) -> UInt32[Array, "
     return mixed(number ^ mixed(salt.astype(jnp.uint32) + jnp.uint32(0x9E3779B9)))
 
 
-def cut(x: Float[Array, "*S"], bits: int, salt: Int[Array, ""]) -> UInt32[Array, "*S"]:
+def stochastic_round(x: Float[Array, "*S"], bits: int, salt: Int[Array, ""]) -> UInt32[Array, "*S"]:
     """The leading bits of float32 numbers, all but the last `bits`: up or down at random, in the
     mean right."""
     noise = random_bits(x.shape, salt) >> (32 - bits)
@@ -82,7 +82,7 @@ def cut(x: Float[Array, "*S"], bits: int, salt: Int[Array, ""]) -> UInt32[Array,
 
 def to_bfloat16(x: Float[Array, "*S"], salt: Int[Array, ""], signed: bool) -> Array:
     del signed
-    return lax.bitcast_convert_type(cut(x, 16, salt).astype(jnp.uint16), jnp.bfloat16)
+    return lax.bitcast_convert_type(stochastic_round(x, 16, salt).astype(jnp.uint16), jnp.bfloat16)
 
 
 def from_bfloat16(x: Array, shape: tuple[int, ...]) -> Array:
@@ -95,7 +95,7 @@ def encode(x: Float[Array, "*S"], salt: Int[Array, ""], signed: bool) -> Codes:
     x = jnp.pad(x.reshape(-1), (0, -x.size % BLOCK)).reshape(-1, BLOCK)
     largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     share = jnp.abs(x) / jnp.where(largest > 0, largest, 1.0)
-    code = cut(share, MANTISSA - LEVELS, salt).astype(jnp.int32) - (ONE - top)
+    code = stochastic_round(share, MANTISSA - LEVELS, salt).astype(jnp.int32) - (ONE - top)
     return Codes((jnp.clip(code, 0, top) * jnp.where(x < 0, -1, 1)).astype(kind), largest)
 
 

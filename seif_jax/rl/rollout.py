@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax import processes
-from seif_jax.chat import Decoding, Reply, Speaker
+from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.metrics import Phases
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
 from seif_jax.rl import grpo
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.overlap import Pieces
+from seif_jax.rl.overlap import OverlappedScorer
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 
@@ -44,16 +44,16 @@ class Grouping:
 
 def rollout(
     task: Task,
-    policy: Speaker,
+    policy: ChatModel,
     rows: Sequence[int],
     step: int,
     key: jax.Array,
     decoding: Decoding,
     grouping: Grouping,
     phases: Phases,
-    pieces: int = 1,
+    chunks: int = 1,
 ) -> Rollout:
-    """Samples a group for each row, scores it, and makes the batch to be trained on. pieces: of
+    """Samples a group for each row, scores it, and makes the batch to be trained on. chunks: of
     `ask`."""
     repeated = [row for row in rows for _ in range(grouping.size)]
     seed, other = (jax.random.fold_in(key, i) for i in range(2))
@@ -63,7 +63,7 @@ def rollout(
 
     group, names = grouping.size, ("sample", "reward")
     asked = (task, policy, rows, step, decoding, seed, score)
-    replies, scores = ask(*asked, group=group, pieces=pieces, phases=phases, names=names)
+    replies, scores = ask(*asked, group=group, chunks=chunks, phases=phases, names=names)
     whole = [reply for reply in replies if reply is not None]
     assert len(whole) == len(replies), "over-long prompts are dropped before training"
     batch = make_batch(whole, scores, grouping, decoding.max_tokens)
@@ -84,7 +84,7 @@ def rollout(
 
 def ask(
     task: FollowerTask | Proposer,
-    speaker: Speaker,
+    chat_model: ChatModel,
     rows: Sequence[int],
     step: int,
     decoding: Decoding,
@@ -92,7 +92,7 @@ def ask(
     score: Callable[[Sequence[Any], Sequence[int]], Sequence[T]],
     *,
     group: int = 1,
-    pieces: int = 1,
+    chunks: int = 1,
     phases: Phases,
     names: tuple[str, str],
 ) -> tuple[list[Reply | None], list[T]]:
@@ -100,7 +100,7 @@ def ask(
     them: (what was read, the samples' numbers) to one result each.
 
     Parsing and rules run on the host while other replies are still being sampled. So does `score`
-    where there are several pieces: of so many runs of rows each is scored once its replies are
+    where there are several chunks: of so many runs of rows each is scored once its replies are
     there, whatever else is. Of several processes each does this for its share of the rows; all get
     everything. names: of the phases of sampling, and of scoring what is left then.
     """
@@ -111,19 +111,19 @@ def ask(
     def work(run: range) -> Sequence[T]:
         return score([read[i] for i in run], [numbers[i] for i in run])
 
-    with Pieces(len(numbers), group, pieces, work) as scored:
+    with OverlappedScorer(len(numbers), group, chunks, work) as scored:
 
         def ended(i: int, reply: Reply | None) -> None:
             read[i] = task.read(rows[mine[i // group]], step, reply)
-            scored.came(i)
+            scored.mark_done(i)
 
         with phases(names[0]):
             dialogues = [task.dialogue(rows[row], step) for row in mine]
-            replies = speaker.reply(dialogues, decoding, key, group, ended, mine)
+            replies = chat_model.reply(dialogues, decoding, key, group, ended, mine)
         with phases(names[1]):
             own, early_secs = scored.results()
-            shares = processes.exchange(list(zip(numbers, replies, own, strict=True)))
-    if pieces > 1:
+            shares = processes.allgather_objects(list(zip(numbers, replies, own, strict=True)))
+    if chunks > 1:
         phases.add("scored_early", early_secs)
     whole = sorted((each for found in shares for each in found), key=lambda each: each[0])
     return [reply for _, reply, _ in whole], [result for _, _, result in whole]

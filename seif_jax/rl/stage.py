@@ -13,8 +13,8 @@ import optax
 from jax.sharding import Mesh
 
 from seif_jax import data, metrics, processes, sharding
-from seif_jax.chat import Decoding, Speaker
-from seif_jax.checkpoint import Base, Checkpoints, open_checkpoints
+from seif_jax.chat import ChatModel, Decoding
+from seif_jax.checkpoint import Checkpoints, ModelBundle, open_checkpoints
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
@@ -24,7 +24,7 @@ from seif_jax.models import lora
 from seif_jax.models.layers import Config
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import optim
-from seif_jax.rl.batch import Batch, Micro
+from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.learner import Algorithm, Learner, make_optimizer
 from seif_jax.rl.optim import State
 from seif_jax.rl.packing import pack, padding
@@ -34,7 +34,7 @@ from seif_jax.sampling import Engine
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BatchSizes:
     rollout: int  # prompts a step; each has `Grouping.size` samples
     optimizer: int  # prompts an update
     micro: int  # tokens a forward and backward pass
@@ -49,7 +49,7 @@ class Stage:
     round: int
     rounds: int
     folder: Path
-    base: Base
+    base: ModelBundle
     start: Callable[[], Any]  # makes the float32 weights to train
     shapes: Any  # of those, and where they live
     mesh: Mesh
@@ -58,8 +58,8 @@ class Stage:
     task: Task
     decoding: Decoding
     grouping: Grouping
-    pieces: int  # in which a step's samples are scored, while others are still being generated
-    sizes: Sizes
+    chunks: int  # in which a step's samples are scored, while others are still being generated
+    sizes: BatchSizes
     algorithm: Algorithm
     key: jax.Array  # a function of seed, round and stage
     order_seed: int
@@ -134,7 +134,9 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     for row in processes.share(len(stage.task.rows)):
         forms = stage.task.dialogues(row)
         own[row] = max(len(tokenizer.encode_chat(d, stage.decoding.prefill)) for d in forms)
-    lengths = {row: length for part in processes.exchange(own) for row, length in part.items()}
+    lengths = {
+        row: length for part in processes.allgather_objects(own) for row, length in part.items()
+    }
     longest = max(lengths.values())
     fits = sorted(row for row, length in lengths.items() if length <= limit)
     dropped = len(lengths) - len(fits)
@@ -180,11 +182,11 @@ class Programs:
             lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
             out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),
         )
-        self.flat_logp = jax.jit(logp)
+        self.packed_logp = jax.jit(logp)
         homes = jax.tree.map(lambda s: s.sharding, stage.shapes)
         self.learner = Learner(logp, optimizer, stage.algorithm, homes)
 
-    def pack(self, batch: Batch) -> list[tuple[list[np.ndarray], list[Micro]]]:
+    def pack(self, batch: Batch) -> list[tuple[list[np.ndarray], list[MicroBatch]]]:
         """The batch in passes of as many parts as the mesh computes at a time; which samples are
         the first rows of each part."""
         sequence = self.stage.mesh.shape["sequence"]
@@ -197,20 +199,20 @@ class Programs:
         found = np.zeros_like(batch.ref_logp)
         with jax.set_mesh(self.stage.mesh):
             for rows, micros in self.pack(batch):
-                logp = sharding.to_host(self.flat_logp(params, self.place(micros).flat))
+                logp = sharding.to_host(self.packed_logp(params, self.place(micros).packed))
                 by_part = logp.reshape(self.parts, -1, logp.shape[-1])
                 for samples, part in zip(rows, by_part, strict=True):
                     found[samples, : part.shape[1]] = part[: len(samples)]
         return found
 
-    def place(self, micros: Sequence[Micro]) -> Micro:
+    def place(self, micros: Sequence[MicroBatch]) -> MicroBatch:
         """The parts of a pass side by side, where they are computed."""
         if self.parts == 1:
             return sharding.side_by_side(micros)
         return sharding.spread(self.stage.mesh, micros)
 
     def update(
-        self, state: State, batch: Batch, fresh: bool
+        self, state: State, batch: Batch, on_policy: bool
     ) -> tuple[State, dict[str, Any], tuple[int, int]]:
         """One update (none where there is nothing to train on); its numbers ({}), and slots
         computed with how many of them were empty."""
@@ -220,15 +222,15 @@ class Programs:
         count = sum(int(micro.mask.sum()) for micros in passes for micro in micros)
         with jax.set_mesh(self.stage.mesh):
             state, numbers = self.learner.update(
-                state, self.stage.frozen, map(self.place, passes), count, fresh
+                state, self.stage.frozen, map(self.place, passes), count, on_policy
             )
         return state, numbers, padding([micro for micros in passes for micro in micros])
 
 
-def speaker(stage: Stage, programs: Programs, state: State) -> Speaker:
+def chat_model(stage: Stage, programs: Programs, state: State) -> ChatModel:
     """The policy as it is now; frozen weights are shared with it, not copied."""
     params = lora.join(stage.frozen, programs.cast(state.params))
-    return Speaker(Engine(stage.base.model.config, params, stage.dtype), stage.base.tokenizer)
+    return ChatModel(Engine(stage.base.model.config, params, stage.dtype), stage.base.tokenizer)
 
 
 def train_step(
@@ -242,13 +244,13 @@ def train_step(
     """Sample, score, update; returns the new state, the step's numbers and its samples."""
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
-        policy = speaker(stage, programs, state)
-        decoding, grouping, pieces = stage.decoding, stage.grouping, stage.pieces
-        found = rollout(stage.task, policy, rows, step, key, decoding, grouping, phases, pieces)
+        policy = chat_model(stage, programs, state)
+        decoding, grouping, chunks = stage.decoding, stage.grouping, stage.chunks
+        found = rollout(stage.task, policy, rows, step, key, decoding, grouping, phases, chunks)
         check_verdicts(stage, found.metrics)
         with phases("reference"):
             batches = with_logp(programs, found.batch, policy.engine)
-        slot_steps = sum(processes.exchange(policy.engine.slot_steps))
+        slot_steps = sum(processes.allgather_objects(policy.engine.slot_steps))
         del policy  # its weights make room for the update's
         with phases("update"):
             state, numbers = apply_updates(programs, state, batches)
@@ -282,7 +284,7 @@ def apply_updates(
     """
     found, slots = [], np.zeros(2, int)
     for i, batch in enumerate(batches):
-        state, numbers, held = programs.update(state, batch, fresh=i == 0)
+        state, numbers, held = programs.update(state, batch, on_policy=i == 0)
         found += [numbers] if numbers else []
         slots += held
     computed, empty = slots.tolist()
@@ -342,7 +344,7 @@ def evaluate(
     if not stage.evaluate_every or not stage.evaluations:
         return
     display.phase("evaluate")
-    policy = speaker(stage, programs, state)
+    policy = chat_model(stage, programs, state)
     # The same key at every step: differences are the policy's.
     numbers, found = in_run.score_sets(policy, stage.evaluations, stage.key)
     data.append_samples(stage.folder / "evaluations.parquet", found, step)

@@ -16,8 +16,8 @@ from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 
 
-class Reply(Protocol):
-    """What of a `speaker.Reply` is read here."""
+class ReplyLike(Protocol):
+    """What of a `chat.ReplyLike` is read here."""
 
     @property
     def text(self) -> str: ...
@@ -29,8 +29,8 @@ class Reply(Protocol):
 class Answerer:
     """The frozen Follower, answering exactly as the Follower is trained to."""
 
-    speaker: Any  # speaker.Speaker
-    decoding: Any  # speaker.Decoding
+    chat_model: Any  # chat.ChatModel
+    decoding: Any  # chat.Decoding
     format: str
     shots: int
     prompts: Prompts | None = None  # the Follower's; none: the packaged ones
@@ -40,14 +40,14 @@ class Answerer:
         prompts: Sequence[str],
         numbers: Sequence[int],
         key: Any,
-        ended: Callable[[int, Reply | None], None],
+        ended: Callable[[int, ReplyLike | None], None],
     ) -> None:
         """Tells `ended` of each prompt's answer, while others are being written. numbers: of the
         samples that the prompts are."""
         told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
         dialogues = [follower.messages(prompt, **told) for prompt in prompts]
         if prompts:
-            self.speaker.reply(dialogues, self.decoding, key, ended=ended, numbers=numbers)
+            self.chat_model.reply(dialogues, self.decoding, key, ended=ended, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class FollowerTask:
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row].seed_question}
 
-    def read(self, row: int, step: int, reply: Reply | None) -> tuple[Score, Checked | None]:
+    def read(self, row: int, step: int, reply: ReplyLike | None) -> tuple[Score, Checked | None]:
         """What can be said of a reply by itself: its answer, checked by the rules."""
         score = _read_answer(reply, self.format, self.rows[row].prompt)
         return score, None if score.reason else self.checker.check(self.rows[row], score.answer)
@@ -139,7 +139,7 @@ class Proposer:
     def columns(self, row: int, step: int) -> dict[str, Any]:
         return {"seed_question": self.rows[row], "variant": self.variant(row, step)}
 
-    def read(self, row: int, step: int, reply: Reply | None) -> Proposal:
+    def read(self, row: int, step: int, reply: ReplyLike | None) -> Proposal:
         """What can be said of a reply by itself: parsed, not yet filtered."""
         return self._parse(row, self.variant(row, step), reply)
 
@@ -160,7 +160,7 @@ class Proposer:
                 proposals[i] = Proposal(p.instruction, p.variant, reason, "", verdict)
         return proposals
 
-    def _parse(self, row: int, variant: str, reply: Reply | None) -> Proposal:
+    def _parse(self, row: int, variant: str, reply: ReplyLike | None) -> Proposal:
         seed = self.rows[row]
         nothing = Instruction(seed, (), seed, (), ())
         if reply is None:
@@ -203,7 +203,7 @@ class InstructorTask(Proposer):
         asked = [i for i, p in enumerate(proposals) if not p.reason]
         items: dict[int, Checked] = {}
 
-        def ended(n: int, reply: Reply | None) -> None:
+        def ended(n: int, reply: ReplyLike | None) -> None:
             i = asked[n]
             read = _read_answer(reply, self.answerer.format, scores[i].prompt)
             # A reply of the frozen Follower outside its format says nothing about the constraints.
@@ -234,7 +234,7 @@ def _marked(
     return replace(score, reward=value, reason="" if value else no_reward)
 
 
-def _read_answer(reply: Reply | None, format: str, prompt: str) -> Score:
+def _read_answer(reply: ReplyLike | None, format: str, prompt: str) -> Score:
     """The answer part of a reply, with reason "" if there is one to be checked."""
     if reply is None:
         return Score(0.0, "prompt_too_long", prompt=prompt)

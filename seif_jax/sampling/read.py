@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax.models import forward, layers
 from seif_jax.models.layers import Config, Segment
-from seif_jax.models.token_tree import Tree
+from seif_jax.models.token_tree import TokenTree
 from seif_jax.models.tree_forward import next_logp as tree_logp
 from seif_jax.sampling.decode import KV
 
@@ -98,7 +98,7 @@ def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, co
 def next_logp(
     c: Config,
     params: Mapping[str, Any],
-    tree: Tree,
+    tree: TokenTree,
     ends: Int[Array, "B"],
     *,
     options: tuple[int, ...],

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.models.token_tree import Tree, fine, lay
+from seif_jax.models.token_tree import TokenTree, pack_tree, round_up_eighth
 from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, same_start
 
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; rows that share a stem
@@ -20,7 +20,7 @@ Cut = list[tuple[Ids, list[int]]]  # runs of rows: what they begin with, their n
 class Part(NamedTuple):
     """What one program computes."""
 
-    tree: Tree
+    tree: TokenTree
     ends: Int[np.ndarray, "B"]  # slot of the last token of each leaf; out of range: there is none
     prompts: Int[np.ndarray, "B"]  # whose leaf it is; -1: nobody's
 
@@ -45,7 +45,7 @@ def as_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
     parts = [[int(i) for i in order[n::count]] for n in range(count)]  # so they are alike in size
     rows = [_numbers(part, round_up(len(parts[0]), SIZES), followers) for part in parts]
     widths = [round_up(max(map(len, level))) for level in levels]
-    root = pad([prompts[0][:shared]], fine(shared))
+    root = pad([prompts[0][:shared]], round_up_eighth(shared))
 
     texts = [  # of each part, its levels; what is not there is empty
         [
@@ -54,9 +54,11 @@ def as_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
         ]
         for numbers in rows
     ]
-    slots = fine(shared + max(sum(len(row) for level in text for row in level) for text in texts))
+    slots = round_up_eighth(
+        shared + max(sum(len(row) for level in text for row in level) for text in texts)
+    )
     for text, numbers in zip(texts, rows, strict=True):
-        tree, leaves = lay([root, *map(pad, text, widths)], slots), np.array(numbers[-1])
+        tree, leaves = pack_tree([root, *map(pad, text, widths)], slots), np.array(numbers[-1])
         length = np.array([len(levels[-1][i]) if i >= 0 else 1 for i in leaves])
         yield Part(tree, np.asarray(tree.levels[-1])[np.arange(len(leaves)), length - 1], leaves)
 

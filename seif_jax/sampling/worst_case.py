@@ -20,7 +20,7 @@ from seif_jax.sampling.slots import (
 from seif_jax.sharding import of_layer
 
 
-class Largest(NamedTuple):
+class WorstCase(NamedTuple):
     """Positional arguments, all as `jax.ShapeDtypeStruct`."""
 
     prefill: tuple[Any, ...]
@@ -40,7 +40,7 @@ def largest(
     group: int,
     max_tokens: int,
     slots: int,
-) -> Largest:
+) -> WorstCase:
     """Of `group` samples of so many prompts that have no common start, all of the greatest length,
     with as many prompts in the pool as slots can ask for. params: as `jax.ShapeDtypeStruct`."""
     width = round_up(prompt_tokens, WIDE)
@@ -81,4 +81,4 @@ def largest(
         told,
     )
     prefill = (c, params, [], ints(together, width), ints(together))
-    return Largest(prefill, decode, unstacked, size, together)
+    return WorstCase(prefill, decode, unstacked, size, together)

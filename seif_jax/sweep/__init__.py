@@ -34,7 +34,7 @@ Read = Callable[[str, Sequence[str]], Config]  # a config file with overrides; r
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepOptions:
     """The options of `seif sweep`."""
 
     config: str
@@ -74,7 +74,7 @@ class Run:
         return f"{sum(ended)} of {len(ended)} stages" if begun else "not begun"
 
 
-def run(r: Request, read: Read) -> None:
+def run(r: SweepOptions, read: Read) -> None:
     """Starts what is not finished. UserError: nothing was started."""
     r.check()
     runs = expand(r, read)
@@ -90,7 +90,7 @@ def run(r: Request, read: Read) -> None:
             compare(runs)
 
 
-def expand(r: Request, read: Read) -> list[Run]:
+def expand(r: SweepOptions, read: Read) -> list[Run]:
     """The runs of a sweep, each checked as `seif run` checks it; UserError names the first that
     cannot be."""
     if r.sweep is None:
@@ -147,7 +147,7 @@ def _name(values: dict[str, Any]) -> str:
     return ",".join(f"{key}={word(value)}" for key, value in values.items()) or "base"
 
 
-def _run(r: Request, folder: Path, values: dict[str, Any], read: Read) -> Run:
+def _run(r: SweepOptions, folder: Path, values: dict[str, Any], read: Read) -> Run:
     held = run_paths.read_about(folder)
     if held and r.launcher == "table":  # whatever overrides it was started with
         return Run(folder.name, folder, ConfigDict(held["config"]), ())
