@@ -21,7 +21,7 @@ from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lor
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.rl import stage as stage_module
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 
 TARGETS = ("q", "down")
 LORA = (
@@ -119,7 +119,7 @@ def test_the_base_is_held_once(place, role):
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
     programs = stage_module.Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = stage_module.chat_model(stage, programs, State(stage.start(), None)).engine
+    policy = stage_module.chat_model(stage, programs, TrainState(stage.start(), None)).engine
     engines = [policy, stage.reference(), stage.task.checker.judge.chat_model.engine]
     if role == "instructor":
         engines += [stage.task.answerer.chat_model.engine, stage.task.filter.chat_model.engine]

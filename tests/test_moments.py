@@ -9,7 +9,7 @@ import pytest
 
 from seif_jax.checkpoint import open_checkpoints
 from seif_jax.rl import optim, quantized_adam
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 from seif_jax.rl.quantized_adam import decode, encode, to_bfloat16
 
 FEWER = ("bfloat16", "int8")
@@ -106,7 +106,7 @@ def regression(kind, steps, state=None, first=0):
     chain, update = optimizer(kind)
     if state is None:
         params = {"w": jnp.zeros((40, 30)), "unused": jnp.zeros(3)}
-        state = State(params, optim.init(chain, params))
+        state = TrainState(params, optim.init(chain, params))
     for i in range(first, first + steps):
         state, _, taken = update(state, gradient(state.params, i))
         assert taken
@@ -119,7 +119,7 @@ def test_learns_as_with_float32(kind):
     plain, _ = regression("float32", 300)
     assert plain < 0.05 and loss == pytest.approx(plain, rel=0.1)
     size = {"bfloat16": 2.0, "int8": 1.1}[kind]
-    kept = state.optimizer["w"][0].mu
+    kept = state.opt_state["w"][0].mu
     assert sum(x.nbytes for x in jax.tree.leaves(kept)) < size * 1.1 * 1200
     assert not state.params["unused"].any()  # without a gradient, no NaN
 
@@ -128,9 +128,9 @@ def test_learns_as_with_float32(kind):
 def test_stopped_and_started_again(kind, tmp_path):
     _, half = regression(kind, 3)
     with open_checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(3, params=half.params, optimizer=half.optimizer)
+        checkpoints.save(3, params=half.params, optimizer=half.opt_state)
         shapes = jax.eval_shape(lambda: half)
-        held = checkpoints.restore(3, params=shapes.params, optimizer=shapes.optimizer)
-    _, again = regression(kind, 3, State(held["params"], held["optimizer"]), first=3)
+        held = checkpoints.restore(3, params=shapes.params, optimizer=shapes.opt_state)
+    _, again = regression(kind, 3, TrainState(held["params"], held["optimizer"]), first=3)
     _, whole = regression(kind, 6)
     jax.tree.map(np.testing.assert_array_equal, again, whole)

@@ -7,7 +7,7 @@ import pytest
 
 from seif_jax.errors import UserError
 from seif_jax.rl import optim
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 
 OPTIMIZER = optim.adamw(lambda count: 0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5)
 
@@ -19,7 +19,7 @@ def step(state, gradient, clip_norm):
 
 def state(w=(1.0, -2.0), b=4.0):
     params = {"w": jnp.array(w, jnp.float32), "b": jnp.array(b, jnp.float32)}
-    return State(params, optim.init(OPTIMIZER, params))
+    return TrainState(params, optim.init(OPTIMIZER, params))
 
 
 def gradient(w, b):
@@ -31,7 +31,7 @@ def flat(params):
 
 
 def first_moments(now):
-    return flat({name: own[0].mu for name, own in now.optimizer.items()})
+    return flat({name: own[0].mu for name, own in now.opt_state.items()})
 
 
 def test_adamw_by_formula():
@@ -64,7 +64,7 @@ def test_a_bad_step_leaves_everything_as_it_was(bad):
     after, norm, good = step(before, gradient([1.0, bad], 1.0), 1.0)
     assert not bool(good) and not np.isfinite(float(norm))
     jax.tree.map(np.testing.assert_array_equal, after, before)
-    assert int(after.optimizer["w"][0].count) == 1  # a skipped update counts for nothing
+    assert int(after.opt_state["w"][0].count) == 1  # a skipped update counts for nothing
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,10 @@ def test_small_updates_add_up():
     optimizer = optim.adamw(lambda count: 1e-5, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0)
     params = {"w": jnp.ones((), jnp.float32)}
 
-    now, update = State(params, optim.init(optimizer, params)), optim.make_update(optimizer, 10.0)
+    now, update = (
+        TrainState(params, optim.init(optimizer, params)),
+        optim.make_update(optimizer, 10.0),
+    )
     for _ in range(1000):
         now, _, _ = update(now, {"w": -jnp.ones(())})
     assert float(now.params["w"]) == pytest.approx(1.01, rel=1e-4)
@@ -127,7 +130,7 @@ def test_an_unknown_schedule_is_refused():
 def test_the_update_writes_over_the_state():
     """No other memory: neither the moments nor the weights are copied."""
     params = {"w": jnp.ones((64, 64)), "b": jnp.ones(64)}
-    now = State(params, optim.init(OPTIMIZER, params))
+    now = TrainState(params, optim.init(OPTIMIZER, params))
     places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(now) if x.ndim]
     after, _, _ = optim.make_update(OPTIMIZER, 1.0)(now, jax.tree.map(jnp.ones_like, params))
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after) if x.ndim] == places

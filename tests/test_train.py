@@ -17,7 +17,7 @@ from seif_jax.models.tree_forward import KEPT, completion_logp
 from seif_jax.rl import learner, optim
 from seif_jax.rl import stage as stage_module
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import pack
 
 MODEL = models.describe(tiny.tiny_config(96))
@@ -93,7 +93,7 @@ LEARNER = learner.Learner(packed_logp, optax.sgd(1.0), ALGORITHM)
 def step(batch, on_policy=False, tokens=100, learner=LEARNER):
     """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
-    state = State(start, optim.init(optax.sgd(1.0), start))
+    state = TrainState(start, optim.init(optax.sgd(1.0), start))
     micros = [micro for _, micro in pack(batch, tokens)]
     trained = int(batch.mask().sum())
     state, numbers = learner.update(state, {}, micros, trained, on_policy)

@@ -20,7 +20,7 @@ from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl import stage as stage_module
 from seif_jax.rl.learner import make_optimizer
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import make_batch
 from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
@@ -191,7 +191,7 @@ def step(m: BenchModel, s: WorkloadSizes) -> Workload:
     return Workload(work, s.samples * s.new_tokens, flops, prompts)
 
 
-def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, State]:
+def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, TrainState]:
     optimizer = make_optimizer(stage.algorithm, 1)
     state = optim.start(optimizer, stage.start())
     return stage_module.Programs(stage.base.model.config, stage, optimizer), state

@@ -15,7 +15,7 @@ from seif_jax import metrics
 from seif_jax.models import lora
 from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import MicroBatch
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,13 @@ class Learner:
         self._change = optim.make_update(optimizer, a.clip_norm)
 
     def update(
-        self, state: State, frozen: Any, micros: Iterable[MicroBatch], trained: int, on_policy: bool
-    ) -> tuple[State, dict[str, Any]]:
+        self,
+        state: TrainState,
+        frozen: Any,
+        micros: Iterable[MicroBatch],
+        trained: int,
+        on_policy: bool,
+    ) -> tuple[TrainState, dict[str, Any]]:
         """One update from the parts of one optimizer batch, in which so many tokens are trained on;
         a gradient that is not finite changes nothing. The state given is written over.
 

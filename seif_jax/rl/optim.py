@@ -20,11 +20,11 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class State:
-    """What training changes, and a checkpoint holds."""
+class TrainState:
+    """The trained weights and their optimizer state, as a checkpoint saves them."""
 
     params: Any  # float32 master weights: the model's, or its adapters'
-    optimizer: Any  # of each weight: moments and the number of updates taken
+    opt_state: Any  # per weight: its moments and the number of updates taken
 
 
 def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
@@ -79,13 +79,13 @@ def shapes(optimizer: optax.GradientTransformation, params: Any) -> Any:
     return jax.tree.map(placed, params)
 
 
-def start(optimizer: optax.GradientTransformation, params: Any) -> State:
+def start(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
     """The state before the first update."""
     given = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
     where = jax.tree.map(lambda x: x.sharding, shapes(optimizer, given))
-    return State(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
+    return TrainState(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
 
 
 def not_finite(params: Any) -> list[str]:
@@ -113,7 +113,7 @@ def make_change(optimizer: optax.GradientTransformation) -> Callable[..., tuple[
 
 def make_update(
     optimizer: optax.GradientTransformation, clip_norm: float
-) -> Callable[[State, Any], tuple[State, float, bool]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, float, bool]]:
     """One update with the gradient clipped to a global norm: (state, gradient) to the new state,
     the norm before clipping, and whether the update was taken.
 
@@ -123,15 +123,15 @@ def make_update(
     """
     norm_of, change = jax.jit(optax.tree.norm), make_change(optimizer)
 
-    def update(state: State, gradient: Any) -> tuple[State, float, bool]:
+    def update(state: TrainState, gradient: Any) -> tuple[TrainState, float, bool]:
         norm = float(norm_of(gradient))  # the host decides: a choice in the program would copy
         if not math.isfinite(norm):
             return state, norm, False
         scale = np.float32(min(1.0, clip_norm / max(norm, 1e-12)))
         weights, structure = jax.tree.flatten(state.params)
-        parts = (weights, structure.flatten_up_to(state.optimizer), jax.tree.leaves(gradient))
+        parts = (weights, structure.flatten_up_to(state.opt_state), jax.tree.leaves(gradient))
         changed = [change(*part, scale) for part in zip(*parts, strict=True)]
         params, own = (structure.unflatten(x) for x in zip(*changed, strict=True))
-        return State(params, own), norm, True
+        return TrainState(params, own), norm, True
 
     return update

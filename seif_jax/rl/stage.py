@@ -26,7 +26,7 @@ from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.learner import Algorithm, Learner, make_optimizer
-from seif_jax.rl.optim import State
+from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import pack, padding
 from seif_jax.rl.rollout import Grouping, Task, rollout
 from seif_jax.rl.tasks import FollowerTask
@@ -108,7 +108,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
             if stage.evaluate_every and (step % stage.evaluate_every == 0 or step == steps):
                 evaluate(stage, programs, state, step, writer, display)
             if step % stage.checkpoint_every == 0 and step < steps:
-                checkpoints.save(step, params=state.params, optimizer=state.optimizer)
+                checkpoints.save(step, params=state.params, optimizer=state.opt_state)
         if done < steps:
             checkpoints.save(steps, params=state.params)
     processes.wait(f"{stage.folder}: trained")
@@ -158,16 +158,16 @@ def restore(
     checkpoints: Checkpoints,
     optimizer: optax.GradientTransformation,
     steps: int,
-) -> tuple[int, State]:
+) -> tuple[int, TrainState]:
     """Steps done and the state after them: from the newest checkpoint, else the stage's start."""
     done = checkpoints.latest()
     if done is None:
         return 0, optim.start(optimizer, stage.start())
     own = optim.shapes(optimizer, stage.shapes)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
-        return done, State(checkpoints.restore(done, params=stage.shapes)["params"], None)
+        return done, TrainState(checkpoints.restore(done, params=stage.shapes)["params"], None)
     trees = checkpoints.restore(done, params=stage.shapes, optimizer=own)
-    return done, State(trees["params"], trees["optimizer"])
+    return done, TrainState(trees["params"], trees["optimizer"])
 
 
 class Programs:
@@ -212,8 +212,8 @@ class Programs:
         return sharding.spread(self.stage.mesh, micros)
 
     def update(
-        self, state: State, batch: Batch, on_policy: bool
-    ) -> tuple[State, dict[str, Any], tuple[int, int]]:
+        self, state: TrainState, batch: Batch, on_policy: bool
+    ) -> tuple[TrainState, dict[str, Any], tuple[int, int]]:
         """One update (none where there is nothing to train on); its numbers ({}), and slots
         computed with how many of them were empty."""
         passes = [micros for _, micros in self.pack(batch)]
@@ -227,7 +227,7 @@ class Programs:
         return state, numbers, padding([micro for micros in passes for micro in micros])
 
 
-def chat_model(stage: Stage, programs: Programs, state: State) -> ChatModel:
+def chat_model(stage: Stage, programs: Programs, state: TrainState) -> ChatModel:
     """The policy as it is now; frozen weights are shared with it, not copied."""
     params = lora.join(stage.frozen, programs.cast(state.params))
     return ChatModel(Engine(stage.base.model.config, params, stage.dtype), stage.base.tokenizer)
@@ -236,11 +236,11 @@ def chat_model(stage: Stage, programs: Programs, state: State) -> ChatModel:
 def train_step(
     stage: Stage,
     programs: Programs,
-    state: State,
+    state: TrainState,
     rows: Sequence[int],
     step: int,
     phases: Phases,
-) -> tuple[State, dict[str, float], list[dict[str, Any]]]:
+) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
     """Sample, score, update; returns the new state, the step's numbers and its samples."""
     with phases("total"):
         key = jax.random.fold_in(stage.key, step)
@@ -276,8 +276,8 @@ def with_logp(programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
 
 
 def apply_updates(
-    programs: Programs, state: State, batches: Sequence[Batch]
-) -> tuple[State, dict[str, float]]:
+    programs: Programs, state: TrainState, batches: Sequence[Batch]
+) -> tuple[TrainState, dict[str, float]]:
     """The rollout's updates in order; numbers are means over them, skipped ones are counted.
 
     An optimizer batch in which no sample is trained on (all groups skipped) makes no update.
@@ -307,7 +307,7 @@ def check_verdicts(stage: Stage, numbers: dict[str, float]) -> None:
             )
 
 
-def check_finite(stage: Stage, step: int, numbers: dict[str, float], state: State) -> None:
+def check_finite(stage: Stage, step: int, numbers: dict[str, float], state: TrainState) -> None:
     """Raises RunError if no update of the step had a finite gradient, or weights are not finite:
     all that followed would be lost time."""
     advice = (
@@ -338,7 +338,7 @@ def warn(stage: Stage, numbers: dict[str, float], display: Display) -> None:
 
 
 def evaluate(
-    stage: Stage, programs: Programs, state: State, step: int, writer: Writer, display: Display
+    stage: Stage, programs: Programs, state: TrainState, step: int, writer: Writer, display: Display
 ) -> None:
     """Scores the policy on the evaluation sets; a line of its own beside the step's."""
     if not stage.evaluate_every or not stage.evaluations:
