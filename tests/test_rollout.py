@@ -276,9 +276,9 @@ def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
     policy: Any = Waits(replies)
 
     class Notes(FollowerTask):
-        def score(self, found: Any, numbers: Any, key: Any) -> list[Score]:
-            scores = super().score(found, numbers, key)
-            calls.append([*numbers])
+        def score(self, parsed: Any, sample_ids: Any, key: Any) -> list[Score]:
+            scores = super().score(parsed, sample_ids, key)
+            calls.append([*sample_ids])
             policy.scored.set()
             return scores
 
@@ -295,7 +295,7 @@ def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
 
 def test_an_error_in_scoring_beside_is_raised() -> None:
     class Fails(FollowerTask):
-        def score(self, found: Any, numbers: Any, key: Any) -> list[Score]:
+        def score(self, parsed: Any, sample_ids: Any, key: Any) -> list[Score]:
             raise RunError("no verdict today")
 
     policy: Any = Policy(REPLIES)

@@ -107,8 +107,8 @@ class Letters(FollowerTask):
     def read(self, row: int, step: int, reply: Any) -> Any:
         return Score(sum(map(str.islower, reply.text)) / max(len(reply.text), 1))
 
-    def score(self, found: Sequence[Score], numbers: Sequence[int], key: Any) -> list[Score]:
-        return list(found)
+    def score(self, parsed: Sequence[Score], sample_ids: Sequence[int], key: Any) -> list[Score]:
+        return list(parsed)
 
 
 def passages(tokenizer: Tokenizer, count: int, tokens: int) -> list[list[int]]:

@@ -8,7 +8,6 @@ import jax
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
-from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
 from seif_jax.rl.rollout import ask, reply_metrics
 from seif_jax.rl.tasks import FollowerTask
@@ -39,7 +38,7 @@ def score_sets(
                 f"max_prompt_tokens={decoding.max_prompt_tokens}"
             )
         scores = [all_scores[row] for row in kept]
-        values = scoring.metrics(scores, task.checker.asks) | reply_metrics(whole, scores)
+        values = task.metrics(scores) | reply_metrics(whole, scores)
         values["dropped"] = len(rows) - len(whole)
         numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}
         found += [

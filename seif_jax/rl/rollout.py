@@ -11,16 +11,14 @@ import numpy as np
 from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.metrics import Phases
-from seif_jax.rewards import score as scoring
 from seif_jax.rewards.score import Score
 from seif_jax.rl import grpo
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.overlap import OverlappedScorer
-from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
+from seif_jax.rl.tasks import Parsed, Prompter, Task
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 
 T = TypeVar("T")
-Task = FollowerTask | InstructorTask
 # Reasons for which a reply does not have the form that was asked for.
 UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_seed")
 
@@ -43,7 +41,7 @@ class Grouping:
 
 
 def rollout(
-    task: Task,
+    task: Task[Parsed],
     policy: ChatModel,
     rows: Sequence[int],
     step: int,
@@ -58,8 +56,8 @@ def rollout(
     repeated = [row for row in rows for _ in range(grouping.size)]
     seed, other = (jax.random.fold_in(key, i) for i in range(2))
 
-    def score(read: Sequence[Any], numbers: Sequence[int]) -> list[Score]:
-        return task.score(read, numbers, other)
+    def score(parsed: Sequence[Parsed], sample_ids: Sequence[int]) -> list[Score]:
+        return task.score(parsed, sample_ids, other)
 
     group, names = grouping.size, ("sample", "reward")
     asked = (task, policy, rows, step, decoding, seed, score)
@@ -74,7 +72,7 @@ def rollout(
         )
     ]
     metrics = {
-        **scoring.metrics(scores, task.checker.asks),
+        **task.metrics(scores),
         **reply_metrics(whole, scores),
         "equal_groups": float(np.mean(~batch.advantages.reshape(-1, grouping.size).any(axis=1))),
         "trained_samples": float(batch.trained.mean()),
@@ -83,13 +81,13 @@ def rollout(
 
 
 def ask(
-    task: FollowerTask | Proposer,
+    task: Prompter[Parsed],
     chat_model: ChatModel,
     rows: Sequence[int],
     step: int,
     decoding: Decoding,
     key: jax.Array,
-    score: Callable[[Sequence[Any], Sequence[int]], Sequence[T]],
+    score: Callable[[Sequence[Parsed], Sequence[int]], Sequence[T]],
     *,
     group: int = 1,
     chunks: int = 1,
@@ -106,7 +104,7 @@ def ask(
     """
     mine = processes.share(len(rows))
     numbers = [row * group + g for row in mine for g in range(group)]
-    read: dict[int, Any] = {}
+    read: dict[int, Parsed] = {}
 
     def work(run: range) -> Sequence[T]:
         return score([read[i] for i in run], [numbers[i] for i in run])
@@ -183,7 +181,7 @@ def make_batch(
 
 
 def _sample(
-    task: Task, row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
+    task: Task[Any], row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
 ) -> dict[str, Any]:
     return {
         "row": int(row),

@@ -28,8 +28,8 @@ from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.learner import Algorithm, Learner, make_optimizer
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import pack, padding
-from seif_jax.rl.rollout import Grouping, Task, rollout
-from seif_jax.rl.tasks import FollowerTask
+from seif_jax.rl.rollout import Grouping, rollout
+from seif_jax.rl.tasks import FollowerTask, Task
 from seif_jax.sampling import Engine
 
 
@@ -55,7 +55,7 @@ class Stage:
     mesh: Mesh
     frozen: Any  # the rest of the model in `dtype`: the base of adapters, {} where there are none
     reference: Callable[[], Engine]  # the same weights, frozen
-    task: Task
+    task: Task[Any]
     decoding: Decoding
     grouping: Grouping
     chunks: int  # in which a step's samples are scored, while others are still being generated

@@ -6,23 +6,67 @@ Instructor and Follower are trained by one stage; these two classes are all that
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from seif_jax.instruction import SOFT, Instruction
+from seif_jax.rewards import score as scoring
 from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.rewards.score import Checked, Checker, Mark, Score
 from seif_jax.roles import filter, follower, instructor
 from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 
+Parsed = TypeVar("Parsed")
+Parsed_co = TypeVar("Parsed_co", covariant=True)
+
 
 class ReplyLike(Protocol):
-    """What of a `chat.ReplyLike` is read here."""
+    """The attributes of a `chat.Reply` that tasks read."""
 
     @property
     def text(self) -> str: ...
     @property
     def finished(self) -> bool: ...
+
+
+class Prompter(Protocol[Parsed_co]):
+    """What a model is asked about each row of data, and how its replies are parsed."""
+
+    @property
+    def rows(self) -> Sequence[object]: ...
+    def judges(self) -> list[Judge]:
+        """The frozen models that are asked for verdicts."""
+        ...
+
+    def dialogues(self, row: int) -> list[list[Message]]:
+        """Every dialogue that the row can become."""
+        ...
+
+    def dialogue(self, row: int, step: int) -> list[Message]:
+        """The dialogue that the row becomes at this step."""
+        ...
+
+    def read(self, row: int, step: int, reply: ReplyLike | None) -> Parsed_co:
+        """Parses one reply, and checks it as far as no model is needed. It runs on the host while
+        other replies are still being sampled. None: the prompt was too long to be answered."""
+        ...
+
+
+class Task(Prompter[Parsed], Protocol[Parsed]):
+    """All that differs between training the Instructor and training the Follower."""
+
+    def columns(self, row: int, step: int) -> dict[str, Any]:
+        """Columns of samples.parquet that describe the prompt."""
+        ...
+
+    def score(self, parsed: Sequence[Parsed], sample_ids: Sequence[int], key: Any) -> list[Score]:
+        """One score per parsed reply. What is drawn for a sample is a function of its id and the
+        key alone."""
+        ...
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Metrics of a step's scores."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,16 +125,21 @@ class FollowerTask:
         return score, None if score.reason else self.checker.check(self.rows[row], score.answer)
 
     def score(
-        self, found: Sequence[tuple[Score, Checked | None]], numbers: Sequence[int], key: Any
+        self,
+        parsed: Sequence[tuple[Score, Checked | None]],
+        sample_ids: Sequence[int],
+        key: Any,
     ) -> list[Score]:
-        """found: what `read` gave of each reply; numbers: of these samples."""
-        scores = [score for score, _ in found]
-        items = [checked for _, checked in found if checked]
-        open_ = [i for i, (_, checked) in enumerate(found) if checked]
-        marks = self.checker.marks(items, [numbers[i] for i in open_], key)
+        scores = [score for score, _ in parsed]
+        items = [checked for _, checked in parsed if checked]
+        open_ = [i for i, (_, checked) in enumerate(parsed) if checked]
+        marks = self.checker.marks(items, [sample_ids[i] for i in open_], key)
         for i, marked in zip(open_, marks, strict=True):
             scores[i] = _marked(scores[i], marked, lambda followed: followed, "none_met")
         return scores
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
+        return scoring.metrics(scores, self.checker.asks)
 
 
 @dataclass(frozen=True)
@@ -144,15 +193,14 @@ class Proposer:
         return self._parse(row, self.variant(row, step), reply)
 
     def propose(
-        self, found: Sequence[Proposal], numbers: Sequence[int], key: Any
+        self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Any
     ) -> list[Proposal]:
-        """Filters what `read` gave of the samples with these numbers; every reply's proposal is
-        kept (reason "") or dropped."""
-        proposals = list(found)
+        """Filters the proposals of these samples: each is kept (reason "") or dropped."""
+        proposals = list(parsed)
         open_ = [i for i, p in enumerate(proposals) if not p.reason] if self.filter else []
         if self.filter:
             prompts = [(proposals[i].instruction.prompt,) for i in open_]
-            named = [numbers[i] for i in open_]
+            named = [sample_ids[i] for i in open_]
             verdicts = self.filter.ask(filter.messages, prompts, named, key)
             for i, verdict in zip(open_, verdicts, strict=True):
                 reason = {True: "", False: "contradiction", None: "no_verdict"}[verdict.value]
@@ -193,9 +241,8 @@ class InstructorTask(Proposer):
     def judges(self) -> list[Judge]:
         return super().judges() + self.checker.judges()
 
-    def score(self, found: Sequence[Proposal], numbers: Sequence[int], key: Any) -> list[Score]:
-        """found: what `read` gave of each reply; numbers: of these samples."""
-        proposals = self.propose(found, numbers, key)
+    def score(self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Any) -> list[Score]:
+        proposals = self.propose(parsed, sample_ids, key)
         scores = [
             Score(0.0, p.reason, p.detail, prompt=p.instruction.prompt, filter=p.filter)
             for p in proposals
@@ -213,13 +260,16 @@ class InstructorTask(Proposer):
                 items[i] = self.checker.check(proposals[i].instruction, read.answer)
 
         prompts = [proposals[i].instruction.prompt for i in asked]
-        self.answerer.answer(prompts, [numbers[i] for i in asked], key, ended)
+        self.answerer.answer(prompts, [sample_ids[i] for i in asked], key, ended)
         open_ = sorted(items)
-        named = [numbers[i] for i in open_]
+        named = [sample_ids[i] for i in open_]
         marks = self.checker.marks([items[i] for i in open_], named, key)
         for i, marked in zip(open_, marks, strict=True):
             scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed, "all_met")
         return scores
+
+    def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
+        return scoring.metrics(scores, self.checker.asks)
 
 
 def _marked(
