@@ -7,7 +7,7 @@ from typing import Any
 
 HEAD = (
     "model", "topology", "mesh", "largest program", "gradient", "rollout: decode", "judge: decode",
-    "s a step: Instructor, Follower", "rollout tokens/s", "fits",
+    "s per step: Instructor, Follower", "rollout tokens/s", "fits",
 )  # fmt: skip
 
 
