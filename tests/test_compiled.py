@@ -3,24 +3,21 @@ where their compilers are installed."""
 
 import importlib.util
 import json
-import math
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
 import shrunk
 
 from seif_jax.plan import gpus
-from seif_jax.sharding import AXES
 
 DEVICES = 8
-MESHES = [  # all that have several devices along two or three axes
-    ",".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True) if size > 1)
-    for sizes in product((1, 2, 4), repeat=len(AXES))
-    if math.prod(sizes) == DEVICES and sum(size > 1 for size in sizes) in (2, 3)
-]
+# Every pair of axes is on some mesh, with two devices along each or with more along one.
+MESHES = [
+    "data=2,fsdp=2,sequence=2", "data=2,fsdp=2,tensor=2", "data=2,sequence=2,tensor=2",
+    "fsdp=2,sequence=2,tensor=2", "sequence=4,tensor=2", "fsdp=4,tensor=2", "data=4,sequence=2",
+]  # fmt: skip
 SLICE, NODE = "v5e:2x4", "h100:8"
 COMPILERS = [
     pytest.param(SLICE, marks=pytest.mark.skipif(
@@ -41,9 +38,8 @@ def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, 
 
 
 @pytest.mark.parametrize("topology", COMPILERS)
-def test_the_learner_compiles_on_every_mesh(topology):
+def test_the_learner_compiles_on_meshes_of_several_axes(topology):
     """And nothing as large as the output head goes between devices for each of its chunks."""
-    assert len(MESHES) == 16
     found = compiled(topology, "gradient", *MESHES)
     assert [*found] == MESHES
     head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
