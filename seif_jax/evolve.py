@@ -20,7 +20,7 @@ from seif_jax.models import resolve
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
-from seif_jax.rl import stage as stage_module
+from seif_jax.rl.stage import Stage, run_stage
 from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
@@ -124,9 +124,7 @@ class Evolution:
         if name == "generate":
             numbers = self.generate(round, folder, key, writer)
         else:
-            numbers = stage_module.run(
-                self.training(round, name, folder, key), writer, self.display
-            )
+            numbers = run_stage(self.training(round, name, folder, key), writer, self.display)
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
@@ -134,7 +132,7 @@ class Evolution:
         if processes.first():
             write_json(folder / DONE, numbers)
 
-    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> stage_module.Stage:
+    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> Stage:
         c = self.config
         role = c[name]
         start = self.weights.path(name, round - 1)
@@ -144,7 +142,7 @@ class Evolution:
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         follower = name == "follower"
         decoding = settings.decoding(c, c.follower, c.eval.temperature)
-        return stage_module.Stage(
+        return Stage(
             name=name,
             round=round,
             rounds=c.rounds,
@@ -279,4 +277,4 @@ class Evolution:
             chunks=settings.chunks(c),
             key=key,
         )
-        return propose.run(stage, self.instructions(round), writer, self.display)
+        return propose.propose_instructions(stage, self.instructions(round), writer, self.display)

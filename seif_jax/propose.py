@@ -42,7 +42,9 @@ class ProposeStage:
     key: jax.Array  # a function of seed, round and stage
 
 
-def run(stage: ProposeStage, path: Path, writer: Writer, display: Display) -> dict[str, float]:
+def propose_instructions(
+    stage: ProposeStage, path: Path, writer: Writer, display: Display
+) -> dict[str, float]:
     """Writes instructions.parquet at `path`: every seed has a row, kept or dropped with the reason.
 
     Goes on after the last step in the stage's samples.parquet.

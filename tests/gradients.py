@@ -22,7 +22,7 @@ from seif_jax import models, sharding
 from seif_jax.models import lora
 from seif_jax.models.lora import Lora
 from seif_jax.rl import learner
-from seif_jax.rl import stage as stage_module
+from seif_jax.rl.stage import BatchSizes, Programs
 
 LORA = Lora(4, 8.0, ("q", "o", "gate", "down"), None)
 TOKENS = 60  # of a part: several passes where few parts are side by side
@@ -49,9 +49,9 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
     algorithm = replace(meshes.ALGORITHM, remat=remat)
     stage: Any = SimpleNamespace(
         mesh=devices, shapes=shapes, frozen=frozen, dtype=jnp.float32, algorithm=algorithm,
-        sizes=stage_module.BatchSizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
+        sizes=BatchSizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
     )  # fmt: skip
-    programs = stage_module.Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
+    programs = Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
     batch, total = meshes.batch(0), None
     passes = programs.pack(batch)
     assert len(passes) > 1 or programs.parts > 1

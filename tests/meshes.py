@@ -16,8 +16,8 @@ import tiny
 
 from seif_jax import models, sharding
 from seif_jax.rl import learner, optim
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.batch import Batch
+from seif_jax.rl.stage import BatchSizes, Programs
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
@@ -56,12 +56,12 @@ def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
     algorithm = replace(ALGORITHM, moments=moments)
     stage: Any = SimpleNamespace(
         mesh=mesh, shapes=shapes, frozen={}, dtype=jnp.float32, algorithm=algorithm,
-        sizes=stage_module.BatchSizes(PROMPTS, PROMPTS, 400, 1),
+        sizes=BatchSizes(PROMPTS, PROMPTS, 400, 1),
         decoding=SimpleNamespace(temperature=1.0),
     )  # fmt: skip
     optimizer = learner.make_optimizer(algorithm, STEPS)
     state = optim.start(optimizer, start)
-    programs = stage_module.Programs(MODEL.config, stage, optimizer)
+    programs = Programs(MODEL.config, stage, optimizer)
     losses, norms = [], []
     for step in range(STEPS):
         given = batch(step)

@@ -14,7 +14,7 @@ from tiny import CHATML
 
 from seif_jax import run_dir
 from seif_jax.__main__ import main
-from seif_jax.rl import stage as stage_module
+from seif_jax.rl.stage import Stage
 from seif_jax.tokenizer import CHAT_TEMPLATES
 
 NO_SYSTEM = CHATML.replace("in messages", "in messages if message['role'] != 'system'")
@@ -38,10 +38,10 @@ class Clock:
 
 
 @pytest.fixture
-def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[stage_module.Stage]]:
+def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stage]]:
     """The stages that runs come to; none is trained."""
-    found: list[stage_module.Stage] = []
-    monkeypatch.setattr(stage_module, "run", lambda stage, *_: found.append(stage) or {})
+    found: list[Stage] = []
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: found.append(stage) or {})
     yield found
 
 

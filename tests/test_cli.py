@@ -23,7 +23,6 @@ from seif_jax.__main__ import heading, main
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import RunError, UserError
 from seif_jax.models.io import gguf
-from seif_jax.rl import stage as stage_module
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_models_that_cannot_be(place, refused):
 
 
 def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
-    monkeypatch.setattr(stage_module, "run", lambda *_: {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {})
     run = ("run", f"--config={place.config}", "--config.stages=instructor")
     workdir = place.folder / "taken"
     assert main([*run, f"--workdir={workdir}"]) == 0
@@ -190,7 +189,7 @@ def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
 
 def test_a_run_is_the_same_from_another_folder(place, refused, monkeypatch, tmp_path, capsys):
     """Files are named relatively: the same ones go on, others of the same names are refused."""
-    monkeypatch.setattr(stage_module, "run", lambda *_: {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {})
     project, below, moved = tmp_path / "project", tmp_path / "project" / "below", tmp_path / "moved"
     below.mkdir(parents=True)
     shutil.copytree(place.model, project / "model")
@@ -235,7 +234,7 @@ def test_the_embedded_model_is_named_wherever_a_model_is(place, monkeypatch, tmp
     assert main(["convert", "smollm2", "out"]) == 0
     assert "embedded" not in capsys.readouterr().err
     stages = []
-    monkeypatch.setattr(stage_module, "run", lambda stage, *_: stages.append(stage) or {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: stages.append(stage) or {})
     keys = ("model", "instructor.init", "judger.model")
     names = [f"--config.{key}=smollm2" for key in keys]
     run = ["run", f"--config={place.config}", "--config.stages=instructor", "--config.rounds=1"]
@@ -262,7 +261,7 @@ def test_a_users_error_leaves_the_workdir_as_it_was(place, refused, tmp_path, mo
     assert "prompts are longer than config.instructor.max_prompt_tokens=9" in line
     assert not list(here.iterdir()) and not absent.exists()
     assert (tmp_path / "link").is_symlink() and (tmp_path / "dangling").is_symlink()
-    monkeypatch.setattr(stage_module, "run", lambda *_: {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {})
     run = ["run", f"--config={place.config}", f"--workdir={path}", "--config.stages=instructor"]
     assert main(run) == 0
     assert (Path(path) / "config.json").is_file()
@@ -275,7 +274,7 @@ def test_a_users_error_is_not_hidden_by_cleaning_up(place, refused, tmp_path, mo
         (tmp_path / "run" / "notes.txt").write_text("mine")
         raise UserError("row 3 is bad")
 
-    monkeypatch.setattr(stage_module, "run", train_and_fail)
+    monkeypatch.setattr("seif_jax.evolve.run_stage", train_and_fail)
     run = ("run", f"--config={place.config}", f"--workdir={tmp_path}/run")
     assert refused(*run).endswith("row 3 is bad")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]

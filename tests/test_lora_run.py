@@ -20,8 +20,8 @@ from seif_jax.__main__ import main, read_config
 from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.optim import TrainState
+from seif_jax.rl.stage import Programs, chat_model
 
 TARGETS = ("q", "down")
 LORA = (
@@ -118,8 +118,8 @@ def test_the_base_is_held_once(place, role):
     inits = [f"--config.{r}.init={place.run}/round_1/follower" for r in ("instructor", "follower")]
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
-    programs = stage_module.Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = stage_module.chat_model(stage, programs, TrainState(stage.start(), None)).engine
+    programs = Programs(run.base.model.config, stage, optax.sgd(1.0))
+    policy = chat_model(stage, programs, TrainState(stage.start(), None)).engine
     engines = [policy, stage.reference(), stage.task.checker.judge.chat_model.engine]
     if role == "instructor":
         engines += [stage.task.answerer.chat_model.engine, stage.task.filter.chat_model.engine]

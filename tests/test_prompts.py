@@ -15,7 +15,6 @@ from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
@@ -221,7 +220,7 @@ def test_a_run_keeps_its_prompts_and_is_resumed_with_the_same(
 ):
     """Their texts count, not the file or what else stands in it."""
     stages: list[Any] = []
-    monkeypatch.setattr(stage_module, "run", lambda stage, *_: stages.append(stage) or {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: stages.append(stage) or {})
     monkeypatch.chdir(tmp_path)
     text = '[ask]\nplain = "ANSWER {instruction}"\n'
     Path("follower.toml").write_text(text)

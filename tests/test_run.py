@@ -19,12 +19,11 @@ import tiny_run
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-from seif_jax import checkpoint, data, metrics
-from seif_jax import propose as generating
+import seif_jax.rl.stage
+from seif_jax import checkpoint, data, metrics, propose
 from seif_jax.__main__ import main
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.rl import optim
-from seif_jax.rl import stage as stage_module
 
 STAGES = ("instructor", "generate", "follower")
 STEPS = {"instructor": 3, "generate": 3, "follower": 2}
@@ -70,7 +69,7 @@ def beside(place):
     other values of keys that change no result."""
     workdir = place.folder / "beside"
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, stage_module, "train_step", 2)
+        interrupt(patch, seif_jax.rl.stage, "train_step", 2)
         assert seif(place, workdir, "--config.rounds=1") == 130
     run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
     options = ["--config.rounds=1", *(f"--config.{option}" for option in FREE)]
@@ -207,7 +206,7 @@ def test_a_finished_run_is_left_alone(finished, place, monkeypatch):
 
     before = everything()
     monkeypatch.setattr(checkpoint, "load_params", None)
-    monkeypatch.setattr(stage_module, "run", None)
+    monkeypatch.setattr("seif_jax.evolve.run_stage", None)
     assert seif(place, finished) == 0
     assert everything() == before
 
@@ -233,17 +232,17 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     workdir = place.folder / "stopped"
     first_round = [
         (ModelBundle, "save", 1),  # config.json is there, model/ is not
-        (stage_module, "train_step", 1),  # round 1, Instructor: nothing done yet
+        (seif_jax.rl.stage, "train_step", 1),  # round 1, Instructor: nothing done yet
         (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
-        (stage_module, "summary", 1),  # trained, but the stage is not marked as done
-        (generating, "_step", 2),  # data: one step done
+        (seif_jax.rl.stage, "summary", 1),  # trained, but the stage is not marked as done
+        (propose, "_step", 2),  # data: one step done
         (data, "append_samples", 1),  # its metrics written, its samples not
         (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
         (ModelBundle, "export", 1),  # weights saved, hf/ not
     ]
     second_round = [
         (checkpoint.Checkpoints, "save", -3),  # Instructor: the last checkpoint just made
-        (stage_module, "train_step", 2),  # Follower
+        (seif_jax.rl.stage, "train_step", 2),  # Follower
     ]
     extended = ("--config.rounds=2", "--config.follower.epochs=1,1")
     for options, stops in (("--config.rounds=1",), first_round), (extended, second_round):
@@ -300,7 +299,7 @@ def test_a_run_whose_instructions_are_all_dropped_says_why(place, capsys):
 @pytest.mark.parametrize("what", ["gradients", "weights"])
 def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, capsys, what):
     """In the step in which it happens: its numbers and samples are kept, its weights are not."""
-    whole, workdir = stage_module.train_step, place.folder / f"diverged_{what}"
+    whole, workdir = seif_jax.rl.stage.train_step, place.folder / f"diverged_{what}"
 
     def diverged(stage, programs, state, rows, step, phases):
         state, numbers, found = whole(stage, programs, state, rows, step, phases)
@@ -311,7 +310,7 @@ def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, caps
         return state, numbers, found
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage_module, "train_step", diverged)
+        patch.setattr(seif_jax.rl.stage, "train_step", diverged)
         assert seif(place, workdir) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     reason = {
@@ -435,7 +434,7 @@ def test_docs_reference_describes_what_runs_write(finished, followed, beside, le
 
 def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
     stages = []
-    monkeypatch.setattr(stage_module, "run", lambda stage, *_: stages.append(stage) or {})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: stages.append(stage) or {})
     start = finished / "round_1" / "instructor"
     workdir = place.folder / "instructor"
     init = f"--config.instructor.init={start}"

@@ -15,7 +15,6 @@ import tiny_run
 
 from seif_jax.__main__ import main, read_config
 from seif_jax.evolve import Evolution
-from seif_jax.rl import stage as stage_module
 from seif_jax.sweep import launchers
 from seif_jax.sweep.launchers import Job
 
@@ -270,7 +269,7 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
         assert command[:3] == [sys.executable, "-m", "seif_jax"]
         return subprocess.CompletedProcess(command, main(command[3:]))
 
-    monkeypatch.setattr(stage_module, "run", lambda *_: {"reward": 0.5})
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {"reward": 0.5})
     here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(launchers, "subprocess", here)
     config = tiny_run.config_file(tmp_path, tiny_run.model_folder(tmp_path / "model"))

@@ -15,10 +15,10 @@ import tiny
 from seif_jax import models, sharding
 from seif_jax.models.tree_forward import KEPT, completion_logp
 from seif_jax.rl import learner, optim
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import pack
+from seif_jax.rl.stage import BatchSizes, Programs, apply_updates, with_logp
 
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
@@ -222,9 +222,9 @@ def test_gradients_are_float32_under_bfloat16():
     )
 
 
-def programs_of(stage: Any, **parts: Any) -> stage_module.Programs:
+def programs_of(stage: Any, **parts: Any) -> Programs:
     """The stage's programs on one device, some parts of them replaced."""
-    programs = object.__new__(stage_module.Programs)
+    programs = object.__new__(Programs)
     stage.mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     programs.__dict__ |= {"stage": stage, "parts": 1, **parts}
     return programs
@@ -240,11 +240,11 @@ def test_updates_of_a_rollout():
         return state + 1, numbers
 
     trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=stage_module.BatchSizes(4, 1, 100, 1), frozen={}))
+    stage = cast(Any, SimpleNamespace(sizes=BatchSizes(4, 1, 100, 1), frozen={}))
     programs = programs_of(stage, learner=SimpleNamespace(update=update))
     batch = replace(BATCH, trained=trained)
     batches = [batch.take(np.array([i])) for i in range(4)]
-    state, numbers = stage_module.apply_updates(programs, cast(Any, 0), batches)
+    state, numbers = apply_updates(programs, cast(Any, 0), batches)
     assert calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),
@@ -267,11 +267,11 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
 
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
-        sizes=stage_module.BatchSizes(4, prompts, 24, 1), reference=lambda: reference,
+        sizes=BatchSizes(4, prompts, 24, 1), reference=lambda: reference,
         algorithm=replace(ALGORITHM, kl_coef=kl_coef),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = stage_module.with_logp(programs_of(stage, packed_logp=logp), empty, policy)
+    found = with_logp(programs_of(stage, packed_logp=logp), empty, policy)
     assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
     inside = np.split(BATCH.mask(), 4 // prompts)
     tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)

@@ -19,9 +19,9 @@ from seif_jax.models.io.to_device import Place, home
 from seif_jax.models.layers import Config
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.learner import Algorithm
 from seif_jax.rl.rollout import Grouping
+from seif_jax.rl.stage import BatchSizes, Stage
 from seif_jax.rl.tasks import FollowerTask
 from seif_jax.roles import judger
 from seif_jax.sampling import Engine
@@ -147,14 +147,14 @@ def questions(tokenizer: Tokenizer, s: WorkloadSizes) -> list[Any]:
     ]
 
 
-def training(m: BenchModel, s: WorkloadSizes) -> tuple[stage_module.Stage, list[list[int]]]:
+def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
     """A stage that trains on prompts of exactly prompt_tokens, and their ids."""
     tokenizer = Plain(m.base.tokenizer)
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     place = sharding.placing(mesh)
-    return stage_module.Stage(
+    return Stage(
         name="bench",
         round=1,
         rounds=1,
@@ -169,7 +169,7 @@ def training(m: BenchModel, s: WorkloadSizes) -> tuple[stage_module.Stage, list[
         decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
         grouping=Grouping(s.group, "grpo", False, False),
         chunks=1,
-        sizes=stage_module.BatchSizes(s.prompts, s.prompts, s.micro_tokens, 1),
+        sizes=BatchSizes(s.prompts, s.prompts, s.micro_tokens, 1),
         algorithm=ALGORITHM,
         key=jax.random.key(0),
         order_seed=0,

@@ -18,10 +18,10 @@ from seif_jax.models.layers import Config
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.learner import make_optimizer
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import make_batch
+from seif_jax.rl.stage import Programs, Stage, apply_updates, train_step
 from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
@@ -164,7 +164,7 @@ def update(m: BenchModel, s: WorkloadSizes) -> Workload:
 
     def work() -> None:
         nonlocal state
-        state, _ = stage_module.apply_updates(programs, state, [batch])
+        state, _ = apply_updates(programs, state, [batch])
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
@@ -181,7 +181,7 @@ def step(m: BenchModel, s: WorkloadSizes) -> Workload:
         nonlocal state, number
         number += 1
         rows = range(s.prompts)
-        state, numbers, _ = stage_module.train_step(stage, programs, state, rows, number, Phases())
+        state, numbers, _ = train_step(stage, programs, state, rows, number, Phases())
         jax.block_until_ready(state)
         assert numbers["sampled_tokens"] == s.samples * s.new_tokens
         phases = {name.removeprefix("secs/"): x for name, x in numbers.items() if "secs/" in name}
@@ -191,10 +191,10 @@ def step(m: BenchModel, s: WorkloadSizes) -> Workload:
     return Workload(work, s.samples * s.new_tokens, flops, prompts)
 
 
-def start(stage: stage_module.Stage) -> tuple[stage_module.Programs, TrainState]:
+def start(stage: Stage) -> tuple[Programs, TrainState]:
     optimizer = make_optimizer(stage.algorithm, 1)
     state = optim.start(optimizer, stage.start())
-    return stage_module.Programs(stage.base.model.config, stage, optimizer), state
+    return Programs(stage.base.model.config, stage, optimizer), state
 
 
 WORKLOADS = {"rollout": rollout, "judge": judge, "update": update, "step": step}

@@ -16,9 +16,9 @@ from seif_jax.plan.cost import held
 from seif_jax.plan.layout import Layout, residents
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
-from seif_jax.rl import stage as stage_module
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.rollout import make_batch
+from seif_jax.rl.stage import Programs
 from seif_jax.sampling import read, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.trees import as_trees
@@ -152,7 +152,7 @@ def learning(
         mesh=mesh, shapes=layout.trained, dtype=layout.dtype, decoding=role,
         sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config),
     )  # fmt: skip
-    found = stage_module.Programs(layout.model.config, stage, layout.optimizer)
+    found = Programs(layout.model.config, stage, layout.optimizer)
     micro, passes = largest_pass(config, role, found, mesh)
     updates = role.rollout_prompts // role.optimizer_prompts
     trained = layout.trained
@@ -198,7 +198,7 @@ def learning(
 
 
 def largest_pass(
-    config: Config, role: Config, found: stage_module.Programs, mesh: Mesh
+    config: Config, role: Config, found: Programs, mesh: Mesh
 ) -> tuple[MicroBatch, int]:
     """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
     be, as `jax.ShapeDtypeStruct`; and how many there are."""

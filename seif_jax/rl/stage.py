@@ -35,10 +35,10 @@ from seif_jax.sampling import Engine
 
 @dataclass(frozen=True)
 class BatchSizes:
-    rollout: int  # prompts a step; each has `Grouping.size` samples
-    optimizer: int  # prompts an update
-    micro: int  # tokens a forward and backward pass
-    epochs: int
+    rollout_prompts: int  # per step; each is sampled `Grouping.size` times
+    optimizer_prompts: int  # per update
+    micro_tokens: int  # per forward and backward pass
+    epochs: int  # passes over the prompts
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,21 @@ class Stage:
     evaluate_every: int  # steps; 0: never
 
 
-def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
+def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
     """Trains the stage to its end, from its last checkpoint if it has one.
 
     Leaves checkpoints, samples.parquet and metrics; returns the means over the stage's steps.
     """
     rows = prompts_that_fit(stage, display)
-    order = data.order(len(rows), stage.sizes.epochs, stage.sizes.rollout, stage.order_seed)
+    order = data.order(len(rows), stage.sizes.epochs, stage.sizes.rollout_prompts, stage.order_seed)
     steps, prompts = len(order), len(order[0])
-    if prompts < stage.sizes.rollout:
+    if prompts < stage.sizes.rollout_prompts:
         display.warn(
             f"round {stage.round} {stage.name}: {prompts} prompts do not fill a batch of "
-            f"config.{stage.name}.rollout_prompts={stage.sizes.rollout}, each step trains on these"
+            f"config.{stage.name}.rollout_prompts={stage.sizes.rollout_prompts}, each step trains "
+            "on these"
         )
-    updates = steps * -(-prompts // stage.sizes.optimizer)
+    updates = steps * -(-prompts // stage.sizes.optimizer_prompts)
     optimizer = make_optimizer(stage.algorithm, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
@@ -120,7 +121,7 @@ def run(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
 def main_programs(stage: Stage) -> set[str]:
     """Of `compiling.PROGRAMS`, those that the stage runs."""
     programs = {"prefill", "decode", "gradient", "change"}
-    if stage.algorithm.kl_coef or stage.sizes.rollout > stage.sizes.optimizer:
+    if stage.algorithm.kl_coef or stage.sizes.rollout_prompts > stage.sizes.optimizer_prompts:
         programs.add("completion_logp")
     if any(judge.mode == "verdict" for judge in stage.task.judges()):
         programs.add("next_logp")
@@ -190,7 +191,7 @@ class Programs:
         """The batch in passes of as many parts as the mesh computes at a time; which samples are
         the first rows of each part."""
         sequence = self.stage.mesh.shape["sequence"]
-        found = pack(batch, self.stage.sizes.micro, self.parts, sequence)
+        found = pack(batch, self.stage.sizes.micro_tokens, self.parts, sequence)
         passes = [found[i : i + self.parts] for i in range(0, len(found), self.parts)]
         return [([samples for samples, _ in some], [micro for _, micro in some]) for some in passes]
 
@@ -266,7 +267,7 @@ def with_logp(programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
     first, whose own pass gives them, of the policy."""
 
     stage = programs.stage
-    prompts, size = np.arange(len(batch.prompts)), stage.sizes.optimizer
+    prompts, size = np.arange(len(batch.prompts)), stage.sizes.optimizer_prompts
     parts = [batch.take(prompts[i : i + size]) for i in range(0, len(prompts), size)]
     if stage.algorithm.kl_coef:
         reference = stage.reference().params

@@ -71,7 +71,7 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
     )
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)
-    numbers = propose.run(
+    numbers = propose.propose_instructions(
         stage, folder / "instructions.parquet", writer, Display(io.StringIO(), io.StringIO())
     )
     writer.close()
