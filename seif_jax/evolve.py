@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import data, fingerprints, preflight, processes, propose, report, settings
+from seif_jax import data, fingerprints, preflight, processes, propose, settings
 from seif_jax.card import card
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
@@ -17,6 +17,7 @@ from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
+from seif_jax.report import closing_table
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
@@ -44,7 +45,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
                 if stage in config.stages:
                     evolution.stage(round, stage, writer)
     if processes.first():
-        report.rounds(config, workdir, display)
+        closing_table.show(config, workdir, display)
 
 
 class Evolution:

@@ -22,7 +22,7 @@ COLUMNS = {  # of the table: stage and metric, of which it has the mean over the
 }
 
 
-def rounds(config: Config, workdir: Path, display: Display) -> None:
+def show(config: Config, workdir: Path, display: Display) -> None:
     """Prints what happened, a row per round, and where to look next."""
     lines = metrics.read(workdir / "metrics.jsonl")
     rows = []
