@@ -1,0 +1,283 @@
+"""IFEval and IFBench as published: their columns, their checkers, strict and loose verdicts.
+
+The checkers are those of `if_verifiable`, which carries Google's IFEval and the first release of
+IFBench, run as the published scripts run them: on the arguments of the file as they are, without
+what `rewards.rules` mends for training. docs/evaluation.md lists where a verdict differs from a
+published one, and why.
+"""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+from seif_jax import sources
+from seif_jax.errors import UserError, shown
+from seif_jax.evaluate.check import Check
+
+# What a checker reads beyond the reply: its path inside NLTK's data, and its name there.
+RESOURCES = {
+    "words:start_verb": (
+        "taggers/averaged_perceptron_tagger_eng",
+        "averaged_perceptron_tagger_eng",
+    ),
+    "ratio:stop_words": ("corpora/stopwords", "stopwords"),
+}
+LISTS = {"keywords", "forbidden_words"}
+NUMBERS = {
+    *("N", "small_n", "n", "m", "n_start", "n_end", "min_words", "max_words", "percentage"),
+    *("num_words", "num_sentences", "num_paragraphs", "nth_paragraph", "num_sections"),
+    *("num_bullets", "num_highlights", "num_placeholders"),
+    *("frequency", "let_frequency", "capital_frequency"),
+}
+
+
+class Checker(Protocol):
+    """An instruction of the published libraries."""
+
+    def build_description(self, **kwargs: Any) -> str: ...
+    def check_following(self, value: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class PublishedPrompt:
+    """A row of IFEval or IFBench. The two tuples have one entry per instruction."""
+
+    key: str
+    prompt: str
+    instruction_ids: tuple[str, ...]
+    kwargs: tuple[dict[str, Any], ...]  # the arguments of its checker, nulls left out
+
+
+def read(source: str, split: str | None = None) -> list[PublishedPrompt]:
+    """The rows of a file or data set with the columns prompt, instruction_id_list and kwargs.
+
+    source, split: as of `sources.read`. `key` may be missing: then it is the row's number.
+    Raises UserError naming the row whose columns, instruction ids or arguments do not fit.
+    """
+    rows = sources.read(source, split)
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    prompts = [read_row(f"{source}: row {number}", row, number) for number, row in rows]
+    keys: dict[str, int] = {}
+    for (number, _), prompt in zip(rows, prompts, strict=True):
+        if prompt.key in keys:
+            raise UserError(
+                f"{source}: row {number} has the key {prompt.key!r} of row {keys[prompt.key]}"
+            )
+        keys[prompt.key] = number
+    return prompts
+
+
+def read_row(where: str, row: Mapping[str, Any], number: int) -> PublishedPrompt:
+    """One row; `where` begins every error."""
+    for column in ("prompt", "instruction_id_list", "kwargs"):
+        sources.need(column, row, where)
+    prompt = row["prompt"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{where}: 'prompt' must be text (got {shown(prompt)})")
+    ids = _json_list(where, "instruction_id_list", row["instruction_id_list"])
+    kwargs = _json_list(where, "kwargs", row["kwargs"])
+    if not ids or len(ids) != len(kwargs):
+        raise UserError(
+            f"{where}: 'instruction_id_list' and 'kwargs' must have the same length, 1 or more "
+            f"(got {len(ids)} and {len(kwargs)})"
+        )
+    arguments = tuple(
+        read_arguments(f"{where}: {name}", name, values)
+        for name, values in zip(ids, kwargs, strict=True)
+    )
+    return PublishedPrompt(str(row.get("key", number)), prompt, tuple(ids), arguments)
+
+
+def read_arguments(where: str, instruction_id: object, kwargs: object) -> dict[str, Any]:
+    """The arguments of one checker, complete: the library would draw a missing one at random.
+
+    Whole numbers that a file holds as floats become integers. Raises UserError if they do not fit.
+    """
+    checkers = _checkers()
+    if not isinstance(instruction_id, str) or instruction_id not in checkers:
+        close = get_close_matches(str(instruction_id), checkers, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"{where}: unknown instruction id {shown(instruction_id)}{hint}")
+    if isinstance(kwargs, str):
+        kwargs = _json(where, "kwargs", kwargs)
+    if not isinstance(kwargs, dict | None):
+        raise UserError(f"{where}: kwargs must be an object (got {shown(kwargs)})")
+    values = {name: value for name, value in (kwargs or {}).items() if value is not None}
+    names = parameters(instruction_id)
+    takes = f"it takes {', '.join(names)}" if names else "it takes none"
+    for name in values.keys() - set(names):
+        raise UserError(f"{where}: unknown argument {name!r}; {takes}")
+    for name in names:
+        if name not in values:
+            raise UserError(f"{where}: argument {name!r} is missing; {takes}")
+    values = {name: _argument(f"{where}: {name}", name, values[name]) for name in names}
+    try:
+        build(instruction_id, values)
+    except Exception as error:  # the library raises what its checks of values happen to raise
+        raise UserError(f"{where}: kwargs {shown(values)} do not fit: {error}") from error
+    return values
+
+
+@functools.cache
+def parameters(instruction_id: str) -> tuple[str, ...]:
+    """The names of the arguments that a checker takes; all of them are needed."""
+    signature = inspect.signature(_checkers()[instruction_id].build_description)
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in signature.parameters.values() if p.kind in kinds)[1:]
+
+
+def build(instruction_id: str, kwargs: Mapping[str, Any]) -> Checker:
+    """The published checker of an instruction, with the file's arguments."""
+    checker = _checkers()[instruction_id](instruction_id)
+    replaced = dict(kwargs)
+    letter = replaced.get("letter", "a").lower()
+    if not (len(letter) == 1 and "a" <= letter <= "z"):
+        replaced["letter"] = "a"  # the library would draw a letter; IFEval counts "#" and "!"
+    if instruction_id == "repeat:repeat_span" and not kwargs["n_start"]:
+        replaced["n_start"] = 1  # the library would draw a start: it takes 0 for none
+    checker.build_description(**replaced)
+    for name in replaced:
+        if replaced[name] != kwargs[name]:
+            setattr(checker, f"_{name}", kwargs[name])
+    return checker
+
+
+def check(prompt: PublishedPrompt, reply: str) -> list[Check]:
+    """The strict and the loose verdict on every instruction of a reply.
+
+    Strict is the checker's verdict on the reply as it is. Loose is true if the reply, or one of
+    the seven variants of `loose_variants`, meets the instruction. An empty text never does.
+    """
+    return [
+        _check(instruction_id, kwargs, reply)
+        for instruction_id, kwargs in zip(prompt.instruction_ids, prompt.kwargs, strict=True)
+    ]
+
+
+def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Check:
+    if missing := missing_resource(instruction_id):
+        reason = f"NLTK's {missing} is missing: python -m nltk.downloader {missing}"
+        return Check(instruction_id, None, None, "rule", reason)
+    checker = build(instruction_id, kwargs)
+    strict, reason = _meets(checker, reply)
+    loose = strict or any(_meets(checker, text)[0] for text in loose_variants(reply))
+    return Check(instruction_id, strict, loose, "rule", reason)
+
+
+def _meets(checker: Checker, text: str) -> tuple[bool, str]:
+    """Whether a text meets the instruction, and what to say if it does not."""
+    if not text.strip():
+        return False, "the reply is empty"
+    try:
+        met = bool(checker.check_following(text))
+    except Exception as error:  # the published scripts end here, without a score
+        return False, f"the published checker raises {type(error).__name__}: {error}"
+    return met, "" if met else "not met"
+
+
+def loose_variants(reply: str) -> list[str]:
+    """IFEval's seven variants: without the first line, the last line or both, each of these and
+    the reply also without asterisks."""
+    lines = reply.split("\n")
+    cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    return [*cuts, *(text.replace("*", "") for text in (reply, *cuts))]
+
+
+def missing_resource(instruction_id: str) -> str | None:
+    """The NLTK package that a checker needs and that is not installed; None: nothing is missing."""
+    path, name = RESOURCES.get(instruction_id, ("", None))
+    return None if name is None or _has_resource(path) else name
+
+
+@functools.cache
+def _has_resource(path: str) -> bool:
+    import nltk
+
+    try:
+        nltk.data.find(path)
+    except LookupError:
+        return False
+    return True
+
+
+@functools.cache
+def _checkers() -> dict[str, Any]:
+    """The published checkers of both benchmarks by instruction id."""
+    import langdetect
+    import nltk
+
+    langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
+    logging.getLogger().addFilter(lambda record: "detect language" not in str(record.msg))
+    spec = importlib.util.find_spec("llama_index")  # its wheel holds punkt_tab and the stop words
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        bundled = str(Path(folder, "core", "_static", "nltk_cache"))
+        if bundled not in nltk.data.path:
+            nltk.data.path.append(bundled)
+    with _no_downloads():
+        libraries = [
+            importlib.import_module(f"if_verifiable.{name}.instructions_registry")
+            for name in ("ifeval", "ifbench")
+        ]
+    return {key: value for library in libraries for key, value in library.INSTRUCTION_DICT.items()}
+
+
+@contextmanager
+def _no_downloads() -> Iterator[None]:
+    """Keeps the import of IFBench's checkers from reaching for the network."""
+    import nltk
+
+    download = nltk.download
+    nltk.download = lambda *args, **kwargs: False
+    try:
+        yield
+    finally:
+        nltk.download = download
+
+
+def _argument(where: str, name: str, value: object) -> object:
+    if name in NUMBERS:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise UserError(f"{where} must be a number, 0 or more (got {shown(value)})")
+        if math.isfinite(value) and value == int(value):
+            return int(value)
+        if name != "percentage":
+            raise UserError(f"{where} must be a whole number (got {shown(value)})")
+        return value
+    if name in LISTS:
+        if not isinstance(value, list) or not value or not all(map(_is_text, value)):
+            raise UserError(f"{where} must be a list of words (got {shown(value)})")
+        return value
+    if not _is_text(value):
+        raise UserError(f"{where} must be text (got {shown(value)})")
+    return value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _json_list(where: str, column: str, value: object) -> Sequence[Any]:
+    """A list, which a file without lists (CSV) holds as JSON text."""
+    if isinstance(value, str):
+        value = _json(where, column, value)
+    if not isinstance(value, list):
+        raise UserError(f"{where}: {column!r} must be a list (got {shown(value)})")
+    return value
+
+
+def _json(where: str, column: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{where}: {column!r} is text, but not JSON: {shown(text)}") from None
