@@ -6,6 +6,7 @@ the time, which some write into the system turn.
 
 import inspect
 import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,17 +16,21 @@ from seif_jax.errors import UserError
 
 Dialogue = Sequence[Mapping[str, str]]  # of turns with `role` and `content`
 
-# transformers' strftime_now reads the clock; this macro, put before a template, hides it.
+# transformers' strftime_now reads the clock. This macro, put before a template, hides it. It is a
+# macro because transformers turns arguments into plain data, which a function does not survive.
+# "%%" is split off first: the "%%d" of a format is a percent sign and a d, not a day.
 TIME_MACRO = """\
 {%- macro strftime_now(format) -%}
-{%- set made = namespace(text=format) -%}
+{%- for part in format.split('%%') -%}
+{%- set made = namespace(text=part) -%}
 {%- for directive, value in strftime_values.items() -%}
 {%- set made.text = made.text | replace(directive, value) -%}
 {%- endfor -%}
-{{ made.text }}
+{{- '' if loop.first else '%' }}{{ made.text }}
+{%- endfor -%}
 {%- endmacro %}
 """
-DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdDeFHIjmMpSTuUVwWxXyYzZ"]
+DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in string.ascii_letters]
 THOUGHT_TAG = re.compile(r"\s*</?think>\s*")
 MARKS = ("first question", "earlier reply", "last question")
 DROPPED = {
@@ -59,7 +64,7 @@ class ChatTemplate:
         if "strftime_now" in self.text:
             self.text = TIME_MACRO + self.text
             times = {name: settings.now.strftime(name) for name in DIRECTIVES}
-            self._arguments["strftime_values"] = {**times, "%%": "%"}
+            self._arguments["strftime_values"] = times
 
     def render(self, dialogue: Dialogue, generation_prompt: bool = True) -> str:
         """The dialogue as text, with the header of the assistant's turn.

@@ -171,7 +171,8 @@ DATED = (
 @pytest.mark.parametrize(
     ("form", "expected"),
     [("'%d %b %Y'", "05 Nov 2026"), ("'%Y-%m-%d'", "2026-11-05"), ("'%A %-d %b'", "Thursday 5 Nov"),
-     ("'%H' ~ ':%M'", "07:08"), ("'100%% on %F'", "100% on 2026-11-05"), ("''", "")],
+     ("'%H' ~ ':%M'", "07:08"), ("'100%% on %F'", "100% on 2026-11-05"), ("''", ""),
+     ("'%%d is %d, %%%m'", "%d is 05, %11"), ("'%G-W%V, %f'", "2026-W45, 000000")],
 )  # fmt: skip
 def test_the_time_is_the_settings(tmp_path: Path, form: str, expected: str) -> None:
     template = DATED.replace("FORMAT", form) + chatml()
