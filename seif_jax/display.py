@@ -81,6 +81,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._bars: Progress | None = None
         self._bar: TaskID | None = None  # of the stage that runs; between stages there is none
         self._phase = ""
+        self._activity = ""  # what the bar ends with: the phase, or what is being compiled
         self._stage = Running("", 0, 0, 0, clock(), clock())
 
     def __exit__(self, *error: object) -> None:
@@ -105,7 +106,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
             self.phase("starting")
         else:
             again = f", goes on after step {first_step}" if first_step else ""
-            self._say(f"{title}: {steps} steps{again}")
+            self._say(f"{title}: {count(steps, 'step')}{again}")
 
     def phase(self, name: str) -> None:
         """What the running step is at; seen on a terminal that is wide enough. The first phase
@@ -113,22 +114,23 @@ class Display(contextlib.AbstractContextManager["Display"]):
         s = self._stage
         if not s.in_step and name != "starting":
             s.in_step, s.step_started, s.step_compile_secs = True, self._clock(), 0.0
-        self._phase = name
-        self._show_phase(name)
+        self._phase = "starting" if name == "total" else name  # the total begins the step
+        self._show_activity(self._phase)
 
     def compiling(self, program: str, left: int) -> None:
-        """JAX has begun to compile one of the stage's main programs; at most so many are left."""
-        others = f"{left} more to come" if left else "the last one"
-        self._show_phase(f"compiling {program}, {others}")
+        """JAX has begun to compile one of the stage's main programs. At most `left` others follow:
+        the stage may not need all of them, and may compile any of them in several shapes."""
+        activity = f"compiling {program}" + f", at most {left} more to come" * (left > 0)
+        self._show_activity(activity)
         if not self._bars and program not in self._stage.announced:
-            self._say(f"{self._stage.title}: compiling {program}, {others}")
+            self._say(f"{self._stage.title}: {activity}")
         self._stage.announced.add(program)
 
     def compiled(self, secs: float) -> None:
         """Some program, also one that was not announced, took so long to compile."""
         self._stage.compile_secs += secs
         self._stage.step_compile_secs += secs
-        self._show_phase(self._phase)
+        self._show_activity(self._phase)
 
     def step(self, numbers: Mapping[str, float]) -> None:
         """One more step is done; `numbers` are its metrics, of which those in SHOWN are shown."""
@@ -140,8 +142,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         words = left + _shown(numbers)
         if self._bars:
             s.shown, self._phase = words, ""
-            self._show_step()
-            self._show_phase("")
+            self._show_activity("")
         else:
             compiling = f", {duration(compile_secs)} of it compiling" * (compile_secs >= 1)
             words.append(f"took {duration(took)}{compiling}")
@@ -160,7 +161,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         ]
         since = " since step 0" if before else ""
         self._say(f"{s.title} step {step}: evaluation{since}: {', '.join(s.evaluated)}")
-        self._show_step()
+        self._update_bar()
 
     def end_stage(self, means: Mapping[str, float]) -> None:
         """Leaves a line on the stage: its time, and means over its steps."""
@@ -168,7 +169,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         if s.done == s.resumed_after:
             steps = "nothing was left to do"
         else:
-            steps = f"{s.done - s.resumed_after} steps in {duration(secs)}"
+            steps = f"{count(s.done - s.resumed_after, 'step')} in {duration(secs)}"
         compiling = [f"{duration(s.compile_secs)} of it compiling"] * (s.compile_secs >= 1)
         words = [", ".join([steps, *compiling]), *s.evaluated, *_shown(means)]
         if self._bars and self._bar is not None:
@@ -216,17 +217,25 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def _say(self, text: str, style: str = "") -> None:
         self._out.print(Text(text, style=style))
 
-    def _show_step(self) -> None:
-        """Shows the last step and the last evaluation in the bar."""
-        s = self._stage
-        if self._bars and self._bar is not None:
-            words = [*s.shown[:2], *s.evaluated, *s.shown[2:]]
-            taken = max(20, len(s.title)) + BAR + len(f"✓  {s.done}/{s.steps}  ")
-            self._bars.update(self._bar, completed=s.done, shown=self._fit(words, taken))
+    def _show_activity(self, text: str) -> None:
+        self._activity = text
+        self._update_bar()
 
-    def _show_phase(self, text: str) -> None:
-        if self._bars and self._bar is not None:
-            self._bars.update(self._bar, phase=f"({text})" if text else "")
+    def _update_bar(self) -> None:
+        """Shows the last step, the last evaluation and the activity, in what room the title, the
+        bar and the number of steps leave on the line. Numbers make room for the activity, but for
+        the first one; then the activity is cut."""
+        s = self._stage
+        if not self._bars or self._bar is None:
+            return
+        words = [*s.shown[:2], *s.evaluated, *s.shown[2:]]
+        activity = f"({self._activity})" if self._activity else ""
+        taken = len(s.title) + BAR + len(f"✓   {s.done}/{s.steps}  ")
+        shown = self._fit(words, taken + len(activity))
+        room = max(self._out.width - taken - len(shown), 0)
+        if len(activity) > room:
+            activity = f"{activity[: room - 1]}…" if room > 1 else ""
+        self._bars.update(self._bar, completed=s.done, shown=shown, phase=activity)
 
     def _fit(self, words: Sequence[str], taken: int) -> str:
         """As many of the words, the first ones, as a line of the terminal has room for beside
@@ -257,6 +266,11 @@ def compact(value: Any) -> str:
     if number and abs(number) < 0.001:
         return f"{number:.1e}"
     return f"{number:.3f}" if abs(number) < 1 else f"{number:.3g}"
+
+
+def count(number: int, thing: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def duration(secs: float) -> str:

@@ -104,7 +104,7 @@ def test_time_left_is_that_of_steady_steps(clock):
     assert progress.getvalue().splitlines() == [
         "round 1/1 follower: 5 steps",
         "round 1/1 follower step 0: evaluation: held 0.250",
-        "round 1/1 follower: compiling decoding, 4 more to come",
+        "round 1/1 follower: compiling decoding, at most 4 more to come",
         "round 1/1 follower 1/5  40s left  took 1m40s, 1m30s of it compiling",
         "round 1/1 follower 2/5  36s left  took 12s",
         "round 1/1 follower step 2: evaluation since step 0: held 0.250 → 0.500",
@@ -126,10 +126,10 @@ def test_a_program_is_announced_once_in_a_stage(clock):
             display.compiled(1.0)
     rounds = [
         [
-            f"round {round}/2 instructor: 1 steps",
-            f"round {round}/2 instructor: compiling prefill, 2 more to come",
-            f"round {round}/2 instructor: compiling decoding, 1 more to come",
-            f"round {round}/2 instructor: compiling gradient, the last one",
+            f"round {round}/2 instructor: 1 step",
+            f"round {round}/2 instructor: compiling prefill, at most 2 more to come",
+            f"round {round}/2 instructor: compiling decoding, at most 1 more to come",
+            f"round {round}/2 instructor: compiling gradient",
         ]
         for round in (1, 2)
     ]
@@ -184,9 +184,9 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         display.evaluation(0, {"held": 0.25}, {"held": 0.25})
         display.phase("total")
         display.compiling("decoding", 4)
-        assert bar() == "0/3 held 0.250 (compiling decoding, 4 more to come)"
+        assert bar() == "0/3 held 0.250 (compiling decoding, at most 4 more to come)"
         display.compiled(3.0)
-        assert bar() == "0/3 held 0.250 (total)"
+        assert bar() == "0/3 held 0.250 (starting)"
         clock.now += 5
         display.step({"reward": 0.5, "tokens_per_sec": 9.0})
         display.phase("update")
@@ -224,6 +224,24 @@ def test_terminal_fits_the_first_numbers(monkeypatch, clock):
     assert "length 100" not in progress.getvalue()
     assert "2 [prompts] left out" in progress.getvalue()
     assert "follower" in results.getvalue() and "0.500" in results.getvalue()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 200])
+def test_the_activity_never_hides_the_steps(monkeypatch, clock, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Terminal()
+    with Display(progress, Terminal(), clock) as display:
+        display.start_stage(2, 12, "instructor", steps=40)
+        numbers = {"reward": 0.4, "tokens_per_sec": 80.0, "format_valid": 0.5, "kl": 0.1}
+        step(display, clock, 95, **numbers)
+        display.compiling("log-probabilities", 3)
+        assert display._bars
+        display._bars.refresh()
+    last = progress.getvalue().rsplit("round 2/12 instructor ", 1)[1]
+    assert "1/40 1h01m left" in last and "…" not in last.partition("1h01m left")[0]
+    assert ("(compiling log-probabilities, at most 3 more to come)" in last) == (columns > 100)
+    assert ("KL 0.100" in last) == (columns == 200)
 
 
 @pytest.mark.parametrize(
