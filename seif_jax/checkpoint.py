@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from seif_jax.models import Model, lora
 from seif_jax.models.io import hf
 from seif_jax.models.io.to_device import Place, finite, home
 from seif_jax.models.lora import Lora
-from seif_jax.run_paths import BASE, FOLDER, run_of, stage_of
+from seif_jax.run_paths import BASE, EXPORT, FOLDER, read_about, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer
 
 # Orbax logs every step of a save, and with a traceback every error that it also raises.
@@ -128,8 +129,13 @@ class ModelBundle:
 
     @classmethod
     def load(cls, path: str | Path | None, chat: ChatSettings | None = None) -> "ModelBundle":
-        """From a Hugging Face folder, a GGUF file or a run's checkpoint; None: the embedded one."""
+        """From a Hugging Face folder, a GGUF file or a run's checkpoint; None: the embedded one.
+
+        chat: what the chat template reads besides the dialogue; None: for a model that a run has
+        trained, what it read in that run, else nothing.
+        """
         path = models.resolve(path)
+        chat = chat or _chat_settings(path)
         stage = stage_of(path)
         if stage:
             path = run_of(stage) / BASE
@@ -189,6 +195,16 @@ class ModelBundle:
         config, carried = self.model.hf_config, self.carried
         tensors = scanned(folder, tensors) if scan else tensors
         hf.write_hf(folder, config, tensors, nbytes, tokenizer=self.tokenizer, carried=carried)
+
+
+def _chat_settings(path: Path) -> ChatSettings | None:
+    """The chat settings of the run of which `path` is a checkpoint or an export; None: of none."""
+    stage = stage_of(path) or (stage_of(path.parent) if path.name == EXPORT else None)
+    about = read_about(run_of(stage)) if stage else None
+    if not about:
+        return None
+    arguments = about["config"].get("template_arguments", {})
+    return ChatSettings(arguments, datetime.fromisoformat(about["started"]))
 
 
 def scanned(

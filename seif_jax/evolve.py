@@ -26,6 +26,7 @@ from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
 from seif_jax.run_dir import DONE, open_run, start_time
+from seif_jax.run_paths import EXPORT
 from seif_jax.settings import Config
 
 
@@ -35,7 +36,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
     started = start_time(workdir)
     chat = ChatSettings(config.template_arguments.to_dict(), datetime.fromisoformat(started))
     base = ModelBundle.load(config.model, chat)
-    settings.check_decodings(config, base.model.config.max_positions)
+    settings.check_lengths(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
     with open_run(config, workdir, base, prints, started) as writer:
@@ -129,7 +130,7 @@ class Evolution:
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
-            self.base.with_card(card(folder)).export(folder / "hf", params, "bfloat16")
+            self.base.with_card(card(folder)).export(folder / EXPORT, params, "bfloat16")
         if processes.first():
             write_json(folder / DONE, numbers)
 

@@ -16,7 +16,7 @@ from seif_jax.instruction import Instruction
 from seif_jax.models.layers import Config as Shape
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
-from seif_jax.roles.format import Message
+from seif_jax.roles.format import Message, opens_twice
 from seif_jax.roles.prompts import Prompts
 from seif_jax.settings import Config
 from seif_jax.tokenizer import Tokenizer
@@ -109,13 +109,19 @@ def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
 
 
 def check_dialogues(config: Config, tokenizer: Tokenizer, told: Told) -> None:
-    """Raises UserError if the model's chat template drops text of a role's dialogue, or does not
-    ask for a reply to it."""
+    """Raises UserError if the model's chat template drops text of a role's dialogue, does not ask
+    for a reply to it, or opens a thought that the role's prefill opens, too."""
     for role, dialogue in _dialogues(config, told):
         try:
             tokenizer.check_chat(dialogue)
         except UserError as error:
             raise UserError(f"config.{role}: {error}") from None
+        prefill = config[role].prefill
+        if opens_twice(tokenizer.opening(dialogue), prefill):
+            raise UserError(
+                f"config.{role}.prefill must not begin with <think>, which the model's chat "
+                f"template writes itself (got {prefill!r})"
+            )
 
 
 def _dialogues(config: Config, told: Told) -> Iterator[tuple[str, list[Message]]]:

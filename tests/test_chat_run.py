@@ -14,6 +14,8 @@ from tiny import CHATML
 
 from seif_jax import run_dir
 from seif_jax.__main__ import main
+from seif_jax.chat_template import ChatSettings
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.rl.stage import Stage
 from seif_jax.tokenizer import CHAT_TEMPLATES
 
@@ -135,6 +137,48 @@ def test_template_arguments_are_part_of_a_run(place, refused, done, stages, tmp_
     assert f"{key} is true there, false here" in line
     line = refused(*once, "--config.template_arguments.enable_thinkng=True")
     assert f"config.template_arguments.enable_thinkng: the chat template of {model}" in line
+
+
+@pytest.mark.parametrize("model_of", ["", "hf"])
+def test_a_trained_model_is_asked_as_its_run_asks_it(place, tmp_path, model_of):
+    """Also from its Hugging Face folder, as long as that lies in the run's."""
+    model = with_template(place, "dated", DATED)
+    about = {
+        "config": {"template_arguments": {"enable_thinking": True}},
+        "started": "2025-03-07T08:09:10",
+    }
+    run_folder = tmp_path / "run"
+    stage = run_folder / "round_2" / "follower"
+    (stage / "checkpoints" / "3").mkdir(parents=True)
+    for folder in (run_folder / "model", stage / "hf"):
+        shutil.copytree(model, folder)
+    (run_folder / "config.json").write_text(json.dumps(about))
+
+    def prompt(path: Path, chat: ChatSettings | None = None) -> str:
+        tokenizer = ModelBundle.load(path, chat).tokenizer
+        return tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "a"}]))
+
+    assert prompt(stage / model_of).startswith("On 07 Mar 2025 thinking")
+    shutil.copytree(stage / "hf", tmp_path / "elsewhere")
+    assert " thinking" not in prompt(tmp_path / "elsewhere")
+    told = ChatSettings({"enable_thinking": False}, datetime(2024, 5, 6))  # another run's, say
+    assert prompt(stage / model_of, told).startswith("On 06 May 2024")
+    assert " thinking" not in prompt(stage / model_of, told)
+
+
+def test_a_prefill_does_not_open_a_thought_twice(place, refused, done, stages, tmp_path):
+    opened = CHATML.replace("assistant\\n' }}{% endif %}", "assistant\\n<think>\\n' }}{% endif %}")
+    assert opened != CHATML
+    model = with_template(place, "opens", opened)
+    options = ("--config.format=think_answer", "--config.filter.on=False")
+    again = "--config.instructor.prefill=\n<think>Let me"
+    line = refused(*run(place, model, tmp_path / "a", *options, again))
+    assert "config.instructor.prefill must not begin with <think>" in line
+    line = refused(*run(place, model, tmp_path / "a", "--config.judger.prefill=<think>"))
+    assert "config.judger.prefill must not begin with <think>" in line and stages == []
+    done(*run(place, model, tmp_path / "a", *options, "--config.instructor.prefill=Let me"))
+    plain = with_template(place, "plain", CHATML)
+    done(*run(place, plain, tmp_path / "b", *options, "--config.instructor.prefill=<think>Let"))
 
 
 def test_without_a_default_template(place, refused, done, stages, tmp_path):

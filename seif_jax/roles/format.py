@@ -60,6 +60,11 @@ def after_thought(opened: str, prefill: str) -> str:
     return f"\n</think>\n\n{prefill}" if is_open else prefill
 
 
+def opens_twice(opened: str, prefill: str) -> bool:
+    """Whether a prefill opens the thought that the prompt has opened already."""
+    return after_thought(opened, "") != "" and prefill.lstrip().startswith("<think>")
+
+
 def strip_thoughts(text: str) -> str:
     """The text without the <think>…</think> that it begins with, and without white space around it.
 
