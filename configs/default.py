@@ -135,7 +135,7 @@ def get_config() -> Config:
     c.eval = ConfigDict()
     c.eval.every_steps = 0  # of a Follower stage, and before and after it; 0: never
     c.eval.temperature = 0.5
-    c.eval.sets = ConfigDict()  # name: rule_set()
+    c.eval.sets = ConfigDict()  # name: rule_set(); or --config.eval.sets.NAME.path=FILE
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 1

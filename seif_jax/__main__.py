@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = f"seif {options.command}"
         unknown = [r for r in rest if not r.startswith(PASSED_ON.get(options.command, ()))]
         if unknown:
-            raise UserError(f"unknown argument {unknown[0]}")
+            raise UserError(unknown_argument(options.command, unknown[0]))
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         COMMANDS[options.command](options, rest)
         sys.stdout.flush()  # here, where an error of the output can still be reported
@@ -41,6 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush_or_discard()
         return code
     return 0
+
+
+def unknown_argument(command: str, argument: str) -> str:
+    """What to say of an argument that a command does not know."""
+    from seif_jax import config_keys
+
+    key = argument.removeprefix("--").partition("=")[0]
+    hint = ""
+    if "--config." in PASSED_ON.get(command, ()) and config_keys.key(key):
+        hint = f"; a key of the config is set by --config.{key}=VALUE"
+    return f"unknown argument {argument}{hint}"
 
 
 def flush_or_discard() -> None:

@@ -71,6 +71,10 @@ def apply(config: Config, option: str) -> None:
     name, assigned, text = option.removeprefix("--config.").partition("=")
     *groups, last = name.split(".")
     try:
+        if groups[:2] == ["eval", "sets"] and len(groups) == 3:
+            sets = config["eval"]["sets"]
+            if groups[2] not in sets:  # a new set may begin here
+                sets[groups[2]] = ConfigDict(config_keys.NEW_RULE_SET)
         holder = functools.reduce(lambda node, group: node[group], groups, config)
         # A key of the table may be new here: those of template_arguments are the user's to name.
         group = not config_keys.key(name) and isinstance(holder[last], ConfigDict)

@@ -104,6 +104,14 @@ def rule_set(name: str, policy: Any) -> dict[str, Key]:
     }
 
 
+NEW_RULE_SET = {  # what rule_set() of configs/default.py returns
+    "path": None,
+    "kinds": (),
+    "per_prompt": 2,
+    "first": 0,
+    "last": 0,
+    "seed": 0,
+}
 KEYS: dict[str, Key] = {  # "*" is a name that the user chose
     "seed": fixed(SEED),
     "model": fixed(PATH),

@@ -1,8 +1,11 @@
 """Errors that end in one line and an exit code rather than in a traceback."""
 
+import contextlib
 import errno
+import logging
 import os
 import re
+from collections.abc import Iterator
 
 # How safetensors and TensorStore, which are not written in Python, quote the number of an error.
 _QUOTED = re.compile(r"os error (\d+)|os_error_code='(\d+)'")
@@ -50,6 +53,20 @@ def one_line(error: BaseException) -> str:
             return f"standard output: {os.strerror(error.errno)}"
         return error.strerror
     return " ".join(str(error).splitlines()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps libraries from logging: what they raise is reported, and says what matters.
+
+    transformers logs that torch is missing, datasets and huggingface_hub what they raise next.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def os_error(error: BaseException) -> OSError | None:

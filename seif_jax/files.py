@@ -107,9 +107,12 @@ def uninterrupted() -> Iterator[None]:
 
 
 def local_path(text: str) -> Path:
-    """The path that a user gave for what is to be written. UserError: it is a URL."""
+    """The path that a user gave for what is to be written. UserError: it is a URL, or
+    empty."""
     if "://" in text:
         raise UserError(f"{text} is a URL, not a path; mount it and give the path")
+    if not text:
+        raise UserError("the path of the folder to write is empty")
     return Path(text)
 
 

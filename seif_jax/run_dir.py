@@ -101,7 +101,8 @@ def _make(
     }
     if not held:
         if occupied(workdir):
-            raise UserError(f"{workdir} holds other files and no run; give another --workdir")
+            what = "holds other files and no run" if workdir.is_dir() else "is a file"
+            raise UserError(f"{workdir} {what}; give another --workdir")
         make_folder(workdir)
         write_json(path, {**about, "history": []})
     else:

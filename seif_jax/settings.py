@@ -148,25 +148,20 @@ def verdict_roles(config: Config) -> dict[str, Config]:
     return {name: config[name] for name, asked in used.items() if asked}
 
 
-def check_decodings(config: Config, positions: int) -> None:
-    """UserError naming the first role that cannot speak as asked, with a model of so many
-    positions."""
-    c = config
-    writes, proposes, follows = (stage in c.stages for stage in STAGES)
-    found = {
-        "follower": follows and decoding(c, c.follower, c.follower.temperature),
-        "instructor": writes and decoding(c, c.instructor, c.instructor.temperature),
-        "answer": writes and decoding(c, c.follower, c.answer.temperature),
-        "generate": proposes and decoding(c, c.instructor, c.generate.temperature),
-        "eval": c.eval.every_steps and decoding(c, c.follower, c.eval.temperature),
-        **{name: verdict_decoding(role, 0) for name, role in verdict_roles(c).items()},
-    }
-    for name, each in found.items():
-        try:
-            if each:
-                each.check(positions)
-        except UserError as error:
-            raise UserError(f"config.{name}: {error}") from None
+def check_lengths(config: Config, positions: int) -> None:
+    """Raises UserError naming the first role of the run's stages whose prompt and reply together
+    can be longer than the model's `positions`."""
+    writes, proposes, follows = (stage in config.stages for stage in STAGES)
+    # The frozen Follower answers what the Instructor writes.
+    trained = {"instructor": writes or proposes, "follower": writes or follows}
+    roles = {name: config[name] for name, used in trained.items() if used}
+    for name, role in (roles | verdict_roles(config)).items():
+        limit = "max_tokens" if "max_tokens" in role else "max_response_tokens"
+        if role.max_prompt_tokens + role[limit] > positions:
+            raise UserError(
+                f"config.{name}.max_prompt_tokens={role.max_prompt_tokens} and "
+                f"config.{name}.{limit}={role[limit]} exceed the model's {positions} positions"
+            )
 
 
 def algorithm(config: Config) -> Algorithm:

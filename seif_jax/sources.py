@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, quiet
 from seif_jax.files import read_text
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -139,11 +139,14 @@ def _dataset_rows(name: str, folder: Path, split: str | None) -> Iterable[tuple[
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise UserError(f"{name}: no such file")
     import datasets  # takes a second, and is needed for this source only
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     source = str(folder) if folder.is_dir() else name
     try:
-        rows = datasets.load_dataset(source, split=split or "train")
+        with quiet():
+            rows = datasets.load_dataset(source, split=split or "train")
+    except DatasetGenerationError as error:  # which says no more than that there is a cause
+        raise UserError(f"{name}: as a data set: {_one_line(error.__cause__ or error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{name}: not a file, and as a data set: {_one_line(error)}") from error
     return enumerate((dict(row) for row in rows), 1)

@@ -7,7 +7,6 @@ reads and writes them as text.
 
 import contextlib
 import json
-import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from seif_jax.chat_template import ChatSettings, ChatTemplate
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, quiet
 from seif_jax.json_io import TOKEN_IDS, field, plain_utf8, read_object
 from seif_jax.roles.format import TAGS, opening
 
@@ -186,17 +185,6 @@ def _control_tokens(backend: Any) -> dict[str, int]:
     return control
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers tells about missing torch and the like on stderr; nothing here needs that."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 def _from_folder(folder: Path) -> tuple[Any, dict[str, bytes], list[int]]:
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer (none of {', '.join(VOCABULARY_FILES)})")
@@ -205,7 +193,7 @@ def _from_folder(folder: Path) -> tuple[Any, dict[str, bytes], list[int]]:
     )
     found = {name: folder / name for name in (*SAVED_FILES, *named) if (folder / name).is_file()}
     files = {name: _content(path) for name, path in found.items()}
-    with _quiet(), _without_marks(folder, files) as readable:
+    with quiet(), _without_marks(folder, files) as readable:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         # AutoTokenizer 5 rebuilds some tokenizers from their class name and then differs from what
@@ -271,7 +259,7 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         "model_max_length": data[f"{data['general.architecture']}.context_length"],
     }
     files = {"tokenizer.json": backend.to_str(pretty=True).encode()}
-    with _quiet():
+    with quiet():
         from transformers import PreTrainedTokenizerFast
 
         fast = PreTrainedTokenizerFast(tokenizer_object=backend, **config)

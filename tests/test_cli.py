@@ -53,7 +53,16 @@ def test_help(command, capsys):
             "instructor.max_prompt_tokens=9",
             "round 1 instructor: all 6 prompts are longer than config.instructor.max_prompt_tokens",
         ),
-        ("instructor.max_response_tokens=9000", "exceed the model's 8192 positions"),
+        (
+            "instructor.max_response_tokens=9000",
+            r"config.instructor.max_prompt_tokens=\d+ and "
+            "config.instructor.max_response_tokens=9000 exceed the model's 8192 positions",
+        ),
+        (
+            "judger.max_tokens=8192",
+            r"config.judger.max_prompt_tokens=\d+ and config.judger.max_tokens=8192 exceed",
+        ),
+        ("eval.sets.mine.pth=x", r"key eval.sets.mine.pth; did you mean eval.sets.mine.path\?"),
         ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
@@ -76,6 +85,17 @@ def test_a_config_that_cannot_be(place, refused, override, message):
     assert line.startswith("seif run: ")
     assert re.search(message, line), line
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [("--rounds=3", True), ("--optim.learning_rate=1", True), ("--lr=1", False), ("more", False)],
+)
+def test_a_key_without_its_prefix(place, refused, argument, hint):
+    key = argument.removeprefix("--").partition("=")[0]
+    line = refused("run", f"--config={place.config}", "--workdir=never", argument)
+    told = f"; a key of the config is set by --config.{key}=VALUE" if hint else ""
+    assert line == f"seif run: unknown argument {argument}{told}"
 
 
 def test_a_workdir_that_is_no_path(place, refused):
@@ -179,7 +199,7 @@ def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
     notes = place.folder / "notes"
     notes.mkdir()
     (notes / "todo.txt").write_text("mine")
-    for other in (notes, place.model, notes / "todo.txt"):
+    for other in (notes, place.model):
         assert "holds other files and no run" in refused(*run, f"--workdir={other}")
     assert [path.name for path in notes.iterdir()] == ["todo.txt"]
     empty = place.folder / "empty"
@@ -290,7 +310,8 @@ def test_a_users_error_is_not_hidden_by_cleaning_up(place, refused, tmp_path, mo
 @pytest.mark.parametrize(
     "workdir, message",
     [
-        ("file", "file holds other files and no run"),
+        ("file", "file is a file; give another --workdir"),
+        ("", "the path of the folder to write is empty"),
         ("file/run", "file/run: Not a directory"),
         ("loop", "loop: Too many levels of symbolic links"),
         ("/proc/run", "/proc/run: No such file or directory"),

@@ -274,7 +274,11 @@ def test_of_a_key_given_twice_the_last_value_counts(name, values):
         ("model.path=x", "no config key model.path"),
         ("nope=1", "no config key nope; configs/default.py has them all"),
         ("=1", "no config key "),
-        ("eval.sets.mine.seed=1", "no config key eval.sets.mine.seed"),
+        (
+            "eval.sets.mine.sed=1",
+            "no config key eval.sets.mine.sed; did you mean eval.sets.mine.seed",
+        ),
+        ("eval.sets.seed=1", "no config key eval.sets.seed"),
         ("optim=1", "config.optim is a group of keys: set one of them, config.optim.KEY"),
         ("seed", "--config.seed needs a value: --config.seed=VALUE"),
         ("rounds=1.5", "config.rounds must be a whole number from 1 to 999 (got '1.5')"),
@@ -296,6 +300,11 @@ def test_an_evaluation_set_on_the_command_line():
     config = config_of(f"eval.sets={ {'mine': rules} }", "eval.sets.mine.last=8")
     settings.check(config)
     assert config.eval.sets.mine.last == 8
+    config = config_of("eval.sets.held.path=h.jsonl", "eval.sets.other.kinds=punctuation:no_comma")
+    settings.check(config)
+    assert config.eval.sets.held.to_dict() == {**config_keys.NEW_RULE_SET, "path": "h.jsonl"}
+    assert config.eval.sets.other.kinds == ("punctuation:no_comma",)
+    assert with_a_set().eval.sets.mine.to_dict() == config_keys.NEW_RULE_SET
 
 
 def test_colons_in_the_path_of_a_config(tmp_path, monkeypatch):

@@ -185,7 +185,7 @@ def test_every_file_of_a_tokenizer_may_be_replaced():
 
 
 def test_folders_without_config_or_weights(tmp_path):
-    assert "no such model folder" in message(hf.open_hf, tmp_path / "absent")
+    assert "neither a model folder nor a GGUF" in message(hf.open_hf, tmp_path / "absent")
     folder = tmp_path / "m"
     folder.mkdir()
     assert f"{folder / 'config.json'}: no such file" in message(hf.open_hf, folder)

@@ -160,3 +160,13 @@ def test_parquet_of_chats_as_verl_and_trl_write_them(tmp_path):
 def test_sources_that_are_not_there(tmp_path):
     for name in ("absent.parquet", "absent.csv", "absent.txt", "no such/thing at all"):
         assert "no such file" in refused(sources.read, str(tmp_path / name))
+
+
+def test_a_folder_that_is_no_data_set_names_its_broken_row(tmp_path, caplog):
+    """datasets logs that, and raises an error which says only that it has a cause."""
+    write(tmp_path / "a.jsonl", '{"prompt": "Why?"}\n')
+    write(tmp_path / "b.jsonl", '{"prompt": "Wh\n')
+    with caplog.at_level("ERROR"):
+        line = refused(sources.read, str(tmp_path))
+    assert line.startswith(f"{tmp_path}: as a data set: ") and "JSON" in line
+    assert not caplog.records

@@ -24,7 +24,7 @@ class Layout:
 
     def __init__(self, config: Config, model: Model, devices: Sequence[Any], host: Sequence[Any]):
         settings.check(config)
-        settings.check_decodings(config, model.config.max_positions)
+        settings.check_lengths(config, model.config.max_positions)
         self.config, self.dtype, self.host = config, settings.dtype(config.dtype), host
         found = meshes(config, devices)
         self.mesh, self.judging = found["shared"], found[config.judger.devices]

@@ -90,7 +90,7 @@ def open_hf(folder: str | Path) -> HFSource:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such model folder")
+        raise UserError(f"{folder}: neither a model folder nor a GGUF file")
     return HFSource(folder)
 
 
