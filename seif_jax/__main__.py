@@ -195,7 +195,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
         else:
             load = partial(load_params, options.src, base.model, dtype, options.scan)
             base.save_orbax(dst, load)
-        count = models.count(base.model)
+        count = models.num_params(base.model)
     secs = time.perf_counter() - start
     size = sum(path.stat().st_size for path in dst.rglob("*"))
     what = "adapter of " if options.adapter else ""

@@ -51,7 +51,7 @@ def card(stage: Path) -> str:
     if base in (None, models.EMBEDDED):
         base = EMBEDDED
     was_local = base != EMBEDDED and "model" in about.get("fingerprints", {})
-    on_hub = not was_local and models.local(base) is None
+    on_hub = not was_local and models.find_local(base) is None
     return CARD.format(
         front=f"base_model: {base}\n" if on_hub else "",
         name=f"{Path(base).name} {stage.name} {round}",

@@ -23,7 +23,7 @@ from seif_jax.files import atomic_path, make_folder, occupied, os_errors, uninte
 from seif_jax.json_io import read_object
 from seif_jax.models import Model, lora
 from seif_jax.models.io import hf
-from seif_jax.models.io.to_device import Place, finite, home
+from seif_jax.models.io.to_device import ShardingRule, finite, single_device
 from seif_jax.models.lora import Lora
 from seif_jax.run_paths import BASE, EXPORT, FOLDER, read_about, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ def _orbax_errors(path: Path, what: str) -> Iterator[None]:
 
 def _placed(tree: Any) -> Any:
     """Says where to put what is restored, if it does not say so itself."""
-    return jax.tree.map(lambda x: x if x.sharding else x.update(sharding=home()), tree)
+    return jax.tree.map(lambda x: x if x.sharding else x.update(sharding=single_device()), tree)
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class ModelBundle:
     ) -> None:
         """The same with weights as Hugging Face names them, all of `dtype`. scan: refuse NaN and
         infinity, as `scanned` does."""
-        nbytes = models.count(self.model) * np.dtype(dtype).itemsize
+        nbytes = models.num_params(self.model) * np.dtype(dtype).itemsize
         config, carried = self.model.hf_config, self.carried
         tensors = scanned(folder, tensors) if scan else tensors
         hf.write_hf(folder, config, tensors, nbytes, tokenizer=self.tokenizer, carried=carried)
@@ -228,10 +228,10 @@ def load_params(
     model: Model,
     dtype: Any = jnp.float32,
     scan: bool = True,
-    place: Place = home,
+    rule: ShardingRule = single_device,
 ) -> Any:
     """Weights of shape `model` from a run's checkpoint, a Hugging Face folder or a GGUF file, each
-    where `place` says.
+    where `rule` says.
 
     A checkpoint of adapters is merged into its base, which must be where it was (UserError).
     scan: NaN and infinity in files are refused (a run's own training leaves none).
@@ -241,14 +241,14 @@ def load_params(
     if not stage:
         source = models.open_source(path)
         try:
-            return models.load(source, model, dtype, place, scan)
+            return models.load(source, model, dtype, rule, scan)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     adapters = read_lora(stage)
     if adapters:
-        base = _load_base(stage, adapters, model, dtype, scan, place)
-        return lora.merge(base, load_adapter(stage, model, adapters, place), adapters.scale)
-    return _restore(stage, models.shapes(model, dtype, place))
+        base = _load_base(stage, adapters, model, dtype, scan, rule)
+        return lora.merge(base, load_adapter(stage, model, adapters, rule), adapters.scale)
+    return _restore(stage, models.shapes(model, dtype, rule))
 
 
 def read_lora(path: Path) -> Lora | None:
@@ -258,11 +258,13 @@ def read_lora(path: Path) -> Lora | None:
     return Lora.from_peft(read_object(file), str(file)) if file and file.is_file() else None
 
 
-def load_adapter(path: Path, model: Model, adapters: Lora, place: Place = home) -> Any:
+def load_adapter(
+    path: Path, model: Model, adapters: Lora, rule: ShardingRule = single_device
+) -> Any:
     """The adapters of a run's checkpoint, float32."""
     stage = stage_of(path)
     assert stage, f"{path} has been read as a checkpoint of adapters"
-    return _restore(stage, lora.shapes(model, adapters, place))
+    return _restore(stage, lora.shapes(model, adapters, rule))
 
 
 def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any) -> int:
@@ -280,11 +282,11 @@ def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any
 
 
 def _load_base(
-    stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool, place: Place
+    stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool, rule: ShardingRule
 ) -> Any:
     """What a stage's adapters belong to. UserError: it is not where it was."""
     try:
-        return load_params(adapters.base, model, dtype, scan, place)
+        return load_params(adapters.base, model, dtype, scan, rule)
     except UserError as error:
         file = run_of(stage) / BASE / hf.ADAPTER_CONFIG
         raise UserError(f"{stage}: the base of its adapters, named in {file}: {error}") from None

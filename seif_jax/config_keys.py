@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS
-from seif_jax.models.tree_forward import KEPT
+from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.score import CHECKS
 from seif_jax.rl.optim import SCHEDULES
@@ -116,7 +116,7 @@ KEYS: dict[str, Key] = {  # "*" is a name that the user chose
     "seed": fixed(SEED),
     "model": fixed(PATH),
     "dtype": fixed(Choice(DTYPES)),
-    "remat": free(Choice(tuple(KEPT))),
+    "remat": free(Choice(tuple(REMAT_POLICIES))),
     "scan_weights": free(FLAG),
     "rounds": later(whole(1, 999)),
     "stages": fixed(Many(Choice(STAGES), least=1)),

@@ -40,7 +40,7 @@ def of_run(
             prints[f"eval.sets.{name}.path"] = of_rows(rows)
     for key in MODELS:
         name = settings.get(config, key)
-        path = models.local(name) if name or key == "model" else None
+        path = models.find_local(name) if name or key == "model" else None
         if path and path.exists():
             prints[key] = of_model(path)
     for role, prompts in settings.prompts(config).items():

@@ -13,7 +13,7 @@ from seif_jax.chat import one_token
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.models.layers import Config as Shape
+from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message, opens_twice
@@ -44,11 +44,11 @@ def check_models(config: Config, base: ModelBundle) -> None:
             )
 
 
-def _difference(shape: Shape, base: Shape) -> str:
+def _difference(shape: ModelConfig, base: ModelConfig) -> str:
     """The first field in which two models compute something else; "": there is none."""
     # max_positions limits a prompt's length, not what is computed. Adapters belong to a run, not to
     # its model, and are compared where they are loaded.
-    for field in fields(Shape):
+    for field in fields(ModelConfig):
         mine, theirs = (np.asarray(getattr(each, field.name)) for each in (shape, base))
         # Formats round differently.
         if field.name not in ("max_positions", "lora_scale") and not (

@@ -13,7 +13,7 @@ from seif_jax import models, settings, sharding
 from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
 from seif_jax.models import lora, resolve
-from seif_jax.models.io.to_device import Place
+from seif_jax.models.io.to_device import ShardingRule
 from seif_jax.sampling import Engine
 from seif_jax.settings import Config
 
@@ -30,11 +30,11 @@ class RoleWeights:
         self.lora = settings.lora(config)
         self._meshes = meshes(config, jax.devices())
         self.mesh = self._meshes["shared"]
-        place = sharding.placing(self.mesh)
-        self.base, self.shapes = base, models.shapes(base.model, place=place)
+        rule = sharding.sharding_rule(self.mesh)
+        self.base, self.shapes = base, models.shapes(base.model, rule=rule)
         if self.lora:
             self.base = replace(base, model=lora.adapted(base.model, self.lora))
-            self.shapes = lora.shapes(base.model, self.lora, place)
+            self.shapes = lora.shapes(base.model, self.lora, rule)
         for role in ("instructor", "follower"):
             self._check_init(role)
         self._engines: dict[tuple[str, str, str], Engine] = {}
@@ -51,12 +51,12 @@ class RoleWeights:
             return self.workdir / f"round_{round}" / role
         return resolve(self.config[role].init or self.config.model)
 
-    def load(self, path: Path, dtype: str, place: Place | None = None) -> Any:
+    def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Any:
         """Whole weights, where they are trained unless said; adapters are merged into their
         base."""
         kind, scan = settings.dtype(dtype), self.config.scan_weights
-        place = place or sharding.placing(self.mesh)
-        return load_params(path, self.base.model, kind, scan, place)
+        rule = rule or sharding.sharding_rule(self.mesh)
+        return load_params(path, self.base.model, kind, scan, rule)
 
     def start(self, path: Path, key: jax.Array) -> Any:
         """What to train, float32: whole weights, or adapters, new ones on the bare base."""
@@ -64,7 +64,7 @@ class RoleWeights:
             return self.load(path, "float32")
         if path == resolve(self.config.model):
             return lora.init(self.shapes, key)
-        return load_adapter(path, self.base.model, self.lora, sharding.placing(self.mesh))
+        return load_adapter(path, self.base.model, self.lora, sharding.sharding_rule(self.mesh))
 
     def frozen(self) -> Any:
         """The rest of the model that is trained: the base, {} without adapters."""
@@ -74,12 +74,12 @@ class RoleWeights:
         """Weights that are only read; the same ones are held once, whoever asks for them."""
         held = (str(path), dtype, devices)
         if held not in self._engines:
-            place = sharding.placing(self._meshes[devices], over=("tensor",))
+            rule = sharding.sharding_rule(self._meshes[devices], over=("tensor",))
             if self.lora and read_lora(path) == self.lora:
-                adapter = load_adapter(path, self.base.model, self.lora, place)
+                adapter = load_adapter(path, self.base.model, self.lora, rule)
                 params = lora.join(self._base(dtype, devices), adapter)
             else:
-                params = self.load(path, dtype, place)
+                params = self.load(path, dtype, rule)
             self._engines[held] = Engine(self.base.model.config, params, settings.dtype(dtype))
         return self._engines[held]
 

@@ -88,7 +88,7 @@ def _base(model: str | None) -> str | None:
     """The base of adapters: None (the embedded model), an absolute path, or a name on the hub."""
     if model in (None, models.EMBEDDED):
         return None
-    path = models.local(model)
+    path = models.find_local(model)
     return str(path.resolve()) if path else model
 
 

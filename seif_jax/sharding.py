@@ -2,7 +2,7 @@
 
 A weight names its axes ("layer heads head_dim embed"), a program those of what it computes; which
 of them are cut over which devices is decided here alone. Meshes are of `AxisType.Auto`: XLA puts
-the collectives in, except inside `per_device`, where the program names them.
+the collectives in, except inside `shard_map`, where the program names them.
 """
 
 import math
@@ -21,18 +21,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from seif_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # the last one's devices are next to each other
-PARTS = ("data", "fsdp")  # axes over which the parts of a batch are spread
-HEADS = ("tensor", "sequence")  # axes over which attention is: in it a row's slots are together
+BATCH_AXES = ("data", "fsdp")  # axes over which the parts of a batch are spread
+HEAD_AXES = ("tensor", "sequence")  # axes over which attention is: in it a row's slots are together
 RULES: dict[str, Any] = {  # logical axis: axes of the mesh; what is not here is cut nowhere
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "slots": "sequence",
-    "parts": PARTS,
+    "tokens": "sequence",
+    "batch": BATCH_AXES,
 }
-Place = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]  # axes, shape
+ShardingRule = Callable[[Sequence[str | None], Sequence[int]], jax.sharding.Sharding]  # axes, shape
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
@@ -61,12 +61,12 @@ def summary(mesh: Mesh) -> str:
     return f"{devices}, mesh {', '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)}"
 
 
-def parts(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh) -> int:
     """Parts of a batch that are computed at a time."""
-    return math.prod(mesh.shape[axis] for axis in PARTS)
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def spec(
+def weight_spec(
     mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], over: Sequence[str] = AXES
 ) -> PartitionSpec:
     """How an array with these logical axes is cut, over some of the mesh's axes. UserError: a
@@ -89,13 +89,13 @@ def spec(
     return PartitionSpec(*found)
 
 
-def placing(mesh: Mesh, over: Sequence[str] = AXES) -> Place:
+def sharding_rule(mesh: Mesh, over: Sequence[str] = AXES) -> ShardingRule:
     """Says of arrays, by logical axes and shape, where they live: cut over some of the axes, and
     held by all devices of the others."""
-    return lambda axes, shape: NamedSharding(mesh, spec(mesh, axes, shape, over))
+    return lambda axes, shape: NamedSharding(mesh, weight_spec(mesh, axes, shape, over))
 
 
-def beside(weight: jax.ShapeDtypeStruct, shape: Sequence[int]) -> Any:
+def state_sharding(weight: jax.ShapeDtypeStruct, shape: Sequence[int]) -> Any:
     """Where an array lives that belongs to a weight: with it if it has its shape, else in pieces of
     its leading axis."""
     home = weight.sharding
@@ -105,7 +105,7 @@ def beside(weight: jax.ShapeDtypeStruct, shape: Sequence[int]) -> Any:
     return NamedSharding(home.mesh, PartitionSpec() if whole else PartitionSpec(AXES))
 
 
-def for_sampling(home: Any) -> Any:
+def sampling_sharding(home: Any) -> Any:
     """Where a weight is sampled from that is trained there: only tensor parallelism is left."""
     if not isinstance(home, NamedSharding):
         return home
@@ -113,7 +113,7 @@ def for_sampling(home: Any) -> Any:
     return NamedSharding(home.mesh, PartitionSpec(*kept))
 
 
-def groups(mesh: Mesh) -> np.ndarray:
+def replica_devices(mesh: Mesh) -> np.ndarray:
     """The mesh's devices [copies, tensor]: a row holds one copy of the weights that are sampled
     from. UserError: a row spans processes."""
     found = np.asarray(mesh.devices).reshape(-1, mesh.shape["tensor"])
@@ -134,7 +134,8 @@ def replicas(params: Any) -> list[Any]:
     if not isinstance(home, NamedSharding) or home.mesh.size == 1:
         return [params]
     here = jax.process_index()
-    local = [group for group in groups(cast(Mesh, home.mesh)) if group[0].process_index == here]
+    devices = replica_devices(cast(Mesh, home.mesh))
+    local = [group for group in devices if group[0].process_index == here]
 
     def held(group: np.ndarray) -> Any:
         mesh = Mesh(group.reshape(1, 1, 1, -1), AXES, axis_types=home.mesh.axis_types)
@@ -150,25 +151,29 @@ def replicas(params: Any) -> list[Any]:
     return [held(group) for group in local]
 
 
-def heads_like(home: Any) -> Any:
+def kv_sharding(home: Any) -> Any:
     """Where arrays live whose leading axis is that of the heads of a weight [L, K, …] there."""
     if not isinstance(home, NamedSharding):
         return home
     return NamedSharding(home.mesh, PartitionSpec(*home.spec[1:2]))
 
 
-def cut(*axes: str | None) -> PartitionSpec:
+def partition_spec(*axes: str | None) -> PartitionSpec:
     """How the table cuts an array with these logical axes."""
     return PartitionSpec(*(RULES.get(axis or "") for axis in axes))
 
 
-def cut_evenly(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
-    """`cut`, except that every device holds all of an axis that the mesh does not divide."""
+def even_partition_spec(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
+    """Like `partition_spec`, but axes that the mesh does not divide evenly stay unsharded."""
+
+    def even(axis: str | None, size: int) -> bool:
+        return axis is not None and size % num_shards(axis) == 0
+
     pairs = zip(axes, shape, strict=False)
-    return cut(*(axis if axis and size % pieces(axis) == 0 else None for axis, size in pairs))
+    return partition_spec(*(axis if even(axis, size) else None for axis, size in pairs))
 
 
-def pieces(axis: str) -> int:
+def num_shards(axis: str) -> int:
     """How many pieces the mesh, where there is one, cuts a logical axis into."""
     mesh, names = jax.sharding.get_abstract_mesh(), RULES.get(axis, ())
     names = (names,) if isinstance(names, str) else names
@@ -176,15 +181,15 @@ def pieces(axis: str) -> int:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, cut as `cut_evenly` says where a program runs under a mesh (`jax.set_mesh`). Axes that are
-    not given are cut nowhere."""
+    """Constrains x to `even_partition_spec` if a mesh is set (`jax.set_mesh`). Trailing axes that
+    are not named stay unsharded."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return lax.with_sharding_constraint(x, cut_evenly(x.shape, *axes))
+    return lax.with_sharding_constraint(x, even_partition_spec(x.shape, *axes))
 
 
-def per_device(
+def shard_map(
     function: Callable[..., jax.Array], in_specs: Sequence[Any], out_specs: Any
 ) -> Callable[..., jax.Array]:
     """The function, called by every device of the mesh with its own pieces of the arguments: where
@@ -201,7 +206,7 @@ def per_device(
 
 
 def _devices(axis: str) -> int:
-    """How many devices, each of which runs a `per_device` function, an axis is cut over."""
+    """How many devices, each of which runs a `shard_map` function, an axis is cut over."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[RULES[axis]] if mesh.manual_axes else 1
 
@@ -216,7 +221,7 @@ def pmax(x: jax.Array, axis: str) -> jax.Array:
     return lax.pmax(x, RULES[axis]) if _devices(axis) > 1 else x
 
 
-def first_index(size: int, axis: str) -> jax.Array | int:
+def shard_offset(size: int, axis: str) -> jax.Array | int:
     """Index, on a logical axis, of the first of the `size` entries that this device holds."""
     return lax.axis_index(RULES[axis]) * size if _devices(axis) > 1 else 0
 
@@ -241,7 +246,7 @@ def all_to_all(x: jax.Array, axis: str, split: int, join: int) -> jax.Array:
     return lax.all_to_all(x, RULES[axis], split, join, tiled=True)
 
 
-def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def layer_struct(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """One layer of a stack of weights, where taking it leaves it."""
     home: Any = weight.sharding
     if isinstance(home, NamedSharding):
@@ -249,13 +254,13 @@ def of_layer(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=home)
 
 
-def under(params: Any) -> AbstractContextManager[Any]:
+def use_mesh_of(params: Any) -> AbstractContextManager[Any]:
     """The mesh that weights live on, for the programs that read them."""
     mesh: Any = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
     return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
-def over_heads(
+def shard_over_heads(
     attention: Callable[..., jax.Array], q: jax.Array, k: jax.Array, v: jax.Array, *rest: Any
 ) -> jax.Array:
     """attention(q [B, T, N, H], k, v [B, S, K, H], …) -> [B, T, N, H], under a mesh by each device
@@ -269,7 +274,7 @@ def over_heads(
     def devices(axes: Sequence[str]) -> int:
         return math.prod(mesh.shape[axis] for axis in axes)
 
-    axes = HEADS if N % devices(HEADS) == 0 else HEADS[:1]
+    axes = HEAD_AXES if N % devices(HEAD_AXES) == 0 else HEAD_AXES[:1]
     split = max(i for i in range(len(axes) + 1) if K % devices(axes[:i]) == 0)
     same = axes[split:]  # devices along these get the same key/value heads
 
@@ -281,11 +286,11 @@ def over_heads(
         size = x.shape[2] // devices(same)
         return lax.dynamic_slice_in_dim(x, lax.axis_index(same) * size, size, axis=2)
 
-    queries = PartitionSpec(PARTS, None, axes)
-    keys = PartitionSpec(PARTS, None, axes[:split])
-    return per_device(
+    queries = PartitionSpec(BATCH_AXES, None, axes)
+    keys = PartitionSpec(BATCH_AXES, None, axes[:split])
+    return shard_map(
         lambda q, k, v, *rest: attention(q, own(k), own(v), *rest),
-        (queries, keys, keys, *(PartitionSpec(PARTS) for _ in rest)),
+        (queries, keys, keys, *(PartitionSpec(BATCH_AXES) for _ in rest)),
         queries,
     )(q, k, v, *rest)
 
@@ -301,18 +306,22 @@ def _array(x: np.ndarray, home: NamedSharding) -> Any:
     return jax.make_array_from_callback(x.shape, home, lambda index: x[index])
 
 
-def spread(mesh: Mesh, micros: Sequence[Any], make: Callable[..., Any] = _array) -> Any:
-    """Parts of a batch, as `side_by_side` puts them, each on its own devices. make: of the host's
-    array and its place."""
+def shard_micro_batches(
+    mesh: Mesh, micros: Sequence[Any], make: Callable[..., Any] = _array
+) -> Any:
+    """`stack_micro_batches`, each micro-batch on its own devices.
+
+    make: builds the device array from the host array and a sharding.
+    """
 
     def put(x: np.ndarray) -> jax.Array:
-        cut = PartitionSpec(PARTS) if x.ndim else PartitionSpec()
+        cut = PartitionSpec(BATCH_AXES) if x.ndim else PartitionSpec()
         return make(x, NamedSharding(mesh, cut))
 
-    return jax.tree.map(put, side_by_side(micros))
+    return jax.tree.map(put, stack_micro_batches(micros))
 
 
-def side_by_side(micros: Sequence[Any]) -> Any:
+def stack_micro_batches(micros: Sequence[Any]) -> Any:
     """Trees of the host's arrays, all of one shape, on a leading axis; of what is one number the
     largest."""
 

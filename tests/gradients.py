@@ -32,18 +32,18 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
     """Gradient of one optimizer batch, log-probabilities of its tokens, metrics."""
     sizes, model = meshes.sizes_of(mesh), meshes.MODEL
     devices = sharding.make_mesh(sizes, jax.devices()[: int(np.prod([*sizes.values()]))])
-    place = sharding.placing(devices)
+    rule = sharding.sharding_rule(devices)
 
     def put(tree: Any, shapes: Any) -> Any:
         return jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), tree, shapes)
 
     frozen, params = {}, models.init(model, 0)
     if not adapted:
-        shapes = models.shapes(model, place=place)
+        shapes = models.shapes(model, rule=rule)
     else:
         model = lora.adapted(model, LORA)
-        base = models.shapes(model, place=sharding.placing(devices, over=("tensor",)))
-        frozen, shapes = put(params, base), lora.shapes(model, LORA, place)
+        base = models.shapes(model, rule=sharding.sharding_rule(devices, over=("tensor",)))
+        frozen, shapes = put(params, base), lora.shapes(model, LORA, rule)
         params = jax.tree.map(lambda x: x + 0.01, lora.init(shapes, jax.random.key(1)))
     params = put(params, shapes)
     algorithm = replace(meshes.ALGORITHM, remat=remat)

@@ -47,7 +47,7 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
     shapes = [(K, 4, R, T, H), *[(K, 2, PROMPTS, H)] * 2, *[(K, 4, T, H)] * 2]
     inputs = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes]
     lengths = jnp.array([PROMPTS - 4, PROMPTS])
-    masks = models.visible(lengths, PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
+    masks = models.length_mask(lengths, PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
     seen: list[int] = []
 
     def kernel(q, k, v, keys, *, before):
@@ -78,7 +78,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
 
     laid = [
         token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 130)], slots=640)
-        for _ in range(sharding.parts(mesh))
+        for _ in range(sharding.batch_shards(mesh))
     ]
     shape = (len(laid), laid[0].tokens.size)
     q, k, v = (jnp.array(rng.normal(size=(*shape, n, 64)), jnp.float32) for n in (N, K, K))
@@ -99,7 +99,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
         return [out, *pull(jnp.broadcast_to(cosines.reshape(out.shape[1:]), out.shape))]
 
     with jax.set_mesh(mesh):
-        got = jax.jit(side_by_side)(sharding.spread(mesh, laid), q, k, v)
+        got = jax.jit(side_by_side)(sharding.shard_micro_batches(mesh, laid), q, k, v)
     return gaps(got, wanted), seen
 
 

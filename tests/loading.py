@@ -66,12 +66,12 @@ def write(folder: Path) -> None:
     drawn = np.random.default_rng(0).normal(size=1 << 24).astype(ml_dtypes.bfloat16)
 
     def tensors():
-        for n, one in enumerate(models.stored(model)):
+        for n, one in enumerate(models.stored_weights(model)):
             size = int(np.prod(one.flat))
             yield one.name, drawn[n : n + size].reshape(one.flat)
 
     nobody: Any = SimpleNamespace(save=lambda folder: None)
-    size = 2 * models.count(model)
+    size = 2 * models.num_params(model)
     hf.write_hf(
         folder, CONFIG, tensors(), size, tokenizer=nobody, carried={}, shard_bytes=size // 2 + 1
     )
@@ -81,15 +81,15 @@ def sharded(source: models.Source, model: models.Model) -> dict[str, Any]:
     """Loads onto all devices of both processes: four by two, some axes over four or eight."""
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("wide", "narrow"))
 
-    def place(axes: Any, shape: Any) -> NamedSharding:
+    def rule(axes: Any, shape: Any) -> NamedSharding:
         del shape
         return NamedSharding(mesh, PartitionSpec(*(AXES.get(axis) for axis in axes)))
 
     read: dict[str, int] = {}
-    params = models.load(counting(source, read), model, jnp.bfloat16, place)
+    params = models.load(counting(source, read), model, jnp.bfloat16, rule)
     held: dict[str, int] = {}
     wrong = []
-    for one in models.stored(model):
+    for one in models.stored_weights(model):
         stack: Any = params
         for part in one.key.split("/"):
             stack = stack[part]

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import shrunk
 
-from seif_jax.models.matmul import meant_for
+from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
 from seif_jax.sharding import AXES
 
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     known: dict[str, str] = {}
     found = {}
     for platform in LOWERED:
-        with meant_for(platform), gpus.assumed_cudnn():
+        with target_platform(platform), gpus.assumed_cudnn():
             found[platform] = {
                 count: {name: lower(platform, count, name, known) for name in shrunk.names()}
                 for count in (1, 8)

@@ -50,8 +50,8 @@ def batch(step: int) -> Batch:
 def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
     """Five updates, then greedy tokens to two prompts and the probabilities of two options."""
     mesh = sharding.make_mesh(sizes, jax.devices()[: abs(int(np.prod([*sizes.values()])))])
-    place = sharding.placing(mesh)
-    shapes = models.shapes(MODEL, place=place)
+    rule = sharding.sharding_rule(mesh)
+    shapes = models.shapes(MODEL, rule=rule)
     start = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), models.init(MODEL, 0), shapes)
     algorithm = replace(ALGORITHM, moments=moments)
     stage: Any = SimpleNamespace(

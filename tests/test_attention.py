@@ -33,7 +33,7 @@ def case(K=2, B=4, R=2, T=150, H=64):
 
     q = jnp.array(rng.normal(size=(K, B, R, T, H)), jnp.float32)
     prefix = segment(1, 33, jnp.ones((1, 1, 33), bool))
-    prompts = segment(2, 90, models.visible(jnp.array([70, 0]), 90))
+    prompts = segment(2, 90, models.length_mask(jnp.array([70, 0]), 90))
     return q, [prefix, prompts, segment(B, T, jnp.tril(jnp.ones((1, T, T), bool)))]
 
 

@@ -234,7 +234,7 @@ def test_bytes_of_decoding(tied):
     c, shapes = model.config, models.shapes(model)
     read = {name: tree for name, tree in shapes.items() if tied or name != "embed"}
     weights = sum(x.size * 2 for x in jax.tree.leaves(read))
-    found = roofline.decode_bytes(c, models.count(model), 2, prompt_tokens=20, new_tokens=24)
+    found = roofline.decode_bytes(c, models.num_params(model), 2, prompt_tokens=20, new_tokens=24)
     cache = np.zeros((2, c.layers, c.kv_heads, 20 + 24, c.head_dim), np.float16)
     assert found == weights + cache.nbytes
 

@@ -11,7 +11,7 @@ from tiny import jax_settings
 from seif_jax.compiling import PROGRAMS, Compiles
 from seif_jax.models import tree_forward
 from seif_jax.rl import learner, optim
-from seif_jax.sampling import decode, read
+from seif_jax.sampling import decode, prefill
 
 
 class Told:
@@ -69,9 +69,9 @@ def test_programs_are_named_as_they_are_compiled(programs: Any, names: Any, line
 
 def test_the_programs_have_these_names() -> None:
     functions: list[Any] = [
-        read.prefill,
+        prefill.prefill,
         decode.decode,
-        read.next_logp,
+        prefill.next_logp,
         tree_forward.completion_logp,
     ]
     functions += [learner.gradient, optim.make_change(optax.sgd(1.0))]

@@ -30,17 +30,17 @@ needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="
 
 def test_the_embedded_model_has_a_name(tmp_path, monkeypatch):
     embedded = models.resolve(None)
-    assert models.resolve("smollm2") == models.local("smollm2") == embedded
+    assert models.resolve("smollm2") == models.find_local("smollm2") == embedded
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").mkdir()
     assert models.resolve("smollm2") == embedded
     assert models.resolve("./smollm2") == Path("smollm2")
     for name in ("smollm", "SmolLM2", "smollm2/model"):
-        assert models.local(name) != embedded
+        assert models.find_local(name) != embedded
 
 
 def test_models_that_are_not_here(tmp_path):
-    assert models.local("org/name") is None
+    assert models.find_local("org/name") is None
     for path in (tmp_path / "absent", "absent.gguf", "~/absent"):
         with pytest.raises(UserError, match=r"absent\S*: no such file or folder .*'smollm2'"):
             models.resolve(path)

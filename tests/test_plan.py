@@ -13,10 +13,10 @@ import tiny
 from seif_jax import models, plan
 from seif_jax.__main__ import main, read_config
 from seif_jax.bench import roofline
-from seif_jax.models.io.to_device import home
+from seif_jax.models.io.to_device import single_device
 from seif_jax.plan import chips, cost, hlo, text
 from seif_jax.plan.chips import Chip
-from seif_jax.sampling import read
+from seif_jax.sampling import prefill
 from seif_jax.sampling.slots import COLUMNS, more_columns, more_rows
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -46,7 +46,7 @@ def test_operations_are_those_that_are_counted():
     """Of a prefill, attention over all pairs; and those that a kernel has in every block."""
     model = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8})
     tokens = jax.ShapeDtypeStruct((3, 40), jnp.int32)
-    traced = read.prefill.trace(
+    traced = prefill.prefill.trace(
         model.config, models.shapes(model), [], tokens, tokens.update(shape=(3,)), dtype=jnp.float32
     )
     wanted = roofline.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
@@ -64,7 +64,7 @@ def test_loops_count_as_often_as_they_run():
 
 
 def test_memory_of_arguments_counts_what_is_dropped_and_not_what_is_there_twice():
-    one = jax.ShapeDtypeStruct((256,), jnp.float32, sharding=home())
+    one = jax.ShapeDtypeStruct((256,), jnp.float32, sharding=single_device())
     unused = one.update(shape=(1024,))
     found = cost.compile_cost(jax.jit(lambda a, b, c: a + b), (one, one, unused), {}, [0])
     assert (found.arguments, found.output) == (4 * (256 + 1024), 4 * 256)

@@ -19,12 +19,12 @@ from seif_jax.bench import roofline
 from seif_jax.errors import UserError
 from seif_jax.models.attention import cudnn, splash
 from seif_jax.models.io import hf
-from seif_jax.models.matmul import meant_for
+from seif_jax.models.matmul import target_platform
 from seif_jax.plan import assumptions, chips, cost, gpus, hlo
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
 from seif_jax.plan.programs import Program
-from seif_jax.sampling import read
+from seif_jax.sampling import prefill
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {  # of the paper's models, by config
@@ -231,7 +231,7 @@ def test_operations_of_attention_over_a_mesh(tensor, sequence):
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 4)
     q = jax.ShapeDtypeStruct((2, 128, 8, 64), jnp.bfloat16)
     k, seen = q.update(shape=(2, 256, 4, 64)), jax.ShapeDtypeStruct((2, 256), bool)
-    attend = partial(sharding.over_heads, partial(cudnn, before=128))
+    attend = partial(sharding.shard_over_heads, partial(cudnn, before=128))
     with gpus.assumed_cudnn(), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(attend).trace(q, k, k, seen)
     assert cost.operations(traced.jaxpr.jaxpr) == 2 * 2 * 2 * 8 * 128 * 256 * 64
@@ -245,8 +245,8 @@ def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
     model = models.describe({**tiny.tiny_config(96), **shape})
     B, T = 3, 256
     tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
-    with meant_for(platform), gpus.assumed_cudnn():
-        traced = read.prefill.trace(
+    with target_platform(platform), gpus.assumed_cudnn():
+        traced = prefill.prefill.trace(
             model.config, models.shapes(model, jnp.bfloat16), [], tokens,
             tokens.update(shape=(B,)), dtype=jnp.bfloat16,
         )  # fmt: skip
@@ -298,7 +298,7 @@ def test_the_way_between_hosts_is_what_limits(monkeypatch):
 def test_the_papers_models_are_known_without_a_network(config, monkeypatch):
     monkeypatch.setattr(hf, "download", None)
     name = read_config(str(CONFIGS / f"{config}.py"), []).model
-    assert models.count(plan.describe(name)) == PARAMETERS[config]
+    assert models.num_params(plan.describe(name)) == PARAMETERS[config]
 
 
 def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
@@ -306,7 +306,7 @@ def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
     folder = Path("Qwen/Qwen2.5-7B-Instruct")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(tiny.tiny_config(96)), encoding="utf-8")
-    assert models.count(plan.describe(str(folder))) < 1_000_000
+    assert models.num_params(plan.describe(str(folder))) < 1_000_000
 
 
 @needs_cuda

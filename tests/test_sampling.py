@@ -14,9 +14,9 @@ from seif_jax import models
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, methods, row_keys
-from seif_jax.sampling.methods import Method, pick
+from seif_jax.sampling.methods import Method, sample_token
 from seif_jax.sampling.shapes import common_prefix, round_up, split
-from seif_jax.sampling.trees import as_trees, families
+from seif_jax.sampling.trees import families, prompt_trees
 
 MODEL = models.describe({**tiny.tiny_config(96), "max_position_embeddings": 2048})
 C = MODEL.config
@@ -137,7 +137,7 @@ def test_a_tree_of_four_levels():
         for _ in range(replies):
             reply = instruction + text(int(rng.integers(40, 60)))
             prompts += [reply + [7] + text(int(rng.integers(1, 12))) for _ in range(replies)]
-    (part,) = as_trees(prompts, 13)
+    (part,) = prompt_trees(prompts, 13)
     assert [len(level) for level in part.tree.levels] == [1, 2, 6, 18]
     starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
     held = part.tree.slot_of < sum(level.size for level in part.tree.levels)
@@ -213,7 +213,7 @@ def test_frequencies_follow_the_softmax():
     n = 20_000
     uniform = (jnp.arange(n) + 0.5) / n
     for method in (Method(1.0), Method(0.5), Method(1.0, top_k=5), Method(1.0, top_p=0.6)):
-        token, logp = pick(jnp.tile(logits[:, None], (1, n)), uniform, method)
+        token, logp = sample_token(jnp.tile(logits[:, None], (1, n)), uniform, method)
         p = np.asarray(jax.nn.softmax(logits / method.temperature), np.float64)
         np.testing.assert_allclose(logp, np.log(p)[token], atol=1e-4)
         order = np.argsort(-p)

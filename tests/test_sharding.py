@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from seif_jax import models, sharding
 from seif_jax.errors import UserError
-from seif_jax.sharding import AXES, make_mesh, spec
+from seif_jax.sharding import AXES, make_mesh, weight_spec
 
 MESHES = ("data=1", "tensor=8", "fsdp=4,tensor=2", "data=2,fsdp=2,sequence=2")
 ONE = dict.fromkeys(AXES, 1)
@@ -90,20 +90,21 @@ def test_how_weights_are_cut():
     model = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8})
     held = {key: (param.axes, param.shape) for key, param in models.weights(model).items()}
     both = mesh_of(fsdp=4, tensor=2)
-    assert spec(both, *held["layers/q"]) == PartitionSpec(None, "tensor", None, "fsdp")
-    assert spec(both, *held["layers/down"]) == PartitionSpec(None, "fsdp", "tensor")
-    assert spec(both, *held["norm"]) == PartitionSpec("fsdp")
-    assert spec(mesh_of(tensor=8), *held["layers/k"]) == PartitionSpec(None, None, None, None)
-    sampled = spec(both, *held["layers/q"], over=("tensor",))
+    assert weight_spec(both, *held["layers/q"]) == PartitionSpec(None, "tensor", None, "fsdp")
+    assert weight_spec(both, *held["layers/down"]) == PartitionSpec(None, "fsdp", "tensor")
+    assert weight_spec(both, *held["norm"]) == PartitionSpec("fsdp")
+    few = weight_spec(mesh_of(tensor=8), *held["layers/k"])
+    assert few == PartitionSpec(None, None, None, None)
+    sampled = weight_spec(both, *held["layers/q"], over=("tensor",))
     assert sampled == PartitionSpec(None, "tensor", None, None)
     with pytest.raises(UserError, match="config.mesh: heads=8 is not divisible by tensor=3"):
-        spec(mesh_of(tensor=3), *held["layers/q"])
+        weight_spec(mesh_of(tensor=3), *held["layers/q"])
     with pytest.raises(UserError, match="config.mesh: kv_heads=2 is not divisible by tensor=3"):
-        spec(mesh_of(tensor=3), *held["layers/k"])
+        weight_spec(mesh_of(tensor=3), *held["layers/k"])
     with pytest.raises(UserError, match="config.mesh: embed=32 is not divisible by fsdp=3"):
-        spec(mesh_of(fsdp=3), *held["norm"])
+        weight_spec(mesh_of(fsdp=3), *held["norm"])
     with pytest.raises(UserError, match="would be cut twice"):
-        spec(both, ("heads", "mlp"), (8, 8))
+        weight_spec(both, ("heads", "mlp"), (8, 8))
 
 
 @pytest.mark.parametrize(

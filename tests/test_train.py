@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 from seif_jax import models, sharding
-from seif_jax.models.tree_forward import KEPT, completion_logp
+from seif_jax.models.tree_forward import REMAT_POLICIES, completion_logp
 from seif_jax.rl import learner, optim
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.optim import TrainState
@@ -199,7 +199,7 @@ def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
     (_, micro), params = pack(bare, 100)[0], models.init(model, 1)
     micro = tiny.one_part(micro)
     held, gradients = {}, {}
-    for remat in KEPT:
+    for remat in REMAT_POLICIES:
         logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
         whole = partial(learner.gradient, logp, replace(ALGORITHM, remat=remat))
         arguments = (params, {}, micro, np.bool_(True), np.float32(29))

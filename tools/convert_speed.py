@@ -38,7 +38,7 @@ NOBODY: Any = SimpleNamespace(save=lambda folder: None)
 
 
 def write(folder: Path, model: models.Model, tensors: Any) -> None:
-    size = 2 * models.count(model)
+    size = 2 * models.num_params(model)
     shard_bytes = size // 3 + 1
     config = model.hf_config
     hf.write_hf(
@@ -49,7 +49,7 @@ def write(folder: Path, model: models.Model, tensors: Any) -> None:
 def make(folder: Path, model: models.Model) -> None:
     """Random weights in three or four shards."""
     drawn = np.random.default_rng(0).normal(size=1 << 27).astype(ml_dtypes.bfloat16)
-    sizes = [(one, int(np.prod(one.flat))) for one in models.stored(model)]
+    sizes = [(one, int(np.prod(one.flat))) for one in models.stored_weights(model)]
     write(
         folder,
         model,

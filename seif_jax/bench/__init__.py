@@ -112,7 +112,7 @@ def run(r: BenchOptions) -> dict[str, Any]:
     found: dict[str, Any] = {
         **asdict(r),
         "model_type": base.model.hf_config["model_type"],
-        "parameters": models.count(base.model),
+        "parameters": models.num_params(base.model),
     }
     found |= measured(r, model)  # in a function of its own: what it held is free for the limits
     limit = roofline.measure(model.dtype, r.repeats)

@@ -15,8 +15,8 @@ from seif_jax.chat import Decoding
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.models.io.to_device import Place, home
-from seif_jax.models.layers import Config
+from seif_jax.models.io.to_device import ShardingRule, single_device
+from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
 from seif_jax.rl.learner import Algorithm
@@ -50,14 +50,14 @@ class BenchModel:
     dtype: Any
 
     @property
-    def config(self) -> Config:
+    def config(self) -> ModelConfig:
         return self.base.model.config
 
     def engine(self) -> Engine:
         return Engine(self.config, self.weights(self.dtype), self.dtype)
 
-    def weights(self, dtype: Any, place: Place = home) -> Any:
-        return load_params(self.path, self.base.model, dtype, place=place)
+    def weights(self, dtype: Any, rule: ShardingRule = single_device) -> Any:
+        return load_params(self.path, self.base.model, dtype, rule=rule)
 
 
 @dataclass(frozen=True)
@@ -153,15 +153,15 @@ def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    place = sharding.placing(mesh)
+    rule = sharding.sharding_rule(mesh)
     return Stage(
         name="bench",
         round=1,
         rounds=1,
         folder=Path(),
         base=replace(m.base, tokenizer=tokenizer),
-        start=lambda: m.weights(jnp.float32, place),
-        shapes=models.shapes(m.base.model, place=place),
+        start=lambda: m.weights(jnp.float32, rule),
+        shapes=models.shapes(m.base.model, rule=rule),
         mesh=mesh,
         frozen={},
         reference=cache(m.engine),

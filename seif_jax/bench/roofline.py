@@ -12,8 +12,8 @@ import psutil
 from jax import lax
 
 from seif_jax.bench.baselines import serve
-from seif_jax.models.layers import Config
-from seif_jax.sampling.shapes import same_start
+from seif_jax.models.layers import ModelConfig
+from seif_jax.sampling.shapes import shared_length
 
 COPY_BYTES = 1 << 30  # far beyond any cache
 SIDES = {"cpu": (1024, 2048, 4096)}  # of the square matrices; the best of them counts
@@ -93,13 +93,13 @@ def tree(sequences: Sequence[Sequence[int]]) -> tuple[int, int]:
     ordered = sorted(map(list, sequences))
     tokens = pairs = 0
     for before, ids in zip([[], *ordered], ordered, strict=False):
-        shared, length = same_start(before, ids), len(ids)
+        shared, length = shared_length(before, ids), len(ids)
         tokens += length - shared
         pairs += (length * (length + 1) - shared * (shared + 1)) // 2
     return tokens, pairs
 
 
-def forward_flops(c: Config, tokens: int, pairs: int, rows: int) -> int:
+def forward_flops(c: ModelConfig, tokens: int, pairs: int, rows: int) -> int:
     """Operations of the matrix products of a forward pass, a multiplication and an addition each:
     2·tokens·L·(D·(2N + 2K)·H + 3·D·F) for the projections, 4·pairs·L·N·H for attention, 2·rows·D·V
     for the logits of `rows` tokens."""
@@ -109,7 +109,7 @@ def forward_flops(c: Config, tokens: int, pairs: int, rows: int) -> int:
 
 
 def decode_bytes(
-    c: Config,
+    c: ModelConfig,
     parameters: int,
     item_bytes: int,
     *,

@@ -14,7 +14,7 @@ from seif_jax.bench.inputs import BenchModel, WorkloadSizes, passages, questions
 from seif_jax.chat import ChatModel, Reply
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
-from seif_jax.models.layers import Config
+from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
@@ -42,7 +42,7 @@ class Workload:
     notes: dict[str, float] = field(default_factory=dict)  # numbers that these leave
 
 
-def forward_flops(c: Config, prompts: list[list[int]], s: WorkloadSizes) -> int:
+def forward_flops(c: ModelConfig, prompts: list[list[int]], s: WorkloadSizes) -> int:
     """Of one forward pass over prompts and samples, as the module `bench` counts it."""
     samples = [ids + [-1 - g] * (s.new_tokens - 1) for ids in prompts for g in range(s.group)]
     return roofline.forward_flops(c, *roofline.tree(samples), s.samples * s.new_tokens)
@@ -132,7 +132,7 @@ def judge(m: BenchModel, s: WorkloadSizes) -> Workload:
 
 
 def full_forward(
-    c: Config, params: Any, shape: tuple[int, int], options: list[int], dtype: Any
+    c: ModelConfig, params: Any, shape: tuple[int, int], options: list[int], dtype: Any
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """A compiled program: prompts of `shape`, each by itself, to the options' probabilities."""
 

@@ -22,8 +22,16 @@ from seif_jax import run_paths
 from seif_jax.errors import UserError
 from seif_jax.models import decoder, layers, llama, mistral, qwen2, qwen3
 from seif_jax.models.io import gguf, hf
-from seif_jax.models.io.to_device import Index, Place, fill, finite, home, same_bits, to_host
-from seif_jax.models.layers import Config, Segment
+from seif_jax.models.io.to_device import (
+    Index,
+    ShardingRule,
+    fill,
+    finite,
+    same_bits,
+    single_device,
+    to_host,
+)
+from seif_jax.models.layers import ModelConfig, Segment
 
 FAMILIES = {  # by config.json's model_type
     "llama": llama.config,
@@ -49,14 +57,14 @@ class Source(Protocol):
 class Model(NamedTuple):
     """What is fixed about a model: its shape, and what its config.json said."""
 
-    config: Config
+    config: ModelConfig
     hf_config: dict[str, Any]
 
 
 EMBEDDED = "smollm2"  # names the embedded SmolLM2-135M-Instruct wherever a model is asked for
 
 
-def local(path: str | Path | None) -> Path | None:
+def find_local(path: str | Path | None) -> Path | None:
     """Where a model lies on this machine; None: it is a name on the Hugging Face hub.
 
     path: None or "smollm2" is the embedded model (a folder of that name is written "./smollm2").
@@ -68,9 +76,11 @@ def local(path: str | Path | None) -> Path | None:
 
 
 def resolve(path: str | Path | None) -> Path:
-    """`local`, or a download from the Hugging Face hub. UserError: there is no such model, or only
-    a part of one."""
-    found = local(path)
+    """`find_local`, or a download from the Hugging Face hub.
+
+    Raises UserError if there is no such model, or only a part of one.
+    """
+    found = find_local(path)
     run_paths.check_model(found or Path(str(path)))
     found = found or hf.download(str(path))
     if not found.exists():
@@ -116,10 +126,10 @@ def weights(model: Model) -> dict[str, nnx.Param]:
     return {"/".join(map(str, path)): param for path, param in state}
 
 
-def shapes(model: Model, dtype: Any = jnp.float32, place: Place = home) -> Params:
-    """The tree of weights as `jax.ShapeDtypeStruct`, each where `place` says."""
+def shapes(model: Model, dtype: Any = jnp.float32, rule: ShardingRule = single_device) -> Params:
+    """The tree of weights as `jax.ShapeDtypeStruct`, each where `rule` says."""
     flat = {
-        key: jax.ShapeDtypeStruct(param.shape, dtype, sharding=place(param.axes, param.shape))
+        key: jax.ShapeDtypeStruct(param.shape, dtype, sharding=rule(param.axes, param.shape))
         for key, param in weights(model).items()
     }
     return traverse_util.unflatten_dict(flat, sep="/")
@@ -135,7 +145,7 @@ class Stored(NamedTuple):
     flat: tuple[int, ...]  # the file's, where a head and its dimensions are one axis
 
 
-def stored(model: Model) -> list[Stored]:
+def stored_weights(model: Model) -> list[Stored]:
     """Every weight of the model's files, the layers of a stack in order."""
     found = []
     for key, param in weights(model).items():
@@ -147,14 +157,14 @@ def stored(model: Model) -> list[Stored]:
     return found
 
 
-def count(model: Model) -> int:
+def num_params(model: Model) -> int:
     """Number of parameters."""
-    return sum(math.prod(one.flat) for one in stored(model))
+    return sum(math.prod(one.flat) for one in stored_weights(model))
 
 
 def expected(source: Source, model: Model) -> list[Stored]:
     """The weights of the model; UserError: the source lacks one of them, or has others."""
-    found = stored(model)
+    found = stored_weights(model)
     wanted = {one.name: one.flat for one in found}
     given = set(source.names())
     if missing := wanted.keys() - given:
@@ -197,10 +207,10 @@ def load(
     source: Source,
     model: Model,
     dtype: Any = jnp.float32,
-    place: Place = home,
+    rule: ShardingRule = single_device,
     scan: bool = True,
 ) -> Params:
-    """All weights, each where `place` says; a process reads what its own devices hold, once.
+    """All weights, each where `rule` says; a process reads what its own devices hold, once.
 
     UserError, with name and shape: missing, unexpected or misshaped weights, a tied model's own
     output projection, with `scan` NaN and infinity.
@@ -217,7 +227,7 @@ def load(
     for key, held in groupby(expected(source, model), lambda one: one.key):
         param = params[key]
         flat[key] = fill(
-            param.shape, dtype, place(param.axes, param.shape), partial(read, list(held))
+            param.shape, dtype, rule(param.axes, param.shape), partial(read, list(held))
         )
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -234,7 +244,7 @@ def copy(
 def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Weights under their Hugging Face names and in their layout, one at a time."""
     flat = traverse_util.flatten_dict(params, sep="/")
-    for one in stored(model):
+    for one in stored_weights(model):
         value = to_host(flat[one.key], one.layer)
         yield one.name, value.reshape(one.flat).astype(dtype, copy=False)
 
@@ -248,7 +258,7 @@ def flat_shape(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]
 
 
 def forward(
-    c: Config,
+    c: ModelConfig,
     params: Mapping[str, Any],
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
@@ -290,6 +300,6 @@ def logits(
     return layers.linear(hidden, head, dtype)
 
 
-def visible(length: Int[Array, "b"], size: int) -> Bool[Array, "b 1 S"]:
+def length_mask(length: Int[Array, "b"], size: int) -> Bool[Array, "b 1 S"]:
     """Mask of a right-padded segment."""
     return (jnp.arange(size) < length[:, None])[:, None]

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.models.matmul import platform, product
-from seif_jax.sharding import over_heads
+from seif_jax.models.matmul import matmul, platform
+from seif_jax.sharding import shard_over_heads
 
 BLOCK = 128  # kernels work on blocks of so many queries and keys, or a small multiple
 MAX_BLOCK = 512
@@ -100,7 +100,7 @@ def together(
     scores = []
     for s in segments:
         b, S = s.k.shape[1:3]
-        score = product(q.reshape(K * b, -1, H), s.k.reshape(K * b, S, H), -1, dtype)
+        score = matmul(q.reshape(K * b, -1, H), s.k.reshape(K * b, S, H), -1, dtype)
         score = score.reshape(K, b, B // b, R, T, S)
         score = jnp.where(s.mask[None, :, None, None], score, -jnp.inf)
         scores.append(score.reshape(K, B, R, T, S))
@@ -109,7 +109,7 @@ def together(
     out = jnp.zeros((), jnp.float32)
     for s, weight in zip(segments, weights, strict=True):
         b, S = s.k.shape[1:3]
-        part = product(weight.reshape(K * b, -1, S), s.v.reshape(K * b, S, H), -2, dtype)
+        part = matmul(weight.reshape(K * b, -1, S), s.v.reshape(K * b, S, H), -2, dtype)
         out = out + part.reshape(q.shape)
     return out / sum(jnp.sum(weight, axis=-1, keepdims=True) for weight in weights)
 
@@ -138,7 +138,7 @@ def through(
 
     seen = [rows(jnp.broadcast_to(s.mask[:, 0], (len(s.mask), s.k.shape[2]))) for s in past]
     scaled = (q * H**-0.5).transpose(1, 3, 0, 2, 4).reshape(B, T, K * R, H)
-    out = over_heads(
+    out = shard_over_heads(
         partial(kernel, before=sum(s.k.shape[2] for s in past)),
         _fill(scaled, 1).astype(dtype),
         joined([s.k for s in segments]),

@@ -7,7 +7,7 @@ from flax import nnx
 from seif_jax.errors import UserError
 from seif_jax.json_io import COUNT, FLAG, POSITIVE, TEXTS, field
 from seif_jax.models import rope
-from seif_jax.models.layers import Config, weight
+from seif_jax.models.layers import ModelConfig, weight
 
 # ours -> Hugging Face; `{}` is the layer. Both hold [out, in]: only heads are told apart in ours.
 # A model has those of these weights that its config asks for.
@@ -45,7 +45,7 @@ def config(
     qkv_bias: bool = False,
     qk_norm: bool = False,
     head_dim: int = 0,
-) -> Config:
+) -> ModelConfig:
     """Reads config.json. `fixed`: the family's own keys of which one value alone is computed;
     `head_dim`: where the file says none; 0: width/heads.
 
@@ -68,7 +68,7 @@ def config(
     if not head_dim or head_dim % 2:
         raise UserError(f"config.json: heads of {head_dim} dimensions cannot be rotated in pairs")
     frequencies, scale = rope.read(hf, head_dim)
-    return Config(
+    return ModelConfig(
         vocab=field(hf, "vocab_size", COUNT),
         width=width,
         layers=field(hf, "num_hidden_layers", COUNT),
@@ -89,7 +89,7 @@ def config(
 class Layers(nnx.Module):
     """All layers, stacked on the leading axis."""
 
-    def __init__(self, c: Config, rngs: nnx.Rngs):
+    def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         L, D, N, K, H, F = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp
         self.attn_norm = weight(rngs, (L, D), "layer embed")
         self.q = weight(rngs, (L, N, H, D), "layer heads head_dim embed", D)
@@ -110,7 +110,7 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, c: Config, rngs: nnx.Rngs):
+    def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         self.embed = weight(rngs, (c.vocab, c.width), "vocab embed", c.width)
         self.layers = Layers(c, rngs)
         self.norm = weight(rngs, (c.width,), "embed")

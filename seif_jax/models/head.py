@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax import sharding
 from seif_jax.models.layers import linear
-from seif_jax.models.matmul import outer, product
+from seif_jax.models.matmul import matmul, outer_sum
 from seif_jax.models.token_tree import PackedBatch
 
 CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time, on a device
@@ -35,7 +35,7 @@ def completion_logp(
     dtype: Any,
 ) -> Float[Array, "P B C"]:
     """Log-probabilities of the completions' tokens from the slots' final hidden states."""
-    devices, rows = sharding.pieces("slots"), packed.targets.shape[1]
+    devices, rows = sharding.num_shards("tokens"), packed.targets.shape[1]
     count = -(-rows // (CHUNK * devices))
     size = -(-rows // count)
     size += -size % devices  # rows of a chunk, on all devices that share a part
@@ -47,20 +47,20 @@ def completion_logp(
         w: Array, hidden: Array, states: Array, targets: Array, live: Array, rows: Array
     ) -> Array:
         (hidden,), (states,), (targets,), (rows,) = hidden, states, targets, rows
-        hidden = sharding.all_gather(hidden, "slots", 0)
+        hidden = sharding.all_gather(hidden, "tokens", 0)
         logp = cast(Array, _logp(w, hidden[states], targets, live, temperature, dtype))
-        return sharding.all_gather(logp, "slots", 1).ravel()[rows][None]
+        return sharding.all_gather(logp, "tokens", 1).ravel()[rows][None]
 
     in_specs = (
-        sharding.cut_evenly(w.shape, "vocab", "embed"),
-        sharding.cut("parts", "slots"),
-        sharding.cut("parts", None, "slots"),
-        sharding.cut("parts", None, "slots"),
-        sharding.cut(),
-        sharding.cut("parts"),
+        sharding.even_partition_spec(w.shape, "vocab", "embed"),
+        sharding.partition_spec("batch", "tokens"),
+        sharding.partition_spec("batch", None, "tokens"),
+        sharding.partition_spec("batch", None, "tokens"),
+        sharding.partition_spec(),
+        sharding.partition_spec("batch"),
     )
     live = -(-packed.num_targets // size)
-    return sharding.per_device(local, in_specs, sharding.cut("parts"))(
+    return sharding.shard_map(local, in_specs, sharding.partition_spec("batch"))(
         w, hidden, chunks(packed.hidden_index), chunks(packed.targets), live, packed.rows
     )
 
@@ -86,7 +86,7 @@ def _logp_forward(
     whole = w.astype(dtype)
     if w.shape[1] < states.shape[-1]:
         whole = sharding.all_gather(whole, "embed", 1)
-    first = jnp.int32(sharding.first_index(len(w), "vocab"))
+    first = jnp.int32(sharding.shard_offset(len(w), "vocab"))
 
     def chunk(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = linear(states[i], whole, dtype) / temperature
@@ -124,8 +124,8 @@ def _backward(temperature: float, dtype: Any, saved: tuple[Any, ...], gradient: 
         change = jnp.where(at_target, 1.0, 0.0) - jnp.exp(logits - norm[i][:, None])
         change = change * (gradient[i] / temperature)[:, None]
         of_states, of_w = found
-        of_states = of_states.at[i].set(product(change, whole, -2, dtype))
-        return of_states, None if of_w is None else of_w + outer(change, states[i], dtype)
+        of_states = of_states.at[i].set(matmul(change, whole, -2, dtype))
+        return of_states, None if of_w is None else of_w + outer_sum(change, states[i], dtype)
 
     start = jnp.zeros_like(states), None if w is None else jnp.zeros(whole.shape)
     of_states, of_w = _loop(live, len(targets), chunk, start)

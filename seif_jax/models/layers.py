@@ -20,12 +20,12 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax import sharding
 from seif_jax.models.attention import Segment, attend
-from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, product
+from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, matmul
 from seif_jax.sharding import constrain
 
 
 @dataclass(frozen=True)
-class Config:
+class ModelConfig:
     """Shape of a decoder; every key of config.json that changes the numbers ends up here."""
 
     vocab: int
@@ -71,14 +71,16 @@ def embed(table: Float[Array, "V D"], tokens: Int[Array, "P n"]) -> Float[Array,
         return sharding.all_to_all(everyones, "embed", 0, 2)
 
     specs = (
-        sharding.cut_evenly(table.shape, "vocab", "embed"),
-        sharding.cut("parts", "slots"),
+        sharding.even_partition_spec(table.shape, "vocab", "embed"),
+        sharding.partition_spec("batch", "tokens"),
     )
-    return sharding.per_device(local, specs, sharding.cut("parts", "slots"))(table, tokens)
+    return sharding.shard_map(local, specs, sharding.partition_spec("batch", "tokens"))(
+        table, tokens
+    )
 
 
 def _rows(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
-    first = sharding.first_index(len(table), "vocab")
+    first = sharding.shard_offset(len(table), "vocab")
     mine = (tokens >= first) & (tokens < first + len(table))
     rows = jnp.take(as_bits(table), jnp.where(mine, tokens - first, 0), axis=0)
     rows = from_bits(rows).astype(jnp.float32)
@@ -87,14 +89,14 @@ def _rows(table: Float[Array, "V D"], tokens: Int[Array, "*S"]) -> Float[Array, 
 
 def linear(x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: Any) -> Float[Array, "*S O"]:
     """x times the transpose of w."""
-    return product(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
+    return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
 
 
 PROJECTED = "projected"  # what `project` gives, to policies of jax.checkpoint
 
 
 def project(
-    c: Config, w: Mapping[str, Array], name: str, x: Float[Array, "*S I"], dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], name: str, x: Float[Array, "*S I"], dtype: Any
 ) -> Float[Array, "*S O"]:
     """x through one of a layer's projections and, where there is one, its adapter."""
     out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype)
@@ -115,7 +117,7 @@ class Rope(NamedTuple):
     sin: Float[Array, "B T 1 2 H/2"]  # of the first half of the dimensions: negated
 
 
-def rope(c: Config, positions: Int[Array, "B T"]) -> Rope:
+def rope(c: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
     angle = positions[:, :, None, None, None].astype(jnp.float32) * jnp.array(
         c.rope_frequencies, jnp.float32
     )
@@ -130,7 +132,7 @@ def rotate(x: Float[Array, "B T h H"], r: Rope) -> Float[Array, "B T h H"]:
 
 
 def heads(
-    c: Config, w: Mapping[str, Array], x: Float[Array, "B T D"], r: Rope, dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], x: Float[Array, "B T D"], r: Rope, dtype: Any
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """First part of a layer: queries, keys and values."""
     h = rms_norm(x, w["attn_norm"], c.norm_eps)
@@ -140,9 +142,9 @@ def heads(
         q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if c.qk_norm:
         q, k = rms_norm(q, w["q_norm"], c.norm_eps), rms_norm(k, w["k_norm"], c.norm_eps)
-    q = constrain(rotate(q, r), "parts", "slots", "heads")
-    k = constrain(rotate(k, r), "parts", "slots", "kv_heads")
-    return q, k, constrain(v, "parts", "slots", "kv_heads")
+    q = constrain(rotate(q, r), "batch", "tokens", "heads")
+    k = constrain(rotate(k, r), "batch", "tokens", "kv_heads")
+    return q, k, constrain(v, "batch", "tokens", "kv_heads")
 
 
 def lead(
@@ -162,7 +164,7 @@ def follow(seen: Float[Array, "K B R T H"]) -> Float[Array, "B T NH"]:
 
 
 def finish(
-    c: Config, w: Mapping[str, Array], x: Float[Array, "B T D"], seen: Array, dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], x: Float[Array, "B T D"], seen: Array, dtype: Any
 ) -> Float[Array, "B T D"]:
     """The rest of a layer, from what attention has seen [B, T, N·H]."""
     x = x + project(c, w, "o", seen, dtype)
@@ -172,7 +174,7 @@ def finish(
 
 
 def block(
-    c: Config,
+    c: ModelConfig,
     w: Mapping[str, Array],
     x: Float[Array, "B T D"],
     r: Rope,

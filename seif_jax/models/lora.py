@@ -17,7 +17,7 @@ from jax import lax
 from seif_jax import models
 from seif_jax.json_io import COUNT, POSITIVE, TEXT, TEXTS, field
 from seif_jax.models import Model, Params, decoder
-from seif_jax.models.io.to_device import Place, home
+from seif_jax.models.io.to_device import ShardingRule, single_device
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 MODULES = {name: decoder.NAMES[f"layers/{name}"].split(".")[-2] for name in TARGETS}  # HF's names
@@ -66,11 +66,11 @@ def adapted(model: Model, lora: Lora) -> Model:
     return model._replace(config=replace(model.config, lora_scale=lora.scale))
 
 
-def shapes(model: Model, lora: Lora, place: Place = home) -> Params:
-    """The tree of adapters as `jax.ShapeDtypeStruct`, float32, each where `place` says."""
+def shapes(model: Model, lora: Lora, rule: ShardingRule = single_device) -> Params:
+    """The tree of adapters as `jax.ShapeDtypeStruct`, float32, each where `rule` says."""
 
     def placed(*sizes: int) -> jax.ShapeDtypeStruct:
-        where = place((None,) * len(sizes), sizes)
+        where = rule((None,) * len(sizes), sizes)
         return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=where)
 
     base, found = models.weights(model), {}

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-meant_for = jax.make_user_context(None)  # a platform, for programs that are made but run elsewhere
+# The platform that programs are compiled for, if it is not the one they are compiled on.
+target_platform = jax.make_user_context(None)
 
 
 def platform() -> str:
     """Where programs run: "cpu", "gpu" or "tpu". All that depends on it asks here."""
-    return meant_for.value or jax.default_backend()
+    return target_platform.value or jax.default_backend()
 
 
 def cache_dtype(dtype: Any) -> Any:
@@ -35,19 +36,19 @@ def from_bits(x: Array) -> Array:
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
+def matmul(x: Array, w: Array, axis: int, dtype: Any) -> Array:
     """Matrix product of x's rows with the rows (axis -1) or the columns (-2) of w, batched over the
     leading axis where there are three. Operands in `dtype`; the sum, the result and both gradients
     in float32.
 
-    The casts sit inside, so float32 master weights get float32 gradients, while every product,
+    The casts sit inside, so float32 master weights get float32 gradients, while every matmul,
     backward ones included, runs at the speed of `dtype`.
     """
-    return cast(Array, _product(x, w, axis, dtype))
+    return cast(Array, _matmul(x, w, axis, dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
+def _matmul(x: Array, w: Array, axis: int, dtype: Any) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = cache_dtype(dtype) if batch else dtype
     return lax.dot_general(
@@ -59,26 +60,26 @@ def _product(x: Array, w: Array, axis: int, dtype: Any) -> Array:
     )
 
 
-def _product_forward(x: Array, w: Array, axis: int, dtype: Any):
-    return _product(x, w, axis, dtype), (x, w)
+def _matmul_forward(x: Array, w: Array, axis: int, dtype: Any):
+    return _matmul(x, w, axis, dtype), (x, w)
 
 
-def _product_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradient: Array):
+def _matmul_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradient: Array):
     x, w = saved
-    dx = product(gradient, w, -3 - axis, dtype)
+    dx = matmul(gradient, w, -3 - axis, dtype)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
-    return dx.astype(x.dtype), outer(left, right, dtype).astype(w.dtype)
+    return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 
 
-def outer(left: Array, right: Array, dtype: Any) -> Array:
-    """Sum over rows of the outer products of left's and right's, as `product` computes: what a
+def outer_sum(left: Array, right: Array, dtype: Any) -> Array:
+    """Sum over rows of the outer products of left's and right's, as `matmul` computes: what a
     weight's gradient is."""
-    return product(_turned(left.astype(dtype)), right, -2, dtype)
+    return matmul(_turned(left.astype(dtype)), right, -2, dtype)
 
 
 def _turned(x: Array) -> Array:
     """x with its last two axes exchanged. On the CPU in two steps: its backend would fold one into
-    the product, as others do for nothing, and then take over twice as long for it."""
+    the matmul, as others do for nothing, and then take over twice as long for it."""
     if platform() != "cpu":
         return x.swapaxes(-1, -2)
     rows, columns = x.shape[-2:]
@@ -87,4 +88,4 @@ def _turned(x: Array) -> Array:
     return tiled.reshape(*x.shape[:-2], columns, rows)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)

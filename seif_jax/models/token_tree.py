@@ -73,10 +73,10 @@ def pack_tree(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> TokenTree:
         for part, (tokens, _) in zip(np.split(slot, ends[:-1]), levels, strict=True)
     ]
     arrays: Any = (
-        filled(_joined([tokens for tokens, _ in levels])[used], slots, 0),
-        filled(_joined(positions)[used], slots, 0),
+        pad_rows(_joined([tokens for tokens, _ in levels])[used], slots, 0),
+        pad_rows(_joined(positions)[used], slots, 0),
         tuple(cut),
-        filled(used, slots, size),
+        pad_rows(used, slots, size),
     )
     return TokenTree(*arrays)
 
@@ -112,8 +112,8 @@ def pack_completions(
     rows[said] = np.arange(count)
     arrays: Any = (
         tree,
-        filled(before[said], states, 0),
-        filled(completions[said], states, 0),
+        pad_rows(before[said], states, 0),
+        pad_rows(completions[said], states, 0),
         np.int32(count),
         rows,
     )
@@ -124,7 +124,7 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([part.ravel() for part in parts])
 
 
-def filled(x: np.ndarray, size: int, value: int) -> np.ndarray:
+def pad_rows(x: np.ndarray, size: int, value: int) -> np.ndarray:
     """x with rows of `value` after it, `size` in all; integers as int32."""
     out = np.full((size, *x.shape[1:]), value, np.int32 if x.dtype.kind in "iu" else x.dtype)
     out[: len(x)] = x

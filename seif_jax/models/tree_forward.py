@@ -14,12 +14,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from seif_jax.models import head, layers, logits
-from seif_jax.models.layers import Config, Segment
+from seif_jax.models.layers import ModelConfig, Segment
 from seif_jax.models.token_tree import PackedBatch, TokenTree
-from seif_jax.sharding import constrain, over_heads
+from seif_jax.sharding import constrain, shard_over_heads
 
 POLICIES = jax.checkpoint_policies
-KEPT = {  # by what is computed again in the backward pass: what is kept of each layer for it
+REMAT_POLICIES = {  # what each layer keeps for the backward pass
     "full": POLICIES.nothing_saveable,
     "dots": POLICIES.save_only_these_names(layers.PROJECTED),
     "none": POLICIES.everything_saveable,
@@ -27,7 +27,7 @@ KEPT = {  # by what is computed again in the backward pass: what is kept of each
 
 
 def completion_logp(
-    c: Config,
+    c: ModelConfig,
     params: Mapping[str, Any],
     packed: PackedBatch,
     *,
@@ -36,13 +36,14 @@ def completion_logp(
     remat: str = "none",
 ) -> Float[Array, "P B C"]:
     """Log-probability of every completion token at `temperature`, float32; padding gets a value
-    of no meaning. Differentiable in `params`. packed: parts side by side. remat: of KEPT."""
+    of no meaning. Differentiable in `params`. packed: trees stacked on a leading axis. remat: a
+    key of REMAT_POLICIES."""
     hidden = run(c, params, packed.tree, dtype, remat)
     return head.completion_logp(head.weight(params), hidden, packed, temperature, dtype)
 
 
 def next_logp(
-    c: Config, params: Mapping[str, Any], tree: TokenTree, ends: Int[Array, "B"], *, dtype: Any
+    c: ModelConfig, params: Mapping[str, Any], tree: TokenTree, ends: Int[Array, "B"], *, dtype: Any
 ) -> Float[Array, "B V"]:
     """Log-probabilities, float32, of what follows each of the slots `ends` of one tree."""
     (hidden,) = run(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
@@ -51,7 +52,7 @@ def next_logp(
 
 
 def run(
-    c: Config, params: Mapping[str, Any], trees: TokenTree, dtype: Any, remat: str
+    c: ModelConfig, params: Mapping[str, Any], trees: TokenTree, dtype: Any, remat: str
 ) -> Float[Array, "P N D"]:
     """Final hidden state of every slot (normed, float32). Layers are scanned."""
     r = layers.rope(c, trees.positions)
@@ -61,10 +62,10 @@ def run(
         q, k, v = layers.heads(c, w, x, r, dtype)
         seen = attend(trees, q, k, v, dtype)
         x = layers.finish(c, w, x, seen, dtype)
-        return constrain(x, "parts", "slots", None), None
+        return constrain(x, "batch", "tokens", None), None
 
-    body = jax.checkpoint(layer, policy=KEPT[remat], prevent_cse=False)  # pyright: ignore
-    x = constrain(layers.embed(params["embed"], trees.tokens), "parts", "slots", None)
+    body = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)  # pyright: ignore
+    x = constrain(layers.embed(params["embed"], trees.tokens), "batch", "tokens", None)
     x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
     return layers.rms_norm(x, params["norm"], c.norm_eps)
 
@@ -87,8 +88,8 @@ def attend(
         seen = _attend([slots[0] for slots in levels], places, q, k, v, dtype)
         return seen.reshape(1, *q.shape)
 
-    seen = over_heads(local, q, k, v, trees.levels, trees.slot_of)
-    return constrain(seen.reshape(*seen.shape[:2], -1), "parts", "slots", "heads")
+    seen = shard_over_heads(local, q, k, v, trees.levels, trees.slot_of)
+    return constrain(seen.reshape(*seen.shape[:2], -1), "batch", "tokens", "heads")
 
 
 def _attend(

@@ -133,7 +133,7 @@ def plan(config: Config, topology: str | None) -> dict[str, Any]:
         "model": {
             "name": config.model,
             "model_type": model.hf_config["model_type"],
-            "parameters": models.count(model),
+            "parameters": models.num_params(model),
         },
         "topology": topology,
         "device": devices[0].device_kind,

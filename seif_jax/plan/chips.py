@@ -13,7 +13,7 @@ import psutil
 from seif_jax import accelerators
 from seif_jax.bench import roofline
 from seif_jax.errors import UserError
-from seif_jax.models.matmul import meant_for
+from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
 
 GIB = 1 << 30
@@ -159,7 +159,7 @@ def compiling_for(topology: str | None) -> Iterator[None]:
     before = jax.config.values["jax_platforms"]
     jax.config.update("jax_platforms", "cpu")
     try:
-        with meant_for(platform_of(topology)), gpus.assumed_cudnn():
+        with target_platform(platform_of(topology)), gpus.assumed_cudnn():
             yield
     finally:
         jax.config.update("jax_platforms", before)

@@ -29,14 +29,14 @@ class Layout:
         found = meshes(config, devices)
         self.mesh, self.judging = found["shared"], found[config.judger.devices]
         for mesh in found.values():
-            sharding.groups(mesh)  # each copy of the weights on one host
+            sharding.replica_devices(mesh)  # each copy of the weights on one host
         self.lora = settings.lora(config)
-        place = sharding.placing(self.mesh)
+        rule = sharding.sharding_rule(self.mesh)
         if self.lora:
             self.model = lora.adapted(model, self.lora)
-            self.trained = lora.shapes(model, self.lora, place)
+            self.trained = lora.shapes(model, self.lora, rule)
         else:
-            self.model, self.trained = model, models.shapes(model, place=place)
+            self.model, self.trained = model, models.shapes(model, rule=rule)
         self.optimizer = make_optimizer(settings.algorithm(config), 1)
         self.moments = optim.shapes(self.optimizer, self.trained)
 
@@ -47,11 +47,11 @@ class Layout:
         return sharding.make_mesh(one, self.host[:tensor])
 
     def base(self, mesh: Mesh, dtype: Any) -> Any:
-        return models.shapes(self.model, dtype, sharding.placing(mesh, over=("tensor",)))
+        return models.shapes(self.model, dtype, sharding.sharding_rule(mesh, over=("tensor",)))
 
     def adapters(self, mesh: Mesh, dtype: Any) -> Any:
         assert self.lora
-        found = lora.shapes(self.model, self.lora, sharding.placing(mesh))
+        found = lora.shapes(self.model, self.lora, sharding.sharding_rule(mesh))
         return jax.tree.map(lambda x: x.update(dtype=dtype), found)
 
     def weights(self, mesh: Mesh, dtype: Any) -> Any:

@@ -19,9 +19,9 @@ from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.rollout import make_batch
 from seif_jax.rl.stage import Programs
-from seif_jax.sampling import read, worst_case
+from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
-from seif_jax.sampling.trees import as_trees
+from seif_jax.sampling.trees import prompt_trees
 from seif_jax.settings import Config
 
 CONSTRAINTS = 5  # of an instruction: the most that a variant asks for
@@ -116,15 +116,15 @@ def sampling(
     mine = -(-asked.prompts * mesh.size // whole.size)
     if asked.mode == "verdict":
         prompts = [[i, *[0] * (d.max_prompt_tokens - 1)] for i in range(min(mine, d.batch_size))]
-        part = next(as_trees(prompts, d.batch_size))
+        part = next(prompt_trees(prompts, d.batch_size))
         calls = -(-mine // len(prompts))
         yield Program(
-            stage, f"{asked.name}: verdicts", read.next_logp,
+            stage, f"{asked.name}: verdicts", prefill.next_logp,
             (c, params, shapes(part.tree), shapes(part.ends)), calls, others, mesh.size, mesh,
             options={"options": OPTIONS, "dtype": dtype},
         )  # fmt: skip
         return
-    big = worst_case.largest(
+    big = worst_case.arguments(
         c, params, dtype, prompts=mine, prompt_tokens=d.max_prompt_tokens, group=asked.group,
         max_tokens=d.max_tokens, slots=d.batch_size,
     )  # fmt: skip
@@ -132,7 +132,7 @@ def sampling(
     session = {"weights by layer": held(unstacked), "prompts": held(pool), "cache": held(cache)}
     waves = -(-mine * asked.group // big.slots)
     yield Program(
-        stage, f"{asked.name}: prefill", read.prefill, big.prefill, -(-mine // big.prompts),
+        stage, f"{asked.name}: prefill", prefill.prefill, big.prefill, -(-mine // big.prompts),
         others | session, mesh.size, mesh, options={"dtype": dtype},
     )  # fmt: skip
     yield Program(
@@ -213,12 +213,12 @@ def largest_pass(
     passes = found.pack(make_batch(replies, scores, grouping, width))
     micros = passes[0][1]
     if found.parts == 1:
-        return shapes(sharding.side_by_side(micros)), len(passes)
+        return shapes(sharding.stack_micro_batches(micros)), len(passes)
 
     def shape(x: np.ndarray, home: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
 
-    return sharding.spread(mesh, micros, shape), len(passes)
+    return sharding.shard_micro_batches(mesh, micros, shape), len(passes)
 
 
 def shapes(tree: Any) -> Any:

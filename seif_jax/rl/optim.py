@@ -13,7 +13,7 @@ import optax
 
 from seif_jax.errors import UserError
 from seif_jax.rl import quantized_adam
-from seif_jax.sharding import beside
+from seif_jax.sharding import state_sharding
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -72,7 +72,7 @@ def shapes(optimizer: optax.GradientTransformation, params: Any) -> Any:
 
     def placed(weight: jax.ShapeDtypeStruct) -> Any:
         return jax.tree.map(
-            lambda x: x.update(sharding=beside(weight, x.shape)),
+            lambda x: x.update(sharding=state_sharding(weight, x.shape)),
             jax.eval_shape(optimizer.init, weight),
         )
 

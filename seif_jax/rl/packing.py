@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.models.token_tree import filled, pack_completions, round_up_eighth, round_up_pow2
+from seif_jax.models.token_tree import pack_completions, pad_rows, round_up_eighth, round_up_pow2
 from seif_jax.rl.batch import Batch, MicroBatch
 
 Ints = Int[np.ndarray, "..."]
@@ -41,12 +41,12 @@ def pack(
         held, mask = batch.take(part), batch.mask()[batch.samples(part)]
 
         def rows(x: np.ndarray) -> np.ndarray:
-            return filled(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
+            return pad_rows(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
 
         flat = pack_completions(
             held.prefix,
-            filled(held.prompts[:, :start], prompts, 0),
-            filled(held.prompt_lengths, prompts, 0),
+            pad_rows(held.prompts[:, :start], prompts, 0),
+            pad_rows(held.prompt_lengths, prompts, 0),
             rows(held.completions),
             rows(mask.sum(axis=1)),
             slots,

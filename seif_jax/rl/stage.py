@@ -21,7 +21,7 @@ from seif_jax.errors import RunError, UserError
 from seif_jax.evaluate import in_run
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import lora
-from seif_jax.models.layers import Config
+from seif_jax.models.layers import ModelConfig
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import optim
 from seif_jax.rl.batch import Batch, MicroBatch
@@ -174,14 +174,16 @@ def restore(
 class Programs:
     """The stage's jitted functions of weights and batches."""
 
-    def __init__(self, c: Config, stage: Stage, optimizer: optax.GradientTransformation):
-        self.stage, self.parts = stage, sharding.parts(stage.mesh)
+    def __init__(self, c: ModelConfig, stage: Stage, optimizer: optax.GradientTransformation):
+        self.stage, self.parts = stage, sharding.batch_shards(stage.mesh)
         logp = partial(
             completion_logp, c, temperature=stage.decoding.temperature, dtype=stage.dtype
         )
         self.cast = jax.jit(  # and to where it is sampled from
             lambda trained: jax.tree.map(lambda x: x.astype(stage.dtype), trained),
-            out_shardings=jax.tree.map(lambda s: sharding.for_sampling(s.sharding), stage.shapes),
+            out_shardings=jax.tree.map(
+                lambda s: sharding.sampling_sharding(s.sharding), stage.shapes
+            ),
         )
         self.packed_logp = jax.jit(logp)
         homes = jax.tree.map(lambda s: s.sharding, stage.shapes)
@@ -209,8 +211,8 @@ class Programs:
     def place(self, micros: Sequence[MicroBatch]) -> MicroBatch:
         """The parts of a pass side by side, where they are computed."""
         if self.parts == 1:
-            return sharding.side_by_side(micros)
-        return sharding.spread(self.stage.mesh, micros)
+            return sharding.stack_micro_batches(micros)
+        return sharding.shard_micro_batches(self.stage.mesh, micros)
 
     def update(
         self, state: TrainState, batch: Batch, on_policy: bool

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seif_jax.models.layers import Config
-from seif_jax.sampling import read
+from seif_jax.models.layers import ModelConfig
+from seif_jax.sampling import prefill
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import Sample, Session
-from seif_jax.sampling.trees import as_trees
-from seif_jax.sharding import replicas, under
+from seif_jax.sampling.trees import prompt_trees
+from seif_jax.sharding import replicas, use_mesh_of
 
 
 class Engine:
     """One set of weights that can be sampled from and asked for probabilities."""
 
-    def __init__(self, config: Config, params: Any, dtype: Any):
+    def __init__(self, config: ModelConfig, params: Any, dtype: Any):
         """`params` are cast to `dtype`; nothing is copied that is already so. Where a mesh holds
         several copies of them, those of this process serve a part of what it asks each, at the
         same time."""
@@ -91,14 +91,14 @@ class Engine:
         What prompts share with their neighbours is computed once. batch_size: prompts in one
         program at a time, about.
         """
-        parts = list(as_trees(prompts, batch_size))
+        parts = list(prompt_trees(prompts, batch_size))
         count = min(len(self.replicas), len(parts))
         result = np.zeros((len(prompts), len(options)), np.float32)
 
         def run(number: int) -> None:
             for tree, ends, rows in parts[number::count]:
-                with under(self.replicas[number]):
-                    logp = read.next_logp(
+                with use_mesh_of(self.replicas[number]):
+                    logp = prefill.next_logp(
                         self.config,
                         self.replicas[number],
                         tree,

@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax.models import layers
-from seif_jax.models.layers import Config, Rope
-from seif_jax.sampling.methods import Method, pick
+from seif_jax.models.layers import ModelConfig, Rope
+from seif_jax.sampling.methods import Method, sample_token
 
 CHUNK = 16  # steps; slots are refilled between chunks
 
@@ -51,7 +51,7 @@ class Slots(NamedTuple):
 
 class Chunk(NamedTuple):
     tokens: Int[Array, "n B"]
-    logp: Float[Array, "n B"]  # of each token, as `methods.pick` says
+    logp: Float[Array, "n B"]  # of each token, as `methods.sample_token` says
     count: Int[Array, "B"]  # tokens sampled in this chunk
     stopped: Bool[Array, "B"]  # by a stop token
     steps: Int[Array, ""]  # taken: up to n, fewer where all slots have ended
@@ -69,7 +69,7 @@ class _State(NamedTuple):
     donate_argnames=("hidden", "cache"),
 )
 def decode(
-    c: Config,
+    c: ModelConfig,
     params: Mapping[str, Any],
     unstacked: Sequence[Any],
     table: Array,
@@ -103,7 +103,8 @@ def decode(
     def body(state: _State) -> _State:
         step, out = state.out.steps, state.out
         live = ~out.stopped & (s.age + step < s.limit)
-        token, logp = pick(_product(_head(params), state.hidden, dtype), uniform[step], method)
+        logits = _product(_head(params), state.hidden, dtype)
+        token, logp = sample_token(logits, uniform[step], method)
         out = Chunk(
             out.tokens.at[step].set(jnp.where(live, token, 0)),
             out.logp.at[step].set(jnp.where(live, logp, 0.0)),
@@ -169,7 +170,7 @@ def _product(w: Float[Array, "O *I"], x: Float[Array, "I B"], dtype: Any) -> Flo
 
 
 def _project(
-    c: Config, w: Mapping[str, Array], name: str, x: Float[Array, "I B"], dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], name: str, x: Float[Array, "I B"], dtype: Any
 ) -> Float[Array, "O B"]:
     """`layers.project`, of columns."""
     out = _product(w[name], x, dtype)
@@ -189,7 +190,7 @@ def _rotate(x: Float[Array, "h H B"], r: Rope) -> Float[Array, "h H B"]:
 
 
 def _heads(
-    c: Config, w: Mapping[str, Array], x: Float[Array, "D B"], r: Rope, dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], x: Float[Array, "D B"], r: Rope, dtype: Any
 ) -> tuple[Float[Array, "K B R H"], Float[Array, "K B H"], Float[Array, "K B H"]]:
     """Queries, scaled, keys and values of the new tokens, heads leading."""
     K, H, B = c.kv_heads, c.head_dim, x.shape[1]
@@ -206,7 +207,7 @@ def _heads(
 
 
 def _after(
-    c: Config, w: Mapping[str, Array], x: Array, seen: Float[Array, "K B R H"], dtype: Any
+    c: ModelConfig, w: Mapping[str, Array], x: Array, seen: Float[Array, "K B R H"], dtype: Any
 ) -> Float[Array, "D B"]:
     """The rest of the layer, after attention."""
     seen = seen.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])

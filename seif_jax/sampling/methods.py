@@ -32,7 +32,7 @@ class Method:
                 raise UserError(f"{name} must be {values} (got {getattr(self, name)})")
 
 
-def pick(
+def sample_token(
     logits: Float[Array, "V B"], uniform: Float[Array, "B"], method: Method
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """Picks a token for each column from one uniform number in [0, 1) each.

@@ -25,10 +25,10 @@ def common_prefix(prompts: Sequence[Ids]) -> int:
     ladder."""
     first, last = min(prompts), max(prompts)  # what these two share, all share
     limit = max(min(map(len, prompts)) - 2, 0)
-    return max(size for size in LADDER if size <= same_start(first[:limit], last))
+    return max(size for size in LADDER if size <= shared_length(first[:limit], last))
 
 
-def same_start(a: Ids, b: Ids) -> int:
+def shared_length(a: Ids, b: Ids) -> int:
     """Tokens that both begin with."""
     most = min(len(a), len(b))
     return next((i for i in range(most) if a[i] != b[i]), most)

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax.models import layers
-from seif_jax.models.layers import Config, Segment
+from seif_jax.models.layers import ModelConfig, Segment
 from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.read import grow, move, prefill, put, unstack
+from seif_jax.sampling.prefill import grow, move, prefill, put, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
-from seif_jax.sharding import heads_like, under
+from seif_jax.sharding import kv_sharding, use_mesh_of
 
 COLUMNS = tuple(128 << i for i in range(12))  # of the cache
 FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
@@ -32,7 +32,7 @@ WORTH_TOKENS = 128  # a rest that may be this long is worth a program with fewer
 @dataclass(frozen=True)
 class Sample:
     tokens: np.ndarray  # int32 [n], the stop token, where there is one, included
-    logp: np.ndarray  # float32 [n], of each token, as `methods.pick` says
+    logp: np.ndarray  # float32 [n], of each token, as `methods.sample_token` says
     stopped: bool  # ended by a stop token; False: cut at the limit
 
 
@@ -53,7 +53,7 @@ class Session:
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         params: Any,
         dtype: Any,
         prompts: Sequence[Ids],
@@ -149,7 +149,7 @@ class Session:
 
     def _read(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
         tokens = pad(texts, width)
-        with under(self.params):
+        with use_mesh_of(self.params):
             return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
 
     @property
@@ -239,10 +239,10 @@ class Session:
         return jnp.zeros(shape, dtype, device=self.params["norm"].sharding)
 
 
-def cache_shapes(c: Config, params: Any, dtype: Any, rows: int, columns: int) -> list[KV]:
+def cache_shapes(c: ModelConfig, params: Any, dtype: Any, rows: int, columns: int) -> list[KV]:
     """Keys and values of so many rows, as `jax.ShapeDtypeStruct`, where the weights' heads are."""
     n, kind = c.kv_heads * rows, layers.cache_dtype(dtype)
-    where = heads_like(params["layers"]["k"].sharding)
+    where = kv_sharding(params["layers"]["k"].sharding)
     shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
 
     def layer() -> KV:

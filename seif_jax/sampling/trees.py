@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from seif_jax.models.token_tree import TokenTree, pack_tree, round_up_eighth
-from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, same_start
+from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, shared_length
 
 MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; rows that share a stem
 NOTHING = 8  # more or less tokens shared
@@ -25,14 +25,14 @@ class Part(NamedTuple):
     prompts: Int[np.ndarray, "B"]  # whose leaf it is; -1: nobody's
 
 
-def as_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
+def prompt_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
     """Cuts prompts into trees of about `size` prompts, all of one shape.
 
     Below the start that all share lie levels of what neighbours share (the replies to one
     instruction, the constraints of one reply), as many as there are; what is left of a prompt, at
     least its last token, is a leaf.
     """
-    shared = min(same_start(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+    shared = min(shared_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
     levels, followers = [[prompt[shared:] for prompt in prompts]], []
     while len(cut := families(levels[0])) < len(levels[0]):
         for stem, members in cut:
@@ -87,7 +87,7 @@ def families(rows: Sequence[Ids]) -> Cut:
         held = sum(len(stem) for stem, _ in cut) + sum(rest)
         return held + ATTENTION * len(cut) * (stem + size * max(rest))
 
-    shared = [same_start(a, b) for a, b in pairwise(rows)]
+    shared = [shared_length(a, b) for a, b in pairwise(rows)]
     least = {n - n % NOTHING for n in shared if n >= MIN_STEM}
     ways = [(0, 1), *product(sorted(least), range(2, MAX_FAMILY + 1))]
     return min((stems(rows, shared, *way) for way in ways), key=cost)

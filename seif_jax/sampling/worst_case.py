@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from seif_jax.models import layers
-from seif_jax.models.layers import Config
+from seif_jax.models.layers import ModelConfig
 from seif_jax.sampling.decode import CHUNK, Pool, Slots
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
 from seif_jax.sampling.slots import (
@@ -17,7 +17,7 @@ from seif_jax.sampling.slots import (
     more_columns,
     more_rows,
 )
-from seif_jax.sharding import of_layer
+from seif_jax.sharding import layer_struct
 
 
 class WorstCase(NamedTuple):
@@ -30,8 +30,8 @@ class WorstCase(NamedTuple):
     prompts: int  # read by a prefill program
 
 
-def largest(
-    c: Config,
+def arguments(
+    c: ModelConfig,
     params: Any,
     dtype: Any,
     *,
@@ -61,7 +61,7 @@ def largest(
 
     table, kind = params["embed"], jax.eval_shape(layers.as_bits, params["embed"]).dtype
     table = table if table.dtype == kind else table.update(dtype=kind)  # the same array, or another
-    unstacked = [jax.tree.map(of_layer, params["layers"]) for _ in range(c.layers)]
+    unstacked = [jax.tree.map(layer_struct, params["layers"]) for _ in range(c.layers)]
     told = Slots(
         *(ints(size) for _ in range(5)),
         key=ints(size, 2, kind=jnp.uint32),

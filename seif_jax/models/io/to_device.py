@@ -11,17 +11,21 @@ import numpy as np
 from jax import lax
 
 from seif_jax import sharding
-from seif_jax.sharding import Place as Place
+from seif_jax.sharding import ShardingRule as ShardingRule
 
 CACHED_BYTES = 1 << 19
 Index = tuple[slice, ...]
 
 
-def home(axes: Sequence[str | None] = (), shape: Sequence[int] = ()) -> jax.sharding.Sharding:
-    """Where the weights of a single device live. Everything is put there by name: an array that
-    only happens to be there is another type to jit, and the programs would be compiled once more
-    for it."""
-    del axes, shape  # one device holds every weight whole
+def single_device(
+    axes: Sequence[str | None] = (), shape: Sequence[int] = ()
+) -> jax.sharding.Sharding:
+    """The sharding rule of a single device, which holds every weight whole.
+
+    Arrays are committed to it explicitly. jit treats an array that merely sits on the default
+    device as another type, and would compile every program a second time.
+    """
+    del axes, shape
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 

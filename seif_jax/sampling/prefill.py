@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from seif_jax.models import forward, layers
-from seif_jax.models.layers import Config, Segment
+from seif_jax.models.layers import ModelConfig, Segment
 from seif_jax.models.token_tree import TokenTree
 from seif_jax.models.tree_forward import next_logp as tree_logp
 from seif_jax.sampling.decode import KV
@@ -33,7 +33,7 @@ def _layer(stacked: Mapping[str, Any], i: Int[Array, ""]) -> Any:
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def prefill(
-    c: Config,
+    c: ModelConfig,
     params: Mapping[str, Any],
     prefix: list[Segment],
     prompts: Int[Array, "n T"],
@@ -96,7 +96,7 @@ def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, co
 
 @partial(jax.jit, static_argnames=("c", "options", "dtype"))
 def next_logp(
-    c: Config,
+    c: ModelConfig,
     params: Mapping[str, Any],
     tree: TokenTree,
     ends: Int[Array, "B"],
