@@ -112,9 +112,12 @@ def get_config() -> Config:
 
     c.grpo = ConfigDict()
     c.grpo.advantage = "grpo"  # grpo, rloo, dr_grpo, or "zero": a control that learns nothing
-    c.grpo.clip_low = 0.2
+    c.grpo.policy_loss = "grpo"  # grpo, gspo (one ratio per sequence), cispo: docs/learner.md
+    c.grpo.loss_aggregation = "token"  # mean over tokens, or over sequences ("sequence"), or the
+    # sum over tokens divided by sequences x max_response_tokens ("constant")
+    c.grpo.clip_low = 0.2  # the ratio is clipped to 1 - clip_low ... 1 + clip_high
     c.grpo.clip_high = 0.3
-    c.grpo.clip_dual = 3.0
+    c.grpo.clip_dual = 3.0  # bound of the ratio where the advantage is negative; not for cispo
     c.grpo.kl = "k3"  # k1, abs, k2, k3
     c.grpo.kl_coef = 0.01  # 0: no reference policy is computed
     c.grpo.skip_equal_groups = False  # leave groups without any difference out of the update

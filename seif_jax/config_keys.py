@@ -13,6 +13,7 @@ from seif_jax.models.lora import TARGETS
 from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.score import CHECKS
+from seif_jax.rl.grpo import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, POLICY_LOSSES
 from seif_jax.rl.optim import SCHEDULES
 from seif_jax.rl.quantized_adam import KINDS as MOMENTS
 from seif_jax.sampling.methods import TEMPERATURE, TOP_K, TOP_P
@@ -151,16 +152,18 @@ KEYS: dict[str, Key] = {  # "*" is a name that the user chose
     "judger.devices": free(TEXT),
     "judger.max_no_verdict": free(SHARE),
     "reward.checks": fixed(Choice(CHECKS)),
-    "grpo.advantage": fixed(Choice(("grpo", "rloo", "dr_grpo", "zero"))),
+    "grpo.advantage": fixed(Choice(tuple(ADVANTAGES))),
+    "grpo.policy_loss": fixed(Choice(tuple(POLICY_LOSSES))),
+    "grpo.loss_aggregation": fixed(Choice(tuple(AGGREGATIONS))),
     "grpo.clip_low": fixed(SHARE),
     "grpo.clip_high": fixed(real(0, 100)),
     "grpo.clip_dual": fixed(real(1, 1000)),
-    "grpo.kl": fixed(Choice(("k1", "abs", "k2", "k3"))),
+    "grpo.kl": fixed(Choice(tuple(KL_ESTIMATORS))),
     "grpo.kl_coef": fixed(real(0, 100)),
     "grpo.skip_equal_groups": fixed(FLAG),
     "grpo.mask_truncated": fixed(FLAG),
     "optim.learning_rate": fixed(real(1e-12, 1)),
-    "optim.schedule": fixed(Choice(SCHEDULES)),
+    "optim.schedule": fixed(Choice(tuple(SCHEDULES))),
     "optim.warmup_updates": fixed(COUNT),
     "optim.end_rate": fixed(SHARE),
     "optim.b1": fixed(DECAY),

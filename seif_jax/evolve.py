@@ -160,7 +160,7 @@ class Evolution:
             grouping=settings.grouping(c, role),
             chunks=settings.chunks(c),
             sizes=settings.sizes(role, round),
-            algorithm=settings.algorithm(c),
+            algorithm=settings.algorithm(c, role),
             key=key,  # folded with steps, which count from 1
             order_seed=c.seed * 1000 + round,
             checkpoint_every=c.checkpoint.every_steps,

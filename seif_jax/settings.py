@@ -1,6 +1,7 @@
 """From the config to what the rooms take: frozen dataclasses, checked at the door."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ from seif_jax.chat import Decoding
 from seif_jax.config_keys import STAGES, check_values
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
+from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.rl.rollout import Grouping
 from seif_jax.rl.stage import BatchSizes
 from seif_jax.roles import filter, follower, instructor, judger
@@ -164,26 +167,19 @@ def check_lengths(config: Config, positions: int) -> None:
             )
 
 
-def algorithm(config: Config) -> Algorithm:
-    g, o = config.grpo, config.optim
-    return Algorithm(
-        clip_low=g.clip_low,
-        clip_high=g.clip_high,
-        clip_dual=g.clip_dual,
-        kl=g.kl,
-        kl_coef=g.kl_coef,
-        learning_rate=o.learning_rate,
-        schedule=o.schedule,
-        warmup_updates=o.warmup_updates,
-        end_rate=o.end_rate,
-        b1=o.b1,
-        b2=o.b2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        clip_norm=o.clip_norm,
-        moments=o.moments,
-        remat=config.remat,
-    )
+def algorithm(config: Config, role: Config) -> Algorithm:
+    """How a trained role is updated."""
+    return Algorithm(loss(config, role), optimizer(config), config.remat)
+
+
+def loss(config: Config, role: Config) -> LossConfig:
+    keys = {field.name for field in fields(LossConfig)} - {"max_response_tokens"}
+    values = {key: config.grpo[key] for key in keys}
+    return LossConfig(**values, max_response_tokens=role.max_response_tokens)
+
+
+def optimizer(config: Config) -> OptimizerConfig:
+    return OptimizerConfig(**config.optim)
 
 
 def dtype(name: str) -> Any:

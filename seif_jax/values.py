@@ -2,10 +2,13 @@
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from seif_jax.errors import UserError
+
+T = TypeVar("T")
 TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -137,3 +140,10 @@ class Scalar:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             return text
+
+
+def look_up(name: str, table: Mapping[str, T], value: str) -> T:
+    """table[value]; if there is no such entry, raises UserError that lists what `name` may be."""
+    if value not in table:
+        raise UserError(f"{name} must be {Choice(tuple(table))} (got {value!r})")
+    return table[value]

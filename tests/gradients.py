@@ -21,7 +21,8 @@ import tiny
 from seif_jax import models, sharding
 from seif_jax.models import lora
 from seif_jax.models.lora import Lora
-from seif_jax.rl import learner
+from seif_jax.rl import optim
+from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.stage import BatchSizes, Programs
 
 LORA = Lora(4, 8.0, ("q", "o", "gate", "down"), None)
@@ -51,13 +52,13 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
         mesh=devices, shapes=shapes, frozen=frozen, dtype=jnp.float32, algorithm=algorithm,
         sizes=BatchSizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
     )  # fmt: skip
-    programs = Programs(model.config, stage, learner.make_optimizer(algorithm, 1))
+    programs = Programs(model.config, stage, optim.make_optimizer(algorithm.optimizer, 1))
     batch, total = meshes.batch(0), None
     passes = programs.pack(batch)
     assert len(passes) > 1 or programs.parts > 1
     with jax.set_mesh(devices):
         for _, micros in passes:
-            arguments = (programs.place(micros), np.bool_(False), np.float32(batch.mask().sum()))
+            arguments = (programs.place(micros), np.bool_(False), BatchTotals.of([batch.mask()]))
             *part, _ = programs.learner.gradient(params, frozen, *arguments)
             total = part if total is None else programs.learner.add(total, part)
     assert total

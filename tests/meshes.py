@@ -17,14 +17,22 @@ import tiny
 from seif_jax import models, sharding
 from seif_jax.rl import learner, optim
 from seif_jax.rl.batch import Batch
+from seif_jax.rl.grpo import LossConfig
+from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.rl.stage import BatchSizes, Programs
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
 ALGORITHM = learner.Algorithm(
-    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1e-3,
-    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
+    LossConfig(
+        policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+        kl="k3", kl_coef=0.1, max_response_tokens=12,
+    ),
+    OptimizerConfig(
+        learning_rate=1e-3, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
+        eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
+    ),
+    remat="full",
 )  # fmt: skip
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 8, 2
@@ -53,13 +61,13 @@ def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
     rule = sharding.sharding_rule(mesh)
     shapes = models.shapes(MODEL, rule=rule)
     start = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), models.init(MODEL, 0), shapes)
-    algorithm = replace(ALGORITHM, moments=moments)
+    algorithm = replace(ALGORITHM, optimizer=replace(ALGORITHM.optimizer, moments=moments))
     stage: Any = SimpleNamespace(
         mesh=mesh, shapes=shapes, frozen={}, dtype=jnp.float32, algorithm=algorithm,
         sizes=BatchSizes(PROMPTS, PROMPTS, 400, 1),
         decoding=SimpleNamespace(temperature=1.0),
     )  # fmt: skip
-    optimizer = learner.make_optimizer(algorithm, STEPS)
+    optimizer = optim.make_optimizer(algorithm.optimizer, STEPS)
     state = optim.start(optimizer, start)
     programs = Programs(MODEL.config, stage, optimizer)
     losses, norms = [], []

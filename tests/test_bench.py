@@ -255,5 +255,5 @@ def test_prompts_have_their_length(place):
 def test_sizes_that_are_not_options_are_the_default_config():
     path = Path(__file__).parent.parent / "configs" / "default.py"
     config = runpy.run_path(str(path))["get_config"]()
-    assert settings.algorithm(config) == inputs.ALGORITHM
+    assert settings.algorithm(config, config.follower) == inputs.ALGORITHM
     assert config.judger.shots == inputs.SHOTS

@@ -1,43 +1,46 @@
 """GRPO against the values of the release's own functions, and by hand."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seif_jax.errors import UserError
 from seif_jax.rl import grpo
+from seif_jax.rl.grpo import BatchTotals, LossConfig
 
-GOLDEN = sorted((Path(__file__).parents[2] / "shared" / "golden").glob("grpo_*.npz"))
-CLIP: Any = {"clip_low": 0.2, "clip_high": 0.3, "clip_dual": 3.0}
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("grpo_*.npz"))
+CONFIG = LossConfig(
+    policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+    kl="k3", kl_coef=0.0, max_response_tokens=16,
+)  # fmt: skip
 
 
-@pytest.mark.skipif(not GOLDEN, reason="golden values are not part of the project")
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
 def test_release_values(path):
-    z: Any = np.load(path)
+    z = {name: jnp.array(values) for name, values in np.load(path).items()}
     mask = z["mask"] > 0
+    first = np.arange(len(mask)), np.argmax(mask, axis=1)
+    config, totals = replace(CONFIG, kl_coef=0.01), BatchTotals.of([mask])
     groups = [np.flatnonzero(z["group"] == g) for g in np.unique(z["group"])]
     for kind in ("grpo", "rloo"):
         for rows in groups:
             ours = grpo.advantages(z["rewards"][rows][None], jnp.ones((1, len(rows)), bool), kind)
-            theirs = z[f"adv_{kind}"][rows]
-            want = theirs[np.arange(len(rows)), mask[rows].argmax(1)]
-            np.testing.assert_allclose(ours[0], want, atol=1e-5)
+            np.testing.assert_allclose(ours[0], z[f"adv_{kind}"][first][rows], atol=1e-5)
 
     def value(logp):
-        return grpo.loss(
-            logp, z["old_log_probs"], z["ref_log_probs"], z["adv_grpo"], mask, kl_coef=0.01, **CLIP
-        )
+        old, ref, advantages = z["old_log_probs"], z["ref_log_probs"], z["adv_grpo"][first]
+        return grpo.loss(logp, old, ref, advantages, mask, totals, config)
 
-    (total, metrics), gradient = jax.value_and_grad(value, has_aux=True)(jnp.array(z["log_probs"]))
+    (total, metrics), gradient = jax.value_and_grad(value, has_aux=True)(z["log_probs"])
     np.testing.assert_allclose(total, z["loss_with_kl"], atol=1e-5)
     np.testing.assert_allclose(gradient, z["grad_log_probs"], atol=1e-5)
     for name in ("pg_loss", "clipfrac_higher", "clipfrac_lower", "approx_kl"):
         np.testing.assert_allclose(metrics[name], z[name], atol=1e-5, err_msg=name)
-    names: Any = {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "low_var_kl"}
+    names = {"k1": "kl", "abs": "abs", "k2": "mse", "k3": "low_var_kl"}
     for ours, theirs in names.items():
         kl = grpo.kl_penalty(z["log_probs"], z["ref_log_probs"], ours)
         np.testing.assert_allclose(kl[mask].mean(), z[f"kl_{theirs}"], atol=1e-5, err_msg=ours)
@@ -52,8 +55,11 @@ def test_advantages_by_hand():
         grpo.advantages(rewards, scored, "rloo"), [[1 - 1 / 3, -2 / 3, 0, 0]], atol=1e-6
     )
     np.testing.assert_allclose(grpo.advantages(rewards, scored, "dr_grpo"), [[0.5, -0.5, 0, 0]])
-    with pytest.raises(ValueError, match="ppo"):
-        grpo.advantages(rewards, scored, cast(Any, "ppo"))
+    with pytest.raises(UserError) as error:
+        grpo.advantages(rewards, scored, "ppo")
+    assert str(error.value) == (
+        "config.grpo.advantage must be one of: grpo, rloo, dr_grpo, zero (got 'ppo')"
+    )
 
 
 def test_unscored_sample_leaves_the_group():
@@ -81,7 +87,7 @@ def test_equal_rewards_give_zero():
 def random_batch(seed, shape=(6, 9)):
     rng = np.random.default_rng(seed)
     logp, old, ref = (jnp.array(-rng.exponential(1.0, shape), jnp.float32) for _ in range(3))
-    advantage = jnp.array(rng.normal(size=(shape[0], 1)), jnp.float32)
+    advantage = jnp.array(rng.normal(size=shape[0]), jnp.float32)
     mask = jnp.arange(shape[1]) < jnp.array(rng.integers(1, shape[1] + 1, shape[0]))[:, None]
     return logp, old, ref, advantage, mask
 
@@ -89,7 +95,7 @@ def random_batch(seed, shape=(6, 9)):
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_micro_batches_add_up(parts):
     logp, old, ref, advantage, mask = random_batch(3)
-    count = jnp.sum(mask).astype(jnp.float32)
+    totals, config = BatchTotals.of([mask]), replace(CONFIG, kl_coef=0.05)
 
     def value(logp, rows):
         return grpo.loss(
@@ -98,9 +104,8 @@ def test_micro_batches_add_up(parts):
             ref[rows],
             advantage[rows],
             mask[rows],
-            kl_coef=0.05,
-            token_count=count,
-            **CLIP,
+            totals,
+            config,
         )[0]
 
     whole, gradient = jax.value_and_grad(value)(logp, slice(None))
@@ -117,8 +122,8 @@ def test_extreme_values_stay_finite():
     mask = jnp.array([[True, True, False], [True, False, True]])
 
     def value(logp):
-        advantage = jnp.array([[1.0], [-1.0]])
-        return grpo.loss(logp, logp * 0.9, ref, advantage, mask, kl_coef=0.1, **CLIP)[0]
+        config, totals = replace(CONFIG, kl_coef=0.1), BatchTotals.of([mask])
+        return grpo.loss(logp, logp * 0.9, ref, jnp.array([1.0, -1.0]), mask, totals, config)[0]
 
     total, gradient = jax.value_and_grad(value)(logp)
     assert np.isfinite(total) and np.all(np.isfinite(gradient))
@@ -130,11 +135,12 @@ def test_float64_reference():
     logp, old, ref, advantage, mask = (np.array(x, np.float64) for x in random_batch(11))
     want = []
     for b, t in np.argwhere(mask > 0):
-        a, ratio = advantage[b, 0], np.exp(logp[b, t] - old[b, t])
+        a, ratio = advantage[b], np.exp(logp[b, t] - old[b, t])
         term = max(-a * ratio, -a * np.clip(ratio, 0.8, 1.3))
         term = min(term, -a * 3.0) if a < 0 else term
         d = ref[b, t] - logp[b, t]
         want.append(term + 0.02 * min(np.exp(d) - d - 1, 10.0))
     logp, old, ref, advantage = (jnp.array(x, jnp.float32) for x in (logp, old, ref, advantage))
-    ours, _ = grpo.loss(logp, old, ref, advantage, jnp.array(mask > 0), kl_coef=0.02, **CLIP)
+    trained, config = jnp.array(mask > 0), replace(CONFIG, kl_coef=0.02)
+    ours, _ = grpo.loss(logp, old, ref, advantage, trained, BatchTotals.of([trained]), config)
     np.testing.assert_allclose(ours, np.mean(want), rtol=1e-5)

@@ -119,7 +119,7 @@ def test_the_base_is_held_once(place, role):
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
     programs = Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = chat_model(stage, programs, TrainState(stage.start(), None)).engine
+    policy = chat_model(stage, programs, TrainState(stage.start(), {})).engine
     engines = [policy, stage.reference(), stage.task.checker.judge.chat_model.engine]
     if role == "instructor":
         engines += [stage.task.answerer.chat_model.engine, stage.task.filter.chat_model.engine]

@@ -9,7 +9,7 @@ import pytest
 
 from seif_jax.checkpoint import open_checkpoints
 from seif_jax.rl import optim, quantized_adam
-from seif_jax.rl.optim import TrainState
+from seif_jax.rl.optim import OptimizerConfig, TrainState
 from seif_jax.rl.quantized_adam import decode, encode, to_bfloat16
 
 FEWER = ("bfloat16", "int8")
@@ -86,8 +86,11 @@ TRUTH = jnp.array(RNG.normal(size=(40, 30)), jnp.float32)
 
 @functools.cache
 def optimizer(kind):
-    rate = optim.schedule("linear", 0.03, 0, 300, 0.0)
-    found = optim.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, kept=kind)
+    config = OptimizerConfig(
+        learning_rate=0.03, schedule="linear", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
+        eps=1e-8, weight_decay=0.0, clip_norm=1e9, moments=kind,
+    )  # fmt: skip
+    found = optim.make_optimizer(config, 300)
     return found, optim.make_update(found, 1e9)
 
 

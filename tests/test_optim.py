@@ -1,5 +1,7 @@
 """AdamW, clipping, skipping and schedules against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,13 @@ import pytest
 
 from seif_jax.errors import UserError
 from seif_jax.rl import optim
-from seif_jax.rl.optim import TrainState
+from seif_jax.rl.optim import OptimizerConfig, TrainState
 
-OPTIMIZER = optim.adamw(lambda count: 0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5)
+CONFIG = OptimizerConfig(
+    learning_rate=0.1, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.99,
+    eps=1e-8, weight_decay=0.5, clip_norm=1.0, moments="float32",
+)  # fmt: skip
+OPTIMIZER = optim.make_optimizer(CONFIG, 1)
 
 
 def step(state, gradient, clip_norm):
@@ -88,7 +94,8 @@ def test_no_gradient_is_no_division_by_zero():
 
 def test_small_updates_add_up():
     """1 + 1000 steps of 1e-5: bfloat16 weights would not move at all."""
-    optimizer = optim.adamw(lambda count: 1e-5, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0)
+    config = replace(CONFIG, learning_rate=1e-5, weight_decay=0.0)
+    optimizer = optim.make_optimizer(config, 1000)
     params = {"w": jnp.ones((), jnp.float32)}
 
     now, update = (
@@ -101,7 +108,8 @@ def test_small_updates_add_up():
 
 
 def rates(kind, warmup=0, updates=8, end=0.0):
-    rate = optim.schedule(kind, 8.0, warmup, updates, end)
+    config = replace(CONFIG, learning_rate=8.0, schedule=kind, warmup_updates=warmup, end_rate=end)
+    rate = optim.learning_rate(config, updates)
     return [float(jnp.asarray(rate(count))) for count in range(updates)]
 
 
@@ -123,8 +131,9 @@ def test_warm_up_climbs_to_the_peak_and_is_not_zero_at_first():
 
 
 def test_an_unknown_schedule_is_refused():
-    with pytest.raises(UserError, match="optim.schedule='step' is none of constant, linear"):
-        optim.schedule("step", 1.0, 0, 1, 0.0)
+    message = r"config\.optim\.schedule must be one of: constant, linear, cosine \(got 'step'\)"
+    with pytest.raises(UserError, match=message):
+        optim.make_optimizer(replace(CONFIG, schedule="step"), 1)
 
 
 def test_the_update_writes_over_the_state():

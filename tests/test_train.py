@@ -16,18 +16,23 @@ from seif_jax import models, sharding
 from seif_jax.models.tree_forward import REMAT_POLICIES, completion_logp
 from seif_jax.rl import learner, optim
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.optim import TrainState
+from seif_jax.rl.grpo import BatchTotals, LossConfig
+from seif_jax.rl.optim import OptimizerConfig, TrainState
 from seif_jax.rl.packing import pack
 from seif_jax.rl.stage import BatchSizes, Programs, apply_updates, with_logp
 
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
 PARAMS = models.init(MODEL, 1)
-ALGORITHM = learner.Algorithm(
-    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.1, learning_rate=1.0,
-    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.0, clip_norm=1e9, moments="float32", remat="full",
+LOSS = LossConfig(
+    policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+    kl="k3", kl_coef=0.1, max_response_tokens=6,
 )  # fmt: skip
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1.0, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
+    eps=1e-8, weight_decay=0.0, clip_norm=1e9, moments="float32",
+)  # fmt: skip
+ALGORITHM = learner.Algorithm(LOSS, OPTIMIZER, remat="full")
 # 4 prompts of 2 samples; lengths differ so that a mean of micro-batch means would show.
 LENGTHS = np.array([6, 2, 1, 5, 3, 3, 6, 4], np.int32)
 TRAINED = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
@@ -95,8 +100,7 @@ def step(batch, on_policy=False, tokens=100, learner=LEARNER):
     start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
     state = TrainState(start, optim.init(optax.sgd(1.0), start))
     micros = [micro for _, micro in pack(batch, tokens)]
-    trained = int(batch.mask().sum())
-    state, numbers = learner.update(state, {}, micros, trained, on_policy)
+    state, numbers = learner.update(state, {}, micros, BatchTotals.of([batch.mask()]), on_policy)
     gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
     return gradient, state.params, numbers
 
@@ -202,7 +206,7 @@ def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
     for remat in REMAT_POLICIES:
         logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
         whole = partial(learner.gradient, logp, replace(ALGORITHM, remat=remat))
-        arguments = (params, {}, micro, np.bool_(True), np.float32(29))
+        arguments = (params, {}, micro, np.bool_(True), BatchTotals.of([BATCH.mask()]))
         program = jax.jit(whole).lower(*arguments).compile()
         analysis: Any = program.memory_analysis()
         held[remat] = analysis.temp_size_in_bytes
@@ -216,7 +220,9 @@ def test_gradients_are_float32_under_bfloat16():
     logp = partial(packed_logp, dtype=jnp.bfloat16)
     (_, micro), shapes = pack(BATCH, 100)[0], models.shapes(MODEL)
     gradient = partial(learner.gradient, logp, ALGORITHM)
-    found, *_ = jax.eval_shape(gradient, shapes, {}, micro, np.bool_(True), np.float32(29))
+    found, *_ = jax.eval_shape(
+        gradient, shapes, {}, micro, np.bool_(True), BatchTotals.of([BATCH.mask()])
+    )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
         lambda x: (x.shape, np.dtype(np.float32)), shapes
     )
@@ -268,7 +274,7 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
     policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
     stage = cast(Any, SimpleNamespace(
         sizes=BatchSizes(4, prompts, 24, 1), reference=lambda: reference,
-        algorithm=replace(ALGORITHM, kl_coef=kl_coef),
+        algorithm=replace(ALGORITHM, loss=replace(LOSS, kl_coef=kl_coef)),
     ))  # fmt: skip
     empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
     found = with_logp(programs_of(stage, packed_logp=logp), empty, policy)

@@ -246,8 +246,8 @@ def start_peer(r: BenchOptions, model: BenchModel, job: Workload, folder: Path) 
         "dtype": peer_dtype(r),
         "threads": psutil.cpu_count(),
         "batch_size": FULL_BATCH,
-        "kl_coef": ALGORITHM.kl_coef,
-        "learning_rate": ALGORITHM.learning_rate,
+        "kl_coef": ALGORITHM.loss.kl_coef,
+        "learning_rate": ALGORITHM.optimizer.learning_rate,
         "folder": str(folder),
     }
     assert r.against and r.peer_python

@@ -19,7 +19,9 @@ from seif_jax.models.io.to_device import ShardingRule, single_device
 from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
+from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.rl.rollout import Grouping
 from seif_jax.rl.stage import BatchSizes, Stage
 from seif_jax.rl.tasks import FollowerTask
@@ -28,9 +30,15 @@ from seif_jax.sampling import Engine
 from seif_jax.tokenizer import Tokenizer
 
 ALGORITHM = Algorithm(  # as configs/default.py
-    clip_low=0.2, clip_high=0.3, clip_dual=3.0, kl="k3", kl_coef=0.01, learning_rate=1e-6,
-    schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999, eps=1e-8,
-    weight_decay=0.01, clip_norm=1.0, moments="float32", remat="full",
+    LossConfig(
+        policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+        kl="k3", kl_coef=0.01, max_response_tokens=8192,
+    ),
+    OptimizerConfig(
+        learning_rate=1e-6, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
+        eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
+    ),
+    remat="full",
 )  # fmt: skip
 SHOTS = 2  # of the Judger, as configs/default.py
 REPLIES = 4  # to one instruction that are judged

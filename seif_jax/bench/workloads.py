@@ -18,7 +18,6 @@ from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
-from seif_jax.rl.learner import make_optimizer
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import make_batch
 from seif_jax.rl.stage import Programs, Stage, apply_updates, train_step
@@ -192,7 +191,7 @@ def step(m: BenchModel, s: WorkloadSizes) -> Workload:
 
 
 def start(stage: Stage) -> tuple[Programs, TrainState]:
-    optimizer = make_optimizer(stage.algorithm, 1)
+    optimizer = optim.make_optimizer(stage.algorithm.optimizer, 1)
     state = optim.start(optimizer, stage.start())
     return Programs(stage.base.model.config, stage, optimizer), state
 

@@ -11,7 +11,6 @@ from seif_jax import models, settings, sharding
 from seif_jax.models import Model, lora
 from seif_jax.plan.cost import held
 from seif_jax.rl import optim
-from seif_jax.rl.learner import make_optimizer
 from seif_jax.role_weights import meshes
 from seif_jax.settings import Config
 
@@ -37,7 +36,7 @@ class Layout:
             self.trained = lora.shapes(model, self.lora, rule)
         else:
             self.model, self.trained = model, models.shapes(model, rule=rule)
-        self.optimizer = make_optimizer(settings.algorithm(config), 1)
+        self.optimizer = optim.make_optimizer(settings.optimizer(config), 1)
         self.moments = optim.shapes(self.optimizer, self.trained)
 
     def one_copy(self, mesh: Mesh) -> Mesh:

@@ -17,6 +17,7 @@ from seif_jax.plan.layout import Layout, residents
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
+from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.rollout import make_batch
 from seif_jax.rl.stage import Programs
 from seif_jax.sampling import prefill, worst_case
@@ -150,7 +151,7 @@ def learning(
     role, mesh = config[name], layout.mesh
     stage: Any = SimpleNamespace(
         mesh=mesh, shapes=layout.trained, dtype=layout.dtype, decoding=role,
-        sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config),
+        sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config, role),
     )  # fmt: skip
     found = Programs(layout.model.config, stage, layout.optimizer)
     micro, passes = largest_pass(config, role, found, mesh)
@@ -174,9 +175,9 @@ def learning(
                       ["policy", "base"])  # fmt: skip
     beside = {key: size for key, size in resident.items() if key != "policy"}
     whole = held(gradient)
-    numbers = [jax.ShapeDtypeStruct((), kind) for kind in (bool, jnp.float32)]
+    step = (micro, *shapes((np.bool_(False), BatchTotals.of([]))))
     beside = beside | ({"gradient so far": whole} if passes > 1 else {})
-    yield program("gradient", found.learner.gradient, (trained, layout.frozen, micro, *numbers),
+    yield program("gradient", found.learner.gradient, (trained, layout.frozen, *step),
                   passes * updates, ["master weights", "base"])  # fmt: skip
     if passes > 1:
         other = jax.tree.map(lambda x: x.update(), trained)

@@ -1,128 +1,313 @@
-"""GRPO: advantages and loss. Arrays in, arrays out.
+"""Advantages and losses of GRPO and its variants: arrays in, arrays out.
 
-Source: the SEIF paper (arXiv 2605.07465) and the functions of its release (EasyR1), whose values
-these reproduce; where this project differs (one mean over the optimizer batch) is said below.
+With the default config these reproduce the functions of the SEIF release (arXiv 2605.07465, built
+on EasyR1), except that a mean is taken over the whole optimizer batch rather than over each
+micro-batch.
+
+Each choice is a table of functions: ADVANTAGES, KL_ESTIMATORS, POLICY_LOSSES and AGGREGATIONS. To
+add a variant, write its function and add it to its table; the config accepts the names in it.
+
+Shapes: P prompts with G samples each; *B sequences, possibly over several axes, of T tokens.
 """
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.rl import masked
+from seif_jax.values import look_up
 
 Metrics = dict[str, Array]
 
 STD_EPSILON = 1e-6
-LOG_RATIO_LIMIT = 20.0  # keeps exp() finite in float32, forward and backward
+LOG_RATIO_LIMIT = 20.0  # keeps exp() finite in float32, in the forward and the backward pass
 KL_LIMIT = 10.0
 
 
-def advantages(
-    rewards: Float[Array, "P G"],
-    scored: Bool[Array, "P G"],
-    kind: Literal["grpo", "rloo", "dr_grpo", "zero"] = "grpo",
-) -> Float[Array, "P G"]:
-    """Advantage of each sample in its group of G.
+@dataclass(frozen=True)
+class LossConfig:
+    """The parameters of `loss`; configs/default.py explains them and has their default values.
 
-    A sample that is not `scored` (no verdict) gets 0 and leaves the group's mean and deviation.
-    A group with fewer than two scored samples, or with equal rewards, has nothing to compare and
-    gets exactly 0 throughout (rounding over 1e-6 would make a gradient of it).
-
-    - grpo: (r - mean) / (std + 1e-6), the deviation with n - 1
-    - rloo: r minus the mean of the others
-    - dr_grpo: r - mean
-    - zero: 0, a control that can learn nothing
+    Each field is the `grpo` key of that name, except `max_response_tokens`, which is a key of the
+    role that is trained.
     """
-    n = jnp.sum(scored, axis=1, keepdims=True, dtype=jnp.float32)
-    mean = jnp.sum(jnp.where(scored, rewards, 0.0), axis=1, keepdims=True) / jnp.maximum(n, 1.0)
-    centred = jnp.where(scored, rewards - mean, 0.0)
-    scale = 1.0
-    if kind == "grpo":
-        variance = jnp.sum(centred**2, axis=1, keepdims=True) / jnp.maximum(n - 1.0, 1.0)
-        scale = 1.0 / (jnp.sqrt(variance) + STD_EPSILON)
-    elif kind == "rloo":
-        scale = n / jnp.maximum(n - 1.0, 1.0)
-    elif kind == "zero":
-        scale = 0.0
-    elif kind != "dr_grpo":
-        raise ValueError(f"advantage {kind!r} is none of grpo, rloo, dr_grpo, zero")
+
+    policy_loss: str  # a name in POLICY_LOSSES
+    loss_aggregation: str  # a name in AGGREGATIONS
+    clip_low: float
+    clip_high: float
+    clip_dual: float
+    kl: str  # a name in KL_ESTIMATORS
+    kl_coef: float
+    max_response_tokens: int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BatchTotals:
+    """The size of an optimizer batch, which the losses of its micro-batches are divided by."""
+
+    tokens: Float[Array | np.ndarray, ""]  # trained tokens
+    sequences: Float[Array | np.ndarray, ""]  # sequences with at least one trained token
+
+    @classmethod
+    def of(cls, masks: Sequence[Bool[Array | np.ndarray, "*B T"]]) -> "BatchTotals":
+        """The totals of an optimizer batch, from the masks of its micro-batches."""
+        tokens = sum(int(mask.sum()) for mask in masks)
+        sequences = sum(int(mask.any(-1).sum()) for mask in masks)
+        return cls(np.array(tokens, np.float32), np.array(sequences, np.float32))
+
+
+# Advantages: (rewards, scored) -> the advantage of each sample in its group.
+
+
+def centred(
+    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
+) -> tuple[Float[Array, "P G"], Float[Array, "P 1"]]:
+    """Rewards minus their group's mean, 0 for samples without a score, and the number of scored
+    samples per group."""
+    count = jnp.sum(scored, axis=1, keepdims=True, dtype=jnp.float32)
+    mean = jnp.sum(jnp.where(scored, rewards, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1.0)
+    return jnp.where(scored, rewards - mean, 0.0), count
+
+
+def standardised(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
+    """GRPO (arXiv 2402.03300): (r - mean) / (std + 1e-6), std with n - 1."""
+    deviation, count = centred(rewards, scored)
+    variance = jnp.sum(deviation**2, axis=1, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
+    return deviation * (1.0 / (jnp.sqrt(variance) + STD_EPSILON))
+
+
+def leave_one_out(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
+    """RLOO (arXiv 2402.14740): r minus the mean of the group's other samples."""
+    deviation, count = centred(rewards, scored)
+    return deviation * (count / jnp.maximum(count - 1.0, 1.0))
+
+
+def mean_subtracted(
+    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
+) -> Float[Array, "P G"]:
+    """Dr. GRPO (arXiv 2503.20783): r - mean."""
+    return centred(rewards, scored)[0]
+
+
+def no_advantage(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
+    """A control: with advantages of 0 nothing can be learned."""
+    del scored
+    return jnp.zeros_like(rewards)
+
+
+ADVANTAGES: dict[str, Callable[[Array, Array], Array]] = {
+    "grpo": standardised,
+    "rloo": leave_one_out,
+    "dr_grpo": mean_subtracted,
+    "zero": no_advantage,
+}
+
+
+def advantages(
+    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"], estimator: str
+) -> Float[Array, "P G"]:
+    """The advantage of each sample in its group of G, by one of ADVANTAGES.
+
+    A sample that is not `scored` (the Judger gave no verdict) has advantage 0 and does not count in
+    its group's mean and deviation. A group with fewer than two scored samples, or with equal
+    rewards, has nothing to compare: its advantages are exactly 0, whereas rounding errors divided
+    by 1e-6 would make a gradient of it.
+
+    Raises UserError if there is no such estimator.
+    """
+    estimate = look_up("config.grpo.advantage", ADVANTAGES, estimator)
     best = jnp.max(jnp.where(scored, rewards, -jnp.inf), axis=1, keepdims=True)
     worst = jnp.min(jnp.where(scored, rewards, jnp.inf), axis=1, keepdims=True)
-    return jnp.where(best > worst, centred * scale, 0.0)
+    return jnp.where(best > worst, estimate(rewards, scored), 0.0)
+
+
+# KL estimators: log p_ref - log p -> the estimate, both per token.
+
+
+def low_variance_kl(d: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """`exp(d) - d - 1`, at most 10: the release's `low_var_kl`."""
+    d = jnp.clip(d, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return jnp.clip(jnp.exp(d) - d - 1.0, -KL_LIMIT, KL_LIMIT)
+
+
+KL_ESTIMATORS: dict[str, Callable[[Array], Array]] = {
+    "k1": jnp.negative,
+    "abs": jnp.abs,
+    "k2": lambda d: 0.5 * d**2,
+    "k3": low_variance_kl,
+}
 
 
 def kl_penalty(
-    logp: Float[Array, "*S"],
-    ref_logp: Float[Array, "*S"],
-    kind: Literal["k1", "abs", "k2", "k3"] = "k3",
+    logp: Float[Array, "*S"], ref_logp: Float[Array, "*S"], estimator: str
 ) -> Float[Array, "*S"]:
-    """Per-token estimate of KL(policy || reference), in nats.
+    """Estimate of KL(policy || reference) per token, in nats, by one of KL_ESTIMATORS.
 
-    Names as in Schulman's note "Approximating KL divergence": k1 is the log-ratio, k2 half its
-    square, k3 `exp(d) - d - 1` with `d = ref - logp` (the release's `low_var_kl`), clamped to ±10.
+    k1, k2 and k3 are named as in Schulman's note "Approximating KL divergence".
     """
-    d = ref_logp - logp
-    if kind == "k1":
-        return -d
-    if kind == "abs":
-        return jnp.abs(d)
-    if kind == "k2":
-        return 0.5 * d**2
-    if kind == "k3":
-        d = jnp.clip(d, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        return jnp.clip(jnp.exp(d) - d - 1.0, -KL_LIMIT, KL_LIMIT)
-    raise ValueError(f"kl {kind!r} is none of k1, abs, k2, k3")
+    return look_up("config.grpo.kl", KL_ESTIMATORS, estimator)(ref_logp - logp)
+
+
+# Policy losses: (logp, log-ratio, advantage, mask, config) -> the loss of each token.
+
+
+class PolicyTerms(NamedTuple):
+    """What a policy loss is per token, or per sequence (T = 1), before aggregation."""
+
+    loss: Float[Array, "*B #T"]
+    clipped_high: Bool[Array, "*B #T"]  # reported as clipfrac_higher
+    clipped_low: Bool[Array, "*B #T"]  # reported as clipfrac_lower
+
+
+def clipped_ratio(log_ratio: Float[Array, "*B T"], config: LossConfig) -> Float[Array, "*B T"]:
+    """The ratio, clipped to [1 - clip_low, 1 + clip_high]."""
+    low, high = jnp.log1p(-config.clip_low), jnp.log1p(config.clip_high)
+    return jnp.exp(jnp.clip(log_ratio, low, high))
+
+
+def clipped_surrogate(
+    log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B 1"], config: LossConfig
+) -> PolicyTerms:
+    """PPO's clipped objective (arXiv 1707.06347) with separate bounds (DAPO, arXiv 2503.14476) and,
+    for negative advantages, the dual clip (arXiv 1912.09729)."""
+    plain = -advantage * jnp.exp(log_ratio)
+    clipped = -advantage * clipped_ratio(log_ratio, config)
+    dual = -advantage * config.clip_dual
+    pessimistic = jnp.maximum(plain, clipped)
+    loss = jnp.where(advantage < 0, jnp.minimum(pessimistic, dual), pessimistic)
+    return PolicyTerms(loss, plain < clipped, (pessimistic > dual) & (advantage < 0))
+
+
+def grpo_loss(
+    logp: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B 1"],
+    mask: Bool[Array, "*B T"],
+    config: LossConfig,
+) -> PolicyTerms:
+    """GRPO (arXiv 2402.03300): the clipped objective of each token's probability ratio."""
+    del logp, mask
+    return clipped_surrogate(log_ratio, advantage, config)
+
+
+def gspo_loss(
+    logp: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B 1"],
+    mask: Bool[Array, "*B T"],
+    config: LossConfig,
+) -> PolicyTerms:
+    """GSPO (arXiv 2507.18071): the clipped objective of one ratio per sequence, the geometric mean
+    of its tokens' ratios."""
+    del logp
+    return clipped_surrogate(means_over_tokens(log_ratio, mask)[..., None], advantage, config)
+
+
+def cispo_loss(
+    logp: Float[Array, "*B T"],
+    log_ratio: Float[Array, "*B T"],
+    advantage: Float[Array, "*B 1"],
+    mask: Bool[Array, "*B T"],
+    config: LossConfig,
+) -> PolicyTerms:
+    """CISPO (MiniMax-M1, arXiv 2506.13585): REINFORCE, each token weighted by its clipped ratio.
+
+    No gradient flows through the weight, so that clipped tokens keep theirs. clip_dual is not used.
+    """
+    del mask
+    ratio, weight = jnp.exp(log_ratio), lax.stop_gradient(clipped_ratio(log_ratio, config))
+    return PolicyTerms(-weight * advantage * logp, ratio > weight, ratio < weight)
+
+
+POLICY_LOSSES: dict[str, Callable[[Array, Array, Array, Array, LossConfig], PolicyTerms]] = {
+    "grpo": grpo_loss,
+    "gspo": gspo_loss,
+    "cispo": cispo_loss,
+}
+
+
+# Aggregations: (per-token values, mask, totals, config) -> this micro-batch's part of the loss.
+
+
+def means_over_tokens(x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
+    """Mean of each sequence over its masked tokens, 0 if it has none."""
+    lengths = jnp.sum(mask, axis=-1, dtype=jnp.float32)
+    return jnp.sum(jnp.where(mask, x, 0.0), axis=-1) / jnp.maximum(lengths, 1.0)
+
+
+def token_mean(
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+) -> Float[Array, ""]:
+    """Mean over all tokens (DAPO, arXiv 2503.14476): long sequences weigh more."""
+    del config
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(totals.tokens, 1.0)
+
+
+def sequence_mean(
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+) -> Float[Array, ""]:
+    """Mean over sequences of their means over tokens (GRPO, arXiv 2402.03300)."""
+    del config
+    return jnp.sum(means_over_tokens(x, mask)) / jnp.maximum(totals.sequences, 1.0)
+
+
+def constant_mean(
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+) -> Float[Array, ""]:
+    """Sum over tokens, divided by what the tokens would be if every sequence had the maximum length
+    (Dr. GRPO, arXiv 2503.20783): a token's weight does not depend on any sequence's length."""
+    tokens = jnp.maximum(totals.sequences, 1.0) * config.max_response_tokens
+    return jnp.sum(jnp.where(mask, x, 0.0)) / tokens
+
+
+AGGREGATIONS: dict[str, Callable[[Array, Array, BatchTotals, LossConfig], Array]] = {
+    "token": token_mean,
+    "sequence": sequence_mean,
+    "constant": constant_mean,
+}
 
 
 def loss(
-    logp: Float[Array, "B T"],
-    old_logp: Float[Array, "B T"],
-    ref_logp: Float[Array, "B T"] | None,
-    advantage: Float[Array, "B #T"],
-    mask: Bool[Array, "B T"],
-    *,
-    clip_low: float,
-    clip_high: float,
-    clip_dual: float,
-    kl: Literal["k1", "abs", "k2", "k3"] = "k3",
-    kl_coef: float = 0.0,
-    token_count: Float[Array, ""] | None = None,
+    logp: Float[Array, "*B T"],
+    old_logp: Float[Array, "*B T"],
+    ref_logp: Float[Array, "*B T"] | None,
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    totals: BatchTotals,
+    config: LossConfig,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Clipped policy-gradient loss with the KL term, averaged over tokens; float32 throughout.
+    """Policy loss plus KL penalty of a micro-batch, and its metrics, in float32.
 
-    logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, the policy
-    before this rollout's updates, and the reference (None: no KL term). `mask` holds on trained
-    tokens. `token_count`: the tokens of the whole optimizer batch, so that losses, metrics and
-    gradients of its micro-batches add up to those of the batch, however it is cut (the release
-    averages micro-batch means instead).
+    logp, old_logp, ref_logp: log-probabilities of the sampled tokens under the policy, under the
+    policy before this rollout's updates, and under the reference (None: no KL penalty). mask: the
+    tokens to train on. totals: of the whole optimizer batch, so that losses, metrics and gradients
+    of its micro-batches add up to those of the batch, however it is split between sequences.
 
-    PPO clip with separate bounds (DAPO's clip-higher) and the dual clip of arXiv 1912.09729 for
-    negative advantages.
+    Raises UserError if the config names a variant that does not exist.
     """
-    # Padding first: an infinite or NaN entry there would survive a product with zero.
+    policy_loss = look_up("config.grpo.policy_loss", POLICY_LOSSES, config.policy_loss)
+    aggregate = look_up("config.grpo.loss_aggregation", AGGREGATIONS, config.loss_aggregation)
+    # Clear the padding first: an infinity or a NaN there would survive multiplication by zero.
     logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
     log_ratio = jnp.clip(logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = jnp.exp(log_ratio)
-    clipped_ratio = jnp.exp(jnp.clip(log_ratio, jnp.log1p(-clip_low), jnp.log1p(clip_high)))
-
-    plain, clipped, dual = -advantage * ratio, -advantage * clipped_ratio, -advantage * clip_dual
-    pessimistic = jnp.maximum(plain, clipped)
-    pg = jnp.where(advantage < 0, jnp.minimum(pessimistic, dual), pessimistic)
-
-    def mean(x: Float[Array, "B T"]) -> Float[Array, ""]:
-        return masked.mean(x, mask, token_count)
-
-    metrics = {
-        "pg_loss": mean(pg),
-        "clipfrac_higher": mean((plain < clipped).astype(jnp.float32)),
-        "clipfrac_lower": mean(((pessimistic > dual) & (advantage < 0)).astype(jnp.float32)),
-        "approx_kl": mean(-log_ratio),
+    policy = policy_loss(logp, log_ratio, advantages[..., None], mask, config)
+    value = aggregate(policy.loss, mask, totals, config)
+    per_token = {
+        "clipfrac_higher": policy.clipped_high.astype(jnp.float32),
+        "clipfrac_lower": policy.clipped_low.astype(jnp.float32),
+        "approx_kl": -log_ratio,
     }
-    value = metrics["pg_loss"]
+    metrics = {"pg_loss": value}
     if ref_logp is not None:
-        metrics["kl"] = mean(kl_penalty(logp, jnp.where(mask, ref_logp, 0.0), kl))
-        value = value + kl_coef * metrics["kl"]
+        per_token["kl"] = kl_penalty(logp, jnp.where(mask, ref_logp, 0.0), config.kl)
+        value = value + config.kl_coef * aggregate(per_token["kl"], mask, totals, config)
+    metrics |= {name: token_mean(x, mask, totals, config) for name, x in per_token.items()}
     metrics["loss"] = value
     return value, lax.stop_gradient(metrics)

@@ -1,21 +1,37 @@
-"""The optimizer: AdamW under a learning-rate schedule, gradient clipping, skipping bad steps."""
+"""The optimizer: AdamW with a learning-rate schedule, gradient clipping, skipping of bad steps."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
-from seif_jax.errors import UserError
+from seif_jax.models import Params
 from seif_jax.rl import quantized_adam
 from seif_jax.sharding import state_sharding
+from seif_jax.values import look_up
 
-SCHEDULES = ("constant", "linear", "cosine")
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The parameters of AdamW and its learning rate: each field is the `optim` key of that name;
+    configs/default.py explains them and has their default values."""
+
+    learning_rate: float
+    schedule: str  # a name in SCHEDULES
+    warmup_updates: int
+    end_rate: float  # share of learning_rate
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    moments: str  # a name in quantized_adam.MOMENTS
 
 
 @jax.tree_util.register_dataclass
@@ -23,115 +39,120 @@ SCHEDULES = ("constant", "linear", "cosine")
 class TrainState:
     """The trained weights and their optimizer state, as a checkpoint saves them."""
 
-    params: Any  # float32 master weights: the model's, or its adapters'
-    opt_state: Any  # per weight: its moments and the number of updates taken
+    params: Params  # float32 master weights: the model's, or its adapters'
+    opt_state: Params  # optax's state per weight; {} once training has ended
 
 
-def schedule(kind: str, peak: float, warmup: int, updates: int, end: float) -> optax.Schedule:
-    """Learning rate by update: linear from 0 over `warmup` updates, then constant, or linear or
-    cosine down to `end`·peak, reached after the last of `updates`."""
-    if kind not in SCHEDULES:
-        raise UserError(f"optim.schedule={kind!r} is none of {', '.join(SCHEDULES)}")
-    rest = max(updates - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, end * peak, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest, end),
-    }[kind]
+# (peak, end, updates) -> the learning rate by update, from `peak` down to `end` times that.
+SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
+    "constant": lambda peak, end, updates: optax.constant_schedule(peak),
+    "linear": lambda peak, end, updates: optax.linear_schedule(peak, end * peak, updates),
+    "cosine": lambda peak, end, updates: optax.cosine_decay_schedule(peak, updates, end),
+}
+
+
+def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
+    """Learning rate by update, counted from 0: it rises linearly over `warmup_updates`, then
+    follows the schedule, which ends after the last of `updates`.
+
+    Raises UserError if there is no such schedule.
+    """
+    peak, warmup = config.learning_rate, config.warmup_updates
+    schedule = look_up("config.optim.schedule", SCHEDULES, config.schedule)
+    after = schedule(peak, config.end_rate, max(updates - warmup, 1))
     if not warmup:
         return after
     # The first update has rate peak/warmup, not 0.
-    climb = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else after
-    return optax.join_schedules([climb, after], [warmup])
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else after
+    return optax.join_schedules([rise, after], [warmup])
 
 
-def adamw(
-    rate: optax.Schedule,
-    *,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    kept: str = "float32",
-) -> optax.GradientTransformation:
-    """AdamW as torch has it: every weight decays, norms included. kept: of moments.KINDS."""
+def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """AdamW as in torch: every weight decays, norms included. `updates`: of the whole training."""
     return optax.chain(
-        quantized_adam.adam(b1, b2, eps, kept),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(rate),
+        quantized_adam.adam(config.b1, config.b2, config.eps, config.moments),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(learning_rate(config, updates)),
     )
 
 
-def init(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """Each weight has an optimizer state of its own, as each is updated by itself."""
+def init(optimizer: optax.GradientTransformation, params: Params) -> Params:
+    """An optimizer state per weight, because the weights are updated one at a time."""
     return jax.tree.map(optimizer.init, params)
 
 
-def shapes(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """What `init` gives, as `jax.ShapeDtypeStruct`, with where it lives; params: as such."""
+def shapes(optimizer: optax.GradientTransformation, params: Params) -> Params:
+    """The result of `init` as `jax.ShapeDtypeStruct` with shardings, from that of the params."""
 
-    def placed(weight: jax.ShapeDtypeStruct) -> Any:
+    def state_of(weight: jax.ShapeDtypeStruct) -> optax.OptState:
         return jax.tree.map(
             lambda x: x.update(sharding=state_sharding(weight, x.shape)),
             jax.eval_shape(optimizer.init, weight),
         )
 
-    return jax.tree.map(placed, params)
+    return jax.tree.map(state_of, params)
 
 
-def start(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+def start(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
     """The state before the first update."""
-    given = jax.tree.map(
+    abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
-    where = jax.tree.map(lambda x: x.sharding, shapes(optimizer, given))
-    return TrainState(params, jax.jit(partial(init, optimizer), out_shardings=where)(params))
+    shardings = jax.tree.map(lambda x: x.sharding, shapes(optimizer, abstract))
+    return TrainState(params, jax.jit(partial(init, optimizer), out_shardings=shardings)(params))
 
 
-def not_finite(params: Any) -> list[str]:
-    """The names ("layers/q") of the weights that hold a NaN or an infinity."""
+def not_finite(params: Params) -> list[str]:
+    """The names ("layers/q") of the weights that contain a NaN or an infinity."""
     flags = jax.device_get(_all_finite(params))
     paths = jax.tree.leaves_with_path(flags)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, ok in paths if not ok]
 
 
 @jax.jit
-def _all_finite(params: Any) -> Any:
+def _all_finite(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
-def make_change(optimizer: optax.GradientTransformation) -> Callable[..., tuple[jax.Array, Any]]:
-    """The jitted update of one weight: (weight, own state, gradient, its scale); the first two are
-    written over."""
+Change = Callable[
+    [Float[Array, "*S"], optax.OptState, Float[Array, "*S"], Float[Array, ""] | np.float32],
+    tuple[Float[Array, "*S"], optax.OptState],
+]
 
-    def change(weight: jax.Array, own: Any, gradient: jax.Array, scale: jax.Array):
-        step, own = optimizer.update(gradient * scale, own, weight)
-        return optax.apply_updates(weight, step), own
+
+def make_change(optimizer: optax.GradientTransformation) -> Change:
+    """The jitted update of one weight: (weight, its optimizer state, gradient, factor of the
+    gradient) to the new weight and state, in the buffers of the old ones."""
+
+    def change(weight, opt_state, gradient, scale):
+        step, opt_state = optimizer.update(gradient * scale, opt_state, weight)
+        return optax.apply_updates(weight, step), opt_state
 
     return jax.jit(change, donate_argnums=(0, 1))
 
 
 def make_update(
     optimizer: optax.GradientTransformation, clip_norm: float
-) -> Callable[[TrainState, Any], tuple[TrainState, float, bool]]:
-    """One update with the gradient clipped to a global norm: (state, gradient) to the new state,
-    the norm before clipping, and whether the update was taken.
+) -> Callable[[TrainState, Params], tuple[TrainState, float, bool]]:
+    """One update with the gradient clipped to a global norm: (state, grads) to the new state, the
+    norm before clipping, and whether the update was made.
 
-    The state given is written over, a weight at a time: XLA would copy a part of it all if it
-    were one program. With a norm that is not finite everything stays as it was, moments and their
-    count included.
+    The new state is in the buffers of the old one. Each weight is updated by a program of its own,
+    because in one program for all XLA would copy a part of the state. If the norm is not finite,
+    everything stays as it was, the moments and the number of updates included.
     """
     norm_of, change = jax.jit(optax.tree.norm), make_change(optimizer)
 
-    def update(state: TrainState, gradient: Any) -> tuple[TrainState, float, bool]:
-        norm = float(norm_of(gradient))  # the host decides: a choice in the program would copy
+    def update(state: TrainState, grads: Params) -> tuple[TrainState, float, bool]:
+        norm = float(norm_of(grads))  # decided on the host: lax.cond would copy the state
         if not math.isfinite(norm):
             return state, norm, False
         scale = np.float32(min(1.0, clip_norm / max(norm, 1e-12)))
         weights, structure = jax.tree.flatten(state.params)
-        parts = (weights, structure.flatten_up_to(state.opt_state), jax.tree.leaves(gradient))
-        changed = [change(*part, scale) for part in zip(*parts, strict=True)]
-        params, own = (structure.unflatten(x) for x in zip(*changed, strict=True))
-        return TrainState(params, own), norm, True
+        opt_states = structure.flatten_up_to(state.opt_state)
+        triples = zip(weights, opt_states, jax.tree.leaves(grads), strict=True)
+        changed = [change(*triple, scale) for triple in triples]
+        params, opt_state = (structure.unflatten(x) for x in zip(*changed, strict=True))
+        return TrainState(params, opt_state), norm, True
 
     return update

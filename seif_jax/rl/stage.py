@@ -25,7 +25,8 @@ from seif_jax.models.layers import ModelConfig
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import optim
 from seif_jax.rl.batch import Batch, MicroBatch
-from seif_jax.rl.learner import Algorithm, Learner, make_optimizer
+from seif_jax.rl.grpo import BatchTotals
+from seif_jax.rl.learner import Algorithm, Learner
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import pack, padding
 from seif_jax.rl.rollout import Grouping, rollout
@@ -85,7 +86,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             "on these"
         )
     updates = steps * -(-prompts // stage.sizes.optimizer_prompts)
-    optimizer = make_optimizer(stage.algorithm, updates)
+    optimizer = optim.make_optimizer(stage.algorithm.optimizer, updates)
     programs = Programs(stage.base.model.config, stage, optimizer)
     samples = stage.folder / "samples.parquet"
     compiles = Compiles(main_programs(stage), display)
@@ -121,7 +122,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
 def main_programs(stage: Stage) -> set[str]:
     """Of `compiling.PROGRAMS`, those that the stage runs."""
     programs = {"prefill", "decode", "gradient", "change"}
-    if stage.algorithm.kl_coef or stage.sizes.rollout_prompts > stage.sizes.optimizer_prompts:
+    if stage.algorithm.loss.kl_coef or stage.sizes.rollout_prompts > stage.sizes.optimizer_prompts:
         programs.add("completion_logp")
     if any(judge.mode == "verdict" for judge in stage.task.judges()):
         programs.add("next_logp")
@@ -166,7 +167,7 @@ def restore(
         return 0, optim.start(optimizer, stage.start())
     own = optim.shapes(optimizer, stage.shapes)
     if done == steps:  # the last checkpoint has no optimizer: nothing will be trained
-        return done, TrainState(checkpoints.restore(done, params=stage.shapes)["params"], None)
+        return done, TrainState(checkpoints.restore(done, params=stage.shapes)["params"], {})
     trees = checkpoints.restore(done, params=stage.shapes, optimizer=own)
     return done, TrainState(trees["params"], trees["optimizer"])
 
@@ -222,10 +223,10 @@ class Programs:
         passes = [micros for _, micros in self.pack(batch)]
         if not passes:
             return state, {}, (0, 0)
-        count = sum(int(micro.mask.sum()) for micros in passes for micro in micros)
+        totals = BatchTotals.of([micro.mask for micros in passes for micro in micros])
         with jax.set_mesh(self.stage.mesh):
             state, numbers = self.learner.update(
-                state, self.stage.frozen, map(self.place, passes), count, on_policy
+                state, self.stage.frozen, map(self.place, passes), totals, on_policy
             )
         return state, numbers, padding([micro for micros in passes for micro in micros])
 
@@ -271,7 +272,7 @@ def with_logp(programs: Programs, batch: Batch, policy: Engine) -> list[Batch]:
     stage = programs.stage
     prompts, size = np.arange(len(batch.prompts)), stage.sizes.optimizer_prompts
     parts = [batch.take(prompts[i : i + size]) for i in range(0, len(prompts), size)]
-    if stage.algorithm.kl_coef:
+    if stage.algorithm.loss.kl_coef:
         reference = stage.reference().params
         parts = [replace(part, ref_logp=programs.logp(reference, part)) for part in parts]
     later = [replace(part, old_logp=programs.logp(policy.params, part)) for part in parts[1:]]
