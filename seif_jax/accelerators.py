@@ -1,7 +1,7 @@
 """Which accelerators this machine has, and whether JAX uses them.
 
-JAX loads every accelerator plugin that is installed and tries each one. libtpu and the CUDA plugin
-answer with pages of errors on a machine that has no such device, though nothing is wrong there.
+JAX loads and tries every accelerator plugin that is installed. On a machine without such a device,
+libtpu and the CUDA plugin print pages of errors although nothing is wrong.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
-from jax._src import hardware_utils  # JAX's own detection: the two must not disagree
+from jax._src import hardware_utils  # JAX's own detection, so that we never disagree with it
 from jax.experimental import topologies
 
 from seif_jax.errors import RunError
@@ -31,9 +31,9 @@ def has_tpu() -> bool:
 class Accelerator:
     name: str
     present: Callable[[], bool]
-    platforms: frozenset[str]  # what JAX_PLATFORMS may call it
-    packages: tuple[str, ...]  # JAX needs one of them
-    extra: str  # of pyproject.toml
+    platforms: frozenset[str]  # its names in JAX_PLATFORMS
+    packages: tuple[str, ...]  # JAX needs one of these
+    extra: str  # the extra in pyproject.toml
 
 
 ACCELERATORS = (
@@ -46,28 +46,28 @@ ACCELERATORS = (
     ),
     Accelerator("a TPU", has_tpu, frozenset({"tpu"}), ("libtpu",), "tpu"),
 )
-# What libtpu asks of the machine, which it takes for one with a TPU; unanswered, it complains.
+# libtpu assumes that the machine has a TPU and asks its metadata server; these answer for it.
 WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5e-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # by other processes, too: no chip is taken
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # safe, because no process takes a chip
 }
-NO_DEVICES = ("", "-1", "NoDevFiles")  # the last one is SLURM's, for a job that asked for no GPU
+NO_DEVICES = ("", "-1", "NoDevFiles")  # SLURM sets the last one for a job without GPUs
 
 
 def let_libtpu_load() -> None:
-    """Lets libtpu load quietly, for a machine without a TPU or for compiling alone."""
+    """Lets libtpu load quietly on a machine without a TPU, or only to compile."""
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
 
 
 def skip_absent() -> None:
-    """Keeps JAX from trying, and complaining about, accelerators that this machine does not have.
+    """Keeps JAX from trying accelerators that this machine does not have, and from complaining.
 
-    Call it before JAX initialises its backends. It changes nothing about a device that is present,
-    nor about platforms that the user chose (JAX_PLATFORMS).
+    Call it before JAX initialises its backends. It affects neither devices that are present nor
+    platforms that the user chose (JAX_PLATFORMS).
     """
     if not has_tpu():
         let_libtpu_load()
@@ -76,16 +76,16 @@ def skip_absent() -> None:
     if not (jax.config.values["jax_platforms"] or has_tpu()):
         jax.config.update("jax_platforms", "cpu")
     if importlib.util.find_spec("jax_plugins") is not None:
-        # The CUDA plugin complains while it is being loaded, even under JAX_PLATFORMS=cpu. JAX
-        # loads its plugins when asked for any topology, and does not initialise a backend then.
+        # The CUDA plugin complains while it loads, even with JAX_PLATFORMS=cpu. Asking for any
+        # topology makes JAX load its plugins without initialising a backend.
         with _muted_stderr(), contextlib.suppress(NotImplementedError):
             topologies.get_topology_desc(platform="cpu")
 
 
 def warn_if_unused(command: str) -> None:
-    """Warns if this machine has an accelerator and JAX computes on the CPU: why, and what to do.
+    """Warns, with the reason and a remedy, if the machine has an accelerator that JAX does not use.
 
-    Initialises JAX's backends. RunError: a backend does not start.
+    Initialises JAX's backends. Raises RunError if a backend does not start.
     """
     try:
         platform = jax.default_backend()
@@ -116,15 +116,15 @@ def _why_unused(accelerator: Accelerator) -> str:
 
 
 def _other_plugins() -> bool:
-    """Whether JAX has plugins for devices that are not detected here, such as AMD's GPUs."""
+    """Whether JAX has plugins for devices that this module cannot detect, such as AMD GPUs."""
     plugins = importlib.metadata.entry_points(group="jax_plugins")
-    named = os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS")
-    return bool(named) or any(not plugin.name.startswith("xla_cuda") for plugin in plugins)
+    libraries = os.environ.get("PJRT_NAMES_AND_LIBRARY_PATHS")
+    return bool(libraries) or any(not plugin.name.startswith("xla_cuda") for plugin in plugins)
 
 
 @contextlib.contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Drops what the process writes to file descriptor 2; C++ code does not use sys.stderr."""
+    """Discards what the process writes to file descriptor 2, because C++ bypasses sys.stderr."""
     try:
         saved = os.dup(2)
     except OSError:  # it is closed

@@ -1,4 +1,4 @@
-"""The model card of what a run trained: its base model, rounds, config and metrics."""
+"""The model card of a trained model: its base model, rounds, config and metrics."""
 
 import json
 import re
@@ -8,8 +8,8 @@ from seif_jax import __version__, metrics, models
 from seif_jax.errors import UserError
 from seif_jax.run_paths import run_of
 
-EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # of which the embedded model is a GGUF form
-NUMBERS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded GGUF file is made from it
+METRICS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")
 CARD = """\
 ---
 {front}library_name: transformers
@@ -24,7 +24,7 @@ tags:
 The {role} after round {round} of {rounds} of SEIF (arXiv 2605.07465), self-evolving reinforcement
 learning for instruction following. Trained from {base} by seif_jax {version}, commit {commit}.
 
-Means over the steps of each stage up to here:
+Means over the steps of each stage so far:
 
 {table}
 
@@ -40,10 +40,10 @@ Means over the steps of each stage up to here:
 
 def card(stage: Path) -> str:
     """README.md for the model that a stage (RUN/round_N/ROLE) trained."""
-    place = re.fullmatch(r"round_(\d+)", stage.parent.name)
-    if not place or stage.name not in metrics.STAGES:
+    match = re.fullmatch(r"round_(\d+)", stage.parent.name)
+    if not match or stage.name not in metrics.STAGES:
         raise UserError(f"{stage}: not a stage of a run (RUN/round_N/ROLE)")
-    run, round = run_of(stage), int(place[1])
+    run, round = run_of(stage), int(match[1])
     path = run / "config.json"
     about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     config = about.get("config", {})
@@ -67,15 +67,15 @@ def card(stage: Path) -> str:
 
 
 def _table(path: Path, last: tuple[int, int]) -> str:
-    """Markdown: a line for every stage of the run up to `last` (round, position in the round)."""
+    """A Markdown table with a row per stage, up to `last` (round, index of the stage)."""
     steps: dict[tuple[int, str], list[dict[str, float]]] = {}
     for line in metrics.read(path) if path.is_file() else []:
-        place = line["round"], metrics.STAGES[line["stage"]]
-        if place <= last and line["stage"] != "evaluate":
+        position = line["round"], metrics.STAGES[line["stage"]]
+        if position <= last and line["stage"] != "evaluate":
             steps.setdefault((line["round"], line["stage"]), []).append(line)
-    rows = [["round", "stage", "steps", *NUMBERS], ["---"] * (3 + len(NUMBERS))]
+    rows = [["round", "stage", "steps", *METRICS], ["---"] * (3 + len(METRICS))]
     for (round, stage), lines in steps.items():
         means = metrics.means(lines)
-        cells = [f"{means[name]:.4g}" if name in means else "" for name in NUMBERS]
+        cells = [f"{means[name]:.4g}" if name in means else "" for name in METRICS]
         rows.append([str(round), stage, str(len(lines)), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

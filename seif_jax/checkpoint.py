@@ -1,4 +1,4 @@
-"""Checkpoints of a stage (Orbax), and models from wherever they come: run, folder or GGUF file."""
+"""Checkpoints of a stage (Orbax), and models from runs, Hugging Face folders and GGUF files."""
 
 import contextlib
 import json
@@ -28,38 +28,38 @@ from seif_jax.models.lora import Lora
 from seif_jax.run_paths import BASE, EXPORT, FOLDER, read_about, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer
 
-# Orbax logs every step of a save, and with a traceback every error that it also raises.
+# Orbax logs every step of a save, and logs a traceback for every error that it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
-    """The numbered checkpoints of one stage; a step is there whole or not at all.
+    """The numbered checkpoints of one stage. A step is saved completely or not at all.
 
-    UserError, naming the folder: it cannot be read or written, or holds another model's weights.
-    """
+    Methods raise UserError, naming the folder, if it cannot be read or written, or holds the
+    weights of another model."""
 
     def __init__(self, folder: Path, keep: int):
         self._folder = folder / FOLDER
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False
-        )  # asynchronous saves would read buffers that the next step has been given
-        with _orbax_errors(self._folder, "no place for checkpoints"):
+        )  # an asynchronous save would read buffers that the next step reuses
+        with _orbax_errors(self._folder, "no checkpoints can be saved here"):
             make_folder(self._folder)
             self._manager = ocp.CheckpointManager(self._folder.resolve(), options=options)
 
     def latest(self) -> int | None:
-        """Number of steps that the newest checkpoint has behind it."""
+        """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, **trees: Any) -> None:
-        """trees: named trees of arrays (`params`, `optimizer`)."""
+        """Saves named trees of arrays (`params`, `optimizer`)."""
         args = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         path = self._folder / str(step)
         with uninterrupted(), _orbax_errors(path, "the checkpoint cannot be saved"):
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def restore(self, step: int, **shapes: Any) -> dict[str, Any]:
-        """The named trees of a step, in the shapes and dtypes given (trees of ShapeDtypeStruct)."""
+        """The named trees of a step. shapes: for each, a tree of ShapeDtypeStruct."""
         args = {name: ocp.args.StandardRestore(_placed(tree)) for name, tree in shapes.items()}
         path = self._folder / str(step)
         with _orbax_errors(path, "the checkpoint cannot be restored"):
@@ -78,20 +78,22 @@ def open_checkpoints(folder: Path, keep: int = 1) -> Iterator[Checkpoints]:
     try:
         yield checkpoints
     except BaseException:
-        with contextlib.suppress(Exception):  # what is raised already says more
+        with contextlib.suppress(Exception):  # the first error says more
             checkpoints.close()
         raise
     checkpoints.close()
 
 
 def _check_shapes(path: Path, wanted: Any) -> None:
-    """UserError: the arrays of a stored tree are others than those wanted."""
+    """Raises UserError if the stored arrays do not have the wanted names and shapes."""
     stored = ocp.StandardCheckpointHandler().metadata(epath.Path(path.resolve()))
-    there, here = _leaf_shapes(stored), _leaf_shapes(wanted)
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            shape, other = (held.get(name, "absent") for held in (there, here))
-            raise UserError(f"{path}: weights of another model: {name} is {shape}, here {other}")
+    saved, expected = _leaf_shapes(stored), _leaf_shapes(wanted)
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
+            raise UserError(
+                f"{path}: weights of another model: {name} is {saved.get(name, 'absent')}, "
+                f"expected {expected.get(name, 'absent')}"
+            )
 
 
 def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -101,12 +103,12 @@ def _leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _orbax_errors(path: Path, what: str) -> Iterator[None]:
-    """Turns what Orbax raises, which may be `Exception` itself, into a UserError of one line."""
+    """Turns an error of Orbax, which may be a bare `Exception`, into a UserError of one line."""
     try:
         with os_errors(path):
             yield
     except (UserError, RuntimeError, ConnectionError, TimeoutError):
-        raise  # the last three: JAX, where another process has ended
+        raise  # JAX raises the last three when another process has ended
     except Exception as error:
         text = str(error.args[0] if error.args else type(error).__name__)  # a KeyError quotes it
         reason = " ".join(text.partition(" [tensorstore_spec")[0].split())
@@ -114,14 +116,14 @@ def _orbax_errors(path: Path, what: str) -> Iterator[None]:
 
 
 def _placed(tree: Any) -> Any:
-    """Says where to put what is restored, if it does not say so itself."""
+    """Gives leaves without a sharding the default one."""
     return jax.tree.map(lambda x: x if x.sharding else x.update(sharding=single_device()), tree)
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """What a run's models have in common: shape, config.json, tokenizer, and the files that go
-    along byte for byte (generation_config.json, the model card)."""
+    """What all models of a run share: architecture, config.json, tokenizer, and the files that are
+    copied unchanged (generation_config.json, the model card)."""
 
     model: Model
     tokenizer: Tokenizer
@@ -154,7 +156,8 @@ class ModelBundle:
         return base
 
     def save(self, folder: Path, adapters: Lora | None = None) -> None:
-        """Writes everything but weights, and what a run's adapters are if it trains any."""
+        """Writes everything but the weights, and the adapters' config if the run trains
+        adapters."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.carried)
@@ -162,13 +165,13 @@ class ModelBundle:
                 write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
     def save_orbax(self, folder: Path, load: Callable[[], Any]) -> None:
-        """Writes a folder that is read as a run's checkpoint is; `load` makes the weights.
+        """Writes a folder that can be read like a run's checkpoint. load: returns the weights.
 
-        Raises UserError if there is anything at `folder` already.
+        Raises UserError if `folder` exists already.
         """
         with atomic_path(folder) as temporary:
             if occupied(folder):
-                raise UserError(f"{folder}: already there, give another path")
+                raise UserError(f"{folder}: already exists, give another path")
             temporary.mkdir()
             self.save(temporary / BASE)
             with open_checkpoints(temporary) as checkpoints:
@@ -178,8 +181,8 @@ class ModelBundle:
         return replace(self, carried={**self.carried, hf.CARD: text.encode()})
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
-        """Writes a Hugging Face folder that transformers loads. Of several processes the first
-        alone writes; the others hand over what they hold."""
+        """Writes a Hugging Face folder that transformers loads. All processes must call this: the
+        first one writes, and the others send it their shards."""
         tensors = models.export(self.model, params, dtype)
         if processes.first():
             self.write(folder, tensors, dtype)
@@ -189,7 +192,7 @@ class ModelBundle:
     def write(
         self, folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: Any, scan: bool = True
     ) -> None:
-        """The same with weights as Hugging Face names them, all of `dtype`. scan: refuse NaN and
+        """The same for weights under their Hugging Face names, all of `dtype`. scan: refuse NaN and
         infinity, as `scanned` does."""
         nbytes = models.num_params(self.model) * np.dtype(dtype).itemsize
         config, carried = self.model.hf_config, self.carried
@@ -210,7 +213,7 @@ def _chat_settings(path: Path) -> ChatSettings | None:
 def scanned(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors, to be written to `folder`. Raises RunError at one with a NaN or an infinity,
+    """Yields the tensors that will be written to `folder`. Raises RunError on NaN or infinity,
     which would be refused when the folder is loaded."""
     for name, value in tensors:
         if not finite(value):
@@ -252,7 +255,7 @@ def load_params(
 
 
 def read_lora(path: Path) -> Lora | None:
-    """What the adapters of a run's checkpoint are; None: it holds whole weights, or is none."""
+    """The LoRA settings of a run's checkpoint; None if it holds all weights or is no checkpoint."""
     stage = stage_of(path)
     file = run_of(stage) / BASE / hf.ADAPTER_CONFIG if stage else None
     return Lora.from_peft(read_object(file), str(file)) if file and file.is_file() else None
@@ -261,7 +264,7 @@ def read_lora(path: Path) -> Lora | None:
 def load_adapter(
     path: Path, model: Model, adapters: Lora, rule: ShardingRule = single_device
 ) -> Any:
-    """The adapters of a run's checkpoint, float32."""
+    """The adapters of a run's checkpoint, in float32."""
     stage = stage_of(path)
     assert stage, f"{path} has been read as a checkpoint of adapters"
     return _restore(stage, lora.shapes(model, adapters, rule))
@@ -275,16 +278,16 @@ def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any
     if not adapters:
         raise UserError(f"{path}: no checkpoint of a run with adapters (config.lora.rank)")
     tensors = lora.export(load_adapter(stage, base.model, adapters), dtype)
-    held = dict(scanned(folder, tensors))
+    weights = dict(scanned(folder, tensors))
     card = {name: text for name, text in base.carried.items() if name == hf.CARD}
-    hf.write_adapter(folder, adapters.peft_config(), held, card)
-    return sum(value.size for value in held.values())
+    hf.write_adapter(folder, adapters.peft_config(), weights, card)
+    return sum(value.size for value in weights.values())
 
 
 def _load_base(
     stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool, rule: ShardingRule
 ) -> Any:
-    """What a stage's adapters belong to. UserError: it is not where it was."""
+    """The base weights of a stage's adapters. Raises UserError if they have been moved."""
     try:
         return load_params(adapters.base, model, dtype, scan, rule)
     except UserError as error:
@@ -304,7 +307,8 @@ def _restore(stage: Path, shapes: Any) -> Any:
 def tensors(
     path: str | Path | None, model: Model, dtype: Any, scan: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The same weights as Hugging Face names them, to be written: files are read one by one."""
+    """Yields the same weights under their Hugging Face names. Files are read one tensor at a
+    time."""
     path = models.resolve(path)
     if stage_of(path):
         return models.export(model, load_params(path, model, dtype), dtype)

@@ -1,4 +1,4 @@
-"""What JAX compiles during a stage: told to the display as it happens, and counted."""
+"""Compilation during a stage: shown on the display as it happens, and counted."""
 
 import contextlib
 from collections.abc import Iterable
@@ -9,7 +9,8 @@ import jax
 from seif_jax.display import Display
 from seif_jax.metrics import COMPILED
 
-# The programs that take long, in the order in which a step first runs them: JAX's name, and ours.
+# The programs that take long to compile, in the order in which a step first runs them, by the name
+# that JAX reports: what the display calls them.
 PROGRAMS = {
     "prefill": "prefill",
     "decode": "decoding",
@@ -21,14 +22,14 @@ PROGRAMS = {
 
 
 class Compiles(contextlib.AbstractContextManager["Compiles"]):
-    """Listens to JAX while it is entered.
+    """Listens to JAX's compilation events inside the `with` block.
 
-    programs: of PROGRAMS, those that the stage runs. JAX reports a program that it reads from its
-    cache, too, and every shape of a program by itself.
+    programs: the keys of PROGRAMS that the stage runs. JAX also reports programs that it reads from
+    its cache, and it reports every shape of a program separately.
     """
 
     def __init__(self, programs: Iterable[str], display: Display):
-        self._left = set(programs)  # not compiled so far
+        self._left = set(programs)  # not compiled yet
         self._display = display
         self._secs: list[float] = []
 
@@ -42,7 +43,7 @@ class Compiles(contextlib.AbstractContextManager["Compiles"]):
         jax.monitoring.unregister_event_duration_listener(self._end)
 
     def take(self) -> dict[str, float]:
-        """Metrics of the programs that were compiled since the last call."""
+        """Metrics of the programs compiled since the last call."""
         secs, self._secs = self._secs, []
         return {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
 
@@ -50,7 +51,7 @@ class Compiles(contextlib.AbstractContextManager["Compiles"]):
         name = str(rest.get("fun_name")).removeprefix("jit(").removesuffix(")")
         if event != COMPILED or name not in PROGRAMS:
             return
-        # What a step runs before this one has been compiled by an earlier stage.
+        # Programs that a step runs before this one were compiled by an earlier stage.
         order = list(PROGRAMS)
         self._left &= {*order[order.index(name) + 1 :]}
         self._display.compiling(PROGRAMS[name], len(self._left))

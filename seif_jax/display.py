@@ -1,6 +1,6 @@
-"""What a user sees while it runs: a live bar on a terminal, plain lines elsewhere.
+"""Progress of a run: a live bar on a terminal, plain lines elsewhere.
 
-Progress goes to stderr and the tables of results to stdout, so that either can be kept alone.
+Progress goes to stderr and tables of results go to stdout, so that either can be redirected.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-# The numbers of a step that are shown, and how: a narrow terminal has room for the first ones only.
-SHOWN = {
+# The metrics of a step that are shown, and their format; a narrow terminal shows only the first
+# ones.
+FORMATS = {
     "reward": "reward {}",
     "tokens_per_sec": "{} tok/s",
     "format_valid": "format {}",
@@ -28,18 +29,18 @@ SHOWN = {
     "reply_tokens": "length {}",
     "clipped_share": "cut off {}",
 }
-BAR = 8  # columns
+BAR_COLUMNS = 8
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leaves it to the command to end, rather than exiting here."""
+        """Raises, so that the command decides how to end; rich would exit here."""
         raise BrokenPipeError
 
 
 @dataclass
 class Running:
-    """The stage that is running. Seconds are wall-clock."""
+    """The stage that is running. All times are in wall-clock seconds."""
 
     title: str
     steps: int
@@ -48,26 +49,25 @@ class Running:
     started: float
     step_started: float
     in_step: bool = False
-    compile_secs: float = 0.0  # of the stage
+    compile_secs: float = 0.0  # since the stage began
     step_compile_secs: float = 0.0  # since the step began
-    steady_secs: list[float] = field(default_factory=list)  # of each step, without compiling
-    announced: set[str] = field(default_factory=set)  # programs whose compiling was told
+    steady_secs: list[float] = field(default_factory=list)  # per step, without compiling
+    announced: set[str] = field(default_factory=set)  # programs whose compilation was reported
     warned: dict[str, Any] = field(default_factory=dict)
-    evaluated: list[str] = field(default_factory=list)  # the last evaluation, set by set
-    shown: list[str] = field(default_factory=list)  # of the last step
+    evaluated: list[str] = field(default_factory=list)  # the last evaluation, one text per set
+    shown: list[str] = field(default_factory=list)  # the last step's metrics, formatted
 
     def secs_left(self) -> float:
-        """For the rest of the stage. The first step does more than the others, so it counts only
-        while it is the only one."""
+        """Estimated time until the stage ends. The first step does more work than the others, so it
+        counts only while it is the only one."""
         return median(self.steady_secs[1:] or self.steady_secs) * (self.steps - self.done)
 
 
 class Display(contextlib.AbstractContextManager["Display"]):
-    """Shows one stage after another; ends its live bar on leaving the `with` block.
+    """Shows one stage after another. Leaving the `with` block ends the live bar.
 
-    progress and results are text streams (stderr and stdout unless given); the live display is used
-    where the first is a terminal. clock gives seconds.
-    """
+    progress, results: text streams, stderr and stdout by default. The live bar is used if
+    `progress` is a terminal. clock: returns seconds."""
 
     def __init__(
         self,
@@ -79,9 +79,9 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._results = _Console(file=results or sys.stdout, highlight=False)
         self._clock = clock
         self._bars: Progress | None = None
-        self._bar: TaskID | None = None  # of the stage that runs; between stages there is none
+        self._bar: TaskID | None = None  # the running stage's; None between stages
         self._phase = ""
-        self._activity = ""  # what the bar ends with: the phase, or what is being compiled
+        self._activity = ""  # the end of the bar: the phase, or the program being compiled
         self._stage = Running("", 0, 0, 0, clock(), clock())
 
     def __exit__(self, *error: object) -> None:
@@ -92,7 +92,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def start_stage(
         self, round: int, rounds: int, stage: str, steps: int, first_step: int = 0
     ) -> None:
-        """steps: of the whole stage; first_step: how many of them an earlier run has done."""
+        """steps: of the whole stage. first_step: how many of them were done before a resume."""
         now = self._clock()
         title = f"round {round}/{rounds} {stage}"
         self._stage = Running(title, steps, first_step, first_step, now, now)
@@ -105,21 +105,21 @@ class Display(contextlib.AbstractContextManager["Display"]):
             )
             self.phase("starting")
         else:
-            again = f", goes on after step {first_step}" if first_step else ""
+            again = f", resumed after step {first_step}" if first_step else ""
             self._say(f"{title}: {count(steps, 'step')}{again}")
 
     def phase(self, name: str) -> None:
-        """What the running step is at; seen on a terminal that is wide enough. The first phase
-        after a step is the beginning of the next one."""
-        s = self._stage
-        if not s.in_step and name != "starting":
-            s.in_step, s.step_started, s.step_compile_secs = True, self._clock(), 0.0
-        self._phase = "starting" if name == "total" else name  # the total begins the step
+        """The running step entered a phase, which a wide terminal shows. The first phase after a
+        step begins the next step."""
+        stage = self._stage
+        if not stage.in_step and name != "starting":
+            stage.in_step, stage.step_started, stage.step_compile_secs = True, self._clock(), 0.0
+        self._phase = "starting" if name == "total" else name  # "total" begins the step
         self._show_activity(self._phase)
 
     def compiling(self, program: str, left: int) -> None:
-        """JAX has begun to compile one of the stage's main programs. At most `left` others follow:
-        the stage may not need all of them, and may compile any of them in several shapes."""
+        """JAX began to compile one of the stage's main programs. At most `left` others follow: the
+        stage may not need all of them. Any of them may be compiled for several shapes."""
         activity = f"compiling {program}" + f", at most {left} more to come" * (left > 0)
         self._show_activity(activity)
         if not self._bars and program not in self._stage.announced:
@@ -127,19 +127,19 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._stage.announced.add(program)
 
     def compiled(self, secs: float) -> None:
-        """Some program, also one that was not announced, took so long to compile."""
+        """JAX compiled some program, not necessarily an announced one, in `secs`."""
         self._stage.compile_secs += secs
         self._stage.step_compile_secs += secs
         self._show_activity(self._phase)
 
-    def step(self, numbers: Mapping[str, float]) -> None:
-        """One more step is done; `numbers` are its metrics, of which those in SHOWN are shown."""
+    def step(self, metrics: Mapping[str, float]) -> None:
+        """A step is done. Shows those of its metrics that are in FORMATS."""
         s, now = self._stage, self._clock()
         took, compile_secs = now - s.step_started, s.step_compile_secs
         s.steady_secs.append(max(took - compile_secs, 0.0))
         s.done, s.in_step, s.step_started, s.step_compile_secs = s.done + 1, False, now, 0.0
         left = [f"{duration(s.secs_left())} left"] if s.done < s.steps else []
-        words = left + _shown(numbers)
+        words = left + _shown(metrics)
         if self._bars:
             s.shown, self._phase = words, ""
             self._show_activity("")
@@ -151,8 +151,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def evaluation(
         self, step: int, values: Mapping[str, float], first: Mapping[str, float]
     ) -> None:
-        """The share of constraints met on each evaluation set after a step, behind that at step 0.
-        It has a line of its own, and is in the bar until the next evaluation."""
+        """Shows the share of constraints met on each evaluation set, next to its value at step 0:
+        on a line of its own, and in the bar until the next evaluation."""
         s = self._stage
         s.in_step = False
         before = {name: f"{compact(first[name])} → " for name in values if step and name in first}
@@ -164,10 +164,10 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._update_bar()
 
     def end_stage(self, means: Mapping[str, float]) -> None:
-        """Leaves a line on the stage: its time, and means over its steps."""
+        """Prints a line about the finished stage: its time, and the means over its steps."""
         s, secs = self._stage, self._clock() - self._stage.started
         if s.done == s.resumed_after:
-            steps = "nothing was left to do"
+            steps = "nothing left to do"
         else:
             steps = f"{count(s.done - s.resumed_after, 'step')} in {duration(secs)}"
         compiling = [f"{duration(s.compile_secs)} of it compiling"] * (s.compile_secs >= 1)
@@ -187,15 +187,15 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._say(f"warning: {text}", style="bold yellow")
 
     def warn_of_step(self, about: str, state: Any, text: str) -> None:
-        """A warning about the step that is done: said once in a stage, and again when `state`
-        changes. A false `state`: there is nothing to warn of."""
+        """Warns about the finished step, once per stage and again whenever `state` changes. A false
+        `state` means that there is nothing to warn about."""
         s = self._stage
         if state and s.warned.get(about) != state:
             self.warn(f"{s.title} step {s.done}: {text}")
         s.warned[about] = state
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Numbers are shortened and set on the right; None is a dash. Ends the live bars."""
+        """Prints a table. Numbers are shortened and right-aligned; None is a dash. Ends the bar."""
         self.__exit__()
         cells = [[compact(value) for value in row] for row in rows]
         numeric = [
@@ -222,36 +222,35 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._update_bar()
 
     def _update_bar(self) -> None:
-        """Shows the last step, the last evaluation and the activity, in what room the title, the
-        bar and the number of steps leave on the line. Numbers make room for the activity, but for
-        the first one; then the activity is cut."""
+        """Shows the last step, the last evaluation and the activity in the space that the title,
+        the bar and the step count leave on the line. Metrics except the first one make room for the
+        activity; if that is not enough, the activity is shortened."""
         s = self._stage
         if not self._bars or self._bar is None:
             return
         words = [*s.shown[:2], *s.evaluated, *s.shown[2:]]
         activity = f"({self._activity})" if self._activity else ""
-        taken = len(s.title) + BAR + len(f"✓   {s.done}/{s.steps}  ")
-        shown = self._fit(words, taken + len(activity))
-        room = max(self._out.width - taken - len(shown), 0)
+        used_columns = len(s.title) + BAR_COLUMNS + len(f"✓   {s.done}/{s.steps}  ")
+        shown = self._fit(words, used_columns + len(activity))
+        room = max(self._out.width - used_columns - len(shown), 0)
         if len(activity) > room:
             activity = f"{activity[: room - 1]}…" if room > 1 else ""
         self._bars.update(self._bar, completed=s.done, shown=shown, phase=activity)
 
-    def _fit(self, words: Sequence[str], taken: int) -> str:
-        """As many of the words, the first ones, as a line of the terminal has room for beside
-        `taken` columns."""
-        kept = list(words)
-        while len("  ".join(kept)) > self._out.width - taken and len(kept) > 1:
-            kept.pop()
-        return "  ".join(kept)
+    def _fit(self, words: Sequence[str], used_columns: int) -> str:
+        """Joins as many of the first words as fit on a line next to `used_columns` columns."""
+        fitting = list(words)
+        while len("  ".join(fitting)) > self._out.width - used_columns and len(fitting) > 1:
+            fitting.pop()
+        return "  ".join(fitting)
 
 
-def _shown(numbers: Mapping[str, float]) -> list[str]:
-    return [how.format(compact(numbers[key])) for key, how in SHOWN.items() if key in numbers]
+def _shown(metrics: Mapping[str, float]) -> list[str]:
+    return [text.format(compact(metrics[key])) for key, text in FORMATS.items() if key in metrics]
 
 
 def compact(value: Any) -> str:
-    """A number in at most three significant digits (whole numbers entire); None and NaN are "-"."""
+    """A number with at most three significant digits (integers in full); None and NaN are "-"."""
     if value is None:
         return "-"
     if isinstance(value, str) or isinstance(value, bool):
@@ -277,22 +276,22 @@ def duration(secs: float) -> str:
     """8.4s, 42s, 3m05s, 2h07m or 3d04h."""
     if secs < 9.95:
         return f"{secs:.1f}s"
-    whole = round(secs)
+    total = round(secs)
     for size, unit, small, letter in (
         (86400, "d", 3600, "h"),
         (3600, "h", 60, "m"),
         (60, "m", 1, "s"),
     ):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // small:02d}{letter}"
-    return f"{whole}s"
+        if total >= size:
+            return f"{total // size}{unit}{total % size // small:02d}{letter}"
+    return f"{total}s"
 
 
 def _bars(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=BAR),
+        BarColumn(bar_width=BAR_COLUMNS),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[shown]}", markup=False),
         TextColumn("{task.fields[phase]}", markup=False),

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and replacing one never loses it."""
+"""Files and folders are written atomically, and replacing one never loses the old one."""
 
 import codecs
 import contextlib
@@ -14,16 +14,16 @@ from typing import Any
 from seif_jax.errors import UserError, os_error
 from seif_jax.json_io import dumps
 
-TEMPORARY = ".seif-"  # in the names of what atomic_path makes beside a path
+TEMPORARY = ".seif-"  # part of the names of the temporary files that atomic_path makes
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path for a new file or folder; on success a rename puts it at `path`.
 
-    Symbolic links are followed, so what they lead to is replaced. If the body raises, `path` stays
-    as it was. A folder that is replaced is first renamed aside and removed last, so the old or the
-    new one is whole on disk at any moment; after a kill the next call puts the old one back.
+    Symbolic links are followed, and their target is replaced. If the body raises, `path` is left
+    unchanged. A folder to be replaced is first renamed and removed last, so that either the old or
+    the new one is complete on disk at any moment; after a kill, the next call restores the old one.
 
     Raises UserError, naming the path, if the folder at `path` cannot be renamed (the current
     folder, a mount point) or the operating system refuses.
@@ -38,29 +38,29 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             if partial.is_dir() and target.is_dir():
                 os.rename(target, aside)  # a folder cannot be renamed onto one that holds files
             os.replace(partial, target)
-        except UserError as error:  # of what is written inside
+        except UserError as error:  # its message may name the temporary path
             raise UserError(str(error).replace(str(partial), str(path))) from error
         finally:
-            with contextlib.suppress(OSError):  # what is left behind, the next call removes
+            with contextlib.suppress(OSError):  # the next call removes leftovers
                 _settle(target)
 
 
 def make_folder(path: str | Path) -> None:
-    """Makes a folder, also those above it, unless it is there. UserError: that cannot be."""
+    """Makes a folder and its parents unless they exist. Raises UserError if it cannot."""
     with os_errors(path):
         follow(path).mkdir(parents=True, exist_ok=True)
 
 
 def follow(path: str | Path) -> Path:
-    """Where symbolic links lead, also to what is not there yet. OSError: they lead in a circle, or
-    a file stands where a folder should."""
+    """The target of symbolic links, which need not exist. Raises OSError if the links form a loop
+    or a parent is a file."""
     with contextlib.suppress(FileNotFoundError):
         os.stat(path)
     return Path(os.path.realpath(path))
 
 
 def recover(path: str | Path) -> None:
-    """Puts a folder back that a killed `atomic_path` left renamed aside."""
+    """Restores a folder that a killed `atomic_path` had renamed."""
     target = Path(os.path.realpath(path))
     _, aside = _temporaries(target)
     if aside.exists() and not occupied(target):
@@ -69,7 +69,7 @@ def recover(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def os_errors(path: str | Path) -> Iterator[None]:
-    """Turns an error of the operating system, also one that a library quotes, into a UserError."""
+    """Turns an error of the operating system, also one wrapped by a library, into a UserError."""
     try:
         yield
     except (UserError, ConnectionError, TimeoutError):
@@ -78,16 +78,16 @@ def os_errors(path: str | Path) -> Iterator[None]:
         cause = os_error(error)
         if cause is None:
             raise
-        named = str(cause.filename or path)
-        other = named != str(path) and TEMPORARY not in named
-        raise UserError(f"{path}: {named + ': ' if other else ''}{cause.strerror}") from error
+        filename = str(cause.filename or path)
+        other = filename != str(path) and TEMPORARY not in filename
+        raise UserError(f"{path}: {filename + ': ' if other else ''}{cause.strerror}") from error
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Lets the body end before Ctrl-C takes effect; a second Ctrl-C does not wait."""
+    """Delays Ctrl-C until the body has ended; a second Ctrl-C interrupts it."""
     handler, pressed = signal.getsignal(signal.SIGINT), False
-    main = threading.current_thread() is threading.main_thread()  # the others get no signals
+    main = threading.current_thread() is threading.main_thread()  # other threads get no signals
     if not main or handler is not signal.default_int_handler:
         yield
         return
@@ -107,8 +107,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 def local_path(text: str) -> Path:
-    """The path that a user gave for what is to be written. UserError: it is a URL, or
-    empty."""
+    """The path that a user wants written. Raises UserError if it is a URL or empty."""
     if "://" in text:
         raise UserError(f"{text} is a URL, not a path; mount it and give the path")
     if not text:
@@ -130,12 +129,12 @@ def remove(path: Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 file's text, without its byte-order mark. UserError: another encoding."""
+    """The text of a UTF-8 file without its byte-order mark. Raises UserError on other encodings."""
     return decode(Path(path).read_bytes(), str(path))
 
 
 def decode(raw: bytes, name: str) -> str:
-    """UTF-8 text without a byte-order mark; `name` is what a UserError begins with."""
+    """Decodes UTF-8 without a byte-order mark. Raises UserError, which begins with `name`."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise UserError(f"{name}: UTF-16 or UTF-32 text; save it as UTF-8")
     try:
@@ -161,7 +160,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def _target(path: str | Path) -> Path:
-    """Where `path` leads. UserError: a folder is there that cannot be renamed."""
+    """The target of `path`. Raises UserError if it is a folder that cannot be renamed."""
     target = follow(path)
     if target.is_dir():
         here = Path.cwd()
@@ -178,13 +177,13 @@ def _target(path: str | Path) -> Path:
 
 
 def _temporaries(target: Path) -> tuple[Path, Path]:
-    """Where the new file or folder is made, and where an old folder waits to be removed."""
+    """Paths of the new file or folder while it is written, and of the old folder until removed."""
     partial, aside = (f".{target.name}{TEMPORARY}{state}" for state in ("partial", "old"))
     return target.with_name(partial), target.with_name(aside)
 
 
 def _settle(target: Path) -> None:
-    """Leaves the old or the new at `target`, and nothing beside it."""
+    """Makes sure that `target` holds the old or the new version, and removes leftovers."""
     recover(target)
     for leftover in _temporaries(target):
         remove(leftover)

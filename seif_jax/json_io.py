@@ -1,7 +1,7 @@
 """JSON in and out.
 
-What others wrote (config.json and its like) may have byte-order marks, and a wrong value is one
-line that names its key. What is written here has no NaN and no infinity, which are not JSON.
+Files of other programs (such as config.json) may start with byte-order marks; a wrong value in one
+is reported in one line that names its key. NaN and infinities, which JSON lacks, are never written.
 """
 
 import json
@@ -18,9 +18,9 @@ REQUIRED = object()
 
 
 class Kind(NamedTuple):
-    """What a value must be: how a message says it, and the test."""
+    """What a value must be: its description in messages, and the test."""
 
-    wanted: str
+    description: str
     accepts: Callable[[Any], bool]
 
 
@@ -47,14 +47,14 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 TEXTS = Kind(
     "a list of strings",
-    lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
 )
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 TOKEN_IDS = Kind("a token id or a list of token ids", _token_ids)
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds. UserError naming the file: it is absent or holds none."""
+    """Reads a JSON object from a file. Raises UserError, naming the file, if there is none."""
     try:
         value = json.loads(path.read_bytes())  # bytes: UTF-8 or UTF-16, with or without a mark
     except FileNotFoundError:
@@ -75,15 +75,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return value
 
 
 def plain_utf8(content: bytes) -> bytes:
-    """A text file's content in UTF-8 without a byte-order mark, which is all that transformers
-    reads; what is so already comes back as it is."""
+    """Re-encodes a text file as UTF-8 without a byte-order mark, the only form that transformers
+    reads. Content that has this form already is returned unchanged."""
     encoding = json.detect_encoding(content)
     return content if encoding == "utf-8" else content.decode(encoding, "replace").encode()
 
@@ -91,9 +91,9 @@ def plain_utf8(content: bytes) -> bytes:
 def field(
     values: Mapping[str, Any], key: str, kind: Kind, default: Any = REQUIRED, where: str = CONFIG
 ) -> Any:
-    """The value of `key`. default: what a missing key and null mean; without one they are refused.
+    """The value of `key`. A missing key or null gives `default`, or is refused if there is none.
 
-    Raises UserError that names `where`, the key, the value and what is allowed.
+    Raises UserError, which names `where`, the key, the value and what is allowed.
     """
     value = values.get(key)
     if value is None and default is not REQUIRED:
@@ -101,11 +101,11 @@ def field(
     if key not in values:
         raise UserError(f"{where} has no {key!r}")
     if not kind.accepts(value):
-        raise UserError(f"{where}: {key} must be {kind.wanted} (got {shown(value)})")
+        raise UserError(f"{where}: {key} must be {kind.description} (got {shown(value)})")
     return value
 
 
 def shown(value: Any) -> str:
-    """The value as JSON, cut short."""
+    """The value as JSON, shortened to SHOWN characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

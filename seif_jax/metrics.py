@@ -1,4 +1,4 @@
-"""The one place where numbers are written: metrics.jsonl, and the same numbers for TensorBoard."""
+"""Metrics: the only module that writes them (metrics.jsonl and TensorBoard), and timers."""
 
 import contextlib
 import ctypes
@@ -24,52 +24,52 @@ from seif_jax.json_io import dumps
 # The order within a round; a model is evaluated after steps of its Follower stage.
 STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # an event of JAX
+COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
 
-Event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event  # has no types
+Event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event  # untyped
 
-Place = tuple[int, int, int]  # round, position of the stage, step: the order of a run
+RunPosition = tuple[int, int, int]  # round, index of the stage, step: sorts in run order
 
 
 class Writer:
     """Appends to DIR/metrics.jsonl, one object per line, and to DIR/tensorboard.
 
-    In TensorBoard a tag is `stage/name`; its step goes on where the stage's last round ended. A run
-    that is opened again gets its TensorBoard files anew, from the lines: a kill loses no point.
-    Of several processes the first alone writes. UserError: a file cannot be written.
+    TensorBoard tags are `stage/name`, and their steps count through all rounds of a stage. When a
+    run is resumed, its TensorBoard files are rewritten from metrics.jsonl, so a kill loses nothing.
+    Only the first of several processes writes. Raises UserError if a file cannot be written.
     """
 
     def __init__(self, workdir: str | Path):
         self.path = Path(workdir) / "metrics.jsonl"
         self.folder = Path(workdir) / "tensorboard"
         self.writes = processes.first()
-        self.written = False  # whether the file has lines
+        self.written = False  # whether metrics.jsonl has any lines
         if self.writes:
             self._open(read(self.path) if self.path.exists() else [])
 
-    def write(self, round: int, stage: str, step: int, numbers: Mapping[str, Any]) -> None:
-        """numbers: Python, numpy or jax scalars. NaN and infinities become null."""
+    def write(self, round: int, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a line. metrics: Python, numpy or jax scalars; NaN and infinities become null."""
         if not self.writes:
             return
         line = {"round": round, "stage": stage, "step": step}
-        _place(line)
-        line |= {name: _number(value) for name, value in numbers.items()}
+        _position(line)
+        line |= {name: _number(value) for name, value in metrics.items()}
         with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(dumps(line) + "\n")  # a kill loses no finished step
         self.written = True
         self._show([line])
 
     def resume(self, round: int, stage: str, step: int) -> None:
-        """Drops the lines that come at or after this place in the run."""
+        """Drops the lines of this step and of everything after it."""
         if not self.writes:
             return
         start = (round, STAGES[stage], step)
         self.close()
-        self._open([line for line in read(self.path) if _place(line) < start])
+        self._open([line for line in read(self.path) if _position(line) < start])
 
     def close(self) -> None:
         if self.writes and self._board:
-            with contextlib.suppress(OSError):  # each line was flushed, or its error raised
+            with contextlib.suppress(OSError):  # every line was flushed, or its error raised
                 self._board.close()
 
     def _open(self, lines: list[dict[str, Any]]) -> None:
@@ -89,8 +89,8 @@ class Writer:
         return sum(earlier) + step
 
     def _show(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Writes lines for TensorBoard in this thread: after an error on the disk, the thread of
-        tensorboardX's own SummaryWriter is gone and the next numbers wait for it forever."""
+        """Writes lines to TensorBoard in this thread. The thread of tensorboardX's SummaryWriter
+        dies on a disk error, and every later call would wait for it forever."""
         if not lines:
             return
         with os_errors(self.folder):
@@ -110,7 +110,7 @@ class Writer:
 class Phases:
     """Adds up wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`.
 
-    `entered` is told the name of each phase as it begins.
+    `entered` is called with the name of each phase as it begins.
     """
 
     def __init__(
@@ -134,49 +134,48 @@ class Phases:
         self._secs[name] = self._secs.get(name, 0.0) + secs
 
     def take(self) -> dict[str, float]:
-        """{"secs/NAME": seconds} since the last call; the next step starts from nothing."""
-        taken = {f"secs/{name}": secs for name, secs in self._secs.items()}
-        self._secs = {}
-        return taken
+        """{"secs/NAME": seconds} since the last call; resets all phases to zero."""
+        secs, self._secs = self._secs, {}
+        return {f"secs/{name}": value for name, value in secs.items()}
 
 
 @contextlib.contextmanager
 def compile_secs() -> Iterator[list[float]]:
-    """Seconds of every program that is compiled meanwhile, or read from JAX's cache of them."""
-    found: list[float] = []
+    """Collects the seconds of every program that the body compiles or reads from the cache."""
+    secs: list[float] = []
 
     def listen(event: str, duration_secs: float, **rest: Any) -> None:
         if event == COMPILED:
-            found.append(duration_secs)
+            secs.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        yield found
+        yield secs
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def trim() -> None:
-    """Gives freed memory back to the system: glibc keeps what the compiler and large temporaries
-    used, over 1 GB here. Nothing where there is no glibc."""
+    """Returns freed memory to the system. glibc keeps what the compiler and large temporaries used,
+    over 1 GB in the quickstart. Does nothing without glibc."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 
 def host() -> dict[str, int]:
-    """What this process holds of the host's memory, in bytes."""
+    """Memory that this process uses on the host, in bytes, as a metric."""
     return {"host/resident_bytes": psutil.Process().memory_info().rss}
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut off is left out.
+    """Reads metrics.jsonl. A last line that a kill left incomplete is dropped.
 
-    Raises UserError naming the line where another one is not JSON.
+    Raises UserError, naming the line, if any other line is not JSON.
     """
     texts = Path(path).read_text(encoding="utf-8").split("\n")
     lines = []
-    for number, text in enumerate(texts[:-1], 1):  # the last is what follows the last line end
+    for number, text in enumerate(texts[:-1], 1):  # the last text follows the final newline
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:
@@ -185,7 +184,7 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dict[str, float]]:
-    """{step: {evaluation set: share of constraints met}} in a round."""
+    """{step: {evaluation set: share of constraints met}} of one round."""
     return {
         line["step"]: {
             name.removeprefix("eval/").removesuffix("/followed"): value
@@ -198,20 +197,20 @@ def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dic
 
 
 def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of the lines' numbers, each over the lines that have it."""
+    """The mean of every metric, each over the lines that have it."""
     names = sorted({name for line in lines for name in line} - {"round", "stage", "step"})
-    found = {n: [line[n] for line in lines if line.get(n) is not None] for n in names}
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+    columns = {n: [line[n] for line in lines if line.get(n) is not None] for n in names}
+    return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
 
-def _place(line: Mapping[str, Any]) -> Place:
+def _position(line: Mapping[str, Any]) -> RunPosition:
     if line["stage"] not in STAGES:
-        raise ValueError(f"stage {line['stage']!r} is none of {', '.join(STAGES)}")
+        raise ValueError(f"stage must be one of: {', '.join(STAGES)} (got {line['stage']!r})")
     return line["round"], STAGES[line["stage"]], line["step"]
 
 
 def _number(value: Any) -> int | float | None:
-    """A finite Python number, or None. Raises TypeError on what is no scalar."""
+    """The value as a Python number, None if it is not finite. Raises TypeError if not a scalar."""
     if isinstance(value, int) or getattr(getattr(value, "dtype", None), "kind", "f") in "iub":
         return int(value)
     return float(value) if math.isfinite(value) else None

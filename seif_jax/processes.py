@@ -1,7 +1,7 @@
-"""Several processes as one program: how they meet, what they tell each other, who writes.
+"""Several processes as one program: start-up, communication between hosts, and who writes.
 
-Every process runs the same code. What the host decides is decided by all, from the same numbers;
-files, which all of them read, are written by the first.
+Every process runs the same code and makes every decision itself, from the same values. All
+processes read files; only the first one writes them.
 """
 
 import contextlib
@@ -19,43 +19,48 @@ from jax.experimental import multihost_utils
 
 from seif_jax.errors import UserError, exit_code, one_line
 
-HEARTBEAT_SECS = 30  # silence after which a process is taken to be dead
+HEARTBEAT_SECS = 30  # a process that is silent for so long is considered dead
 SHUTDOWN_SECS = 30
 
 T = TypeVar("T")
 
 
-def start(coordinator: str | None, count: int | None, number: int | None) -> None:
-    """Joins the other processes, before any device is touched: as the flags say, or SLURM, Open
-    MPI, a TPU slice or GKE. Does nothing where the process is alone. UserError: flags in part."""
-    given = [x is not None for x in (coordinator, count, number)]
-    if any(given) and not all(given):
-        raise UserError("--coordinator, --processes and --process are given together")
-    if count is not None and number is not None and not 0 <= number < count:
-        raise UserError(f"--process={number} is none of 0 to {count - 1} (--processes={count})")
-    if count == 1 or not (any(given) or _detected()):
+def start(coordinator: str | None, count: int | None, index: int | None) -> None:
+    """Connects this process with the others, before any device is used: as the flags say, or as
+    SLURM, Open MPI, a TPU slice or GKE say. Does nothing if there is only one process.
+
+    Raises UserError if only some of the flags are set, or `index` is out of range.
+    """
+    flags_set = [flag is not None for flag in (coordinator, count, index)]
+    if any(flags_set) and not all(flags_set):
+        raise UserError("--coordinator, --processes and --process must be set together")
+    if count is not None and index is not None and not 0 <= index < count:
+        raise UserError(
+            f"--process must be 0 to {count - 1} with --processes={count} (got {index})"
+        )
+    if count == 1 or not (any(flags_set) or _detected()):
         return
     jax.distributed.initialize(
         coordinator,
         count,
-        number,
+        index,
         heartbeat_timeout_seconds=HEARTBEAT_SECS,
         shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
 
 
 def _detected() -> bool:
-    """Whether the environment has several processes; `initialize` raises where it has none."""
-    kinds = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method)
-    found = next((kind for kind in kinds if kind.is_env_present()), None)
-    return found is not None and found.get_process_count() > 1
+    """Whether a scheduler started several processes; without one, `initialize` raises."""
+    clusters = (cluster for cluster in ClusterEnv._cluster_types if not cluster.opt_in_only_method)
+    cluster = next((cluster for cluster in clusters if cluster.is_env_present()), None)
+    return cluster is not None and cluster.get_process_count() > 1
 
 
 @contextlib.contextmanager
-def together(coordinator: str | None, count: int | None, number: int | None) -> Iterator[None]:
-    """`start`; one of several processes that then fails says so and ends at once, so that the
-    others, which cannot go on without it, do not wait for it to say goodbye."""
-    start(coordinator, count, number)
+def together(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
+    """Calls `start` and runs the body. If one of several processes fails, it reports the error and
+    exits at once, so that the others do not wait for it in JAX's shutdown barrier."""
+    start(coordinator, count, index)
     try:
         yield
     except BaseException as error:
@@ -81,24 +86,25 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def wait(place: str) -> None:
-    """Until all processes are here: what the first one wrote before can then be read."""
+def wait(barrier: str) -> None:
+    """Blocks until all processes call it; what the first one wrote before can then be read."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(place)
+        multihost_utils.sync_global_devices(barrier)
 
 
 def share(count: int) -> range:
-    """Which of `count` rows this process takes, as grain's ShardByJaxProcess deals them."""
+    """This process's share of `count` rows, split as grain's ShardByJaxProcess does."""
     return range(jax.process_index(), count, jax.process_count())
 
 
-def allgather_objects(found: T) -> list[T]:
-    """What each process found, by their numbers; all call it."""
+def allgather_objects(value: T) -> list[T]:
+    """The value of every process, in the order of their indices. All processes must call it."""
     if jax.process_count() == 1:
-        return [found]
-    data = np.frombuffer(pickle.dumps(found), np.uint8)
+        return [value]
+    data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.array([data.size]))
-    width = 1 << int(sizes.max()).bit_length()  # few shapes
+    width = 1 << int(sizes.max()).bit_length()  # a power of two: few shapes to compile
     rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
-    held = zip(rows, sizes.ravel(), strict=True)
-    return [pickle.loads(row[:size].tobytes()) for row, size in held]
+    return [
+        pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)
+    ]

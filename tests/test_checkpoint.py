@@ -110,10 +110,13 @@ MOMENTS = {"m": (jnp.zeros(3), {"a": jnp.zeros((2, 3))})}
 @pytest.mark.parametrize(
     "wanted, message",
     [
-        ({"params": shapes(11)}, "params: weights of another model: a is (10,), here (11,)"),
-        ({"params": {"a": shapes()["a"]}}, "another model: b/c is (3,), here absent"),
-        ({"params": {**shapes(), "z": shapes()["a"]}}, "another model: z is absent, here (10,)"),
-        ({"moments": {"m": (jnp.zeros(3), {"a": jnp.zeros(3)})}}, "m/1/a is (2, 3), here (3,)"),
+        ({"params": shapes(11)}, "params: weights of another model: a is (10,), expected (11,)"),
+        ({"params": {"a": shapes()["a"]}}, "another model: b/c is (3,), expected absent"),
+        (
+            {"params": {**shapes(), "z": shapes()["a"]}},
+            "another model: z is absent, expected (10,)",
+        ),
+        ({"moments": {"m": (jnp.zeros(3), {"a": jnp.zeros(3)})}}, "m/1/a is (2, 3), expected (3,)"),
         ({"params": shapes(), "optimizer": shapes()}, "/checkpoints/3/optimizer"),
     ],
 )

@@ -102,7 +102,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
         ("../other", ".", ". is the current folder"),
         (".", "..", ".. is the current folder or holds it"),
         ("../other", "../here/", "../here is the current folder"),
-        ("../other", "../file", "../file: already there"),
+        ("../other", "../file", "../file: already exists"),
         ("../other", "../file/m", "../file/m: Not a directory"),
         ("../other", "/proc/m", "/proc/m: No such file or directory"),
         ("../other", "gs://bucket/m", "gs://bucket/m is a URL"),

@@ -67,7 +67,7 @@ def test_plain_lines(clock):
         columns = ["round", "stage", "reward"]
         display.table("Rounds", columns, [[1, "follower", 0.5], [2, "x", None]])
     assert progress.getvalue().splitlines() == [
-        "round 1/2 follower: 9 steps, goes on after step 4",
+        "round 1/2 follower: 9 steps, resumed after step 4",
         "round 1/2 follower 5/9  4m00s left  reward 0.412  1,312 tok/s  took 1m00s",
         "round 1/2 follower 6/9  1m30s left  reward 0.500  took 30s",
         "2 [prompts] left out",
@@ -163,7 +163,7 @@ def test_a_stage_with_nothing_left(clock):
     display.start_stage(1, 1, "follower", steps=3, first_step=3)
     display.end_stage({"reward": 0.5})
     assert progress.getvalue().splitlines()[-1] == (
-        "round 1/1 follower: nothing was left to do  reward 0.500"
+        "round 1/1 follower: nothing left to do  reward 0.500"
     )
 
 

@@ -108,7 +108,7 @@ def test_fields_are_of_their_kind(kind: Any, good: list[Any], bad: list[Any]) ->
     for value in bad:
         with pytest.raises(UserError) as caught:
             field({"key": value}, "key", kind, where="a/config.json")
-        assert str(caught.value).startswith(f"a/config.json: key must be {kind.wanted} (got ")
+        assert str(caught.value).startswith(f"a/config.json: key must be {kind.description} (got ")
     assert field({"key": None}, "key", kind, "other") == field({}, "key", kind, "other") == "other"
     with pytest.raises(UserError, match="config.json has no 'key'"):
         field({}, "key", kind)

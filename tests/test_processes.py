@@ -94,7 +94,7 @@ def test_a_process_that_dies_ends_the_other(place):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--processes=2"], "--coordinator, --processes and --process are given together"),
+        (["--processes=2"], "--coordinator, --processes and --process must be set together"),
         (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process=2 is none of 0"),
     ],
 )
