@@ -62,7 +62,8 @@ class Checkpoints:
         """The named trees of a step. shapes: for each, a tree of ShapeDtypeStruct."""
         args = {name: ocp.args.StandardRestore(_placed(tree)) for name, tree in shapes.items()}
         path = self._folder / str(step)
-        with _orbax_errors(path, "the checkpoint cannot be restored"):
+        # Orbax's reads, where one of them is interrupted, end in tracebacks of their event loop.
+        with uninterrupted(), _orbax_errors(path, "the checkpoint cannot be restored"):
             for name, tree in shapes.items():
                 _check_shapes(path / name, tree)
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))

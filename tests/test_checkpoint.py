@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from mounts import mounted, read_only
 
@@ -149,6 +150,26 @@ def test_an_error_of_the_stage_is_not_hidden_by_closing(tmp_path, monkeypatch):
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.close", close)
     with pytest.raises(UserError, match="^the user's own$"), open_checkpoints(tmp_path):
         raise UserError("the user's own")
+
+
+def test_ctrl_c_waits_for_a_restore(tmp_path, monkeypatch):
+    """Orbax reads in an event loop, which an interrupt would close beneath its other reads."""
+    save(tmp_path, 4)
+    original, restored = ocp.CheckpointManager.restore, []
+
+    def interrupted(manager, *arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        restored.append(original(manager, *arguments, **options))
+        return restored[0]
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            restore(tmp_path, 4, params=shapes())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    jax.tree.map(np.testing.assert_array_equal, restored[0]["params"], tree())
 
 
 STOPS = 3
