@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from seif_jax.config_file import read_config
 from seif_jax.errors import RunError, UserError, exit_code, one_line
 from seif_jax.files import local_path, os_errors, recover
 from seif_jax.json_io import dumps
@@ -64,6 +63,8 @@ def flush_or_discard() -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     workdir = local_path(options.workdir)
+    from seif_jax.config_file import read_config
+
     config = read_config(options.config, overrides)
     use_compilation_cache()
     from seif_jax import accelerators, evolve, processes
@@ -215,10 +216,11 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    config = read_config(options.config, overrides)
     from seif_jax import accelerators
+    from seif_jax.config_file import read_config
     from seif_jax.plan import plan, text
 
+    config = read_config(options.config, overrides)
     accelerators.skip_absent()
     found = plan(config, options.topology)
     print(dumps(found) if options.json else "\n".join(text.lines(found)))
@@ -229,6 +231,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import sweep
+    from seif_jax.config_file import read_config
 
     given = {name: value for name, value in vars(options).items() if name != "command"}
     overrides = [option for option in rest if option.startswith("--config.")]

@@ -1,31 +1,46 @@
-"""From a config file and `--config.key=value` options to a config."""
+"""From a config file and `--config.key=value` options to a `RunConfig`."""
 
 import ast
-import functools
 import runpy
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict, config_dict
+
+from seif_jax import config_keys
 from seif_jax.errors import UserError
+from seif_jax.run_config import RunConfig
 
-Config = Any  # an ml_collections.ConfigDict: its own types know no keys
 
-
-def read_config(path: str, options: Sequence[str]) -> Config:
+def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
     """The config that a file's `get_config()` makes, with `--config.key=value` options applied in
     order. `FILE:ARGUMENT` calls `get_config(ARGUMENT)`.
 
-    Raises UserError naming what is wrong with the file, a key, or the type of a value. Whether
-    values are in their ranges is for `settings.check`.
+    Raises UserError naming what is wrong with the file, a key or a value.
     """
     file, argument = split(path)
-    config = load(file, argument)
+    config = load(file, argument).to_dict()
     for option in options:
         apply(config, option)
-    config.lock()
+    return config_keys.parse(config)
+
+
+def to_config_dict(group: Any) -> ConfigDict:
+    """A `RunConfig`, or a part of it, as a ConfigDict that a config file can change."""
+    config = ConfigDict()
+    for field in fields(group):
+        value = getattr(group, field.name)
+        if value is None:
+            value = config_dict.placeholder(str)
+        elif hasattr(value, "__dataclass_fields__"):
+            value = to_config_dict(value)
+        elif isinstance(value, dict):
+            value = ConfigDict(value)
+        config[field.name] = value
     return config
 
 
@@ -40,10 +55,8 @@ def split(path: str) -> tuple[Path, tuple[str, ...]]:
     raise UserError(f"{path}: no such config file")
 
 
-def load(file: Path, argument: tuple[str, ...]) -> Config:
+def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     """What the file's `get_config()` returns."""
-    from ml_collections import ConfigDict
-
     folder = str(file.resolve().parent)
     sys.path.insert(0, folder)  # configs import their base from the same folder
     try:
@@ -62,34 +75,28 @@ def load(file: Path, argument: tuple[str, ...]) -> Config:
     return config
 
 
-def apply(config: Config, option: str) -> None:
+def apply(config: dict[str, Any], option: str) -> None:
     """Sets the key that `--config.key=value` names; a flag without a value becomes True."""
-    from ml_collections import ConfigDict
-
-    from seif_jax import config_keys
-
     name, assigned, text = option.removeprefix("--config.").partition("=")
     *groups, last = name.split(".")
     try:
-        if groups[:2] == ["eval", "sets"] and len(groups) == 3:
-            sets = config["eval"]["sets"]
-            if groups[2] not in sets:  # a new set may begin here
-                sets[groups[2]] = ConfigDict(config_keys.NEW_RULE_SET)
-        holder = functools.reduce(lambda node, group: node[group], groups, config)
-        # A key of the table may be new here: those of template_arguments are the user's to name.
-        group = not config_keys.key(name) and isinstance(holder[last], ConfigDict)
+        holder = config
+        for i, group in enumerate(groups, 1):
+            if group not in holder and (new := config_keys.defaults(".".join(groups[:i]))):
+                holder[group] = new  # as the first key of an evaluation set does
+            holder = holder[group]
+        # A known key may be missing here: the user names those of template_arguments.
+        is_group = not config_keys.key(name) and isinstance(holder[last], dict)
     except (KeyError, TypeError):
         raise UserError(config_keys.unknown(name, config_keys.flat(config))) from None
-    if group:
-        value = ConfigDict(_dict(name, text))
+    if is_group:
+        holder[last] = _dict(name, text)
     else:
-        value = config_keys.read(name, text if assigned else None)
-    with config.ignore_type():  # the table of keys knows the types
-        holder[last] = value
+        holder[last] = config_keys.read(name, text if assigned else None)
 
 
 def _dict(name: str, text: str) -> dict[str, Any]:
-    """A group of keys as a Python dict; UserError: the text is none."""
+    """A group of keys as a Python dict; UserError if the text is not one."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

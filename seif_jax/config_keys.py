@@ -1,219 +1,146 @@
-"""Every key of a config: which values it may have, and whether a resumed run may change it.
+"""The dotted keys of a config (`optim.learning_rate`): from text and nested dicts to a `RunConfig`.
 
-configs/default.py says what the keys mean; this table is the one place that says what they may be.
+What the keys are, and which values they may have, is read from the dataclasses of `run_config`.
 """
 
+import dataclasses
 import difflib
+import functools
+import json
 import re
-from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from seif_jax import settings
 from seif_jax.errors import UserError
-from seif_jax.models.lora import TARGETS
-from seif_jax.models.tree_forward import REMAT_POLICIES
-from seif_jax.rewards import phrase
-from seif_jax.rewards.score import CHECKS
-from seif_jax.rl.grpo import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, POLICY_LOSSES
-from seif_jax.rl.optim import SCHEDULES
-from seif_jax.rl.quantized_adam import KINDS as MOMENTS
-from seif_jax.sampling.methods import TEMPERATURE, TOP_K, TOP_P
-from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text, Values
-
-STAGES = ("instructor", "generate", "follower")
-DTYPES = ("bfloat16", "float32")
+from seif_jax.run_config import RunConfig
+from seif_jax.values import Flag, Resume, Values, unwrap, values_of
 
 
 class Key(NamedTuple):
     values: Values
-    resume: Literal["fixed", "free", "later"]
+    resume: Resume
 
 
-def fixed(values: Values) -> Key:
-    """The key changes what a run computes."""
-    return Key(values, "fixed")
+def _keys(hint: Any, name: str, resume: Resume) -> Iterator[tuple[str, Key]]:
+    """The keys of a type at the place `name` of a config."""
+    bare, marks = unwrap(hint)
+    resume = marks.get(Resume, resume)
+    prefix = f"{name}." if name else ""
+    if dataclasses.is_dataclass(bare):
+        for field, inner in _fields(bare).items():
+            yield from _keys(inner, prefix + field, resume)
+    elif get_origin(bare) is Mapping:
+        yield from _keys(get_args(bare)[1], f"{prefix}*", resume)
+    else:
+        yield name, Key(values_of(hint), resume)
 
 
-def free(values: Values) -> Key:
-    """The key changes no result, beyond the rounding of sums that are taken in another order."""
-    return Key(values, "free")
+@functools.cache
+def _fields(group: type) -> dict[str, Any]:
+    """The types of a group's fields, in order."""
+    hints = get_type_hints(group, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(group)}
 
 
-def later(values: Values) -> Key:
-    """The key may change for rounds that have not begun."""
-    return Key(values, "later")
+def _named_by_user(hint: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The groups in which the user chooses the names, and the type of their values."""
+    bare, _ = unwrap(hint)
+    if dataclasses.is_dataclass(bare):
+        for field, inner in _fields(bare).items():
+            yield from _named_by_user(inner, f"{name}.{field}" if name else field)
+    elif get_origin(bare) is Mapping:
+        yield name, get_args(bare)[1]
 
 
-def whole(low: int, high: int, *special: int) -> Number:
-    return Number(int, low, high, special)
-
-
-def real(low: float, high: float, *special: float) -> Number:
-    return Number(float, low, high, special)
-
-
-TEXT, PATH, FLAG = Text(), Text(optional=True), Flag()
-SHARE = real(0, 1)
-COUNT = whole(0, 10**9)  # of things that 0 leaves out or does not limit
-BATCH = whole(1, 10**6)  # of prompts, samples, or questions
-TOKENS = whole(1, 10**7)
-SEED = whole(0, 2**32 - 1)
-SAMPLED = real(TEMPERATURE.low, TEMPERATURE.high)  # a policy that is trained is never greedy
-DEVICES = whole(1, 10**6, -1)
-DECAY = real(0, 0.999999)  # the next float32 numbers round to 1, and 1 - decay is divided by
-
-
-def trained_role(name: str) -> dict[str, Key]:
-    return {
-        f"{name}.init": fixed(PATH),
-        f"{name}.epochs": later(Many(whole(1, 1000), least=1)),
-        f"{name}.rollout_prompts": fixed(BATCH),
-        f"{name}.group_size": fixed(whole(2, 10**4)),
-        f"{name}.optimizer_prompts": fixed(BATCH),
-        f"{name}.micro_tokens": free(TOKENS),
-        f"{name}.max_prompt_tokens": fixed(TOKENS),
-        f"{name}.max_response_tokens": fixed(TOKENS),
-        f"{name}.temperature": fixed(SAMPLED),
-        f"{name}.top_k": fixed(TOP_K),
-        f"{name}.top_p": fixed(TOP_P),
-        f"{name}.shots": fixed(COUNT),
-        f"{name}.prompts": fixed(PATH),
-        f"{name}.prefill": fixed(TEXT),
-    }
-
-
-def verdict_role(name: str, *modes: str) -> dict[str, Key]:
-    return {
-        f"{name}.mode": fixed(Choice(modes)),
-        f"{name}.shots": fixed(COUNT),
-        f"{name}.prompts": fixed(PATH),
-        f"{name}.prefill": fixed(TEXT),
-        f"{name}.max_prompt_tokens": fixed(TOKENS),
-        f"{name}.max_tokens": fixed(TOKENS),
-        f"{name}.temperature": fixed(TEMPERATURE),
-        f"{name}.batch_size": free(BATCH),
-    }
-
-
-def rule_set(name: str, policy: Any) -> dict[str, Key]:
-    return {
-        f"{name}.path": policy(PATH),
-        f"{name}.kinds": policy(Many(Choice(sorted(phrase.KINDS)))),
-        f"{name}.per_prompt": policy(whole(1, len(phrase.KINDS))),
-        f"{name}.first": policy(COUNT),
-        f"{name}.last": policy(COUNT),
-        f"{name}.seed": policy(SEED),
-    }
-
-
-NEW_RULE_SET = {  # what rule_set() of configs/default.py returns
-    "path": None,
-    "kinds": (),
-    "per_prompt": 2,
-    "first": 0,
-    "last": 0,
-    "seed": 0,
-}
-KEYS: dict[str, Key] = {  # "*" is a name that the user chose
-    "seed": fixed(SEED),
-    "model": fixed(PATH),
-    "dtype": fixed(Choice(DTYPES)),
-    "remat": free(Choice(tuple(REMAT_POLICIES))),
-    "scan_weights": free(FLAG),
-    "rounds": later(whole(1, 999)),
-    "stages": fixed(Many(Choice(STAGES), least=1)),
-    "format": fixed(Choice(("think_answer", "plain"))),
-    "template_arguments.*": fixed(Scalar()),
-    "sample_batch": free(BATCH),
-    "mesh.data": free(DEVICES),
-    "mesh.fsdp": free(DEVICES),
-    "mesh.sequence": free(DEVICES),
-    "mesh.tensor": free(DEVICES),
-    "data.seeds": fixed(PATH),
-    "data.column": fixed(TEXT),
-    "data.split": fixed(Text(optional=True)),
-    "data.limit": fixed(COUNT),
-    "data.instructions": fixed(PATH),
-    **rule_set("data.rules", fixed),
-    "lora.rank": fixed(whole(0, 4096)),
-    "lora.alpha": fixed(real(1e-3, 1e6)),
-    "lora.targets": fixed(Many(Choice(TARGETS))),
-    **trained_role("instructor"),
-    "instructor.soft_share": fixed(SHARE),
-    **trained_role("follower"),
-    "generate.temperature": fixed(TEMPERATURE),
-    "generate.prompts": fixed(BATCH),
-    "generate.filter": fixed(FLAG),
-    "answer.temperature": fixed(TEMPERATURE),
-    **verdict_role("filter", "generate", "verdict"),
-    "filter.on": fixed(FLAG),
-    **verdict_role("judger", "generate", "verdict", "random"),
-    "judger.model": fixed(PATH),
-    "judger.dtype": fixed(Choice(DTYPES, optional=True)),
-    "judger.devices": free(TEXT),
-    "judger.max_no_verdict": free(SHARE),
-    "reward.checks": fixed(Choice(CHECKS)),
-    "grpo.advantage": fixed(Choice(tuple(ADVANTAGES))),
-    "grpo.policy_loss": fixed(Choice(tuple(POLICY_LOSSES))),
-    "grpo.loss_aggregation": fixed(Choice(tuple(AGGREGATIONS))),
-    "grpo.clip_low": fixed(SHARE),
-    "grpo.clip_high": fixed(real(0, 100)),
-    "grpo.clip_dual": fixed(real(1, 1000)),
-    "grpo.kl": fixed(Choice(tuple(KL_ESTIMATORS))),
-    "grpo.kl_coef": fixed(real(0, 100)),
-    "grpo.skip_equal_groups": fixed(FLAG),
-    "grpo.mask_truncated": fixed(FLAG),
-    "optim.learning_rate": fixed(real(1e-12, 1)),
-    "optim.schedule": fixed(Choice(tuple(SCHEDULES))),
-    "optim.warmup_updates": fixed(COUNT),
-    "optim.end_rate": fixed(SHARE),
-    "optim.b1": fixed(DECAY),
-    "optim.b2": fixed(DECAY),
-    "optim.eps": fixed(real(1e-30, 1)),
-    "optim.weight_decay": fixed(SHARE),
-    "optim.clip_norm": fixed(real(1e-9, 1e9)),
-    "optim.moments": fixed(Choice(MOMENTS)),
-    "eval.every_steps": free(COUNT),
-    "eval.temperature": free(TEMPERATURE),
-    **rule_set("eval.sets.*", free),
-    "checkpoint.every_steps": free(whole(1, 10**9)),
-}
+KEYS = dict(_keys(RunConfig, "", Resume.FIXED))  # with "*" for a name that the user chooses
+NAMED_BY_USER = dict(_named_by_user(RunConfig))
 
 
 def key(name: str) -> Key | None:
-    """The entry of a key as the config names it, "eval.sets.mine.seed"; None: there is no such."""
-    return KEYS.get(re.sub(r"^(eval\.sets|template_arguments)\.[^.]+", r"\1.*", name))
+    """What a key may be, by its name in a config, "eval.sets.mine.seed"; None: there is no such."""
+    for group in NAMED_BY_USER:
+        name = re.sub(rf"^({re.escape(group)})\.[^.]+", r"\1.*", name)
+    return KEYS.get(name)
 
 
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A ConfigDict or nested dicts as {"a.b": value}."""
-    leaves: dict[str, Any] = {}
-    for name in config:
-        value = config[name]  # not items(), which gives a ConfigDict's references unresolved
-        nested = hasattr(value, "keys")
-        leaves |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return leaves
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """The config, nested dicts, as frozen dataclasses.
 
-
-def check_values(config: Any) -> None:
-    """Raises UserError naming the first key that is unknown, missing, or has a value outside its
-    range."""
+    Raises UserError naming the first key that is unknown, missing, or has a value that is not
+    allowed, alone or together with others.
+    """
     leaves = flat(config)
     for name in leaves:
         if not key(name):
             raise UserError(unknown(name, KEYS))
-    for name in KEYS:
-        if name not in leaves and "*" not in name:
-            raise UserError(f"the config has no key {name}; base it on configs/default.py")
-    for name, value in leaves.items():
-        entry = key(name)
-        assert entry, "all keys were found above"
-        if value not in entry.values:
-            raise UserError(refusal(name, entry, value))
+    parsed: RunConfig = _build(RunConfig, config, "")
+    settings.check(parsed)
+    return parsed
+
+
+def _build(hint: Any, value: Any, name: str) -> Any:
+    """The value at the place `name` of a config, checked and as its type says."""
+    bare, _ = unwrap(hint)
+    prefix = f"{name}." if name else ""
+    if isinstance(bare, type) and dataclasses.is_dataclass(bare):
+        fields = _fields(bare)
+        for field in fields:
+            if field not in value:
+                raise UserError(
+                    f"the config has no key {prefix}{field}; base it on configs/default.py"
+                )
+        return bare(**{f: _build(inner, value[f], prefix + f) for f, inner in fields.items()})
+    if get_origin(bare) is Mapping:
+        return {f: _build(get_args(bare)[1], value[f], prefix + f) for f in value}
+    values = values_of(hint)
+    if value not in values:
+        raise UserError(refusal(name, values, value))
+    return float(value) if bare is float else value
+
+
+def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The config with other values, by dotted key. Raises UserError as `parse` does."""
+    nested = dataclasses.asdict(config)
+    for name, value in changes.items():
+        *groups, last = name.split(".")
+        functools.reduce(lambda node, group: node[group], groups, nested)[last] = value
+    return parse(nested)
+
+
+def as_json(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON has it: nested dicts, with lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def defaults(group: str) -> dict[str, Any] | None:
+    """The default values of a group that the user names, as "eval.sets.mine"; None: it is none."""
+    hint = NAMED_BY_USER.get(group.rpartition(".")[0])
+    if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
+        return None
+    return dataclasses.asdict(hint())
+
+
+def get(config: RunConfig, name: str) -> Any:
+    """The value, or the group, at a dotted key."""
+    value: Any = config
+    for part in name.split("."):
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    return value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"a.b": value}."""
+    leaves: dict[str, Any] = {}
+    for name, value in config.items():
+        nested = isinstance(value, Mapping)
+        leaves |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return leaves
 
 
 def read(name: str, text: str | None) -> Any:
-    """The value of a key that a command line spells; None: the key stands there without a value.
-    Raises UserError if it is not of the key's type."""
+    """Parses the value of a key from the command line; text None: the key has no value there.
+    Raises UserError if the value is not of the key's type."""
     entry = key(name)
     if not entry:
         raise UserError(unknown(name, KEYS))
@@ -222,15 +149,15 @@ def read(name: str, text: str | None) -> Any:
     try:
         return entry.values.read("true" if text is None else text)
     except ValueError:
-        raise UserError(refusal(name, entry, text)) from None
+        raise UserError(refusal(name, entry.values, text)) from None
 
 
-def refusal(name: str, entry: Key, value: Any) -> str:
-    return f"config.{name} must be {entry.values} (got {value!r})"
+def refusal(name: str, values: Values, value: object) -> str:
+    return f"config.{name} must be {values} (got {value!r})"
 
 
 def unknown(name: str, names: Collection[str]) -> str:
-    """What to say of a key that is none of `names`, with the ones that may have been meant."""
+    """The message for a key that is not among `names`, with those that may have been meant."""
     scores = {other: likeness(name, other) for other in names}
     best = max(scores.values())
     if best:
@@ -244,8 +171,8 @@ def unknown(name: str, names: Collection[str]) -> str:
 
 
 def likeness(name: str, other: str) -> float:
-    """How much a mistyped key is like another: 0, or the likeness of the last words (which may be
-    abbreviated to their initials, as lr for learning_rate) and of the groups."""
+    """How much a mistyped key resembles another: 0, or the similarity of the last words (which may
+    be abbreviated to initials, as lr for learning_rate) plus that of the groups."""
     (group, last), (other_group, other_last) = (
         (path, word) for path, _, word in (name.rpartition("."), other.rpartition("."))
     )

@@ -25,26 +25,23 @@ from seif_jax.rl.stage import Stage, run_stage
 from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
+from seif_jax.run_config import STAGES, RuleSetConfig, RunConfig
 from seif_jax.run_dir import DONE, open_run, start_time
 from seif_jax.run_paths import EXPORT
-from seif_jax.settings import Config
 
 
-def run(config: Config, workdir: Path, display: Display) -> None:
+def run(config: RunConfig, workdir: Path, display: Display) -> None:
     """Starts or resumes the run in `workdir` and brings it to its end."""
-    settings.check(config)
     started = start_time(workdir)
-    chat = ChatSettings(config.template_arguments.to_dict(), datetime.fromisoformat(started))
+    chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
     base = ModelBundle.load(config.model, chat)
     settings.check_lengths(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display)
     prints = evolution.fingerprints()
     with open_run(config, workdir, base, prints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
-        for round in range(1, config.rounds + 1):
-            for stage in settings.STAGES:
-                if stage in config.stages:
-                    evolution.stage(round, stage, writer)
+        for round, stage in config.schedule:
+            evolution.stage(round, stage, writer)
     if processes.first():
         closing_table.show(config, workdir, display)
 
@@ -52,7 +49,7 @@ def run(config: Config, workdir: Path, display: Display) -> None:
 class Evolution:
     """A run's config with what its stages share: the weights, seeds, evaluation sets."""
 
-    def __init__(self, config: Config, workdir: Path, base: ModelBundle, display: Display):
+    def __init__(self, config: RunConfig, workdir: Path, base: ModelBundle, display: Display):
         self.config, self.workdir, self.display = config, workdir, display
         self.weights = RoleWeights(config, workdir, base)
         self.base = self.weights.base
@@ -62,10 +59,11 @@ class Evolution:
         self.seeds = data.load_seeds(seeds.seeds, seeds.column, seeds.split, self.warn)
         if config.data.limit:
             self.seeds = self.seeds[: config.data.limit]
-        for key in ("instructions", "rules.kinds"):
-            if settings.get(config.data, key) and "generate" in config.stages:
+        sources = {"instructions": config.data.instructions, "rules.kinds": config.data.rules.kinds}
+        for key, source in sources.items():
+            if source and "generate" in config.stages:
                 raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
-        self.given = self.rule_set("data.rules") or (
+        self.given = self.rule_set("data.rules", config.data.rules) or (
             data.load_instructions(config.data.instructions, self.warn)
             if config.data.instructions
             else None
@@ -75,7 +73,10 @@ class Evolution:
                 "the Follower has no data: add 'generate' to config.stages, or give "
                 "config.data.instructions or config.data.rules"
             )
-        self.evaluations = {name: self.rule_set(f"eval.sets.{name}") for name in config.eval.sets}
+        self.evaluations = {
+            name: self.rule_set(f"eval.sets.{name}", rules)
+            for name, rules in config.eval.sets.items()
+        }
         self.check()
 
     def check(self) -> None:
@@ -99,10 +100,9 @@ class Evolution:
         """Identifies the data and models that the config names."""
         return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations)
 
-    def rule_set(self, key: str) -> list[Instruction]:
+    def rule_set(self, key: str, s: RuleSetConfig) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds, as the rule set
         at a key of the config says; [] if it names neither."""
-        s = settings.get(self.config, key)
         if s.path:
             return data.load_instructions(s.path, self.warn)
         if not s.kinds:
@@ -121,7 +121,7 @@ class Evolution:
         folder = self.workdir / f"round_{round}" / name
         if (folder / DONE).exists():
             return
-        index = settings.STAGES.index(name)
+        index = STAGES.index(name)
         key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
         if name == "generate":
             numbers = self.generate(round, folder, key, writer)
@@ -136,7 +136,7 @@ class Evolution:
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> Stage:
         c = self.config
-        role = c[name]
+        role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
         self.weights.keep_only(
             start, self.weights.path("follower", round - 1), self.judger_path(round)

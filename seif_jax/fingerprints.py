@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seif_jax import models, settings
+from seif_jax import config_keys, models, settings
 from seif_jax.instruction import Instruction
 from seif_jax.models.io import hf
+from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import FOLDER, stage_of
-from seif_jax.settings import Config
 
 MODELS = ("model", "instructor.init", "follower.init", "judger.model")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # of a file that is larger than all of these samples together
 
 
 def of_run(
-    config: Config,
+    config: RunConfig,
     seeds: Sequence[str],
     instructions: Sequence[Instruction] | None,
     evaluations: Mapping[str, Sequence[Instruction]],
@@ -33,18 +33,18 @@ def of_run(
     """
     prints = {"data.seeds": of_rows(seeds)}
     for key in ("data.instructions", "data.rules.path"):
-        if instructions and settings.get(config, key):
+        if instructions and config_keys.get(config, key):
             prints[key] = of_rows(instructions)
     for name, rows in evaluations.items():
         if config.eval.sets[name].path:
             prints[f"eval.sets.{name}.path"] = of_rows(rows)
     for key in MODELS:
-        name = settings.get(config, key)
+        name = config_keys.get(config, key)
         path = models.find_local(name) if name or key == "model" else None
         if path and path.exists():
             prints[key] = of_model(path)
     for role, prompts in settings.prompts(config).items():
-        if config[role].prompts:
+        if config.role(role).prompts:
             prints[f"{role}.prompts"] = _digest(dataclasses.asdict(prompts))
     return prints
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from seif_jax import settings
+from seif_jax import config_keys, settings
 from seif_jax.chat import one_token
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
@@ -18,18 +18,18 @@ from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message, opens_twice
 from seif_jax.roles.prompts import Prompts
-from seif_jax.settings import Config
+from seif_jax.run_config import RunConfig
 from seif_jax.tokenizer import Tokenizer
 
 Told = Mapping[str, Prompts]  # `settings.prompts`
 PROBE = "Which words of this question reach the model?"
 
 
-def check_models(config: Config, base: ModelBundle) -> None:
+def check_models(config: RunConfig, base: ModelBundle) -> None:
     """Raises UserError if a model that a role starts from, or the Judger's, is not there or does
     not compute what the run's model does."""
     for key in ("instructor.init", "follower.init", "judger.model"):
-        name = settings.get(config, key)
+        name = config_keys.get(config, key)
         if not name or name == "base":
             continue
         try:
@@ -58,7 +58,7 @@ def _difference(shape: ModelConfig, base: ModelConfig) -> str:
     return ""
 
 
-def check_batches(config: Config, seeds: int, given: int | None) -> None:
+def check_batches(config: RunConfig, seeds: int, given: int | None) -> None:
     """Raises UserError if a stage can never fill a batch, whatever its data turn out to be.
 
     seeds: the number of seed questions. given: of instructions that the Instructor need not write.
@@ -71,7 +71,7 @@ def check_batches(config: Config, seeds: int, given: int | None) -> None:
     if given is not None:
         sources["follower"] = given, f"there are only {given} instructions (config.data)"
     for role, (count, reason) in sources.items():
-        wanted = config[role].rollout_prompts
+        wanted = config.trained_role(role).rollout_prompts
         if role in config.stages and wanted > count:
             raise UserError(
                 f"config.{role}.rollout_prompts must be at most {count} (got {wanted}): {reason}"
@@ -79,7 +79,7 @@ def check_batches(config: Config, seeds: int, given: int | None) -> None:
 
 
 def check_prompts(
-    config: Config, tokenizer: Tokenizer, told: Told, key: str, rows: Sequence[Instruction]
+    config: RunConfig, tokenizer: Tokenizer, told: Told, key: str, rows: Sequence[Instruction]
 ) -> None:
     """Raises UserError if the Follower can read none of the rows that a key of the config names."""
     role, lengths = config.follower, []
@@ -97,7 +97,7 @@ def check_prompts(
     )
 
 
-def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
+def check_verdicts(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raises UserError if a verdict is not one token where `verdict` mode looks for it."""
     for name, role in settings.verdict_roles(config).items():
         prefill = role.prefill + judge.PREFILL
@@ -108,7 +108,7 @@ def check_verdicts(config: Config, tokenizer: Tokenizer) -> None:
                 raise UserError(f"config.{name}.prefill: {error}") from None
 
 
-def check_dialogues(config: Config, tokenizer: Tokenizer, told: Told) -> None:
+def check_dialogues(config: RunConfig, tokenizer: Tokenizer, told: Told) -> None:
     """Raises UserError if the model's chat template drops text of a role's dialogue, does not ask
     for a reply to it, or opens a thought that the role's prefill opens, too."""
     for role, dialogue in _dialogues(config, told):
@@ -116,7 +116,7 @@ def check_dialogues(config: Config, tokenizer: Tokenizer, told: Told) -> None:
             tokenizer.check_chat(dialogue)
         except UserError as error:
             raise UserError(f"config.{role}: {error}") from None
-        prefill = config[role].prefill
+        prefill = config.role(role).prefill
         if opens_twice(tokenizer.opening(dialogue), prefill):
             raise UserError(
                 f"config.{role}.prefill must not begin with <think>, which the model's chat "
@@ -124,7 +124,7 @@ def check_dialogues(config: Config, tokenizer: Tokenizer, told: Told) -> None:
             )
 
 
-def _dialogues(config: Config, told: Told) -> Iterator[tuple[str, list[Message]]]:
+def _dialogues(config: RunConfig, told: Told) -> Iterator[tuple[str, list[Message]]]:
     """A dialogue of every kind that the roles of the run's stages have."""
     if {"instructor", "follower"} & {*config.stages}:  # it answers what the Instructor writes
         style = {"shots": config.follower.shots, "prompts": told["follower"]}

@@ -14,8 +14,8 @@ from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lor
 from seif_jax.errors import UserError
 from seif_jax.models import lora, resolve
 from seif_jax.models.io.to_device import ShardingRule
+from seif_jax.run_config import RunConfig
 from seif_jax.sampling import Engine
-from seif_jax.settings import Config
 
 
 class RoleWeights:
@@ -25,7 +25,7 @@ class RoleWeights:
     shapes  what is trained, as `jax.ShapeDtypeStruct`
     """
 
-    def __init__(self, config: Config, workdir: Path, base: ModelBundle):
+    def __init__(self, config: RunConfig, workdir: Path, base: ModelBundle):
         self.config, self.workdir = config, workdir
         self.lora = settings.lora(config)
         self._meshes = meshes(config, jax.devices())
@@ -49,7 +49,7 @@ class RoleWeights:
         """`role` after round `round`, or what it starts from."""
         if round and role in self.config.stages:
             return self.workdir / f"round_{round}" / role
-        return resolve(self.config[role].init or self.config.model)
+        return resolve(self.config.trained_role(role).init or self.config.model)
 
     def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Any:
         """Whole weights, where they are trained unless said; adapters are merged into their
@@ -95,7 +95,7 @@ class RoleWeights:
 
     def _check_init(self, role: str) -> None:
         """UserError: the role is to start from what is no adapter of this run's base."""
-        init = self.config[role].init
+        init = self.config.trained_role(role).init
         if not self.lora or not init or role not in self.config.stages:
             return
         found = read_lora(resolve(init))
@@ -106,11 +106,13 @@ class RoleWeights:
             )
 
 
-def meshes(config: Config, devices: Sequence[Any]) -> dict[str, Mesh]:
+def meshes(config: RunConfig, devices: Sequence[Any]) -> dict[str, Mesh]:
     """Of what is trained and sampled, "shared", and where the Judger has devices of its own of
     these, by what config.judger.devices says. UserError: they do not fit."""
     own = judger_devices(config.judger.devices, devices)
-    mesh = sharding.make_mesh(config.mesh, [device for device in devices if device not in own])
+    mesh = sharding.make_mesh(
+        vars(config.mesh), [device for device in devices if device not in own]
+    )
     if not own:
         return {"shared": mesh}
     # Whole copies of the weights, cut as finely as the sampler's where they can be.

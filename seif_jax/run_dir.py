@@ -25,8 +25,9 @@ from seif_jax.files import (
     write_text,
 )
 from seif_jax.metrics import Writer
+from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import ABOUT, BASE, read_about
-from seif_jax.settings import Config
+from seif_jax.values import Resume
 
 PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
 DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
@@ -46,7 +47,7 @@ def start_time(workdir: Path) -> str:
 
 @contextlib.contextmanager
 def open_run(
-    config: Config, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
+    config: RunConfig, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> Iterator[Writer]:
     """Makes the run's folder, or makes sure that this config may go on with the run in it; yields
     what writes the run's metrics.
@@ -87,12 +88,12 @@ def _discard(workdir: Path, made: bool) -> None:
 
 
 def _make(
-    config: Config, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
+    config: RunConfig, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> None:
     """Makes what is missing of the folder, and records what is new."""
     path, held = workdir / ABOUT, read_about(workdir)
     about = {
-        "config": json.loads(config.to_json()),
+        "config": config_keys.as_json(config),
         "fingerprints": prints,
         "started": started,
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -120,10 +121,10 @@ def _make(
     keep_prompts(config, workdir)
 
 
-def keep_prompts(config: Config, workdir: Path) -> None:
+def keep_prompts(config: RunConfig, workdir: Path) -> None:
     """Copies the files of the roles' prompts into the run's folder."""
     for role in settings.ROLES:
-        if path := config[role].prompts:
+        if path := config.role(role).prompts:
             path = Path(path).expanduser()
             copy = workdir / PROMPTS / f"{role}{path.suffix}"
             if not copy.exists():
@@ -139,13 +140,13 @@ def check_resumable(held: Any, wanted: Any, workdir: Path) -> None:
     refused = []
     for key, there, here in fingerprints.changes(held, wanted):
         entry = config_keys.key(key)
-        resume = entry.resume if entry else "fixed"
-        if resume == "free":
+        resume = entry.resume if entry else Resume.FIXED
+        if resume is Resume.FREE:
             continue
         reason = f"{there} there, {here} here"
         if there == here:
             reason = f"{there} with other contents there, {here} here"
-        if resume == "later" and there and here:
+        if resume is Resume.LATER and there and here:
             begun = _begun(workdir, key.rpartition(".")[0] or "*")
             values = json.loads(there), json.loads(here)
             changed = [round for round in begun if not _same(round, *values)]
@@ -185,13 +186,10 @@ def _changes(held: Any, about: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def stages_done(config: Config, workdir: Path) -> list[bool]:
+def stages_done(config: RunConfig, workdir: Path) -> list[bool]:
     """Of every stage of the run, in order, whether it has ended."""
     return [
-        (workdir / f"round_{round}" / stage / DONE).exists()
-        for round in range(1, config.rounds + 1)
-        for stage in settings.STAGES
-        if stage in config.stages
+        (workdir / f"round_{round}" / stage / DONE).exists() for round, stage in config.schedule
     ]
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from seif_jax import models
 from seif_jax.chat import Decoding
-from seif_jax.config_keys import STAGES, check_values
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rl.grpo import LossConfig
@@ -18,30 +17,21 @@ from seif_jax.rl.rollout import Grouping
 from seif_jax.rl.stage import BatchSizes
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
-
-Config = Any  # an ml_collections.ConfigDict: its own types know no keys
+from seif_jax.run_config import STAGES, RunConfig, TrainedRoleConfig, VerdictRoleConfig
 
 ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judger": judger}
 PIECES = 8  # in which samples are scored where the Judger has devices of its own
 ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
 
 
-def get(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def check(config: Config) -> None:
-    """Raises UserError naming the first key whose value cannot be, alone or beside others."""
-    check_values(config)
-    for role in ("instructor", "follower"):
-        rollout, update = config[role].rollout_prompts, config[role].optimizer_prompts
-        if role in config.stages and rollout % update:
+def check(config: RunConfig) -> None:
+    """Raises UserError naming the first key whose value does not go together with others."""
+    for name, role in {"instructor": config.instructor, "follower": config.follower}.items():
+        if name in config.stages and role.rollout_prompts % role.optimizer_prompts:
             raise UserError(
-                f"config.{role}.rollout_prompts must be a multiple of "
-                f"config.{role}.optimizer_prompts={update} (got {rollout})"
+                f"config.{name}.rollout_prompts must be a multiple of "
+                f"config.{name}.optimizer_prompts={role.optimizer_prompts} "
+                f"(got {role.rollout_prompts})"
             )
     rule_sets = {f"eval.sets.{name}": rules for name, rules in config.eval.sets.items()}
     for name, rules in {"data.rules": config.data.rules, **rule_sets}.items():
@@ -58,28 +48,29 @@ def check(config: Config) -> None:
     prompts(config)
 
 
-def prompts(config: Config) -> dict[str, Prompts]:
+def prompts(config: RunConfig) -> dict[str, Prompts]:
     """What each role is told: the packaged prompts, or those of the file that the config names.
 
     Raises UserError for a file that cannot be used, and for more shots than it has.
     """
     told = {}
     for name, role in ROLES.items():
-        path = config[name].prompts
+        own = config.role(name)
+        path = own.prompts
         try:
             told[name] = load(role.SCHEMA, path, role.PACKAGED) if path else role.PACKAGED
         except UserError as error:
             raise UserError(f"config.{name}.prompts: {error}") from None
         most = min(map(len, told[name].shots.values()))
-        if config[name].shots > most:
+        if own.shots > most:
             raise UserError(
                 f"config.{name}.shots must be at most {most}, the number of examples in "
-                f"{path or 'the packaged prompts'} (got {config[name].shots})"
+                f"{path or 'the packaged prompts'} (got {own.shots})"
             )
     return told
 
 
-def lora(config: Config) -> Lora | None:
+def lora(config: RunConfig) -> Lora | None:
     """The adapters of a run; None: all weights are trained."""
     c = config.lora
     if not c.rank:
@@ -100,23 +91,25 @@ def epochs(by_round: Sequence[int], round: int) -> int:
     return by_round[min(round, len(by_round)) - 1]
 
 
-def sizes(role: Config, round: int) -> BatchSizes:
+def sizes(role: TrainedRoleConfig, round: int) -> BatchSizes:
     passes = epochs(role.epochs, round)
     return BatchSizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, passes)
 
 
-def grouping(config: Config, role: Config) -> Grouping:
+def grouping(config: RunConfig, role: TrainedRoleConfig) -> Grouping:
     g = config.grpo
     return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
 
 
-def chunks(config: Config) -> int:
+def chunks(config: RunConfig) -> int:
     """In how many chunks a step's samples are scored. Where the Judger shares the devices there is
     nothing to gain by several."""
     return 1 if config.judger.devices == "shared" else PIECES
 
 
-def decoding(config: Config, role: Config, temperature: float, rng_stream: int = 0) -> Decoding:
+def decoding(
+    config: RunConfig, role: TrainedRoleConfig, temperature: float, rng_stream: int = 0
+) -> Decoding:
     """How a trained role, or the frozen Follower, replies."""
     return Decoding(
         role.max_prompt_tokens,
@@ -130,7 +123,7 @@ def decoding(config: Config, role: Config, temperature: float, rng_stream: int =
     )
 
 
-def verdict_decoding(role: Config, rng_stream: int) -> Decoding:
+def verdict_decoding(role: VerdictRoleConfig, rng_stream: int) -> Decoding:
     """How Filter and Judger reply; in verdict mode only its limits and prefill count."""
     return Decoding(
         role.max_prompt_tokens,
@@ -142,44 +135,47 @@ def verdict_decoding(role: Config, rng_stream: int) -> Decoding:
     )
 
 
-def verdict_roles(config: Config) -> dict[str, Config]:
+def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
     """Which of Filter and Judger the run's stages ask."""
     writes, proposes, follows = (stage in config.stages for stage in STAGES)
     filters = (writes and config.filter.on) or (proposes and config.generate.filter)
     judges = config.reward.checks != "rules" and (writes or follows)
+    roles = {"filter": config.filter, "judger": config.judger}
     used = {"filter": filters, "judger": judges}
-    return {name: config[name] for name, asked in used.items() if asked}
+    return {name: role for name, role in roles.items() if used[name]}
 
 
-def check_lengths(config: Config, positions: int) -> None:
+def check_lengths(config: RunConfig, positions: int) -> None:
     """Raises UserError naming the first role of the run's stages whose prompt and reply together
     can be longer than the model's `positions`."""
     writes, proposes, follows = (stage in config.stages for stage in STAGES)
     # The frozen Follower answers what the Instructor writes.
     trained = {"instructor": writes or proposes, "follower": writes or follows}
-    roles = {name: config[name] for name, used in trained.items() if used}
-    for name, role in (roles | verdict_roles(config)).items():
-        limit = "max_tokens" if "max_tokens" in role else "max_response_tokens"
-        if role.max_prompt_tokens + role[limit] > positions:
+    names = [name for name, used in trained.items() if used]
+    for name in (*names, *verdict_roles(config)):
+        role = config.role(name)
+        limit = "max_tokens" if isinstance(role, VerdictRoleConfig) else "max_response_tokens"
+        if role.max_prompt_tokens + getattr(role, limit) > positions:
             raise UserError(
                 f"config.{name}.max_prompt_tokens={role.max_prompt_tokens} and "
-                f"config.{name}.{limit}={role[limit]} exceed the model's {positions} positions"
+                f"config.{name}.{limit}={getattr(role, limit)} exceed the model's {positions} "
+                "positions"
             )
 
 
-def algorithm(config: Config, role: Config) -> Algorithm:
+def algorithm(config: RunConfig, role: TrainedRoleConfig) -> Algorithm:
     """How a trained role is updated."""
     return Algorithm(loss(config, role), optimizer(config), config.remat)
 
 
-def loss(config: Config, role: Config) -> LossConfig:
+def loss(config: RunConfig, role: TrainedRoleConfig) -> LossConfig:
     keys = {field.name for field in fields(LossConfig)} - {"max_response_tokens"}
-    values = {key: config.grpo[key] for key in keys}
+    values = {key: getattr(config.grpo, key) for key in keys}
     return LossConfig(**values, max_response_tokens=role.max_response_tokens)
 
 
-def optimizer(config: Config) -> OptimizerConfig:
-    return OptimizerConfig(**config.optim)
+def optimizer(config: RunConfig) -> OptimizerConfig:
+    return OptimizerConfig(**vars(config.optim))
 
 
 def dtype(name: str) -> Any:

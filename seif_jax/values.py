@@ -1,37 +1,77 @@
-"""Kinds of values that a setting may have: how they are checked, read from text, and described."""
+"""The kinds of values that a setting may have: how they are checked, read from text and described.
+
+A setting is a field of a dataclass, and its type says what kind of value it takes. A range, a list
+of options or a policy for resumed runs is added with `Annotated`:
+
+    kl_coef: Annotated[float, Range(0, 100)] = 0.01
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    kinds: tuple[Literal["a", "b"], ...] = ()
+
+`values_of` makes of such a type the object that checks, reads and describes its values.
+"""
 
 import ast
+import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin
 
 from seif_jax.errors import UserError
 
 T = TypeVar("T")
 TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+Plain = str | int | float | bool | None  # whatever one literal spells
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`, both included, and a few special ones."""
+
+    low: float
+    high: float
+    special: tuple[float, ...] = ()
+
+
+class OneOf(NamedTuple):
+    """A choice among texts that a table lists; where they are few, use `Literal`."""
+
+    options: Collection[str]
+
+
+class AtLeast(NamedTuple):
+    """The least number of values in a tuple."""
+
+    count: int
+
+
+class Resume(enum.Enum):
+    """Whether a resumed run may change a setting. Without a policy it is FIXED."""
+
+    FIXED = "fixed"  # no: it changes what the run computes
+    LATER = "later"  # for rounds that have not begun
+    FREE = "free"  # yes: results stay the same, up to the order in which sums are rounded
 
 
 class Values(Protocol):
     """A kind of value. `str` completes the sentence "the setting must be …"."""
 
-    def __contains__(self, value: Any, /) -> bool: ...
-    def read(self, text: str) -> Any:
-        """The value that a command line spells. Raises ValueError if it spells none of this type;
-        whether the value is allowed is not checked."""
+    def __contains__(self, value: object, /) -> bool: ...
+    def read(self, text: str) -> object:
+        """Parses a value from the command line. Raises ValueError if the text spells no value of
+        this type; whether the value is in range is not checked."""
         ...
 
 
 @dataclass(frozen=True)
 class Number:
-    """Numbers of one type from `low` to `high`, and a few special ones. NaN is never one."""
+    """Numbers of one type from `low` to `high`, and a few special ones; never NaN."""
 
     type: type[int] | type[float]
     low: float
     high: float
     special: tuple[float, ...] = ()
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         types = int if self.type is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, types):
             return False
@@ -50,7 +90,7 @@ class Number:
 class Flag:
     """True or False."""
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         return isinstance(value, bool)
 
     def __str__(self) -> str:
@@ -64,11 +104,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text; None too if `optional`."""
+    """Any text; also None if `optional`."""
 
     optional: bool = False
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         return isinstance(value, str) or (self.optional and value is None)
 
     def __str__(self) -> str:
@@ -80,12 +120,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few texts; None too if `optional`."""
+    """One of a few texts; also None if `optional`."""
 
     options: Sequence[str]
     optional: bool = False
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         return value in self.options or (self.optional and value is None)
 
     def __str__(self) -> str:
@@ -97,21 +137,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class Many:
-    """A tuple of values of one kind, with at least `least` of them."""
+    """A tuple of at least `least` values of one kind."""
 
     each: Values
     least: int = 0
 
-    def __contains__(self, value: Any, /) -> bool:
-        right = isinstance(value, tuple) and len(value) >= self.least
-        return right and all(one in self.each for one in value)
+    def __contains__(self, value: object, /) -> bool:
+        if not isinstance(value, tuple) or len(value) < self.least:
+            return False
+        return all(element in self.each for element in value)
 
     def __str__(self) -> str:
         count = f"{self.least} or more values" if self.least else "values"
         return f"{count} separated by commas, each {self.each}"
 
-    def read(self, text: str) -> tuple[Any, ...]:
-        """From a Python tuple or list, or from values separated by commas, quoted or not."""
+    def read(self, text: str) -> tuple[object, ...]:
+        """Parses a Python tuple or list, or values separated by commas, quoted or not."""
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -122,9 +163,9 @@ class Many:
 
 @dataclass(frozen=True)
 class Scalar:
-    """Text, a finite number, True, False or None: whatever one literal spells."""
+    """Text, a finite number, True, False or None."""
 
-    def __contains__(self, value: Any, /) -> bool:
+    def __contains__(self, value: object, /) -> bool:
         if isinstance(value, float):
             return math.isfinite(value)
         return value is None or isinstance(value, (str, bool, int))
@@ -132,14 +173,46 @@ class Scalar:
     def __str__(self) -> str:
         return "text, a number, True, False or None"
 
-    def read(self, text: str) -> Any:
-        """A Python literal; any other text is itself."""
+    def read(self, text: str) -> object:
+        """Parses a Python literal; any other text is itself."""
         if text.lower() in ("true", "false"):
             return TRUTH[text.lower()]
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
             return text
+
+
+def values_of(hint: Any) -> Values:
+    """What a setting of this type may be: bool, int and float with a Range, str, Literal, each of
+    the last two with `| None`, tuple[…, …] of one of these, or Plain."""
+    bare, marks = unwrap(hint)
+    if bare == Plain:
+        return Scalar()
+    if bare is bool:
+        return Flag()
+    if bare in (int, float):
+        return Number(bare, *marks[Range])
+    if get_origin(bare) is tuple:
+        least = marks[AtLeast].count if AtLeast in marks else 0
+        return Many(values_of(get_args(bare)[0]), least)
+    optional = type(None) in get_args(bare)
+    text = get_args(bare)[0] if optional else bare
+    if get_origin(text) is Literal:
+        return Choice(get_args(text), optional)
+    if OneOf in marks:
+        return Choice(tuple(marks[OneOf].options), optional)
+    if text is str:
+        return Text(optional)
+    raise TypeError(f"no setting can have the type {hint}")
+
+
+def unwrap(hint: Any) -> tuple[Any, dict[type, Any]]:
+    """A type without its `Annotated`, and what that adds to it, by class."""
+    if get_origin(hint) is not Annotated:
+        return hint, {}
+    bare, *marks = get_args(hint)
+    return bare, {type(mark): mark for mark in marks}
 
 
 def look_up(name: str, table: Mapping[str, T], value: str) -> T:

@@ -13,11 +13,11 @@ import tiny
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from seif_jax import plan, sharding
-from seif_jax.__main__ import read_config
+from seif_jax import config_keys, plan, sharding
+from seif_jax.config_file import read_config
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.cost import compile_cost
-from seif_jax.settings import Config
+from seif_jax.run_config import RunConfig
 
 TRIPS, ROWS, WIDTH = 5, 8, 64
 
@@ -43,11 +43,12 @@ def known() -> dict[str, tuple[int, int]]:
     return compile_cost(jax.jit(around), (x,), {}, [0] * 4).links
 
 
-def beside(config: Config) -> dict[str, list[str]]:
+def beside(config: RunConfig) -> dict[str, list[str]]:
     """What lies beside each program where two of the devices are the Judger's."""
     judger = {"judger.devices": "2", "judger.max_prompt_tokens": 400, "judger.max_tokens": 8}
     judged = {"judger.mode": "verdict", "judger.batch_size": 4, "reward.checks": "hybrid"}
-    config.update_from_flattened_dict({**judger, **judged, "mesh.fsdp": 2, "mesh.tensor": 1})
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 1}
+    config = config_keys.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
     layout = plan.Layout(config, model, jax.devices(), jax.devices())
     found = plan.programs(config, layout)

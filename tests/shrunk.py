@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from seif_jax import models, plan
-from seif_jax.__main__ import read_config
+from seif_jax import config_keys, models, plan
+from seif_jax.config_file import read_config
 from seif_jax.models import Model
 from seif_jax.plan.programs import Program
 
@@ -41,8 +41,8 @@ def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tupl
     """The config and the shape of its model. shape: keys of config.json; changes: keys of the
     config, `__` for a dot."""
     config = read_config(str(CONFIGS / f"{name}.py"), [])
-    config.update_from_flattened_dict(SMALL)
-    config.update_from_flattened_dict({k.replace("__", "."): x for k, x in changes.items()})
+    changes = SMALL | {k.replace("__", "."): x for k, x in changes.items()}
+    config = config_keys.replace(config, changes)
     given = _hf_config(config.model)
     head_dim = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
     return config, models.describe({**given, "head_dim": head_dim, **NARROW, **(shape or {})})

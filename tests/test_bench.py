@@ -2,7 +2,6 @@
 
 import json
 import math
-import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +21,7 @@ from seif_jax.bench.baselines import Peer
 from seif_jax.bench.workloads import Workload
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
+from seif_jax.run_config import RunConfig
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
 FAKE = """
@@ -253,7 +253,6 @@ def test_prompts_have_their_length(place):
 
 
 def test_sizes_that_are_not_options_are_the_default_config():
-    path = Path(__file__).parent.parent / "configs" / "default.py"
-    config = runpy.run_path(str(path))["get_config"]()
+    config = RunConfig()
     assert settings.algorithm(config, config.follower) == inputs.ALGORITHM
     assert config.judger.shots == inputs.SHOTS

@@ -7,10 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from ml_collections import ConfigDict
 
 from seif_jax.display import Display
 from seif_jax.report import closing_table
+from seif_jax.run_config import RunConfig
 from seif_jax.run_dir import DONE
 
 
@@ -26,7 +26,7 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
     (folder / DONE).write_text(json.dumps({"reward": 0.5}))
     (tmp_path / "metrics.jsonl").touch()
     text = io.StringIO()
-    config = ConfigDict({"rounds": 1, "stages": ("follower",)})
+    config = RunConfig(rounds=1, stages=("follower",))
     closing_table.show(config, tmp_path, Display(text, text))
     command = f"tensorboard --logdir {tmp_path}"
     (line,) = [line for line in text.getvalue().splitlines() if "--logdir" in line]
@@ -46,7 +46,7 @@ def test_the_table_says_whether_a_round_learned(tmp_path):
         (folder / DONE).write_text(json.dumps({"reward": 0.1 * round, "kl": None}))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = io.StringIO()
-    config = ConfigDict({"rounds": 2, "stages": ("follower",)})
+    config = RunConfig(rounds=2, stages=("follower",))
     closing_table.show(config, tmp_path, Display(io.StringIO(), results))
     title, *table = results.getvalue().splitlines()
     assert title.endswith("the share of constraints met, before → after the Follower")
@@ -63,7 +63,7 @@ def test_without_evaluations_the_table_has_means_alone(tmp_path):
     (tmp_path / "round_1" / "generate").mkdir(parents=True)
     (tmp_path / "round_1" / "generate" / DONE).write_text('{"kept": 0.75, "instructions": 6}')
     results = io.StringIO()
-    config = ConfigDict({"rounds": 1, "stages": ("generate",)})
+    config = RunConfig(rounds=1, stages=("generate",))
     closing_table.show(config, tmp_path, Display(io.StringIO(), results))
     assert results.getvalue().splitlines() == [
         "Means over each stage's steps",

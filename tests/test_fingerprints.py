@@ -2,13 +2,15 @@
 
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from seif_jax import fingerprints, models
+from seif_jax import config_keys, fingerprints, models
 from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, changes, of_model, of_rows
 from seif_jax.instruction import Instruction
+from seif_jax.run_config import RuleSetConfig, RunConfig
 
 ROW = Instruction("Q?", ("Be kind.",), "Q?\nBe kind.", ({},), ("soft",))
 
@@ -103,20 +105,13 @@ def test_a_run_without_fingerprints_is_compared_by_its_config():
 
 
 def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(
-        "default", Path(__file__).parents[1] / "configs" / "default.py"
-    )
-    assert spec and spec.loader
-    default = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(default)
-    c = default.get_config()
     here = str(model(tmp_path / "model"))
-    c.judger.model, c.instructor.init, c.follower.init = here, here, "org/name"
-    c.data.instructions = "i.jsonl"
-    c.eval.sets.held = default.rule_set()
-    c.eval.sets.held.path = "e.jsonl"
+    changes = {
+        "judger.model": here, "instructor.init": here, "follower.init": "org/name",
+        "data.instructions": "i.jsonl",
+        "eval.sets": {"held": asdict(RuleSetConfig(path="e.jsonl"))},
+    }  # fmt: skip
+    c = config_keys.replace(RunConfig(), changes)
     prints = fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]})
     assert prints["instructor.init"] == prints["judger.model"] == of_model(Path(here))
     assert prints["model"] == of_model(models.resolve(None))
@@ -125,6 +120,6 @@ def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
         "model", "instructor.init", "judger.model", "data.seeds", "data.instructions",
         "eval.sets.held.path",
     }  # fmt: skip
-    c.model = models.EMBEDDED
+    c = replace(c, model=models.EMBEDDED)
     assert fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]}) == prints
     json.dumps(prints)

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tiny
 from checkpoints import recipe, source
-from ml_collections import ConfigDict
 
 from seif_jax import models, settings
 from seif_jax.errors import UserError
@@ -23,6 +22,7 @@ from seif_jax.models.io import hf
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
+from seif_jax.run_config import LoraConfig, RunConfig
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import split
@@ -229,6 +229,6 @@ def test_the_base_that_adapters_name(model, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("model", "smollm2"):
         (tmp_path / name).mkdir()
-    config = ConfigDict({"model": model, "lora": {"rank": 2, "alpha": 4.0, "targets": ("q",)}})
+    config = RunConfig(model=model, lora=LoraConfig(rank=2, alpha=4.0, targets=("q",)))
     found = settings.lora(config)
     assert found and found.base == (base and base.format(here=tmp_path))

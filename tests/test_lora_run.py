@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from test_run import assert_same_run, interrupt
 
 from seif_jax import checkpoint, models
-from seif_jax.__main__ import main, read_config
+from seif_jax.__main__ import main
 from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
+from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.rl.optim import TrainState

@@ -11,8 +11,9 @@ import pytest
 import tiny
 
 from seif_jax import models, plan
-from seif_jax.__main__ import main, read_config
+from seif_jax.__main__ import main
 from seif_jax.bench import roofline
+from seif_jax.config_file import read_config
 from seif_jax.models.io.to_device import single_device
 from seif_jax.plan import chips, cost, hlo, text
 from seif_jax.plan.chips import Chip

@@ -14,8 +14,9 @@ import tiny
 from jax.sharding import AbstractMesh, AxisType
 
 from seif_jax import models, plan, sharding
-from seif_jax.__main__ import main, read_config
+from seif_jax.__main__ import main
 from seif_jax.bench import roofline
+from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.models.attention import cudnn, splash
 from seif_jax.models.io import hf

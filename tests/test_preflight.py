@@ -8,8 +8,8 @@ import pytest
 import tiny_run
 
 from seif_jax import preflight, propose, settings
-from seif_jax.__main__ import read_config
 from seif_jax.checkpoint import ModelBundle
+from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction

@@ -363,7 +363,8 @@ def test_follower_alone_killed_and_started_again(finished, followed, place):
 ELSEWHERE = """
 import pathlib, sys
 from seif_jax import evolve
-from seif_jax.__main__ import read_config, use_compilation_cache
+from seif_jax.__main__ import use_compilation_cache
+from seif_jax.config_file import read_config
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import judger

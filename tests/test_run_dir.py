@@ -11,14 +11,14 @@ from test_config import LEAVES, ROOT, with_a_set
 
 from seif_jax import config_keys, run_dir
 from seif_jax.errors import UserError
-from seif_jax.values import Choice, Flag, Many, Number
+from seif_jax.values import Choice, Flag, Many, Number, Resume
 
 
 def about(**changes: Any) -> Any:
     config = with_a_set()
     with config.ignore_type():
         config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return {"config": json.loads(config.to_json()), "fingerprints": {}}
+    return {"config": json.loads(json.dumps(config.to_dict())), "fingerprints": {}}
 
 
 def refusal(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -56,7 +56,7 @@ def test_every_key(tmp_path, name):
     value = another(LEAVES[name], entry.values)
     assert value in entry.values and value != LEAVES[name]
     line = refusal(tmp_path, {}, {name.replace(".", "__"): value})
-    if entry.resume == "fixed":
+    if entry.resume is Resume.FIXED:
         there, here = (json.dumps(x) for x in (LEAVES[name], value))
         assert line == (
             f"{tmp_path} holds a run of another config: {name} is {there} there, {here} here; "
@@ -133,9 +133,9 @@ def test_the_docs_say_which_keys_may_change():
     """docs/resuming.md lists the free and the later keys of the table, and no others."""
     page = (ROOT / "docs" / "resuming.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| (at any time|for later rounds) \| (.*) \|$", page, re.M))
-    for row, kind in (("at any time", "free"), ("for later rounds", "later")):
+    for row, kind in (("at any time", Resume.FREE), ("for later rounds", Resume.LATER)):
         patterns = re.findall(r"`([^`]+)`", rows[row])
-        keys = {name for name, entry in config_keys.KEYS.items() if entry.resume == kind}
+        keys = {name for name, entry in config_keys.KEYS.items() if entry.resume is kind}
         listed = {
             name for name in config_keys.KEYS if any(fnmatch(name, pattern) for pattern in patterns)
         }

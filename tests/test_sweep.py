@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax.__main__ import main, read_config
+from seif_jax import config_keys
+from seif_jax.__main__ import main
+from seif_jax.config_file import read_config
 from seif_jax.evolve import Evolution
 from seif_jax.sweep import launchers
 from seif_jax.sweep.launchers import Job
@@ -50,7 +52,7 @@ def finish(folder, overrides=()):
         for stage in config.stages:
             (folder / f"round_{round}" / stage).mkdir(parents=True)
             (folder / f"round_{round}" / stage / "stage.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps({"config": json.loads(config.to_json())}))
+    (folder / "config.json").write_text(json.dumps({"config": config_keys.as_json(config)}))
 
 
 def test_names_and_commands(sweep, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import models
+from seif_jax import config_keys, models
 from seif_jax.errors import UserError
 from seif_jax.models import Model
 from seif_jax.models.io import hf
@@ -26,8 +26,8 @@ from seif_jax.plan.cost import Cost, compile_cost, held
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import Program, programs
 from seif_jax.plan.text import gib, tell
+from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import BASE, run_of, stage_of
-from seif_jax.settings import Config
 
 HALVINGS = 5  # of a knob that counts
 
@@ -108,7 +108,7 @@ class Compiler:
         return Planned(p, self._found[key], chip)
 
 
-def plan(config: Config, topology: str | None) -> dict[str, Any]:
+def plan(config: RunConfig, topology: str | None) -> dict[str, Any]:
     """Compiles everything, and tries what would make it fit. UserError, before anything compiles:
     the config, the topology or the model cannot be."""
     with compiling_for(topology):
@@ -161,7 +161,7 @@ def step(found: list[Planned], stage: str) -> dict[str, float]:
 
 
 def knob(
-    bad: Planned, config: Config, topology: str | None, model: Model, compiler: Compiler
+    bad: Planned, config: RunConfig, topology: str | None, model: Model, compiler: Compiler
 ) -> str | None:
     """The first change that makes a program fit, tried by compiling; None: none of them does."""
     if bad.chip.pool_fraction < 1 and bad.total <= USABLE * gpus.MOST * bad.chip.hbm_bytes:
@@ -185,28 +185,27 @@ def knob(
 
 
 def knobs(
-    config: Config, program: Program, topology: str | None
-) -> Iterator[tuple[str, Config, str | None]]:
+    config: RunConfig, program: Program, topology: str | None
+) -> Iterator[tuple[str, RunConfig, str | None]]:
     """Changes that may help a program, the cheapest first: what is said, the config, the slice."""
 
-    def with_(**values: Any) -> tuple[str, Config, str | None]:
-        changed = config.copy_and_resolve_references()
-        for key, value in values.items():
-            changed.update_from_flattened_dict({key.replace("__", "."): value})
-        pairs = (f"config.{key.replace('__', '.')}={value}" for key, value in values.items())
-        return " ".join(pairs), changed, topology
+    def with_(**values: Any) -> tuple[str, RunConfig, str | None]:
+        changes = {key.replace("__", "."): value for key, value in values.items()}
+        pairs = (f"config.{key}={value}" for key, value in changes.items())
+        return " ".join(pairs), config_keys.replace(config, changes), topology
 
-    def wider(axis: str) -> Iterator[tuple[str, Config, str | None]]:
+    def wider(axis: str) -> Iterator[tuple[str, RunConfig, str | None]]:
         """More of the devices along an axis; those of `fsdp` become fewer."""
         for factor in (2, 4, 8):
-            values = {f"mesh__{axis}": factor * config.mesh[axis]}
-            if -1 not in config.mesh.values():
+            sizes = vars(config.mesh)
+            values = {f"mesh__{axis}": factor * sizes[axis]}
+            if -1 not in sizes.values():
                 values["mesh__fsdp"] = max(config.mesh.fsdp // factor, 1)
             yield with_(**values)
 
     what, stage = program.name.split(":")[0], program.stage
     if what in ("gradient", "log-probabilities"):
-        role = config[stage]
+        role = config.trained_role(stage)
         least = role.max_prompt_tokens + role.group_size * role.max_response_tokens
         if role.micro_tokens > least:
             yield with_(**{f"{stage}__micro_tokens": least})
@@ -216,8 +215,7 @@ def knobs(
     batch = {"judge": "judger__batch_size", "filter": "filter__batch_size"}.get(what)
     if ":" in program.name:
         key = batch or "sample_batch"
-        section, _, name = key.rpartition("__")
-        size = (config[section] if section else config)[name]
+        size = config_keys.get(config, key.replace("__", "."))
         for i in range(1, HALVINGS + 1):
             if size >> i:
                 yield with_(**{key: size >> i})

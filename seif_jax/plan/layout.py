@@ -12,7 +12,7 @@ from seif_jax.models import Model, lora
 from seif_jax.plan.cost import held
 from seif_jax.rl import optim
 from seif_jax.role_weights import meshes
-from seif_jax.settings import Config
+from seif_jax.run_config import RunConfig
 
 
 class Layout:
@@ -21,8 +21,9 @@ class Layout:
     host: devices to compile for what one copy of the weights does. UserError: a mesh or a dimension
     that does not fit."""
 
-    def __init__(self, config: Config, model: Model, devices: Sequence[Any], host: Sequence[Any]):
-        settings.check(config)
+    def __init__(
+        self, config: RunConfig, model: Model, devices: Sequence[Any], host: Sequence[Any]
+    ):
         settings.check_lengths(config, model.config.max_positions)
         self.config, self.dtype, self.host = config, settings.dtype(config.dtype), host
         found = meshes(config, devices)
@@ -74,7 +75,7 @@ class Layout:
         return {"base": held(self.base(mesh, self.dtype))} if self.lora else {}
 
 
-def residents(config: Config, layout: Layout, stage: str) -> dict[Mesh, dict[str, int]]:
+def residents(config: RunConfig, layout: Layout, stage: str) -> dict[Mesh, dict[str, int]]:
     """Bytes on a device of all that a stage holds while it samples, in a round after the first; on
     the Judger's own devices, where it has some, what these hold."""
     mesh, dtype, judger = layout.mesh, layout.dtype, config.judger

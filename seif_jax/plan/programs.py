@@ -20,10 +20,10 @@ from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.rollout import make_batch
 from seif_jax.rl.stage import Programs
+from seif_jax.run_config import RunConfig, TrainedRoleConfig
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.trees import prompt_trees
-from seif_jax.settings import Config
 
 CONSTRAINTS = 5  # of an instruction: the most that a variant asks for
 OPTIONS = (0, 1)  # tokens; which ones they are changes no shape
@@ -64,7 +64,7 @@ class Asked:
     mode: str = "generate"
 
 
-def programs(config: Config, layout: Layout) -> Iterator[Program]:
+def programs(config: RunConfig, layout: Layout) -> Iterator[Program]:
     """Of the stages that train; the data that Instructors write are sampled as their rollouts are,
     with less beside."""
     for name in ("instructor", "follower"):
@@ -83,9 +83,9 @@ def programs(config: Config, layout: Layout) -> Iterator[Program]:
         yield from sampling(layout, "generate", asked, resident)
 
 
-def questions(config: Config, stage: str) -> Iterator[Asked]:
+def questions(config: RunConfig, stage: str) -> Iterator[Asked]:
     """All that is sampled and judged in a step."""
-    role, dtype, j = config[stage], settings.dtype(config.dtype), config.judger
+    role, dtype, j = config.trained_role(stage), settings.dtype(config.dtype), config.judger
     decoding = settings.decoding(config, role, role.temperature)
     samples = role.rollout_prompts * role.group_size
     yield Asked("rollout", role.rollout_prompts, role.group_size, decoding, "policy", dtype)
@@ -145,10 +145,10 @@ def sampling(
 
 
 def learning(
-    config: Config, layout: Layout, name: str, resident: dict[str, int]
+    config: RunConfig, layout: Layout, name: str, resident: dict[str, int]
 ) -> Iterator[Program]:
     """What turns a rollout into an update."""
-    role, mesh = config[name], layout.mesh
+    role, mesh = config.trained_role(name), layout.mesh
     stage: Any = SimpleNamespace(
         mesh=mesh, shapes=layout.trained, dtype=layout.dtype, decoding=role,
         sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config, role),
@@ -199,7 +199,7 @@ def learning(
 
 
 def largest_pass(
-    config: Config, role: Config, found: Programs, mesh: Mesh
+    config: RunConfig, role: TrainedRoleConfig, found: Programs, mesh: Mesh
 ) -> tuple[MicroBatch, int]:
     """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
     be, as `jax.ShapeDtypeStruct`; and how many there are."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from seif_jax import metrics
 from seif_jax.display import Display, compact
+from seif_jax.run_config import RunConfig
 from seif_jax.run_dir import DONE
-from seif_jax.settings import Config
 
 COLUMNS = {  # of the table: stage and metric, of which it has the mean over the stage's steps
     "instr. reward": ("instructor", "reward"),
@@ -22,7 +22,7 @@ COLUMNS = {  # of the table: stage and metric, of which it has the mean over the
 }
 
 
-def show(config: Config, workdir: Path, display: Display) -> None:
+def show(config: RunConfig, workdir: Path, display: Display) -> None:
     """Prints what happened, a row per round, and where to look next."""
     lines = metrics.read(workdir / "metrics.jsonl")
     rows = []

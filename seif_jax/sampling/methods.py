@@ -1,19 +1,20 @@
 """How a token is picked from logits."""
 
 from dataclasses import dataclass
+from typing import Annotated, get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seif_jax.errors import UserError
-from seif_jax.values import Number
+from seif_jax.values import Range, values_of
 
 BLOCK = 256
-# Below 0.01 logits divided by the temperature could overflow.
-TEMPERATURE = Number(float, 0.01, 10, special=(0,))
-TOP_K = Number(int, 0, 2**31 - 1)
-TOP_P = Number(float, 1e-6, 1)
+# Below 0.01, logits divided by the temperature could overflow.
+Temperature = Annotated[float, Range(0.01, 10, (0,))]
+TopK = Annotated[int, Range(0, 2**31 - 1)]
+TopP = Annotated[float, Range(1e-6, 1)]
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Method:
     """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. top_k is applied first, and
     top_p keeps the smallest set of most probable tokens whose probability reaches it."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
 
     def __post_init__(self):
-        ranges = {"temperature": TEMPERATURE, "top_k": TOP_K, "top_p": TOP_P}
-        for name, values in ranges.items():
-            if getattr(self, name) not in values:
-                raise UserError(f"{name} must be {values} (got {getattr(self, name)})")
+        for name, hint in get_type_hints(Method, include_extras=True).items():
+            value, values = getattr(self, name), values_of(hint)
+            if value not in values:
+                raise UserError(f"{name} must be {values} (got {value})")
 
 
 def sample_token(

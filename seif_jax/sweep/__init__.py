@@ -12,25 +12,22 @@ and values are one. All are checked before any starts. A run says by its folder 
 called again, what is finished is left out, and `seif run` itself resumes the rest.
 """
 
-import json
 import re
 import runpy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from seif_jax import metrics, run_dir, run_paths, settings
+from seif_jax import config_keys, metrics, run_dir, run_paths
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
-from seif_jax.settings import Config
+from seif_jax.run_config import RunConfig
 from seif_jax.sweep import launchers
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
-Read = Callable[[str, Sequence[str]], Config]  # a config file with overrides; raises UserError
+Read = Callable[[str, Sequence[str]], RunConfig]  # a config file with overrides; raises UserError
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class SweepOptions:
 class Run:
     name: str
     folder: Path
-    config: Config
+    config: RunConfig
     arguments: tuple[str, ...]  # of `seif`
 
     @property
@@ -109,7 +106,7 @@ def expand(r: SweepOptions, read: Read) -> list[Run]:
         except UserError as error:
             raise UserError(f"{where} ({name}): {error}") from error
         for earlier, other in enumerate(runs, 1):
-            if r.launcher != "table" and other.config.to_json() == one.config.to_json():
+            if r.launcher != "table" and other.config == one.config:
                 raise UserError(f"{where} ({name}) has the same values as run {earlier}")
             if other.name == name:
                 raise UserError(f"{where} has the name of run {earlier}, {name}")
@@ -150,18 +147,18 @@ def _name(values: dict[str, Any]) -> str:
 def _run(r: SweepOptions, folder: Path, values: dict[str, Any], read: Read) -> Run:
     held = run_paths.read_about(folder)
     if held and r.launcher == "table":  # whatever overrides it was started with
-        return Run(folder.name, folder, ConfigDict(held["config"]), ())
+        rounds, stages = held["config"]["rounds"], tuple(held["config"]["stages"])
+        return Run(folder.name, folder, replace(RunConfig(), rounds=rounds, stages=stages), ())
     taken = {override.removeprefix("--config.").partition("=")[0] for override in r.overrides}
     changes = [f"--config.{key}={value}" for key, value in values.items()]
     config = read(r.config, [*r.overrides, *changes])
     for key, value in values.items():
         if key in taken:
             raise UserError(f"--config.{key} is given for all runs, and changed by this one")
-        if settings.get(config, key) != value:
-            raise UserError(f"{key}={value!r} is read as {settings.get(config, key)!r}")
-    settings.check(config)
+        if config_keys.get(config, key) != value:
+            raise UserError(f"{key}={value!r} is read as {config_keys.get(config, key)!r}")
     if held:
-        wanted = {"config": json.loads(config.to_json()), "fingerprints": {}}
+        wanted = {"config": config_keys.as_json(config), "fingerprints": {}}
         run_dir.check_resumable(held, wanted, folder)
     place = (f"--config={r.config}", f"--workdir={folder}")
     return Run(folder.name, folder, config, ("run", *place, *r.overrides, *changes))

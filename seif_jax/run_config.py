@@ -1,0 +1,263 @@
+"""Every key of a config: its type, range, default and unit. A new key is one line here.
+
+`configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
+`--config.key=value` options change. `config_keys.parse` checks the result and returns a `RunConfig`
+once, at the door; behind it everything takes these dataclasses.
+
+A key that changes what a run computes is fixed once the run has begun, unless its type says LATER
+(it may change for later rounds) or FREE (it may change at any time).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from seif_jax.models.lora import TARGETS
+from seif_jax.models.tree_forward import REMAT_POLICIES
+from seif_jax.rewards import phrase
+from seif_jax.rewards.score import CHECKS
+from seif_jax.rl.grpo import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, POLICY_LOSSES
+from seif_jax.rl.optim import SCHEDULES
+from seif_jax.rl.quantized_adam import KINDS as MOMENTS
+from seif_jax.sampling.methods import Temperature, TopK, TopP
+from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume
+
+FREE, LATER = Resume.FREE, Resume.LATER
+STAGES = ("instructor", "generate", "follower")
+
+Share = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(0, 10**9)]  # 0 usually means none, or no limit
+Batch = Annotated[int, Range(1, 10**6)]  # prompts, samples or questions
+Tokens = Annotated[int, Range(1, 10**7)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+TrainingTemperature = Annotated[float, Range(0.01, 10)]  # a policy that is trained is never greedy
+Devices = Annotated[int, Range(1, 10**6, (-1,)), FREE]
+Decay = Annotated[float, Range(0, 0.999999)]  # 1 - decay is a divisor; float32 rounds more to 1
+Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1), LATER]
+DType = Literal["bfloat16", "float32"]
+Stage = Literal["instructor", "generate", "follower"]
+Location = str | None  # a file, a folder, or a name on a hub
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one axis may be -1, all the remaining devices."""
+
+    data: Devices = 1  # data parallel: each group trains on its own samples, with all weights
+    fsdp: Devices = -1  # data parallel too, but weights and optimizer state are sharded
+    sequence: Devices = 1  # shards the tokens of a micro-batch: for long responses
+    tensor: Devices = 1  # shards heads and feed-forward width, also while sampling
+
+
+@dataclass(frozen=True)
+class RuleSetConfig:
+    """Rule-checked instructions: read from a file, or written from the seeds without a model."""
+
+    path: Location = None  # a data file; unset: written from `kinds`
+    kinds: tuple[Annotated[str, OneOf(sorted(phrase.KINDS))], ...] = ()  # IFEval ids; (): no set
+    per_prompt: Annotated[int, Range(1, len(phrase.KINDS))] = 2  # constraints per prompt
+    first: Count = 0  # uses seeds first to last - 1
+    last: Count = 0  # 0: to the end
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    seeds: Location = None  # a data file, hub name or tfds:NAME (docs/reference.md); unset: the
+    # packaged ones
+    column: str = "prompt"  # of the seeds: texts or chats
+    split: str | None = None  # of a data set on the hub or of TFDS; unset: "train"
+    limit: Count = 0  # uses the first seeds only; 0: all
+    instructions: Location = None  # the Follower's data, instead of what the Instructor writes
+    rules: RuleSetConfig = RuleSetConfig()  # another alternative: rule-checked constraints
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on frozen projections: docs/models.md."""
+
+    rank: Annotated[int, Range(0, 4096)] = 0  # 0: all weights are trained
+    alpha: Annotated[float, Range(1e-3, 1e6)] = 32.0  # adapters are scaled by alpha / rank
+    targets: tuple[Annotated[str, OneOf(TARGETS)], ...] = TARGETS
+
+
+@dataclass(frozen=True)
+class TrainedRoleConfig:
+    """What Instructor and Follower have in common."""
+
+    init: Location = None  # weights to start from (a run's checkpoint, HF folder, GGUF); unset: the
+    # model. With lora: a checkpoint of a run with the same model and lora
+    epochs: Epochs = (1,)  # passes over the data in rounds 1, 2, …; the last one repeats
+    rollout_prompts: Batch = 384  # prompts per step
+    group_size: Annotated[int, Range(2, 10**4)] = 5  # samples per prompt
+    optimizer_prompts: Batch = 96  # prompts per update
+    micro_tokens: Annotated[Tokens, FREE] = 16384  # tokens per forward and backward pass
+    max_prompt_tokens: Tokens = 2048  # longer prompts are dropped and counted
+    max_response_tokens: Tokens = 8192
+    temperature: TrainingTemperature = 1.0
+    top_k: TopK = 0  # 0: off
+    top_p: TopP = 1.0
+    shots: Count = 0  # few-shot examples
+    prompts: Location = None  # a .toml or .py file instead of the packaged prompts: docs/prompts.md
+    prefill: str = ""  # the reply starts with this text
+
+
+@dataclass(frozen=True)
+class InstructorConfig(TrainedRoleConfig):
+    soft_share: Share = 0.5  # of prompts: soft variant (5 constraints); the rest: hard (3)
+
+
+@dataclass(frozen=True)
+class FollowerConfig(TrainedRoleConfig):
+    epochs: Epochs = (3, 1)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """The data stage, in which the Instructor writes the Follower's instructions."""
+
+    temperature: Temperature = 0.7
+    prompts: Batch = 256  # seeds per step
+    filter: bool = True  # drops contradictory instructions (the release keeps them)
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """The frozen Follower's answers, which the Instructor's reward is computed from."""
+
+    temperature: Temperature = 1.0
+
+
+@dataclass(frozen=True)
+class VerdictRoleConfig:
+    """What Filter and Judger have in common."""
+
+    mode: str = "generate"  # "generate": an analysis, then [[1]] or [[0]]; "verdict": one forward
+    # pass that compares the probabilities of 1 and 0
+    shots: Count = 2  # few-shot examples
+    prompts: Location = None  # as for a trained role
+    prefill: str = ""  # generate: the reply starts with this; verdict: comes before the "[["
+    max_prompt_tokens: Tokens = 12288  # a longer prompt gets no verdict
+    max_tokens: Tokens = 2048  # of analysis and verdict
+    temperature: Temperature = 0.0
+    batch_size: Annotated[Batch, FREE] = 256  # questions at a time
+
+
+@dataclass(frozen=True)
+class FilterConfig(VerdictRoleConfig):
+    mode: Literal["generate", "verdict"] = "generate"
+    on: bool = True  # in the Instructor's reward
+
+
+@dataclass(frozen=True)
+class JudgerConfig(VerdictRoleConfig):
+    mode: Literal["generate", "verdict", "random"] = "generate"  # "random": a coin flip per
+    # constraint; the control, with reward.checks="judge"
+    model: Location = None  # unset: the last round's Follower; "base": the first one; else a path
+    dtype: DType | None = None  # unset: the run's dtype
+    devices: Annotated[str, FREE] = "shared"  # or the number ("2") or ids ("[6,7]") of devices for
+    # Judger, Filter and answers, which then score samples while others are still being sampled
+    max_no_verdict: Annotated[Share, FREE] = 0.5  # unreadable verdicts in a step that stop the run
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    checks: Annotated[str, OneOf(CHECKS)] = "hybrid"  # hybrid: the rule where there is one, else
+    # the Judger
+
+
+@dataclass(frozen=True)
+class GrpoConfig:
+    advantage: Annotated[str, OneOf(ADVANTAGES)] = "grpo"  # "zero": a control that learns nothing
+    policy_loss: Annotated[str, OneOf(POLICY_LOSSES)] = "grpo"  # grpo, gspo (one ratio per
+    # sequence), cispo: docs/learner.md
+    loss_aggregation: Annotated[str, OneOf(AGGREGATIONS)] = "token"  # the mean over tokens, over
+    # sequences, or ("constant") the sum over tokens divided by sequences * max_response_tokens
+    clip_low: Share = 0.2  # the ratio is clipped to 1 - clip_low … 1 + clip_high
+    clip_high: Annotated[float, Range(0, 100)] = 0.3
+    clip_dual: Annotated[float, Range(1, 1000)] = 3.0  # bound of the ratio where the advantage is
+    # negative; not for cispo
+    kl: Annotated[str, OneOf(KL_ESTIMATORS)] = "k3"
+    kl_coef: Annotated[float, Range(0, 100)] = 0.01  # 0: no reference policy is computed
+    skip_equal_groups: bool = False  # excludes groups whose rewards are all equal from the update
+    mask_truncated: bool = False  # excludes samples cut at the length limit from the update
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW."""
+
+    learning_rate: Annotated[float, Range(1e-12, 1)] = 1e-6
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    warmup_updates: Count = 0
+    end_rate: Share = 0.0  # of linear and cosine, as a share of the learning rate
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: Annotated[float, Range(1e-30, 1)] = 1e-8
+    weight_decay: Share = 0.01
+    clip_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0  # global norm of the gradient
+    moments: Annotated[str, OneOf(MOMENTS)] = "float32"  # bfloat16 and int8 take 1/2 and 1/4 of the
+    # memory, with stochastic rounding
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every_steps: Count = 0  # of a Follower stage, also before and after it; 0: never
+    temperature: Temperature = 0.5
+    sets: Mapping[str, RuleSetConfig] = field(default_factory=dict)  # by names of your own; on the
+    # command line: --config.eval.sets.NAME.path=FILE
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: Annotated[int, Range(1, 10**9)] = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The config of a run. The defaults are the paper's numbers."""
+
+    seed: Seed = 0
+    model: Location = None  # HF folder, hub name, GGUF or checkpoint of a run; unset or "smollm2":
+    # the embedded SmolLM2-135M-Instruct
+    dtype: DType = "bfloat16"  # of sampling and of matmuls in training; trained weights are float32
+    remat: Annotated[str, OneOf(REMAT_POLICIES), FREE] = (
+        "full"  # what the backward pass recomputes:
+    )
+    # the whole layer ("full"), all but matmuls ("dots"), nothing ("none"); saves memory, costs time
+    scan_weights: Annotated[bool, FREE] = True  # refuses weight files that contain NaN or infinity
+    rounds: Annotated[int, Range(1, 999), LATER] = 3
+    stages: Annotated[tuple[Stage, ...], AtLeast(1)] = STAGES  # of every round, in this order
+    format: Literal["think_answer", "plain"] = "think_answer"  # of replies; plain: small models
+    template_arguments: Mapping[str, Plain] = field(default_factory=dict)  # for the chat template
+    sample_batch: Annotated[Batch, FREE] = 256  # samples decoded at a time
+
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    instructor: InstructorConfig = InstructorConfig()
+    follower: FollowerConfig = FollowerConfig()
+    generate: GenerateConfig = GenerateConfig()
+    answer: AnswerConfig = AnswerConfig()
+    filter: FilterConfig = FilterConfig()
+    judger: JudgerConfig = JudgerConfig()
+    reward: RewardConfig = RewardConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: Annotated[EvalConfig, FREE] = EvalConfig()
+    checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
+
+    @property
+    def schedule(self) -> list[tuple[int, str]]:
+        """The run's stages in order, each with its round."""
+        stages = [stage for stage in STAGES if stage in self.stages]
+        return [(round, stage) for round in range(1, self.rounds + 1) for stage in stages]
+
+    def role(self, name: str) -> TrainedRoleConfig | VerdictRoleConfig:
+        """The group of "instructor", "follower", "filter" or "judger"."""
+        verdict_roles = {"filter": self.filter, "judger": self.judger}
+        return verdict_roles.get(name) or self.trained_role(name)
+
+    def trained_role(self, name: str) -> TrainedRoleConfig:
+        """The group of "instructor" or "follower"."""
+        return {"instructor": self.instructor, "follower": self.follower}[name]
