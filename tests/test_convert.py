@@ -50,7 +50,7 @@ def test_convert_there_and_back(place, capsys, refused):
     notes = place.folder / "kept"
     notes.mkdir()
     (notes / "thesis.txt").write_text("years")
-    assert "already there and not a model folder" in refused("convert", there, notes)
+    assert "already exists and is not a model folder" in refused("convert", there, notes)
     assert "no such" in refused("convert", "/absent", place.folder / "new")
     assert not (place.folder / "new").exists()
 
@@ -129,7 +129,7 @@ def test_output_paths_that_work(here, refused, monkeypatch, capsys):
     assert main(["convert", "inside/deep/orbax", "../from_inside"]) == 0
     monkeypatch.chdir(here)
     capsys.readouterr()
-    assert "here: already there and not a model folder" in refused("convert", "here/inside", "here")
+    assert "here: already exists and is not a model folder" in refused("convert", "here/inside", "here")
     names = {path.name for path in (here / "other").iterdir()}
     for folder in (here / "here/inside", here / "from_inside"):
         assert {n: (folder / n).read_bytes() for n in names} == {
@@ -238,7 +238,7 @@ def test_convert_a_run(place, capsys, refused):
     ]
     assert "\n| 2" not in card and '"rounds": 3' in card
     capsys.readouterr()
-    assert "already there and not a model folder" in refused("convert", place.model, run)
+    assert "already exists and is not a model folder" in refused("convert", place.model, run)
     (run / "best").mkdir()
     shutil.copytree(stage / "checkpoints", run / "best" / "checkpoints")
     assert "best: not a stage of a run" in refused("convert", run / "best", place.folder / "new")

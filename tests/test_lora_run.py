@@ -176,7 +176,7 @@ def test_ways_out_that_cannot_be(place, capsys):
     assert main(["convert", str(place.model), dst, "--adapter"]) == 2
     assert "no checkpoint of a run with adapters" in capsys.readouterr().err
     assert main(["convert", str(stage), str(place.run), "--adapter"]) == 2
-    assert "already there and not a model folder" in capsys.readouterr().err
+    assert "already exists and is not a model folder" in capsys.readouterr().err
     moved = place.model.rename(place.folder / "moved")
     try:
         assert main(["convert", str(stage), dst]) == 2
