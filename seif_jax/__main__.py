@@ -165,6 +165,20 @@ def heading(i: int, prompts: Sequence[str], n: int) -> str:
     return f"[{number + 1}/{len(prompts)}{of_prompt}] {prompt}"
 
 
+def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax.evaluate import command
+    from seif_jax.evaluate.options import EvaluateOptions
+
+    values = {name: value for name, value in vars(options).items() if name != "command"}
+    if not options.responses or options.judge:
+        from seif_jax import accelerators
+
+        use_compilation_cache()
+        accelerators.skip_absent()
+        accelerators.warn_if_unused(options.command)
+    command.run(EvaluateOptions(**values))
+
+
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
@@ -242,6 +256,7 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
 COMMANDS = {
     "run": run,
     "generate": generate,
+    "evaluate": evaluate,
     "convert": convert,
     "bench": bench,
     "plan": plan,

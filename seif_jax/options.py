@@ -96,6 +96,23 @@ Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint.
 """
 
 
+EVALUATE_HELP = """\
+Scores a model on benchmarks: every score with its 95 % bootstrap interval, by group in the files.
+
+  seif evaluate --model=MODEL --suite=ifeval,ifbench --out=DIR
+  seif evaluate --model=RUN --suite=ifeval --out=DIR     its base and the Follower of every round
+  seif evaluate --model=A --against=B --suite=ifeval     the paired difference, McNemar's test
+  seif evaluate --model=RUN_1 --model=RUN_2 --suite=ifeval       seeds: mean, deviation, t-test
+  seif evaluate --responses=FILE --suite=ifbench --data=IFBench_test.jsonl      no model at all
+  seif evaluate --model=MODEL --suite=mine.py:check --data=prompts.jsonl        a suite of yours
+
+Suites: ifeval and ifbench (files with the columns prompt, instruction_id_list, kwargs), and
+module:function or FILE.py:function, a function (row, reply) that returns a bool, a grade from 0 to
+1, None, or a dict of these. Data come from the Hugging Face hub unless --data names a file.
+DIR gets responses.parquet and scores.json; the same command goes on after a stop.
+"""
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for every other mistake."""
@@ -137,6 +154,44 @@ def generate(add: argparse.ArgumentParser) -> None:
     add_scan(add)
     add.add_argument("--raw", action="store_true", help="no chat template: continue the text")
     add.add_argument("--json", action="store_true", help="one object a completion, a line each")
+
+
+def evaluate(add: argparse.ArgumentParser) -> None:
+    add.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="as of `seif generate`, or a run's folder; several: runs with different seeds",
+    )
+    add.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="what to compare with: one "
+        "for all, or one for each --model (a run's models: with its base)",
+    )
+    add.add_argument("--suite", action="append", required=True, metavar="NAME[,NAME]")
+    add.add_argument(
+        "--data", action="append", default=[], metavar="[SUITE=]FILE", help="a file or data set"
+    )
+    add.add_argument(
+        "--responses", metavar="FILE", help="score these replies (columns prompt and response)"
+    )
+    add.add_argument("--limit", type=int, metavar="N", help="the first N prompts of each suite")
+    add.add_argument("--samples", type=int, default=1, metavar="K", help="replies per prompt")
+    add.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
+    add.add_argument("--max_tokens", type=int, default=1280, help="of a reply (default 1280)")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add.add_argument(
+        "--format", choices=("plain", "think_answer"), help="default: as the model's run, or plain"
+    )
+    add.add_argument("--judge", metavar="PATH", help="the Judger of suites that ask one")
+    add.add_argument("--judge_mode", choices=("generate", "verdict"), default="generate")
+    add.add_argument("--out", metavar="DIR", help="where replies and scores are kept")
+    add.add_argument("--json", action="store_true", help="all scores as one object")
 
 
 def convert(add: argparse.ArgumentParser) -> None:
@@ -225,6 +280,7 @@ COMMANDS = (  # whose options are added, what it does, --help, usage where it is
         "seif run --config=FILE --workdir=DIR [--config.key=value …]",
     ),
     (generate, "complete prompts with a model", GENERATE_HELP, None),
+    (evaluate, "score a model, or replies, on benchmarks", EVALUATE_HELP, None),
     (convert, "write a checkpoint in Hugging Face format", CONVERT_HELP, None),
     (bench, "measure sampling, judging, updating, a whole step", BENCH_HELP, None),
     (

@@ -20,6 +20,12 @@ class Check:
     reason: str = ""  # why it is not met, or why there is no verdict
     constraint: str = ""  # its text, where the data have one
     prob: float | None = None  # the Judger's probability that it is met, in verdict mode
+    turn: int = 1  # of a conversation
+    grade: float | None = None  # 0 to 1, from a check of the user's own that gives no yes or no
+
+    @property
+    def scored(self) -> bool:
+        return self.strict is not None or self.grade is not None
 
 
 def all_met(values: Sequence[bool | None]) -> bool | None:

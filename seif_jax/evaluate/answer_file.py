@@ -1,0 +1,66 @@
+"""Replies that someone else made, read from a file: an evaluation without a model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from seif_jax import sources
+from seif_jax.errors import UserError, shown
+from seif_jax.evaluate.suite import Address, Item, Question, Replies, Respondent, Verdict
+
+
+@dataclass
+class FileRespondent:
+    """Answers a prompt with the responses that stand beside it in a file, in their order.
+
+    Prompts are compared without the white space around them. A conversation of several turns needs
+    the columns `key` and `turn`, as responses.parquet has them. judge: who gives verdicts.
+    """
+
+    path: Path
+    judge: Respondent | None = None
+    matched: set[int] = field(default_factory=set)  # rows of the file that answer some prompt
+
+    def __post_init__(self) -> None:
+        rows = sources.read_file(self.path)
+        if not rows:
+            raise UserError(f"{self.path}: no rows")
+        self.total = len(rows)
+        self._by_prompt: dict[str, list[tuple[int, str]]] = {}
+        self._by_turn: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for number, row in rows:
+            where = f"{self.path}: row {number}"
+            for column in ("prompt", "response"):
+                sources.need(column, row, where)
+                if not isinstance(row[column], str):
+                    raise UserError(f"{where}: {column!r} must be text (got {shown(row[column])})")
+            answer = (number, row["response"])
+            self._by_prompt.setdefault(row["prompt"].strip(), []).append(answer)
+            if "key" in row and "turn" in row:
+                at = (str(row["key"]), str(row["turn"]))
+                self._by_turn.setdefault(at, []).append(answer)
+
+    def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
+        found = [self._conversations(item) for item in items]
+        samples = max(map(len, found))
+        if not samples:
+            raise UserError(
+                f"{self.path}: none of its {self.total} responses matches one of the "
+                f"{len(items)} prompts of {suite}"
+            )
+        return [[*one, *[None] * (samples - len(one))] for one in found]
+
+    def verdicts(
+        self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
+    ) -> dict[Address, Verdict]:
+        if not self.judge:
+            raise UserError(f"--suite={suite} asks a Judger: give --judge=PATH")
+        return self.judge.verdicts(suite, items, questions)
+
+    def _conversations(self, item: Item) -> list[Replies | None]:
+        if len(item.turns) == 1:
+            turns = [self._by_prompt.get(item.turns[0].strip(), [])]
+        else:
+            turns = [self._by_turn.get((item.key, str(t + 1)), []) for t in range(len(item.turns))]
+        self.matched |= {number for answers in turns for number, _ in answers}
+        return [tuple(text for _, text in answers) for answers in zip(*turns, strict=False)]

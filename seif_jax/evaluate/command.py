@@ -1,0 +1,115 @@
+"""`seif evaluate`: models or replies in, scores, tables and files out."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seif_jax.errors import UserError
+from seif_jax.evaluate import tables
+from seif_jax.evaluate.answer_file import FileRespondent
+from seif_jax.evaluate.journal import Store
+from seif_jax.evaluate.options import EvaluateOptions, check
+from seif_jax.evaluate.progress import EvaluationProgress
+from seif_jax.evaluate.registry import data_of, load_suite
+from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
+from seif_jax.evaluate.suite import ReplySuite, Result, Suite, limited
+from seif_jax.files import atomic_path, local_path, write_json
+from seif_jax.json_io import dumps
+
+CHECK = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("strict", pa.bool_()),
+        ("loose", pa.bool_()),
+        ("by", pa.string()),
+        ("reason", pa.string()),
+        ("constraint", pa.string()),
+        ("prob", pa.float64()),
+        ("turn", pa.int32()),
+        ("grade", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),
+        ("suite", pa.string()),
+        ("key", pa.string()),
+        ("sample", pa.int32()),
+        ("turn", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("checks", pa.list_(CHECK)),
+    ]
+)
+
+
+def run(options: EvaluateOptions) -> None:
+    check(options)
+    suites = load_suites(options)
+    fingerprints = {suite.name: _digest(suite.fingerprint) for suite in suites}
+    if options.limit:
+        suites = [limited(s, options.limit) if isinstance(s, ReplySuite) else s for s in suites]
+    with EvaluationProgress() as progress:
+        subjects, store = respondents(options, fingerprints, progress)
+        results = {
+            suite.name: {s.label: suite.run(s.respondent) for s in subjects} for suite in suites
+        }
+        for subject in subjects:
+            if isinstance(subject.respondent, FileRespondent):
+                _tell_unmatched(subject.respondent, progress)
+    scores = {name: summary(subjects, by_label) for name, by_label in results.items()}
+    if store.folder:
+        write_responses(store.folder / "responses.parquet", results)
+        write_json(store.folder / "scores.json", scores)
+    if options.json:
+        print(dumps(scores))
+    else:
+        tables.show(scores)
+
+
+def load_suites(options: EvaluateOptions) -> list[Suite]:
+    names = [name for text in options.suite for name in text.split(",")]
+    if len(set(names)) < len(names):
+        raise UserError(f"--suite names a suite twice: {', '.join(names)}")
+    sources = data_of(names, options.data)
+    return [load_suite(name, sources.get(name)) for name in names]
+
+
+def respondents(
+    options: EvaluateOptions, suites: Mapping[str, str], progress: EvaluationProgress
+) -> tuple[list[Subject], Store]:
+    """Who answers, and the folder that remembers it."""
+    folder = local_path(options.out) if options.out else None
+    settings: dict[str, Any] = {f"suite.{name}": digest for name, digest in suites.items()}
+    settings["seed"] = options.seed
+    if options.responses and not options.judge:
+        file = FileRespondent(Path(options.responses).expanduser())
+        return [Subject(RESPONSES, 0, RESPONSES, False, file)], Store(folder, settings)
+    from seif_jax.evaluate.candidates import model_subjects  # brings JAX
+
+    return model_subjects(options, folder, settings, progress)
+
+
+def write_responses(path: Path, results: Mapping[str, Mapping[str, Result]]) -> None:
+    rows = [
+        {"model": label, "suite": suite, **row}
+        for suite, by_label in results.items()
+        for label, result in by_label.items()
+        for row in result.rows
+    ]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
+
+
+def _tell_unmatched(file: FileRespondent, progress: EvaluationProgress) -> None:
+    missed = file.total - len(file.matched)
+    if missed:
+        progress.note(f"{missed} of {file.total} responses match no prompt of the suites")
+
+
+def _digest(plain: object) -> str:
+    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,74 @@
+"""How far an evaluation is, and how long the rest takes: a bar on a terminal, else a few lines."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from seif_jax.display import duration
+
+LINE_SECS = 30.0  # between two lines where there is no terminal
+
+
+class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]):
+    """Shows one task after another on a stream (standard error). clock gives seconds."""
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+        self._out = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._clock = clock
+        self._bar: Progress | None = None
+        self._title, self._total, self._before = "", 0, 0
+        self._done, self._started, self._said = 0, 0.0, 0.0
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """A new task of so many parts, of which an earlier call has done some."""
+        self.end()
+        self._title, self._total, self._before, self._done = title, total, done, done
+        self._started = self._said = self._clock()
+        if self._out.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[left]}", markup=False),
+                console=self._out,
+                transient=True,
+            )
+            self._bar.add_task(title, total=total, completed=done, left="")
+            self._bar.start()
+        elif total:
+            again = f", {done} of them done before" if done else ""
+            self.note(f"{title}: {total}{again}")
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        now = self._clock()
+        left = self.left(now)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, left=left)
+        elif now - self._said >= LINE_SECS and self._done < self._total:
+            self._said = now
+            self.note(f"{self._title}: {self._done}/{self._total}, {left}")
+
+    def left(self, now: float) -> str:
+        """The time left at the mean speed of this task so far."""
+        new = self._done - self._before
+        if not new or self._done >= self._total:
+            return ""
+        return f"{duration((now - self._started) / new * (self._total - self._done))} left"
+
+    def end(self) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._bar = None
+
+    def note(self, text: str) -> None:
+        self._out.print(text, markup=False)

@@ -1,0 +1,54 @@
+"""The suites by name, and where each finds its data."""
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+
+from seif_jax.errors import UserError
+from seif_jax.evaluate.suite import Suite
+from seif_jax.evaluate.user_suite import UserSuite
+from seif_jax.evaluate.verifiable import VerifiableSuite
+
+Loader = Callable[[str, str], Suite]  # the suite's name, its data
+
+SUITES: dict[str, tuple[Loader, str | None]] = {  # and the data set on the Hugging Face hub
+    "ifeval": (VerifiableSuite.load, "google/IFEval"),
+    "ifbench": (VerifiableSuite.load, "allenai/IFBench_test"),
+}
+
+
+def load_suite(name: str, data: str | None) -> Suite:
+    """A suite by its name, or `module:function`. data: a file or data set in place of its own.
+
+    Raises UserError for a name that is unknown, and for a suite without data.
+    """
+    if ":" in name:
+        loader, source = UserSuite.load, data
+    elif name in SUITES:
+        loader, default = SUITES[name]
+        source = data or default
+    else:
+        close = get_close_matches(name, SUITES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"--suite must be one of: {', '.join(SUITES)}, or module:function (got {name!r}){hint}"
+        )
+    if not source:
+        raise UserError(f"--suite={name} has no data of its own: give --data=FILE")
+    return loader(name, source)
+
+
+def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:
+    """{suite: its data} from --data=FILE, or with several suites --data=SUITE=FILE."""
+    sources: dict[str, str] = {}
+    for text in data:
+        suite, assigned, source = text.partition("=")
+        if not assigned or suite not in names:
+            if len(names) > 1:
+                raise UserError(
+                    f"--data={text}: with several suites, say whose data it is: --data=SUITE=FILE"
+                )
+            suite, source = names[0], text
+        if suite in sources:
+            raise UserError(f"--data is given twice for {suite}")
+        sources[suite] = source
+    return sources
