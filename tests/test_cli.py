@@ -26,7 +26,8 @@ from seif_jax.models.io import gguf
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["generate"], ["convert"], ["bench"], ["plan"], ["sweep"]]
+    "command",
+    [[], ["run"], ["generate"], ["evaluate"], ["convert"], ["bench"], ["plan"], ["sweep"]],
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -118,7 +118,7 @@ def test_fewer_than_two_pairs(pairs):
     with pytest.raises(UserError, match=f"at least 2 prompts .* .got {pairs}."):
         mcnemar(values, values)
     with pytest.raises(UserError, match=f"at least 2 runs .got {pairs}."):
-        paired_over_runs(values, values)
+        paired_over_runs([0.5] * pairs, [0.5] * pairs)
 
 
 def test_auroc_by_hand():

@@ -20,6 +20,7 @@ from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.subjects import RESPONSES, Subject
+from seif_jax.evaluate.suite import Respondent
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts
@@ -56,7 +57,7 @@ def candidates(paths: Sequence[str], format: str | None, prefix: str = "") -> li
     found: list[Candidate] = []
     for i, path in enumerate(paths):
         name = f"{prefix}{path}" if len(paths) > 1 or prefix else ""
-        local = models.local(path)
+        local = models.find_local(path)
         about = read_about(local) if local else None
         found += _of_run(i, name, local, about) if local and about else [_of_path(i, name, path)]
     if format:
@@ -79,7 +80,7 @@ def _of_run(i: int, name: str, workdir: Path, about: Mapping[str, Any]) -> list[
 
 
 def _of_path(i: int, name: str, path: str) -> Candidate:
-    local = models.local(path)
+    local = models.find_local(path)
     above = [] if not local else [local.resolve(), *local.resolve().parents]
     for folder in above:
         if about := read_about(folder):
@@ -110,9 +111,9 @@ class Loader:
         self.held = None
         bundle = ModelBundle.load(path, chat)
         mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1}, jax.devices())
-        place = sharding.placing(mesh, over=("tensor",))
+        rule = sharding.sharding_rule(mesh, over=("tensor",))
         kind = dtype_of(self.dtype)
-        params = load_params(path, bundle.model, kind, place=place)
+        params = load_params(path, bundle.model, kind, rule=rule)
         model = ChatModel(Engine(bundle.model.config, params, kind), bundle.tokenizer)
         self.held = path, model
         return model
@@ -152,7 +153,7 @@ def model_subjects(
     folder: Path | None,
     settings: dict[str, Any],
     progress: EvaluationProgress,
-) -> tuple[list[Subject], Store]:
+) -> tuple[dict[Subject, Respondent], Store]:
     """The models that answer, and the folder that remembers what they and the Judger said."""
     load_judge = None
     if options.judge:
@@ -166,7 +167,7 @@ def model_subjects(
     if options.responses:
         store = Store(folder, settings)
         file = FileRespondent(Path(options.responses).expanduser(), judge(RESPONSES, store))
-        return [Subject(RESPONSES, 0, RESPONSES, False, file)], store
+        return {Subject(RESPONSES, 0, RESPONSES): file}, store
     ours = candidates(options.model, options.format)
     others = candidates(options.against, options.format, "against ")
     rooms = {one.label: check_candidate(one, options.max_tokens) for one in (*ours, *others)}
@@ -176,12 +177,13 @@ def model_subjects(
         settings[f"model.{one.label}"] = one.fingerprint
         settings[f"format.{one.label}"] = one.form.format
     store, loader = Store(folder, settings), Loader(options.dtype)
-    subjects = []
+    respondents: dict[Subject, Respondent] = {}
     for one in (*ours, *others):
         decoding = Decoding(
             rooms[one.label], options.max_tokens, SLOTS, one.prefill, options.temperature
         )
-        respondent = ModelRespondent(
+        subject = Subject(one.label, one.run, one.role, one in others)
+        respondents[subject] = ModelRespondent(
             one.label,
             partial(loader.load, one.path, one.chat),
             one.form,
@@ -192,11 +194,10 @@ def model_subjects(
             progress,
             judge(one.label, store),
         )
-        subjects.append(Subject(one.label, one.run, one.role, one in others, respondent))
-    return subjects, store
+    return respondents, store
 
 
 def _identity(path: str) -> str:
     """What a model is known by: its files, or on the hub its name."""
-    local = models.local(path)
+    local = models.find_local(path)
     return fingerprints.of_model(local) if local and local.exists() else path

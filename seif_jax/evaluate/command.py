@@ -15,8 +15,9 @@ from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.registry import data_of, load_suite
+from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
-from seif_jax.evaluate.suite import ReplySuite, Result, Suite, limited
+from seif_jax.evaluate.suite import ReplySuite, Respondent, Result, Suite, limited
 from seif_jax.files import atomic_path, local_path, write_json
 from seif_jax.json_io import dumps
 
@@ -53,15 +54,19 @@ def run(options: EvaluateOptions) -> None:
     fingerprints = {suite.name: _digest(suite.fingerprint) for suite in suites}
     if options.limit:
         suites = [limited(s, options.limit) if isinstance(s, ReplySuite) else s for s in suites]
+    for suite in suites:
+        if options.against and isinstance(suite, ReplySuite):
+            check_pairs(len(suite.items), f"prompts of {suite.name}")
     with EvaluationProgress() as progress:
-        subjects, store = respondents(options, fingerprints, progress)
+        answerers, store = respondents(options, fingerprints, progress)
         results = {
-            suite.name: {s.label: suite.run(s.respondent) for s in subjects} for suite in suites
+            suite.name: {one.label: suite.run(answerer) for one, answerer in answerers.items()}
+            for suite in suites
         }
-        for subject in subjects:
-            if isinstance(subject.respondent, FileRespondent):
-                _tell_unmatched(subject.respondent, progress)
-    scores = {name: summary(subjects, by_label) for name, by_label in results.items()}
+        for answerer in answerers.values():
+            if isinstance(answerer, FileRespondent):
+                _tell_unmatched(answerer, progress)
+    scores = {name: summary(list(answerers), by_label) for name, by_label in results.items()}
     if store.folder:
         write_responses(store.folder / "responses.parquet", results)
         write_json(store.folder / "scores.json", scores)
@@ -81,14 +86,14 @@ def load_suites(options: EvaluateOptions) -> list[Suite]:
 
 def respondents(
     options: EvaluateOptions, suites: Mapping[str, str], progress: EvaluationProgress
-) -> tuple[list[Subject], Store]:
+) -> tuple[dict[Subject, Respondent], Store]:
     """Who answers, and the folder that remembers it."""
     folder = local_path(options.out) if options.out else None
     settings: dict[str, Any] = {f"suite.{name}": digest for name, digest in suites.items()}
     settings["seed"] = options.seed
     if options.responses and not options.judge:
         file = FileRespondent(Path(options.responses).expanduser())
-        return [Subject(RESPONSES, 0, RESPONSES, False, file)], Store(folder, settings)
+        return {Subject(RESPONSES, 0, RESPONSES): file}, Store(folder, settings)
     from seif_jax.evaluate.candidates import model_subjects  # brings JAX
 
     return model_subjects(options, folder, settings, progress)

@@ -116,7 +116,7 @@ def mcnemar(first: Bool[np.ndarray, " pairs"], second: Bool[np.ndarray, " pairs"
 
     Raises UserError for fewer than 2 pairs.
     """
-    _check_pairs(len(first), "prompts that both models answered")
+    check_pairs(len(first), "prompts that both models answered")
     only_first = int(np.sum(first & ~second))
     only_second = int(np.sum(second & ~first))
     differ = only_first + only_second
@@ -149,7 +149,7 @@ class PairedTest:
 
 def paired_over_runs(values: Sequence[float], against: Sequence[float]) -> PairedTest:
     """Student's paired t-test over runs. Raises UserError for fewer than 2 pairs."""
-    _check_pairs(len(values), "runs")
+    check_pairs(len(values), "runs")
     differences = np.subtract(values, against)
     mean = float(differences.mean())
     if np.ptp(differences) <= 1e-12 * max(abs(mean), 1.0):
@@ -181,6 +181,7 @@ def auroc(
     return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
 
 
-def _check_pairs(count: int, what: str) -> None:
+def check_pairs(count: int, what: str) -> None:
+    """UserError for fewer than 2 pairs."""
     if count < 2:
         raise UserError(f"a paired test needs at least 2 {what} (got {count})")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seif_jax.evaluate import compare
-from seif_jax.evaluate.suite import Respondent, Result
+from seif_jax.evaluate.suite import Result
 
 RESPONSES = "responses"  # the label of replies that come from a file
 
@@ -15,10 +15,9 @@ class Subject:
     """What scores are of: a model of a run, or a file of replies."""
 
     label: str
-    run: int
-    role: str
-    against: bool
-    respondent: Respondent
+    run: int  # of several: which one
+    role: str  # in its run: "base", "round_1", …
+    against: bool = False  # it is what others are compared with
 
 
 def summary(subjects: Sequence[Subject], results: Mapping[str, Result]) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def summary(subjects: Sequence[Subject], results: Mapping[str, Result]) -> dict[
     differences = {}
     for subject in subjects:
         other = counterpart(subject, subjects)
-        if other:
+        if other and (other.against or len(first.keys) > 1):
             difference = compare.difference(results[subject.label], results[other.label])
             differences[subject.label] = {"against": other.label, **difference}
     if differences:

@@ -46,7 +46,7 @@ class Verdict:
 
 Replies = tuple[str, ...]  # of one conversation, turn by turn
 Address = tuple[int, int, int]  # item, sample, constraint
-Checks = list[list[list[Check] | None]]  # [item][sample]; None: there is no reply
+Checks = Sequence[Sequence[list[Check] | None]]  # [item][sample]; None: there is no reply
 
 
 class Respondent(Protocol):
