@@ -202,10 +202,10 @@ class ModelBundle:
 
 
 def _chat_settings(path: Path) -> ChatSettings | None:
-    """The chat settings of the run of which `path` is a checkpoint or an export; None: of none."""
+    """The chat settings of the run that `path` is a checkpoint or an export of; None without one."""
     stage = stage_of(path) or (stage_of(path.parent) if path.name == EXPORT else None)
     about = read_about(run_of(stage)) if stage else None
-    if not about:
+    if not about or "started" not in about:  # no run, or one whose time was not recorded
         return None
     arguments = about["config"].get("template_arguments", {})
     return ChatSettings(arguments, datetime.fromisoformat(about["started"]))

@@ -197,7 +197,7 @@ def test_convert_to_orbax_and_back(place, capsys, refused):
     options = [str(place.model), str(orbax), "--to=orbax"]
     assert main(["convert", *options]) == 0
     assert f"{orbax}: llama, " in capsys.readouterr().out
-    assert "already there" in refused("convert", *options)
+    assert "already exists" in refused("convert", *options)
     assert "--adapter is a form of --to=hf" in refused("convert", *options, "--adapter")
     assert main(["convert", str(orbax), str(back)]) == 0
     for path in place.model.iterdir():
