@@ -202,7 +202,7 @@ class ModelBundle:
 
 
 def _chat_settings(path: Path) -> ChatSettings | None:
-    """The chat settings of the run that `path` is a checkpoint or an export of; None without one."""
+    """The chat settings of the run that `path` is a checkpoint or an export of, if any."""
     stage = stage_of(path) or (stage_of(path.parent) if path.name == EXPORT else None)
     about = read_about(run_of(stage)) if stage else None
     if not about or "started" not in about:  # no run, or one whose time was not recorded

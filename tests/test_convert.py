@@ -129,7 +129,7 @@ def test_output_paths_that_work(here, refused, monkeypatch, capsys):
     assert main(["convert", "inside/deep/orbax", "../from_inside"]) == 0
     monkeypatch.chdir(here)
     capsys.readouterr()
-    assert "here: already exists and is not a model folder" in refused("convert", "here/inside", "here")
+    assert "here: already exists and is not" in refused("convert", "here/inside", "here")
     names = {path.name for path in (here / "other").iterdir()}
     for folder in (here / "here/inside", here / "from_inside"):
         assert {n: (folder / n).read_bytes() for n in names} == {
