@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -81,6 +82,29 @@ def os_errors(path: str | Path) -> Iterator[None]:
         filename = str(cause.filename or path)
         other = filename != str(path) and TEMPORARY not in filename
         raise UserError(f"{path}: {filename + ': ' if other else ''}{cause.strerror}") from error
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Locks a folder against other processes that lock it. The lock ends with the process, however
+    that ends. On a file system that locks no folders, as NFS, nothing is locked.
+
+    Raises UserError if another process has locked the folder, or it cannot be opened.
+    """
+    with os_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use by another process; wait for it to end, or give another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

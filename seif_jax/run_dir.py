@@ -21,6 +21,7 @@ from seif_jax.files import (
     os_errors,
     read_text,
     remove,
+    sole_use,
     write_json,
     write_text,
 )
@@ -56,25 +57,38 @@ def open_run(
     mended command can have the folder.
 
     prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
-    Raises UserError if the config may not go on there, or the folder cannot be written.
+    Raises UserError if the config may not go on there, another process is running there, or the
+    folder cannot be written.
     """
     with os_errors(workdir):
         made, new = not workdir.exists(), processes.first() and not occupied(workdir)
     writer = None
-    try:
-        if processes.first():
-            _make(config, workdir, base, prints, started)
-        processes.wait(f"{workdir}: open")
-        writer = Writer(workdir)
-        yield writer
-    except UserError:
-        if new and not (writer and writer.written):
-            with contextlib.suppress(OSError):  # the user's own error is the one to report
-                _discard(workdir, made)
-        raise
-    finally:
-        if writer:
-            writer.close()
+    with _alone(workdir, new):
+        try:
+            if processes.first():
+                _make(config, workdir, base, prints, started)
+            processes.wait(f"{workdir}: open")
+            writer = Writer(workdir)
+            yield writer
+        except UserError:
+            if new and not (writer and writer.written):
+                with contextlib.suppress(OSError):  # the user's own error is the one to report
+                    _discard(workdir, made)
+            raise
+        finally:
+            if writer:
+                writer.close()
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path, new: bool) -> Iterator[None]:
+    """Makes the folder of a new run, and keeps another `seif run` out of it. Of several processes
+    of one run, the first one does."""
+    with contextlib.ExitStack() as stack:
+        if processes.first() and (new or workdir.is_dir()):
+            make_folder(workdir)
+            stack.enter_context(sole_use(workdir))
+        yield
 
 
 def _discard(workdir: Path, made: bool) -> None:
@@ -104,7 +118,6 @@ def _make(
         if occupied(workdir):
             what = "holds other files and no run" if workdir.is_dir() else "is a file"
             raise UserError(f"{workdir} {what}; give another --workdir")
-        make_folder(workdir)
         write_json(path, {**about, "history": []})
     else:
         check_resumable(held, about, workdir)

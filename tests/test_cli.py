@@ -208,6 +208,39 @@ def test_workdirs_that_cannot_be(place, refused, monkeypatch, capsys):
     assert main([*run, f"--workdir={empty}"]) == 0
 
 
+HOLDS = """
+import sys, time
+from pathlib import Path
+from seif_jax.files import sole_use
+
+with sole_use(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_workdir_that_another_process_uses(place, refused, monkeypatch, capsys, tmp_path, begun):
+    """The other one keeps its folder as it is; killed, it leaves no lock."""
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {})
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    run = ["run", f"--config={place.config}", f"--workdir={workdir}", "--config.stages=instructor"]
+    if begun:
+        assert main(run) == 0
+        capsys.readouterr()
+    before = sorted(workdir.rglob("*"))
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(workdir)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout and other.stdout.readline() == "held\n"
+    assert f"{workdir} is in use by another process" in refused(*run)
+    assert sorted(workdir.rglob("*")) == before
+    other.kill()
+    other.wait()
+    assert main(run) == 0
+
+
 def test_a_run_is_the_same_from_another_folder(place, refused, monkeypatch, tmp_path, capsys):
     """Files are named relatively: the same ones go on, others of the same names are refused."""
     monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {})
