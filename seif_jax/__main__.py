@@ -96,10 +96,16 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax.chat import ChatModel, Decoding
     from seif_jax.checkpoint import ModelBundle, load_params
     from seif_jax.sampling import Engine
+    from seif_jax.sampling.methods import Method
     from seif_jax.settings import dtype
 
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
+    sampling = options.temperature, options.top_k, options.top_p
+    try:
+        Method(*sampling)
+    except UserError as error:
+        raise UserError(f"--{error}") from None
     base = ModelBundle.load(options.model)
     tokenizer, positions = base.tokenizer, base.model.config.max_positions
     if options.raw:
@@ -108,16 +114,11 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         dialogues = [[{"role": "user", "content": prompt}] for prompt in prompts]
         tokenizer.check_chat(dialogues[0])
         ids = [tokenizer.encode_chat(dialogue) for dialogue in dialogues]
-    room = positions - options.max_tokens
-    for prompt, tokens in zip(prompts, ids, strict=True):
-        if not 0 < len(tokens) <= room:
-            raise UserError(f"the prompt {prompt[:40]!r} has {len(tokens)} tokens, not 1 to {room}")
+    check_room(options, prompts, ids, positions)
     kind = dtype(options.dtype)
     params = load_params(options.model, base.model, kind, options.scan)
     chat_model = ChatModel(Engine(base.model.config, params, kind), tokenizer)
-    decoding = Decoding(
-        room, options.max_tokens, 64, "", options.temperature, options.top_k, options.top_p
-    )
+    decoding = Decoding(positions - options.max_tokens, options.max_tokens, 64, "", *sampling)
     replies = chat_model.complete(ids, decoding, jax.random.key(options.seed), options.n)
     for i, reply in enumerate(replies):
         assert reply is not None, "lengths were checked above"
@@ -134,6 +135,30 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             "finish_reason": "stop" if reply.finished else "length",
         }
         print(dumps(found))
+
+
+def check_room(
+    options: argparse.Namespace,
+    prompts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    positions: int,
+) -> None:
+    """Raises UserError unless every prompt (`ids` are its tokens) has a token, and fits the model's
+    positions together with its reply."""
+    room = positions - options.max_tokens
+    if room < 1:
+        raise UserError(
+            f"--max_tokens must be less than the model's {positions} positions "
+            f"(got {options.max_tokens})"
+        )
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        if not tokens:
+            raise UserError("a prompt is empty, and --raw leaves nothing to continue")
+        if len(tokens) > room:
+            raise UserError(
+                f"the prompt {prompt[:40]!r} has {len(tokens)} tokens; at most {room} fit the "
+                f"model's {positions} positions with --max_tokens={options.max_tokens}"
+            )
 
 
 def read_prompts(options: argparse.Namespace) -> list[str]:

@@ -468,6 +468,20 @@ def test_usage_errors(refused, arguments, message):
     assert message in refused(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max_tokens=8192"], "--max_tokens must be less than the model's 8192 positions"),
+        (["--max_tokens=8190"], "at most 2 fit the model's 8192 positions with --max_tokens=8190"),
+        (["--prompt=", "--raw"], "a prompt is empty, and --raw leaves nothing to continue"),
+        (["--temperature=-2"], "--temperature must be 0 or a number from 0.01 to 10 (got -2.0)"),
+        (["--top_k=-3"], "--top_k must be a whole number from 0"),
+    ],
+)
+def test_what_generate_cannot_do(place, refused, options, message):
+    assert message in refused("generate", f"--model={place.model}", "--prompt=The word", *options)
+
+
 def test_prompts_that_cannot_be(place, refused, monkeypatch):
     model = f"--model={place.model}"
     for raw, message in (

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from seif_jax import config_keys, metrics, run_dir, run_paths
-from seif_jax.display import Display
+from seif_jax.display import Display, count
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
 from seif_jax.run_config import RunConfig
@@ -76,7 +76,7 @@ def run(r: SweepOptions, read: Read) -> None:
     r.check()
     runs = expand(r, read)
     left = [one for one in runs if one.status != "finished"]
-    launchers.tell(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
+    launchers.tell(f"{count(len(runs), 'run')}, {len(runs) - len(left)} of them finished")
     try:
         if left and r.launcher != "table":
             jobs = [launchers.Job(one.name, one.arguments) for one in left]
