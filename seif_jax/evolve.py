@@ -8,11 +8,12 @@ import jax
 
 from seif_jax import data, fingerprints, preflight, processes, propose, settings
 from seif_jax.card import card
-from seif_jax.chat import ChatModel, Decoding
+from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
+from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
@@ -21,7 +22,7 @@ from seif_jax.report import closing_table
 from seif_jax.rewards import phrase
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.score import Checker
-from seif_jax.rl.stage import Stage, run_stage
+from seif_jax.rl.stage import Stage, StageInfo, TrainedModel, run_stage
 from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
@@ -142,32 +143,23 @@ class Evolution:
             start, self.weights.path("follower", round - 1), self.judger_path(round)
         )
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
-        follower = name == "follower"
-        decoding = settings.decoding(c, c.follower, c.eval.temperature)
         return Stage(
-            name=name,
-            round=round,
-            rounds=c.rounds,
-            folder=folder,
-            base=self.base,
-            start=partial(self.weights.start, start, jax.random.fold_in(key, 0)),
-            shapes=self.weights.shapes,
-            mesh=self.weights.mesh,
-            frozen=self.weights.frozen(),
-            reference=partial(self.weights.engine, start, c.dtype, "shared"),
+            info=StageInfo(name, round, c.rounds, folder),
+            model=TrainedModel(
+                bundle=self.base,
+                mesh=self.weights.mesh,
+                shapes=self.weights.shapes,
+                frozen=self.weights.frozen(),
+                load=partial(self.weights.start, start, jax.random.fold_in(key, 0)),
+                reference=partial(self.weights.engine, start, c.dtype, "shared"),
+            ),
             task=task,
-            decoding=settings.decoding(c, role, role.temperature),
-            grouping=settings.grouping(c, role),
-            chunks=settings.chunks(c),
-            sizes=settings.sizes(role, round),
-            algorithm=settings.algorithm(c, role),
+            rollout=settings.rollout(c, role),
+            learner=settings.learner(c, role),
+            batching=settings.batching(c, role, round),
+            evaluation=self.evaluation(round, follower=name == "follower"),
             key=key,  # folded with steps, which count from 1
-            order_seed=c.seed * 1000 + round,
-            checkpoint_every=c.checkpoint.every_steps,
-            max_no_verdict=c.judger.max_no_verdict,
-            dtype=settings.dtype(c.dtype),
-            evaluations=self.evaluation_tasks(round, decoding) if follower else {},
-            evaluate_every=c.eval.every_steps if follower else 0,
+            checkpoint_every_steps=c.checkpoint.every_steps,
         )
 
     def chat_model(self, path: Path, dtype: str, devices: str = "shared") -> ChatModel:
@@ -212,14 +204,18 @@ class Evolution:
             self.display.warn(f"{where}: {propose.explain_drops(reasons)}")
         return rows
 
-    def evaluation_tasks(
-        self, round: int, decoding: Decoding
-    ) -> dict[str, tuple[FollowerTask, Decoding]]:
-        c, checker, told = self.config, self.checker(round), self.prompts["follower"]
-        return {
-            name: (FollowerTask(rows, checker, c.format, c.follower.shots, told), decoding)
+    def evaluation(self, round: int, follower: bool) -> Evaluation:
+        """What a stage evaluates its policy on; only the Follower's is evaluated."""
+        c, prompts = self.config, self.prompts["follower"]
+        decoding = settings.decoding(c, c.follower, c.eval.temperature)
+        if not follower:
+            return Evaluation({}, decoding, 0)
+        checker = self.checker(round)
+        tasks = {
+            name: FollowerTask(rows, checker, c.format, c.follower.shots, prompts)
             for name, rows in self.evaluations.items()
         }
+        return Evaluation(tasks, decoding, c.eval.every_steps)
 
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
@@ -269,13 +265,11 @@ class Evolution:
             prompts=self.prompts["instructor"],
         )
         stage = propose.ProposeStage(
-            round=round,
-            rounds=c.rounds,
-            folder=folder,
+            info=StageInfo("generate", round, c.rounds, folder),
             chat_model=self.chat_model(author, c.dtype),
             task=task,
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),
-            batch=c.generate.prompts,
+            seeds_per_step=c.generate.prompts,
             chunks=settings.chunks(c),
             key=key,
         )

@@ -1,4 +1,4 @@
-"""The data stage: the trained Instructor writes constraints for every seed, the Filter sorts."""
+"""The data stage: the Instructor writes an instruction per seed, and the Filter drops some."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,10 +16,11 @@ from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer
 from seif_jax.rewards.recognise import recognise
-from seif_jax.rl.rollout import UNREADABLE, ask
+from seif_jax.rl.rollout import UNREADABLE, sample_and_score
+from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer
 
-ADVICE = {  # by the reason why instructions are dropped
+ADVICE = {  # what to change, by the reason for which instructions are dropped
     "truncated": "raise config.instructor.max_response_tokens",
     "prompt_too_long": "raise config.instructor.max_prompt_tokens",
     "contradiction": "set config.generate.filter=False to keep what the Filter rejects",
@@ -31,52 +32,54 @@ ADVICE = {  # by the reason why instructions are dropped
 
 @dataclass(frozen=True)
 class ProposeStage:
-    round: int
-    rounds: int
-    folder: Path
+    """Everything that the data stage needs."""
+
+    info: StageInfo
     chat_model: ChatModel  # the Instructor, frozen
     task: Proposer
     decoding: Decoding
-    batch: int  # seeds a step
-    chunks: int  # in which a step's proposals are filtered, while others are still written
+    seeds_per_step: int
+    chunks: int  # in which a step's proposals are filtered while others are still being sampled
     key: jax.Array  # a function of seed, round and stage
 
 
 def propose_instructions(
     stage: ProposeStage, path: Path, writer: Writer, display: Display
 ) -> dict[str, float]:
-    """Writes instructions.parquet at `path`: every seed has a row, kept or dropped with the reason.
+    """Writes an instructions.parquet to `path`, with a row per seed, kept or dropped with a reason.
 
-    Goes on after the last step in the stage's samples.parquet.
+    Resumes after the last step in the stage's samples.parquet. Returns shares of the instructions.
     """
-    samples = stage.folder / "samples.parquet"
+    info = stage.info
+    samples_path = info.folder / "samples.parquet"
     seeds = len(stage.task.rows)
-    steps = -(-seeds // stage.batch)
-    done = max(pq.read_table(samples)["step"].to_pylist()) if samples.exists() else 0
-    writer.resume(stage.round, "generate", done + 1)
-    display.start_stage(stage.round, stage.rounds, "generate", steps, done)
+    steps = -(-seeds // stage.seeds_per_step)
+    done = 0
+    if samples_path.exists():
+        done = max(pq.read_table(samples_path)["step"].to_pylist())
+    writer.resume(info.round, info.name, done + 1)
+    display.start_stage(info.round, info.rounds, info.name, steps, done)
     verdicts = {"next_logp" for judge in stage.task.judges() if judge.mode == "verdict"}
     with Compiles({"prefill", "decode"} | verdicts, display):
         for step in range(done + 1, steps + 1):
-            rows = range((step - 1) * stage.batch, min(step * stage.batch, seeds))
-            found, numbers = _step(stage, rows, step, Phases(display.phase))
-            writer.write(stage.round, "generate", step, numbers)
-            data.append_samples(samples, found, step)  # last: the step is done once it is in there
-            display.step(numbers)
-    processes.wait(f"{samples}: written")
-    held = pq.read_table(samples).to_pylist()
-    names = data.INSTRUCTIONS.names
+            rows = range(seeds)[(step - 1) * stage.seeds_per_step : step * stage.seeds_per_step]
+            samples, step_metrics = _step(stage, rows, step, Phases(display.phase))
+            writer.write(info.round, info.name, step, step_metrics)
+            data.append_samples(samples_path, samples, step)  # last: it marks the step as done
+            display.step(step_metrics)
+    processes.wait(f"{samples_path}: written")
+    samples = pq.read_table(samples_path).to_pylist()
     if processes.first():
-        data.save_instructions(path, [_instruction(row, names) for row in held])
+        data.save_instructions(path, map(_instruction, samples))
     processes.wait(f"{path}: written")
-    shares = _shares([row["reason"] for row in held])
+    shares = _shares([sample["reason"] for sample in samples])
     display.end_stage(shares)
     return shares
 
 
 def explain_drops(reasons: Sequence[str]) -> str:
     """How many instructions were dropped and why, and what to change about the most frequent
-    reason. reasons: of all instructions, "" where they are kept; not all are."""
+    reason. reasons: one per instruction, "" if it was kept; at least one was dropped."""
     counts = Counter(reason for reason in reasons if reason).most_common()
     listed = ", ".join(f"{count} {reason}" for reason, count in counts)
     advice = ADVICE.get(counts[0][0], "read the completions in generate/samples.parquet")
@@ -87,29 +90,40 @@ def explain_drops(reasons: Sequence[str]) -> str:
 def _step(
     stage: ProposeStage, rows: Sequence[int], step: int, phases: Phases
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of samples.parquet, and metrics."""
     key = jax.random.fold_in(stage.key, step)
-    seed, other = (jax.random.fold_in(key, i) for i in range(2))
+    sampling_key, filter_key = (jax.random.fold_in(key, i) for i in range(2))
 
-    def filter(read: Sequence[Proposal], numbers: Sequence[int]) -> list[Proposal]:
-        return stage.task.propose(read, numbers, other)
+    def apply_filter(parsed: Sequence[Proposal], sample_ids: Sequence[int]) -> list[Proposal]:
+        return stage.task.propose(parsed, sample_ids, filter_key)
 
-    asked = (stage.task, stage.chat_model, rows, step, stage.decoding, seed, filter)
-    names = ("sample", "filter")
-    replies, proposals = ask(*asked, chunks=stage.chunks, phases=phases, names=names)
+    replies, proposals = sample_and_score(
+        stage.task,
+        stage.chat_model,
+        rows,
+        step,
+        sampling_key,
+        stage.decoding,
+        apply_filter,
+        chunks=stage.chunks,
+        phases=phases,
+        phase_names=("sample", "filter"),
+    )
     secs = phases.take()
     tokens = sum(len(reply.ids) for reply in replies if reply)
-    numbers = {
+    step_metrics = {
         **_shares([p.reason for p in proposals]),
         "sampled_tokens": tokens,
         "tokens_per_sec": tokens / secs["secs/sample"],
         **secs,
         **metrics.host(),
     }
-    return [_row(*pair) for pair in zip(proposals, replies, strict=True)], numbers
+    samples = [_row(*pair) for pair in zip(proposals, replies, strict=True)]
+    return samples, step_metrics
 
 
 def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
-    """A row of the stage's samples.parquet: the instruction, and the reply that it came from."""
+    """A row of samples.parquet: the instruction, and the reply that it was read from."""
     rules = [recognise(constraint) for constraint in p.instruction.constraints]
     return {
         "seed_question": p.instruction.seed_question,
@@ -128,20 +142,20 @@ def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
     }
 
 
-def _instruction(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The columns of instructions.parquet."""
-    kwargs = [{k: v for k, v in each.items() if v is not None} for each in row["kwargs"]]
-    return {name: row[name] for name in names} | {"kwargs": kwargs}
+def _instruction(sample: dict[str, Any]) -> dict[str, Any]:
+    """The columns of instructions.parquet, from a row of samples.parquet."""
+    used = [{k: v for k, v in kwargs.items() if v is not None} for kwargs in sample["kwargs"]]
+    return {name: sample[name] for name in data.INSTRUCTIONS.names} | {"kwargs": used}
 
 
 def _shares(reasons: Sequence[str]) -> dict[str, float]:
-    """format_valid: of all; kept: of those that the Filter saw."""
-    seen = [r for r in reasons if r not in (*UNREADABLE, "prompt_too_long")]
+    """format_valid: the share of all replies; kept: of those that the Filter saw."""
+    filtered = [r for r in reasons if r not in (*UNREADABLE, "prompt_too_long")]
     kept = sum(r == "" for r in reasons)
     out = {
         "instructions": kept,
-        "format_valid": len(seen) / len(reasons),
-        "kept": kept / max(len(seen), 1),
+        "format_valid": len(filtered) / len(reasons),
+        "kept": kept / max(len(filtered), 1),
     }
     for reason in sorted(set(reasons) - {""}):
         out[f"reason/{reason}"] = sum(r == reason for r in reasons) / len(reasons)

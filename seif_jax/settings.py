@@ -11,10 +11,10 @@ from seif_jax.chat import Decoding
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rl.grpo import LossConfig
-from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.learner import LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
-from seif_jax.rl.rollout import Grouping
-from seif_jax.rl.stage import BatchSizes
+from seif_jax.rl.rollout import Grouping, RolloutConfig
+from seif_jax.rl.stage import Batching
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
 from seif_jax.run_config import STAGES, RunConfig, TrainedRoleConfig, VerdictRoleConfig
@@ -91,9 +91,18 @@ def epochs(by_round: Sequence[int], round: int) -> int:
     return by_round[min(round, len(by_round)) - 1]
 
 
-def sizes(role: TrainedRoleConfig, round: int) -> BatchSizes:
+def batching(config: RunConfig, role: TrainedRoleConfig, round: int) -> Batching:
+    """Which prompts the steps of a trained role's stage sample from."""
+    seed = config.seed * 1000 + round
     passes = epochs(role.epochs, round)
-    return BatchSizes(role.rollout_prompts, role.optimizer_prompts, role.micro_tokens, passes)
+    return Batching(role.rollout_prompts, role.optimizer_prompts, passes, seed)
+
+
+def rollout(config: RunConfig, role: TrainedRoleConfig) -> RolloutConfig:
+    """How a trained role's steps sample and score."""
+    replies = decoding(config, role, role.temperature)
+    max_no_verdict = config.judger.max_no_verdict
+    return RolloutConfig(replies, grouping(config, role), chunks(config), max_no_verdict)
 
 
 def grouping(config: RunConfig, role: TrainedRoleConfig) -> Grouping:
@@ -163,9 +172,15 @@ def check_lengths(config: RunConfig, positions: int) -> None:
             )
 
 
-def algorithm(config: RunConfig, role: TrainedRoleConfig) -> Algorithm:
+def learner(config: RunConfig, role: TrainedRoleConfig) -> LearnerConfig:
     """How a trained role is updated."""
-    return Algorithm(loss(config, role), optimizer(config), config.remat)
+    return LearnerConfig(
+        loss(config, role),
+        optimizer(config),
+        dtype(config.dtype),
+        config.remat,
+        role.micro_tokens,
+    )
 
 
 def loss(config: RunConfig, role: TrainedRoleConfig) -> LossConfig:

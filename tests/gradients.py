@@ -9,11 +9,9 @@ each over the largest number of its array, of log-probabilities, and of the metr
 import json
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import meshes
 import numpy as np
 import tiny
@@ -21,12 +19,10 @@ import tiny
 from seif_jax import models, sharding
 from seif_jax.models import lora
 from seif_jax.models.lora import Lora
-from seif_jax.rl import optim
-from seif_jax.rl.grpo import BatchTotals
-from seif_jax.rl.stage import BatchSizes, Programs
+from seif_jax.rl.learner import Learner
 
 LORA = Lora(4, 8.0, ("q", "o", "gate", "down"), None)
-TOKENS = 60  # of a part: several passes where few parts are side by side
+TOKENS = 60  # of a micro-batch: several passes where few are computed side by side
 
 
 def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dict[str, float]]:
@@ -47,33 +43,27 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
         frozen, shapes = put(params, base), lora.shapes(model, LORA, rule)
         params = jax.tree.map(lambda x: x + 0.01, lora.init(shapes, jax.random.key(1)))
     params = put(params, shapes)
-    algorithm = replace(meshes.ALGORITHM, remat=remat)
-    stage: Any = SimpleNamespace(
-        mesh=devices, shapes=shapes, frozen=frozen, dtype=jnp.float32, algorithm=algorithm,
-        sizes=BatchSizes(8, 8, TOKENS, 1), decoding=SimpleNamespace(temperature=0.7),
+    learner = Learner(
+        model.config, devices, shapes,
+        replace(meshes.CONFIG, remat=remat, micro_tokens=TOKENS),
+        temperature=0.7, updates=1, frozen=frozen,
     )  # fmt: skip
-    programs = Programs(model.config, stage, optim.make_optimizer(algorithm.optimizer, 1))
-    batch, total = meshes.batch(0), None
-    passes = programs.pack(batch)
-    assert len(passes) > 1 or programs.parts > 1
-    with jax.set_mesh(devices):
-        for _, micros in passes:
-            arguments = (programs.place(micros), np.bool_(False), BatchTotals.of([batch.mask()]))
-            *part, _ = programs.learner.gradient(params, frozen, *arguments)
-            total = part if total is None else programs.learner.add(total, part)
-    assert total
-    logp = programs.logp(lora.join(frozen, programs.cast(params)), batch)
-    return jax.tree.map(np.asarray, total[0]), logp * batch.mask(), jax.device_get(total[1])
+    batch = meshes.batch(0)
+    passes = learner.passes(batch)
+    assert len(passes) > 1 or len(passes[0]) > 1
+    grads, metrics, _ = learner.gradients(params, passes, on_policy=False)
+    logp = learner.logp(learner.policy(params), batch)
+    return jax.tree.map(np.asarray, grads), logp * batch.mask(), jax.device_get(metrics)
 
 
-def differences(case: str, wanted: tuple[Any, np.ndarray, dict[str, float]]) -> dict[str, float]:
+def differences(case: str, expected: tuple[Any, np.ndarray, dict[str, float]]) -> dict[str, float]:
     mesh, remat, *adapted = case.split()
-    gradient, logp, numbers = computed(mesh, remat, bool(adapted))
-    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), gradient, wanted[0])
+    grads, logp, metrics = computed(mesh, remat, bool(adapted))
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.abs(b).max(), grads, expected[0])
     return {
         "gradient": float(max(jax.tree.leaves(gaps))),
-        "logp": float(np.abs(logp - wanted[1]).max()),
-        "metrics": float(max(abs(x - wanted[2][name]) for name, x in numbers.items())),
+        "logp": float(np.abs(logp - expected[1]).max()),
+        "metrics": float(max(abs(x - expected[2][name]) for name, x in metrics.items())),
     }
 
 

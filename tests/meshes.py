@@ -6,7 +6,6 @@ usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
 import json
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,15 +14,14 @@ import numpy as np
 import tiny
 
 from seif_jax import models, sharding
-from seif_jax.rl import learner, optim
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import LossConfig
+from seif_jax.rl.learner import Learner, LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
-from seif_jax.rl.stage import BatchSizes, Programs
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
-ALGORITHM = learner.Algorithm(
+CONFIG = LearnerConfig(
     LossConfig(
         policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
         kl="k3", kl_coef=0.1, max_response_tokens=12,
@@ -32,7 +30,7 @@ ALGORITHM = learner.Algorithm(
         learning_rate=1e-3, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
         eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
     ),
-    remat="full",
+    jnp.float32, remat="full", micro_tokens=400,
 )  # fmt: skip
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 8, 2
@@ -55,51 +53,43 @@ def batch(step: int) -> Batch:
     return Batch(**fields)
 
 
-def run(sizes: dict[str, int], moments: str = "float32") -> dict[str, Any]:
+def run(sizes: dict[str, int]) -> dict[str, Any]:
     """Five updates, then greedy tokens to two prompts and the probabilities of two options."""
     mesh = sharding.make_mesh(sizes, jax.devices()[: abs(int(np.prod([*sizes.values()])))])
-    rule = sharding.sharding_rule(mesh)
-    shapes = models.shapes(MODEL, rule=rule)
+    shapes = models.shapes(MODEL, rule=sharding.sharding_rule(mesh))
     start = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), models.init(MODEL, 0), shapes)
-    algorithm = replace(ALGORITHM, optimizer=replace(ALGORITHM.optimizer, moments=moments))
-    stage: Any = SimpleNamespace(
-        mesh=mesh, shapes=shapes, frozen={}, dtype=jnp.float32, algorithm=algorithm,
-        sizes=BatchSizes(PROMPTS, PROMPTS, 400, 1),
-        decoding=SimpleNamespace(temperature=1.0),
-    )  # fmt: skip
-    optimizer = optim.make_optimizer(algorithm.optimizer, STEPS)
-    state = optim.start(optimizer, start)
-    programs = Programs(MODEL.config, stage, optimizer)
+    learner = Learner(MODEL.config, mesh, shapes, CONFIG, temperature=1.0, updates=STEPS)
+    state = learner.start(start)
     losses, norms = [], []
     for step in range(STEPS):
-        given = batch(step)
-        reference = programs.logp(programs.cast(state.params), given)
-        given = replace(given, ref_logp=reference * np.float32(1.01))
-        state, numbers, _ = programs.update(state, given, on_policy=True)
-        losses.append(float(numbers["loss"]))
-        norms.append(float(numbers["grad_norm"]))
-    engine = Engine(MODEL.config, programs.cast(state.params), jnp.float32)
-    prompts = [given.prompts[i, : given.prompt_lengths[i]].tolist() for i in range(2)]
+        sampled = batch(step)
+        reference = learner.logp(learner.policy(state.params), sampled)
+        sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
+        state, metrics = learner.train(state, [sampled])
+        losses.append(float(metrics["loss"]))
+        norms.append(float(metrics["grad_norm"]))
+    engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)
+    prompts = [sampled.prompts[i, : sampled.prompt_lengths[i]].tolist() for i in range(2)]
     samples = engine.sample(
         prompts, row_keys(jax.random.key(0), range(2)), group=1, max_tokens=12,
         method=Method(temperature=0.0), stop_ids=(), batch_size=8,
     )  # fmt: skip
     verdicts = engine.next_logp([[*p, *range(3, 40)] for p in prompts], (4, 60), batch_size=2)
-    held = [x for x in jax.tree.leaves(state) if x.ndim > 1]
+    arrays = [x for x in jax.tree.leaves(state) if x.ndim > 1]
+    on_one_device = sum(x.addressable_shards[0].data.nbytes for x in arrays)
     return {
         "loss": losses,
         "norm": norms,
         "tokens": [sample.tokens.tolist() for sample in samples],
         "verdicts": verdicts.tolist(),
         "replicas": len(engine.replicas),
-        "held": sum(x.addressable_shards[0].data.nbytes for x in held)
-        / sum(x.nbytes for x in held),
+        "held": on_one_device / sum(x.nbytes for x in arrays),
     }
 
 
 def sizes_of(text: str) -> dict[str, int]:
-    given = dict(part.split("=") for part in text.split(","))
-    return {axis: int(given.get(axis, 1)) for axis in sharding.AXES}
+    sizes = dict(part.split("=") for part in text.split(","))
+    return {axis: int(sizes.get(axis, 1)) for axis in sharding.AXES}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,5 +255,7 @@ def test_prompts_have_their_length(place):
 
 def test_sizes_that_are_not_options_are_the_default_config():
     config = RunConfig()
-    assert settings.algorithm(config, config.follower) == inputs.ALGORITHM
+    loss = settings.loss(config, config.follower)
+    assert loss == replace(inputs.LOSS, max_response_tokens=config.follower.max_response_tokens)
+    assert settings.optimizer(config) == inputs.OPTIMIZER
     assert config.judger.shots == inputs.SHOTS

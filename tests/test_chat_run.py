@@ -42,9 +42,9 @@ class Clock:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stage]]:
     """The stages that runs come to; none is trained."""
-    found: list[Stage] = []
-    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: found.append(stage) or {})
-    yield found
+    stages: list[Stage] = []
+    monkeypatch.setattr("seif_jax.evolve.run_stage", lambda stage, *_: stages.append(stage) or {})
+    yield stages
 
 
 def with_template(place: SimpleNamespace, name: str, template: Any) -> Path:
@@ -114,7 +114,7 @@ def test_the_date_of_a_run_is_that_of_its_start(place, done, stages, tmp_path, m
         shutil.rmtree(workdir / "round_1", ignore_errors=True)  # as if it had stopped
         monkeypatch.setattr(run_dir, "datetime", Clock(time))
         done(*run(place, model, workdir, "--config.rounds=1"))
-        tokenizer = stages[-1].base.tokenizer
+        tokenizer = stages[-1].model.bundle.tokenizer
         prompts.append(tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "a"}])))
     assert prompts[0] == prompts[1] and prompts[0].startswith("On 28 Feb 2024")
     assert prompts[2].startswith("On 29 Feb 2024")
@@ -128,7 +128,7 @@ def test_template_arguments_are_part_of_a_run(place, refused, done, stages, tmp_
     thinking = "--config.template_arguments.enable_thinking=True"
     once = run(place, model, tmp_path / "a", "--config.rounds=1")
     done(*once, thinking)
-    tokenizer = stages[-1].base.tokenizer
+    tokenizer = stages[-1].model.bundle.tokenizer
     ids = tokenizer.encode_chat([{"role": "user", "content": "a"}])
     assert " thinking" in tokenizer.decode(ids)
     key = "template_arguments.enable_thinking"

@@ -294,7 +294,7 @@ def test_the_embedded_model_is_named_wherever_a_model_is(place, monkeypatch, tmp
     run = ["run", f"--config={place.config}", "--config.stages=instructor", "--config.rounds=1"]
     assert main([*run, "--workdir=run", *names]) == 0
     model = load_params(place.model, ModelBundle.load(place.model).model)
-    jax.tree.map(np.testing.assert_array_equal, stages[0].start(), model)
+    jax.tree.map(np.testing.assert_array_equal, stages[0].model.load(), model)
     judger = stages[0].task.checker.judge.chat_model.engine.params
     jax.tree.map(np.testing.assert_array_equal, judger, model)
 

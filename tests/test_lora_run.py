@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny_run
 from flax import traverse_util
@@ -22,7 +21,7 @@ from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.rl.optim import TrainState
-from seif_jax.rl.stage import Programs, chat_model
+from seif_jax.rl.stage import make_learner, make_policy
 
 TARGETS = ("q", "down")
 LORA = (
@@ -104,7 +103,7 @@ def test_adapters_go_on_from_round_to_round(place):
 
     def start(number, key):
         stage = run.training(number, "follower", folders[number - 1], jax.random.key(key))
-        return stage.start()["layers"]
+        return stage.model.load()["layers"]
 
     jax.tree.map(np.testing.assert_array_equal, start(2, 0), first)
     new, other = start(1, 0), start(1, 1)
@@ -119,12 +118,13 @@ def test_the_base_is_held_once(place, role):
     inits = [f"--config.{r}.init={place.run}/round_1/follower" for r in ("instructor", "follower")]
     run = evolution(place, place.folder / "next", stages, *inits)
     stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
-    programs = Programs(run.base.model.config, stage, optax.sgd(1.0))
-    policy = chat_model(stage, programs, TrainState(stage.start(), {})).engine
-    engines = [policy, stage.reference(), stage.task.checker.judge.chat_model.engine]
+    learner = make_learner(stage, updates=1)
+    policy = make_policy(stage, learner, TrainState(stage.model.load(), {})).engine
+    judge = stage.task.checker.judge
+    engines = [policy, stage.model.reference(), judge.chat_model.engine]
     if role == "instructor":
         engines += [stage.task.answerer.chat_model.engine, stage.task.filter.chat_model.engine]
-    base = traverse_util.flatten_dict(stage.frozen)
+    base = traverse_util.flatten_dict(stage.model.frozen)
     assert base.keys() == traverse_util.flatten_dict(models.shapes(run.base.model)).keys()
     for engine in engines:
         held = traverse_util.flatten_dict(engine.params)

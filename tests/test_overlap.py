@@ -1,45 +1,61 @@
-"""Runs of a list: which places belong together, what is begun when, whose errors are raised."""
+"""Which samples form a chunk, when it is scored, and by whom."""
 
 import pytest
 
+from seif_jax.errors import RunError
 from seif_jax.rl.overlap import OverlappedScorer
 
 
 @pytest.mark.parametrize(
-    ("count", "unit", "runs", "expected"),
+    ("samples", "group_size", "chunks", "expected"),
     [
         (6, 1, 1, [range(0, 6)]),
         (6, 2, 2, [range(0, 2), range(2, 6)]),
         (12, 3, 4, [range(0, 3), range(3, 6), range(6, 9), range(9, 12)]),
-        (6, 3, 8, [range(0, 3), range(3, 6)]),  # no more runs than units
+        (6, 3, 8, [range(0, 3), range(3, 6)]),  # no more chunks than groups
         (0, 3, 8, []),
     ],
 )
-def test_every_place_is_in_one_run_whole_units_together(count, unit, runs, expected) -> None:
-    done: list[range] = []
-    with OverlappedScorer(
-        count, unit, runs, lambda run: done.append(run) or [-i for i in run]
-    ) as chunks:
-        for place in reversed(range(count)):
-            chunks.mark_done(place)
-        found, _ = chunks.results()
-    assert found == [-i for i in range(count)]
-    assert sorted(done, key=lambda run: run.start) == expected
+def test_every_sample_is_in_one_chunk_with_its_group(samples, group_size, chunks, expected) -> None:
+    scored: list[range] = []
+
+    def score(chunk: range) -> list[int]:
+        scored.append(chunk)
+        return [-i for i in chunk]
+
+    with OverlappedScorer(samples, group_size, chunks, score) as scorer:
+        for sample in reversed(range(samples)):
+            scorer.mark_done(sample)
+        results, _ = scorer.results()
+    assert results == [-i for i in range(samples)]
+    assert sorted(scored, key=lambda chunk: chunk.start) == expected
 
 
-def test_a_run_is_begun_when_it_is_complete() -> None:
-    done: list[range] = []
-    with OverlappedScorer(4, 1, 2, lambda run: done.append(run) or [*run]) as chunks:
-        for place in (1, 2, 3, 0):  # the second run is complete first
-            chunks.mark_done(place)
-        assert chunks.results()[0] == [0, 1, 2, 3]
-    assert done == [range(2, 4), range(0, 2)]
+def test_a_chunk_is_scored_once_its_samples_are_done() -> None:
+    scored: list[range] = []
+    with OverlappedScorer(4, 1, 2, lambda chunk: scored.append(chunk) or [*chunk]) as scorer:
+        for sample in (1, 2, 3, 0):  # the second chunk is complete first
+            scorer.mark_done(sample)
+        assert scorer.results()[0] == [0, 1, 2, 3]
+    assert scored == [range(2, 4), range(0, 2)]
 
 
-def test_one_run_is_worked_on_when_it_is_asked_for() -> None:
-    done: list[range] = []
-    with OverlappedScorer(2, 1, 1, lambda run: done.append(run) or [*run]) as chunks:
-        chunks.mark_done(0)
-        chunks.mark_done(1)
-        assert done == []
-        assert chunks.results() == ([0, 1], 0.0)
+def test_a_single_chunk_is_scored_when_the_results_are_asked_for() -> None:
+    scored: list[range] = []
+    with OverlappedScorer(2, 1, 1, lambda chunk: scored.append(chunk) or [*chunk]) as scorer:
+        scorer.mark_done(0)
+        scorer.mark_done(1)
+        assert scored == []
+        assert scorer.results() == ([0, 1], 0.0)
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_an_error_of_scoring_is_raised_with_the_results(chunks: int) -> None:
+    def fail(chunk: range) -> list[int]:
+        raise RunError(f"chunk {chunk.start}")
+
+    with OverlappedScorer(4, 2, chunks, fail) as scorer:
+        for sample in range(4):
+            scorer.mark_done(sample)
+        with pytest.raises(RunError, match="chunk 0"):
+            scorer.results()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seif_jax.models.token_tree import pack_completions, round_up_eighth, round_up_pow2
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.packing import pack, padding, share
+from seif_jax.rl.packing import count_positions, pack, share
 
 
 def test_a_tree_in_a_row():
@@ -76,12 +76,12 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         width = micro.mask.shape[1]
         np.testing.assert_array_equal(micro.mask[: len(samples)], batch.mask()[samples, :width])
         assert not micro.mask[len(samples) :].any() and not batch.mask()[samples, width:].any()
-        computed, empty = padding([micro])
+        computed, empty = count_positions([micro])
         assert computed - empty <= tokens or len(samples) == group
     shapes = {tuple(x.shape for x in jax.tree.leaves(micro)) for _, micro in parts}
     assert len(shapes) <= 1
     if len(parts) == 1:
-        computed, empty = padding([micro for _, micro in parts])
+        computed, empty = count_positions([micro for _, micro in parts])
         assert 9 * empty <= computed
 
 
@@ -91,4 +91,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, 100) == [] and padding([]) == (0, 0)
+    assert pack(untrained, 100) == [] and count_positions([]) == (0, 0)

@@ -15,6 +15,7 @@ from seif_jax import data, propose
 from seif_jax.chat import Decoding, Reply
 from seif_jax.display import Display
 from seif_jax.metrics import Writer, read
+from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposer
 
 KIND, BRIEF, COMMA = "Be kind.", "Be brief.", "Do not use any commas."
@@ -66,8 +67,9 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         soft_share=0.0,
         seed="0",
     )
+    info = StageInfo("generate", 1, 1, folder / "generate")
     stage = propose.ProposeStage(
-        1, 1, folder / "generate", chat_model, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
+        info, chat_model, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
     )
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)

@@ -15,7 +15,7 @@ from seif_jax.instruction import SOFT, Instruction
 from seif_jax.metrics import Phases
 from seif_jax.rewards.judge import Verdict
 from seif_jax.rewards.score import Checker, Score
-from seif_jax.rl.rollout import Grouping, make_batch, reply_metrics, rollout
+from seif_jax.rl.rollout import Grouping, RolloutConfig, make_batch, reply_metrics, rollout
 from seif_jax.rl.tasks import FollowerTask
 
 HALF = math.sqrt(0.5)
@@ -49,6 +49,10 @@ def scores(*rewards: float | None) -> list[Score]:
 
 def grouping(size: int = 3, advantage: str = "grpo", **switches: bool) -> Grouping:
     return Grouping(size, advantage, **{"skip_equal": False, "mask_truncated": False, **switches})
+
+
+def configured(grouping: Grouping, chunks: int = 1) -> RolloutConfig:
+    return RolloutConfig(Decoding(50, 20, 4), grouping, chunks, max_no_verdict=1.0)
 
 
 def test_tokens_lengths_and_padding() -> None:
@@ -192,9 +196,8 @@ def test_rollout() -> None:
                         "plain", 0)  # fmt: skip
     decoding = Decoding(max_prompt_tokens=50, max_tokens=20, batch_size=4)
     phases = Phases()
-    found = rollout(
-        task, policy, [0, 1], 7, jax.random.key(0), decoding, grouping(skip_equal=True), phases
-    )
+    config = RolloutConfig(decoding, grouping(skip_equal=True), chunks=1, max_no_verdict=1.0)
+    found = rollout(task, policy, [0, 1], 7, jax.random.key(0), config, phases)
     assert policy.asked == ([task.dialogue(0, 7), task.dialogue(1, 7)], decoding, 3)
     assert set(phases.take()) == {"secs/sample", "secs/reward"}
     # rewards: 1 (kind, no comma), 0.5 (kind, comma), 0 (cut); three without a verdict
@@ -243,9 +246,7 @@ def test_rollout() -> None:
 def test_without_a_judger_no_verdict_of_it_is_counted() -> None:
     policy: Any = Policy([reply(FIRST, [1, 2], text="Yes"), reply(FIRST, [1, 2], text="Yes, so")])
     task = FollowerTask(ROWS, Checker(None, "rules"), "plain", 0)
-    found = rollout(
-        task, policy, [0], 1, jax.random.key(0), Decoding(50, 20, 4), grouping(2), Phases()
-    )
+    found = rollout(task, policy, [0], 1, jax.random.key(0), configured(grouping(2)), Phases())
     assert found.metrics["reward"] == 0.5 and found.metrics["equal_groups"] == 0.0
     assert not {"no_verdict", "judge_agreement", "judge_yes"} & set(found.metrics)
 
@@ -283,14 +284,14 @@ def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
             return scores
 
     calls: list[list[int]] = []
-    beside, phases = Notes(ROWS, checker, "plain", 0), Phases()
-    arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping())
-    found = rollout(beside, policy, *arguments, phases, chunks=2)
+    overlapping, phases = Notes(ROWS, checker, "plain", 0), Phases()
+    arguments = ([0, 1], 7, jax.random.key(0))
+    overlapped = rollout(overlapping, policy, *arguments, configured(grouping(), chunks=2), phases)
     assert calls == [[0, 1, 2], [3, 4, 5]]
     assert phases.take()["secs/scored_early"] > 0
     plain: Any = Policy(replies)
-    whole = rollout(task, plain, *arguments, Phases())
-    assert found.samples == whole.samples and found.metrics == whole.metrics
+    expected = rollout(task, plain, *arguments, configured(grouping()), Phases())
+    assert overlapped.samples == expected.samples and overlapped.metrics == expected.metrics
 
 
 def test_an_error_in_scoring_beside_is_raised() -> None:
@@ -300,7 +301,7 @@ def test_an_error_in_scoring_beside_is_raised() -> None:
 
     policy: Any = Policy(REPLIES)
     task = Fails(ROWS, Checker(None, "rules"), "plain", 0)
-    arguments = ([0, 1], 7, jax.random.key(0), Decoding(50, 20, 4), grouping(), Phases())
     for chunks in (1, 2):
+        config = configured(grouping(), chunks)
         with pytest.raises(RunError, match="no verdict today"):
-            rollout(task, policy, *arguments, chunks=chunks)
+            rollout(task, policy, [0, 1], 7, jax.random.key(0), config, Phases())

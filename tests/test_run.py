@@ -299,15 +299,15 @@ def test_a_run_whose_instructions_are_all_dropped_says_why(place, capsys):
 @pytest.mark.parametrize("what", ["gradients", "weights"])
 def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, capsys, what):
     """In the step in which it happens: its numbers and samples are kept, its weights are not."""
-    whole, workdir = seif_jax.rl.stage.train_step, place.folder / f"diverged_{what}"
+    train_step, workdir = seif_jax.rl.stage.train_step, place.folder / f"diverged_{what}"
 
-    def diverged(stage, programs, state, rows, step, phases):
-        state, numbers, found = whole(stage, programs, state, rows, step, phases)
+    def diverged(stage, learner, state, rows, step, phases):
+        state, metrics, samples = train_step(stage, learner, state, rows, step, phases)
         if step == 2 and what == "gradients":
-            numbers["skipped_updates"] = numbers["updates"]
+            metrics["skipped_updates"] = metrics["updates"]
         elif step == 2:
             state.params["norm"] = state.params["norm"].at[3].set(np.inf)
-        return state, numbers, found
+        return state, metrics, samples
 
     with monkeypatch.context() as patch:
         patch.setattr(seif_jax.rl.stage, "train_step", diverged)
@@ -441,9 +441,9 @@ def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
     init = f"--config.instructor.init={start}"
     assert seif(place, workdir, "--config.stages=instructor", "--config.rounds=1", init) == 0
     (stage,) = stages
-    assert (stage.name, stage.round, len(stage.task.rows)) == ("instructor", 1, 6)
-    jax.tree.map(np.testing.assert_array_equal, stage.start(), weights(start))
-    jax.tree.map(np.testing.assert_array_equal, stage.reference().params, weights(start))
+    assert (stage.info.name, stage.info.round, len(stage.task.rows)) == ("instructor", 1, 6)
+    jax.tree.map(np.testing.assert_array_equal, stage.model.load(), weights(start))
+    jax.tree.map(np.testing.assert_array_equal, stage.model.reference().params, weights(start))
     answerer = stage.task.answerer.chat_model.engine.params  # the frozen Follower is the base model
     base = place.folder / "model"
     jax.tree.map(

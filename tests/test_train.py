@@ -1,9 +1,8 @@
 """The update: gradients by any route and in any micro-batch size, AdamW, clipping, skipping."""
 
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,13 @@ import tiny
 
 from seif_jax import models, sharding
 from seif_jax.models.tree_forward import REMAT_POLICIES, completion_logp
-from seif_jax.rl import learner, optim
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
+from seif_jax.rl.learner import Learner, LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
 from seif_jax.rl.packing import pack
-from seif_jax.rl.stage import BatchSizes, Programs, apply_updates, with_logp
+from seif_jax.rl.stage import optimizer_batches
+from seif_jax.sampling import Engine
 
 MODEL = models.describe(tiny.tiny_config(96))
 C = MODEL.config
@@ -32,7 +32,8 @@ OPTIMIZER = OptimizerConfig(
     learning_rate=1.0, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
     eps=1e-8, weight_decay=0.0, clip_norm=1e9, moments="float32",
 )  # fmt: skip
-ALGORITHM = learner.Algorithm(LOSS, OPTIMIZER, remat="full")
+CONFIG = LearnerConfig(LOSS, OPTIMIZER, jnp.float32, remat="full", micro_tokens=100)
+MESH = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
 # 4 prompts of 2 samples; lengths differ so that a mean of micro-batch means would show.
 LENGTHS = np.array([6, 2, 1, 5, 3, 3, 6, 4], np.int32)
 TRAINED = np.array([1, 1, 0, 1, 1, 1, 1, 1], bool)
@@ -40,9 +41,16 @@ TOKENS = int(LENGTHS[TRAINED].sum())
 ADVANTAGES = np.array([1.0, -1.0, 9.0, 0.5, -0.5, 2.0, 0.7, -0.7], np.float32)
 
 
-def packed_logp(params, flat, remat="none", dtype=jnp.float32):
-    part = tiny.one_part(flat)
-    return completion_logp(C, params, part, temperature=0.8, dtype=dtype, remat=remat)[0]
+def packed_logp(params, packed):
+    part = tiny.one_part(packed)
+    return completion_logp(C, params, part, temperature=0.8, dtype=jnp.float32)[0]
+
+
+def make_learner(cls=Learner, model=MODEL, **changes: Any) -> Learner:
+    """A learner on one device. changes: of CONFIG."""
+    shapes = models.shapes(model, rule=sharding.sharding_rule(MESH))
+    config = replace(CONFIG, **changes)
+    return cls(model.config, MESH, shapes, config, temperature=0.8, updates=1)
 
 
 def bare_batch() -> Batch:
@@ -92,41 +100,37 @@ def quick_compiles():
         yield
 
 
-LEARNER = learner.Learner(packed_logp, optax.sgd(1.0), ALGORITHM)
+shared_learner = cache(lambda micro_tokens: make_learner(micro_tokens=micro_tokens))
 
 
-def step(batch, on_policy=False, tokens=100, learner=LEARNER):
-    """An update by plain gradient descent at rate 1: (gradient, new params, numbers)."""
-    start = jax.tree.map(jnp.array, PARAMS)  # the update takes the buffers that it is given
-    state = TrainState(start, optim.init(optax.sgd(1.0), start))
-    micros = [micro for _, micro in pack(batch, tokens)]
-    state, numbers = learner.update(state, {}, micros, BatchTotals.of([batch.mask()]), on_policy)
-    gradient = jax.tree.map(lambda old, new: np.asarray(old - new), PARAMS, state.params)
-    return gradient, state.params, numbers
+def step(batch, on_policy=False, micro_tokens=100):
+    """One update: (gradient, new params, metrics)."""
+    learner = shared_learner(micro_tokens)
+    passes = learner.passes(batch)
+    gradient, _, _ = learner.gradients(PARAMS, passes, on_policy)
+    start = jax.tree.map(jnp.array, PARAMS)  # the update reuses the buffers that it is given
+    state, metrics = learner.update(learner.start(start), passes, on_policy)
+    return jax.tree.map(np.asarray, gradient), state.params, metrics
 
 
 def close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-@pytest.mark.parametrize("tokens, parts", [(41, 1), (24, 2)])
-def test_the_tree_is_each_sequence_by_itself(tokens, parts):
-    found = pack(BATCH, tokens)
-    assert len(found) == parts
+@pytest.mark.parametrize("micro_tokens, count", [(41, 1), (24, 2)])
+def test_the_tree_is_each_sequence_by_itself(micro_tokens, count):
+    learner = shared_learner(micro_tokens)
+    assert len(learner.passes(BATCH)) == count
     inside = BATCH.mask()
-    tree = np.zeros_like(LOGP)
-    for samples, micro in found:
-        logp = jax.jit(packed_logp)(PARAMS, micro.packed)
-        tree[samples, : logp.shape[1]] = logp[: len(samples)]
-    np.testing.assert_allclose(tree[inside], LOGP[inside], atol=1e-5)
+    np.testing.assert_allclose(learner.logp(PARAMS, BATCH)[inside], LOGP[inside], atol=1e-5)
 
 
 def test_micro_batches_do_not_matter():
-    _, whole, numbers = step(BATCH)
-    _, parts, others = step(BATCH, tokens=24)
-    close(parts, whole, atol=1e-5)
-    assert numbers.keys() == others.keys()
-    for name, value in numbers.items():
+    one, _, metrics = step(BATCH)
+    several, _, others = step(BATCH, micro_tokens=24)
+    close(several, one, atol=1e-5)
+    assert metrics.keys() == others.keys()
+    for name, value in metrics.items():
         assert others[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
@@ -156,19 +160,19 @@ def test_gradient_is_that_of_the_plain_formula():
         return jnp.sum(jnp.where(mask, terms, 0.0)) / 29
 
     wanted = jax.jit(jax.grad(objective))(PARAMS)
-    gradient, _, numbers = step(BATCH, on_policy=True)
+    gradient, _, metrics = step(BATCH, on_policy=True)
     close(gradient, wanted, atol=2e-6)
-    assert numbers["grad_norm"] == pytest.approx(float(optax.tree.norm(wanted)), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(wanted)), rel=1e-5)
 
 
 def test_numbers_of_an_update():
     mask = BATCH.mask()
-    numbers = step(BATCH)[2]
+    metrics = step(BATCH)[2]
     gap = np.abs(BATCH.old_logp - BATCH.sampler_logp)[mask]
-    assert numbers["sampler_gap"] == pytest.approx(gap.mean(), rel=1e-5)
-    assert numbers["sampler_gap_max"] == pytest.approx(gap.max(), rel=1e-5)
-    assert numbers["approx_kl"] == pytest.approx((BATCH.old_logp - LOGP)[mask].mean(), abs=1e-5)
-    assert numbers["trained_tokens"] == 29 and numbers["skipped_updates"] == 0
+    assert metrics["sampler_gap"] == pytest.approx(gap.mean(), rel=1e-5)
+    assert metrics["sampler_gap_max"] == pytest.approx(gap.max(), rel=1e-5)
+    assert metrics["approx_kl"] == pytest.approx((BATCH.old_logp - LOGP)[mask].mean(), abs=1e-5)
+    assert metrics["trained_tokens"] == 29 and metrics["skipped_updates"] == 0
 
 
 def test_fresh_decides_whose_log_probabilities_are_the_old_ones():
@@ -184,15 +188,15 @@ def test_fresh_decides_whose_log_probabilities_are_the_old_ones():
 
 def test_a_gradient_that_is_not_finite_changes_nothing():
     broken = replace(BATCH, advantages=np.where(np.arange(8) == 3, np.inf, ADVANTAGES))
-    gradient, _, numbers = step(broken)
-    assert numbers["skipped_updates"] == 1 and not np.isfinite(numbers["grad_norm"])
-    close(gradient, jax.tree.map(np.zeros_like, gradient), atol=0)
+    _, params, metrics = step(broken)
+    assert metrics["skipped_updates"] == 1 and not np.isfinite(metrics["grad_norm"])
+    close(params, PARAMS, rtol=0, atol=0)
 
 
 def test_an_infinity_that_is_not_trained_on_does_no_harm():
     left_out = replace(BATCH, advantages=np.where(TRAINED, ADVANTAGES, np.nan))
-    _, params, numbers = step(left_out)
-    assert numbers["skipped_updates"] == 0
+    _, params, metrics = step(left_out)
+    assert metrics["skipped_updates"] == 0
     close(params, step(BATCH)[1], atol=0)
 
 
@@ -200,88 +204,81 @@ def test_what_is_computed_again_does_not_matter_but_takes_no_memory():
     """The same gradient; what is held between the passes: full < dots < none. Four layers."""
     model = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 4})
     bare = replace(BATCH, prefix=BATCH.prefix[:0])  # less to compile
-    (_, micro), params = pack(bare, 100)[0], models.init(model, 1)
-    micro = tiny.one_part(micro)
-    held, gradients = {}, {}
+    params, temporaries, gradients = models.init(model, 1), {}, {}
     for remat in REMAT_POLICIES:
-        logp = partial(completion_logp, model.config, temperature=0.8, dtype=jnp.float32)
-        whole = partial(learner.gradient, logp, replace(ALGORITHM, remat=remat))
-        arguments = (params, {}, micro, np.bool_(True), BatchTotals.of([BATCH.mask()]))
-        program = jax.jit(whole).lower(*arguments).compile()
-        analysis: Any = program.memory_analysis()
-        held[remat] = analysis.temp_size_in_bytes
-        gradients[remat] = program(*arguments)[0]
-    assert held["full"] < held["dots"] < held["none"]
+        learner = make_learner(model=model, remat=remat)
+        (micros,) = map(learner.place, learner.passes(bare))
+        arguments = (params, {}, micros, np.bool_(True), BatchTotals.of([BATCH.mask()]))
+        with jax.set_mesh(MESH):
+            program = learner.gradient.lower(*arguments).compile()
+            gradients[remat] = program(*arguments)[0]
+        memory = program.memory_analysis()
+        assert memory
+        temporaries[remat] = memory.temp_size_in_bytes
+    assert temporaries["full"] < temporaries["dots"] < temporaries["none"]
     close(gradients["dots"], gradients["full"], atol=2e-6)
     close(gradients["none"], gradients["full"], atol=2e-6)
 
 
 def test_gradients_are_float32_under_bfloat16():
-    logp = partial(packed_logp, dtype=jnp.bfloat16)
-    (_, micro), shapes = pack(BATCH, 100)[0], models.shapes(MODEL)
-    gradient = partial(learner.gradient, logp, ALGORITHM)
-    found, *_ = jax.eval_shape(
-        gradient, shapes, {}, micro, np.bool_(True), BatchTotals.of([BATCH.mask()])
-    )
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(
-        lambda x: (x.shape, np.dtype(np.float32)), shapes
+    learner = make_learner(dtype=jnp.bfloat16)
+    (micros,) = map(learner.place, learner.passes(BATCH))
+    totals = BatchTotals.of([BATCH.mask()])
+    grads, *_ = jax.eval_shape(learner.gradient, learner.shapes, {}, micros, np.bool_(True), totals)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), grads) == jax.tree.map(
+        lambda x: (x.shape, np.dtype(np.float32)), learner.shapes
     )
 
 
-def programs_of(stage: Any, **parts: Any) -> Programs:
-    """The stage's programs on one device, some parts of them replaced."""
-    programs = object.__new__(Programs)
-    stage.mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
-    programs.__dict__ |= {"stage": stage, "parts": 1, **parts}
-    return programs
+class Recorder(Learner):
+    """Counts its updates and notes what each of them gets, instead of making them."""
+
+    calls: list[tuple[list[float], bool]] = []
+
+    def update(self, state, passes, on_policy):
+        ((part,),) = passes
+        self.calls.append((part.micro.advantages.tolist(), on_policy))
+        metrics = {"loss": float(len(self.calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
+        return TrainState({"updates": state.params["updates"] + 1}, {}), metrics
 
 
 def test_updates_of_a_rollout():
-    """Only the first is on_policy; one without a trained sample is left out; counts are sums."""
-    calls = []
-
-    def update(state, frozen, micros, trained, on_policy):
-        calls.append((next(micros).advantages[0].tolist(), on_policy))
-        numbers = {"loss": float(len(calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
-        return state + 1, numbers
-
-    trained = np.array([1, 0, 0, 0, 1, 1, 0, 1], bool)
-    stage = cast(Any, SimpleNamespace(sizes=BatchSizes(4, 1, 100, 1), frozen={}))
-    programs = programs_of(stage, learner=SimpleNamespace(update=update))
-    batch = replace(BATCH, trained=trained)
+    """Only the first is on-policy; one without a trained sample is left out; counts are sums."""
+    learner = make_learner(Recorder)
+    batch = replace(BATCH, trained=np.array([1, 0, 0, 0, 1, 1, 0, 1], bool))
     batches = [batch.take(np.array([i])) for i in range(4)]
-    state, numbers = apply_updates(programs, cast(Any, 0), batches)
-    assert calls == [
+    state, metrics = learner.train(TrainState({"updates": 0}, {}), batches)
+    assert Recorder.calls == [
         (pytest.approx([1.0, -1.0]), True),
         (pytest.approx([-0.5, 2.0]), False),
         (pytest.approx([0.7, -0.7]), False),
     ]
-    assert state == 3
+    assert state.params == {"updates": 3}
     # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
-    assert numbers == {
+    assert metrics == {
         "loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3, "padding": 0.0,
     }  # fmt: skip
+
+
+class Scaled(Learner):
+    """Has log-probabilities that are the tokens, scaled by the only weight."""
+
+    def logp(self, weights, batch):
+        return batch.completions * np.asarray(weights["scale"])
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 @pytest.mark.parametrize("prompts", [2, 4])
 def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
     """Those of the policy where updates of this rollout come before."""
-
-    def logp(weight, flat):
-        return jnp.asarray(flat.targets[0][flat.rows] * weight)
-
-    policy, reference = (cast(Any, SimpleNamespace(params=w)) for w in (2.0, 3.0))
-    stage = cast(Any, SimpleNamespace(
-        sizes=BatchSizes(4, prompts, 24, 1), reference=lambda: reference,
-        algorithm=replace(ALGORITHM, loss=replace(LOSS, kl_coef=kl_coef)),
-    ))  # fmt: skip
-    empty = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
-    found = with_logp(programs_of(stage, packed_logp=logp), empty, policy)
-    assert [len(part.prompts) for part in found] == [prompts] * (4 // prompts)
-    inside = np.split(BATCH.mask(), 4 // prompts)
-    tokens = np.split(np.where(BATCH.mask(), BATCH.completions, 0), 4 // prompts)
-    for i, (part, wanted, trained) in enumerate(zip(found, tokens, inside, strict=True)):
-        np.testing.assert_array_equal(part.old_logp[trained], (wanted * 2.0 * (i > 0))[trained])
-        ref = wanted * (3.0 if kl_coef else 0)
-        np.testing.assert_array_equal(part.ref_logp[trained], ref[trained])
+    learner = make_learner(Scaled, loss=replace(LOSS, kl_coef=kl_coef))
+    policy, reference = ({"scale": jnp.float32(x)} for x in (2.0, 3.0))
+    bare = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
+    batches = optimizer_batches(
+        learner, bare, prompts, policy, lambda: Engine(C, reference, jnp.float32)
+    )
+    assert [len(part.prompts) for part in batches] == [prompts] * (4 // prompts)
+    tokens = np.split(BATCH.completions, 4 // prompts)
+    for i, (part, completions) in enumerate(zip(batches, tokens, strict=True)):
+        np.testing.assert_array_equal(part.old_logp, completions * 2.0 * (i > 0))
+        np.testing.assert_array_equal(part.ref_logp, completions * (3.0 if kl_coef else 0))

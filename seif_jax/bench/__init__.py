@@ -33,7 +33,7 @@ import psutil
 from seif_jax import metrics, models, settings
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer
-from seif_jax.bench.inputs import ALGORITHM, BenchModel, WorkloadSizes
+from seif_jax.bench.inputs import LOSS, OPTIMIZER, BenchModel, WorkloadSizes
 from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
 from seif_jax.checkpoint import ModelBundle, tensors
 from seif_jax.errors import UserError
@@ -246,8 +246,8 @@ def start_peer(r: BenchOptions, model: BenchModel, job: Workload, folder: Path) 
         "dtype": peer_dtype(r),
         "threads": psutil.cpu_count(),
         "batch_size": FULL_BATCH,
-        "kl_coef": ALGORITHM.loss.kl_coef,
-        "learning_rate": ALGORITHM.optimizer.learning_rate,
+        "kl_coef": LOSS.kl_coef,
+        "learning_rate": OPTIMIZER.learning_rate,
         "folder": str(folder),
     }
     assert r.against and r.peer_python

@@ -14,31 +14,30 @@ from seif_jax import data, models, sharding
 from seif_jax.chat import Decoding
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
+from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.instruction import Instruction
 from seif_jax.models.io.to_device import ShardingRule, single_device
 from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Checker, Score
 from seif_jax.rl.grpo import LossConfig
-from seif_jax.rl.learner import Algorithm
+from seif_jax.rl.learner import LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
-from seif_jax.rl.rollout import Grouping
-from seif_jax.rl.stage import BatchSizes, Stage
+from seif_jax.rl.rollout import Grouping, RolloutConfig
+from seif_jax.rl.stage import Batching, Stage, StageInfo, TrainedModel
 from seif_jax.rl.tasks import FollowerTask
 from seif_jax.roles import judger
 from seif_jax.sampling import Engine
 from seif_jax.tokenizer import Tokenizer
 
-ALGORITHM = Algorithm(  # as configs/default.py
-    LossConfig(
-        policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
-        kl="k3", kl_coef=0.01, max_response_tokens=8192,
-    ),
-    OptimizerConfig(
-        learning_rate=1e-6, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
-        eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
-    ),
-    remat="full",
+# As configs/default.py.
+LOSS = LossConfig(
+    policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
+    kl="k3", kl_coef=0.01, max_response_tokens=1,
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-6, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
+    eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
 )  # fmt: skip
 SHOTS = 2  # of the Judger, as configs/default.py
 REPLIES = 4  # to one instruction that are judged
@@ -156,34 +155,32 @@ def questions(tokenizer: Tokenizer, s: WorkloadSizes) -> list[Any]:
 
 
 def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
-    """A stage that trains on prompts of exactly prompt_tokens, and their ids."""
+    """A stage that trains on prompts of exactly `prompt_tokens`, and the token ids of these."""
     tokenizer = Plain(m.base.tokenizer)
     prompts = passages(tokenizer, s.prompts, s.prompt_tokens)
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     rule = sharding.sharding_rule(mesh)
-    return Stage(
-        name="bench",
-        round=1,
-        rounds=1,
-        folder=Path(),
-        base=replace(m.base, tokenizer=tokenizer),
-        start=lambda: m.weights(jnp.float32, rule),
-        shapes=models.shapes(m.base.model, rule=rule),
-        mesh=mesh,
-        frozen={},
-        reference=cache(m.engine),
+    loss = replace(LOSS, max_response_tokens=s.new_tokens)
+    decoding = Decoding(s.prompt_tokens, s.new_tokens, s.samples)
+    stage = Stage(
+        info=StageInfo("bench", round=1, rounds=1, folder=Path()),
+        model=TrainedModel(
+            bundle=replace(m.base, tokenizer=tokenizer),
+            mesh=mesh,
+            shapes=models.shapes(m.base.model, rule=rule),
+            frozen={},
+            load=lambda: m.weights(jnp.float32, rule),
+            reference=cache(m.engine),
+        ),
         task=Letters(rows, Checker(None, "rules"), "plain", 0),
-        decoding=Decoding(s.prompt_tokens, s.new_tokens, s.samples),
-        grouping=Grouping(s.group, "grpo", False, False),
-        chunks=1,
-        sizes=BatchSizes(s.prompts, s.prompts, s.micro_tokens, 1),
-        algorithm=ALGORITHM,
+        rollout=RolloutConfig(
+            decoding, Grouping(s.group, "grpo", False, False), chunks=1, max_no_verdict=1.0
+        ),
+        learner=LearnerConfig(loss, OPTIMIZER, m.dtype, "full", s.micro_tokens),
+        batching=Batching(s.prompts, s.prompts, epochs=1, seed=0),
+        evaluation=Evaluation({}, decoding, 0),
         key=jax.random.key(0),
-        order_seed=0,
-        checkpoint_every=1,
-        max_no_verdict=1.0,
-        dtype=m.dtype,
-        evaluations={},
-        evaluate_every=0,
-    ), prompts
+        checkpoint_every_steps=1,
+    )
+    return stage, prompts

@@ -17,10 +17,8 @@ from seif_jax.metrics import Phases
 from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
-from seif_jax.rl import optim
-from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import make_batch
-from seif_jax.rl.stage import Programs, Stage, apply_updates, train_step
+from seif_jax.rl.stage import make_learner, train_step
 from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
@@ -150,7 +148,8 @@ def full_forward(
 def update(m: BenchModel, s: WorkloadSizes) -> Workload:
     """An optimizer batch of random samples and rewards."""
     stage, prompts = training(m, s)
-    programs, state = start(stage)
+    learner = make_learner(stage, updates=1)
+    state = learner.start(stage.model.load())
     rng = np.random.default_rng(0)
     logp = np.full(s.new_tokens, -np.log(m.config.vocab), np.float32)
     replies = [
@@ -159,11 +158,11 @@ def update(m: BenchModel, s: WorkloadSizes) -> Workload:
         for _ in range(s.group)
     ]
     scores = [Score(float(reward)) for reward in rng.random(s.samples)]
-    batch = make_batch(replies, scores, stage.grouping, s.new_tokens)
+    batch = make_batch(replies, scores, stage.rollout.grouping, s.new_tokens)
 
     def work() -> None:
         nonlocal state
-        state, _ = apply_updates(programs, state, [batch])
+        state, _ = learner.train(state, [batch])
         jax.block_until_ready(state)
 
     tokens = s.samples * (s.prompt_tokens + s.new_tokens)
@@ -173,14 +172,15 @@ def update(m: BenchModel, s: WorkloadSizes) -> Workload:
 def step(m: BenchModel, s: WorkloadSizes) -> Workload:
     """A whole GRPO step with a reference."""
     stage, prompts = training(m, s)
-    programs, state = start(stage)
+    learner = make_learner(stage, updates=1)
+    state = learner.start(stage.model.load())
     number = 0
 
     def work() -> dict[str, float]:
         nonlocal state, number
         number += 1
         rows = range(s.prompts)
-        state, numbers, _ = train_step(stage, programs, state, rows, number, Phases())
+        state, numbers, _ = train_step(stage, learner, state, rows, number, Phases())
         jax.block_until_ready(state)
         assert numbers["sampled_tokens"] == s.samples * s.new_tokens
         phases = {name.removeprefix("secs/"): x for name, x in numbers.items() if "secs/" in name}
@@ -188,12 +188,6 @@ def step(m: BenchModel, s: WorkloadSizes) -> Workload:
 
     flops = 5 * forward_flops(m.config, prompts, s)
     return Workload(work, s.samples * s.new_tokens, flops, prompts)
-
-
-def start(stage: Stage) -> tuple[Programs, TrainState]:
-    optimizer = optim.make_optimizer(stage.algorithm.optimizer, 1)
-    state = optim.start(optimizer, stage.start())
-    return Programs(stage.base.model.config, stage, optimizer), state
 
 
 WORKLOADS = {"rollout": rollout, "judge": judge, "update": update, "step": step}

@@ -1,6 +1,7 @@
-"""Scores a policy on evaluation sets: what is learned beyond the prompts that are trained on."""
+"""Scores the policy on evaluation sets during a stage: what it learns beyond its own prompts."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,40 +10,73 @@ from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
 from seif_jax.rewards.score import Score
-from seif_jax.rl.rollout import ask, reply_metrics
-from seif_jax.rl.tasks import FollowerTask
+from seif_jax.rl.rollout import reply_metrics, sample_and_score
+from seif_jax.rl.tasks import Parsed, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a stage evaluates its policy on, and how often."""
+
+    sets: Mapping[str, Task[Any]]  # by the names of the evaluation sets
+    decoding: Decoding
+    every_steps: int  # also before the first step and after the last; 0: never
 
 
 def score_sets(
-    policy: ChatModel, sets: Mapping[str, tuple[FollowerTask, Decoding]], key: jax.Array
+    policy: ChatModel, evaluation: Evaluation, key: jax.Array
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """One reply to every prompt of every set: numbers `eval/SET/NAME`, and a row a reply.
+    """Samples and scores one reply to every prompt of every set.
 
-    Prompts over the limit are dropped and counted; UserError where none of a set is left.
+    Returns metrics named `eval/SET/METRIC`, and one row of evaluations.parquet per reply. Prompts
+    that are too long are dropped and counted. Raises UserError if this leaves none of a set.
     """
-    numbers: dict[str, float] = {}
-    found: list[dict[str, Any]] = []
-    for name, (task, decoding) in sets.items():
-        rows = range(len(task.rows))
+    metrics: dict[str, float] = {}
+    samples: list[dict[str, Any]] = []
+    for name, task in evaluation.sets.items():
+        set_metrics, set_samples = _score_set(policy, name, task, evaluation.decoding, key)
+        metrics |= {f"eval/{name}/{metric}": value for metric, value in set_metrics.items()}
+        samples += set_samples
+    return metrics, samples
 
-        def score(read: Sequence[Any], numbers: Sequence[int], task=task) -> list[Score]:
-            return task.score(read, numbers, key)
 
-        asked = (task, policy, rows, 0, decoding, key, score)
-        replies, all_scores = ask(*asked, phases=Phases(), names=("sample", "reward"))
-        kept = [row for row in rows if replies[row] is not None]
-        whole = [reply for reply in replies if reply is not None]
-        if not whole:
-            raise UserError(
-                f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
-                f"max_prompt_tokens={decoding.max_prompt_tokens}"
-            )
-        scores = [all_scores[row] for row in kept]
-        values = task.metrics(scores) | reply_metrics(whole, scores)
-        values["dropped"] = len(rows) - len(whole)
-        numbers |= {f"eval/{name}/{metric}": value for metric, value in values.items()}
-        found += [
-            {"set": name, "row": row, "completion": reply.text, **score.columns()}
-            for row, reply, score in zip(kept, whole, scores, strict=True)
-        ]
-    return numbers, found
+def _score_set(
+    policy: ChatModel, name: str, task: Task[Parsed], decoding: Decoding, key: jax.Array
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    rows = range(len(task.rows))
+
+    def score(parsed: Sequence[Parsed], sample_ids: Sequence[int]) -> list[Score]:
+        return task.score(parsed, sample_ids, key)
+
+    answered, scores = sample_and_score(
+        task,
+        policy,
+        rows,
+        0,
+        key,
+        decoding,
+        score,
+        phases=Phases(),
+        phase_names=("sample", "reward"),
+    )
+    scored = [
+        (row, reply, score)
+        for row, reply, score in zip(rows, answered, scores, strict=True)
+        if reply is not None
+    ]
+    if not scored:
+        raise UserError(
+            f"config.eval.sets.{name}: all {len(rows)} prompts are longer than "
+            f"max_prompt_tokens={decoding.max_prompt_tokens}"
+        )
+    scores = [score for _, _, score in scored]
+    metrics = {
+        **task.metrics(scores),
+        **reply_metrics([reply for _, reply, _ in scored], scores),
+        "dropped": len(rows) - len(scored),
+    }
+    samples = [
+        {"set": name, "row": row, "completion": reply.text, **score.columns()}
+        for row, reply, score in scored
+    ]
+    return metrics, samples

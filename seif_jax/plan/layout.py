@@ -37,8 +37,8 @@ class Layout:
             self.trained = lora.shapes(model, self.lora, rule)
         else:
             self.model, self.trained = model, models.shapes(model, rule=rule)
-        self.optimizer = optim.make_optimizer(settings.optimizer(config), 1)
-        self.moments = optim.shapes(self.optimizer, self.trained)
+        optimizer = optim.make_optimizer(settings.optimizer(config), 1)
+        self.moments = optim.shapes(optimizer, self.trained)
 
     def one_copy(self, mesh: Mesh) -> Mesh:
         """Devices that hold one copy of the weights on a mesh."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -18,8 +17,8 @@ from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.grpo import BatchTotals
+from seif_jax.rl.learner import Learner
 from seif_jax.rl.rollout import make_batch
-from seif_jax.rl.stage import Programs
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
@@ -149,12 +148,11 @@ def learning(
 ) -> Iterator[Program]:
     """What turns a rollout into an update."""
     role, mesh = config.trained_role(name), layout.mesh
-    stage: Any = SimpleNamespace(
-        mesh=mesh, shapes=layout.trained, dtype=layout.dtype, decoding=role,
-        sizes=settings.sizes(role, 1), algorithm=settings.algorithm(config, role),
+    learner = Learner(
+        layout.model.config, mesh, layout.trained, settings.learner(config, role),
+        temperature=role.temperature, updates=1, frozen=layout.frozen,
     )  # fmt: skip
-    found = Programs(layout.model.config, stage, layout.optimizer)
-    micro, passes = largest_pass(config, role, found, mesh)
+    micro, passes = largest_pass(config, role, learner)
     updates = role.rollout_prompts // role.optimizer_prompts
     trained = layout.trained
     gradient = jax.tree.map(lambda x: x.update(), trained)
@@ -167,21 +165,21 @@ def learning(
         )
 
     beside = {key: size for key, size in resident.items() if key != "policy"}
-    yield program("cast", found.cast, (trained,), 1, ["master weights"])
+    yield program("cast", learner.cast, (trained,), 1, ["master weights"])
     beside = resident
     logp = (passes * (updates if config.grpo.kl_coef else 0)) + passes * (updates - 1)
     if logp:
-        yield program("log-probabilities", found.packed_logp, (policy, micro.packed), logp,
+        yield program("log-probabilities", learner.packed_logp, (policy, micro.packed), logp,
                       ["policy", "base"])  # fmt: skip
     beside = {key: size for key, size in resident.items() if key != "policy"}
     whole = held(gradient)
     step = (micro, *shapes((np.bool_(False), BatchTotals.of([]))))
     beside = beside | ({"gradient so far": whole} if passes > 1 else {})
-    yield program("gradient", found.learner.gradient, (trained, layout.frozen, *step),
+    yield program("gradient", learner.gradient, (trained, layout.frozen, *step),
                   passes * updates, ["master weights", "base"])  # fmt: skip
     if passes > 1:
         other = jax.tree.map(lambda x: x.update(), trained)
-        yield program("sum", found.learner.add, (gradient, other), (passes - 1) * updates,
+        yield program("sum", learner.add, (gradient, other), (passes - 1) * updates,
                       ["gradient so far"])  # fmt: skip
     weights, moments = (
         jax.tree.leaves(trained),
@@ -193,13 +191,13 @@ def learning(
     rest = {key: beside[key] - held(own[key]) for key in ("master weights", "moments")}
     rest["gradient"] = whole - held(weights[i])
     beside = {key: size for key, size in beside.items() if key != "gradient so far"} | rest
-    yield program("update", optim.make_change(layout.optimizer),
+    yield program("update", optim.make_change(learner.optimizer),
                   (weights[i], moments[i], weights[i].update(), scale),
                   updates * sum(map(held, weights)) / held(weights[i]), [])  # fmt: skip
 
 
 def largest_pass(
-    config: RunConfig, role: TrainedRoleConfig, found: Programs, mesh: Mesh
+    config: RunConfig, role: TrainedRoleConfig, learner: Learner
 ) -> tuple[MicroBatch, int]:
     """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
     be, as `jax.ShapeDtypeStruct`; and how many there are."""
@@ -211,15 +209,15 @@ def largest_pass(
         for _ in range(role.group_size)
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
-    passes = found.pack(make_batch(replies, scores, grouping, width))
-    micros = passes[0][1]
-    if found.parts == 1:
+    passes = learner.passes(make_batch(replies, scores, grouping, width))
+    micros = [part.micro for part in passes[0]]
+    if len(micros) == 1:
         return shapes(sharding.stack_micro_batches(micros)), len(passes)
 
-    def shape(x: np.ndarray, home: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
+    def shape(x: np.ndarray, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return sharding.shard_micro_batches(mesh, micros, shape), len(passes)
+    return sharding.shard_micro_batches(learner.mesh, micros, shape), len(passes)
 
 
 def shapes(tree: Any) -> Any:

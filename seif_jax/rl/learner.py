@@ -1,111 +1,215 @@
-"""The learner: from batches to new weights, all of it arrays and jitted."""
+"""The learner: log-probabilities, gradients and updates of one model, from batches on the host.
 
-from collections.abc import Callable, Iterable
+A batch is packed into micro-batches of equal shape. One pass computes as many of them as the mesh
+has data-parallel groups of devices; gradients are summed over passes.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
-from seif_jax import metrics
+from seif_jax import metrics, sharding
 from seif_jax.models import Params, lora
+from seif_jax.models.layers import ModelConfig
+from seif_jax.models.token_tree import PackedBatch
+from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import grpo, optim
-from seif_jax.rl.batch import MicroBatch
-from seif_jax.rl.grpo import BatchTotals
-from seif_jax.rl.optim import TrainState
+from seif_jax.rl.batch import Batch, MicroBatch
+from seif_jax.rl.grpo import BatchTotals, LossConfig
+from seif_jax.rl.optim import OptimizerConfig, TrainState
+from seif_jax.rl.packing import PackedPart, count_positions, pack
+
+SUMMED = ("skipped_updates", "trained_tokens")  # metrics of updates that add up over a step
+Pass = Sequence[PackedPart]  # micro-batches that are computed at the same time
+Logp = Callable[[Params, PackedBatch], Float[Array, "N B C"]]
 
 
 @dataclass(frozen=True)
-class Algorithm:
-    """How a policy is updated."""
+class LearnerConfig:
+    """How a policy is updated, and in how much memory."""
 
-    loss: grpo.LossConfig
-    optimizer: optim.OptimizerConfig
-    remat: str  # what the backward pass computes again: a key of `tree_forward.REMAT_POLICIES`
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    dtype: DTypeLike  # of matmuls; trained weights and gradients are float32
+    remat: str  # what the backward pass recomputes: a key of `tree_forward.REMAT_POLICIES`
+    micro_tokens: int  # tokens per micro-batch
 
 
 class Learner:
-    """The jitted programs of an update, and what calls them.
+    """One model on a mesh, with the jitted programs that train it.
 
-    Gradient and change of the weights are programs of their own: in one, XLA would copy moments
-    instead of writing over them.
+    cast         float32 params -> the same in `dtype`, sharded as they are sampled from
+    packed_logp  (weights, PackedBatch) -> log-probabilities
+    gradient     (params, frozen, MicroBatch, on_policy, BatchTotals) -> gradient, metrics, gap
+    add          (sum, term) -> the new sum, in the buffers of the old one
+
+    Weights are updated by a program of their own (`optim`): inside `gradient`, XLA would copy the
+    optimizer state instead of reusing its buffers.
     """
 
     def __init__(
         self,
-        packed_logp: Callable[..., jax.Array],
-        optimizer: optax.GradientTransformation,
-        a: Algorithm,
-        homes: Any = None,
+        model: ModelConfig,
+        mesh: Mesh,
+        shapes: Params,
+        config: LearnerConfig,
+        *,
+        temperature: float,
+        updates: int,
+        frozen: Params | None = None,
     ):
-        """packed_logp: (weights, PackedBatch, remat=…) -> log-probabilities [B, C]. homes: where
-        weights and their gradients live; None: XLA chooses."""
-        where = None if homes is None else (homes, None, None)
-        self.gradient = jax.jit(partial(gradient, packed_logp, a), out_shardings=where)
+        """shapes: the trained weights as `jax.ShapeDtypeStruct` with shardings. temperature: of
+        sampling. updates: in the whole training, which the learning rate depends on. frozen: the
+        base of adapters, if only these are trained."""
+        self.mesh, self.shapes, self.config = mesh, shapes, config
+        self.frozen = {} if frozen is None else frozen
+        self.optimizer = optim.make_optimizer(config.optimizer, updates)
+        self.parts_per_pass = sharding.batch_shards(mesh)
+        logp = partial(completion_logp, model, temperature=temperature, dtype=config.dtype)
+        shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        self.cast = jax.jit(
+            lambda params: jax.tree.map(lambda x: x.astype(config.dtype), params),
+            out_shardings=jax.tree.map(sharding.sampling_sharding, shardings),
+        )
+        self.packed_logp = jax.jit(logp)
+        self.gradient = jax.jit(
+            partial(gradient, partial(logp, remat=config.remat), config.loss),
+            out_shardings=(shardings, None, None),
+        )
         self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
-        self._change = optim.make_update(optimizer, a.optimizer.clip_norm)
+        self._apply = optim.make_update(self.optimizer, config.optimizer.clip_norm)
+
+    def start(self, params: Params) -> TrainState:
+        """The state before the first update."""
+        return optim.start(self.optimizer, params)
+
+    def opt_state_shapes(self) -> Params:
+        """The optimizer state as `jax.ShapeDtypeStruct` with shardings."""
+        return optim.shapes(self.optimizer, self.shapes)
+
+    def policy(self, params: Params) -> Params:
+        """The weights to sample from. Frozen ones are shared, not copied."""
+        return lora.join(self.frozen, self.cast(params))
+
+    def logp(self, weights: Params, batch: Batch) -> Float[np.ndarray, "B C"]:
+        """Log-probabilities of the batch's completions, 0 where a sample is not trained on."""
+        result = np.zeros_like(batch.ref_logp)
+        with jax.set_mesh(self.mesh):
+            for parts in self.passes(batch):
+                logp = sharding.to_host(self.packed_logp(weights, self.place(parts).packed))
+                for part, rows in zip(parts, logp, strict=True):
+                    result[part.sample_ids, : rows.shape[1]] = rows[: len(part.sample_ids)]
+        return result
+
+    def train(
+        self, state: TrainState, batches: Sequence[Batch]
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One update per optimizer batch of a rollout, in order, in the buffers of `state`.
+
+        Metrics are means over the updates, or sums (SUMMED); `padding` is the share of computed
+        token positions that hold no token. A batch in which no sample is trained on makes no
+        update.
+        """
+        updates: list[dict[str, float]] = []
+        positions = np.zeros(2, int)  # computed; of these without a token
+        for i, batch in enumerate(batches):
+            if passes := self.passes(batch):
+                # The first batch was sampled with the weights that it updates.
+                state, update_metrics = self.update(state, passes, on_policy=i == 0)
+                updates.append(update_metrics)
+                positions += count_positions([part.micro for parts in passes for part in parts])
+        computed, empty = positions.tolist()
+        names = updates[0] if updates else ()
+        means = {name: float(np.mean([m[name] for m in updates])) for name in names}
+        sums = {name: float(np.sum([m[name] for m in updates])) for name in SUMMED}
+        padding = empty / max(computed, 1)
+        return state, {**means, **sums, "updates": len(updates), "padding": padding}
 
     def update(
-        self,
-        state: TrainState,
-        frozen: Any,
-        micros: Iterable[MicroBatch],
-        totals: BatchTotals,
-        on_policy: bool,
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """One update from the micro-batches of one optimizer batch. The buffers of `state` are
-        reused; a gradient that is not finite leaves their values as they are.
-
-        frozen: the rest of the model, {} if all weights are trained. totals: of the optimizer
-        batch. on_policy: nothing was updated since sampling, so that old_logp is what this pass
-        computes.
-        """
-        total, gaps = None, []
-        for micro in micros:
-            arguments = (state.params, frozen, micro, np.bool_(on_policy), totals)
-            self.gradient.lower(*arguments).compile()
-            metrics.trim()  # what compiling leaves, before what needs most memory
-            *part, gap = self.gradient(*arguments)
-            total = part if total is None else self.add(total, part)
-            del part
-            gaps.append(gap)
-        assert total, "an update without a token to train on"
-        whole, numbers = total
-        state, norm, taken = self._change(state, whole)
-        return state, jax.device_get(numbers) | {
-            "sampler_gap_max": float(max(gaps)),
+        self, state: TrainState, passes: Sequence[Pass], on_policy: bool
+    ) -> tuple[TrainState, dict[str, float]]:
+        """One update from the passes of an optimizer batch. A gradient that is not finite changes
+        nothing and counts as skipped."""
+        grads, loss_metrics, sampler_gap_max = self.gradients(state.params, passes, on_policy)
+        state, norm, applied = self._apply(state, grads)
+        return state, jax.device_get(loss_metrics) | {
+            "sampler_gap_max": sampler_gap_max,
             "grad_norm": norm,
-            "skipped_updates": 1.0 - taken,
-            "trained_tokens": float(totals.tokens),
+            "skipped_updates": 1.0 - applied,
+            "trained_tokens": float(batch_totals(passes).tokens),
         }
+
+    def gradients(
+        self, params: Params, passes: Sequence[Pass], on_policy: bool
+    ) -> tuple[Params, grpo.Metrics, float]:
+        """The gradient of an optimizer batch, the metrics of its loss, and the largest difference
+        between a trained token's log-probability and what the sampler reported.
+
+        on_policy: nothing was updated since the batch was sampled, so that the old
+        log-probabilities are those that this forward pass computes.
+        """
+        totals = batch_totals(passes)
+        total, gaps = None, []
+        with jax.set_mesh(self.mesh):
+            for parts in passes:
+                arguments = (params, self.frozen, self.place(parts), np.bool_(on_policy), totals)
+                self.gradient.lower(*arguments).compile()
+                metrics.trim()  # what compiling leaves, before what needs most memory
+                *term, gap = self.gradient(*arguments)
+                total = term if total is None else self.add(total, term)
+                del term
+                gaps.append(gap)
+        assert total, "a gradient without a token to train on"
+        return total[0], total[1], float(max(gaps))
+
+    def passes(self, batch: Batch) -> list[Pass]:
+        """The batch as micro-batches, grouped by the pass that computes them side by side."""
+        size, sequence_shards = self.parts_per_pass, self.mesh.shape["sequence"]
+        parts = pack(batch, self.config.micro_tokens, size, sequence_shards)
+        return [parts[i : i + size] for i in range(0, len(parts), size)]
+
+    def place(self, parts: Pass) -> MicroBatch:
+        """The micro-batches of a pass on a leading axis, each on its own group of devices."""
+        micros = [part.micro for part in parts]
+        if self.parts_per_pass == 1:
+            return sharding.stack_micro_batches(micros)
+        return sharding.shard_micro_batches(self.mesh, micros)
+
+
+def batch_totals(passes: Sequence[Pass]) -> BatchTotals:
+    """The size of the optimizer batch that these passes compute."""
+    return BatchTotals.of([part.micro.mask for parts in passes for part in parts])
 
 
 def gradient(
-    packed_logp: Callable[..., jax.Array],
-    algorithm: Algorithm,
+    logp_of: Logp,
+    config: LossConfig,
     params: Params,
     frozen: Params,
     micro: MicroBatch,
-    on_policy: jax.Array,
+    on_policy: Bool[Array, ""],
     totals: BatchTotals,
-) -> tuple[Params, grpo.Metrics, jax.Array]:
+) -> tuple[Params, grpo.Metrics, Float[Array, ""]]:
     """Gradient, metrics, and the largest difference from the sampler's log-probabilities.
 
-    Gradients and metrics of the micro-batches of an optimizer batch add up to those of the batch;
-    `totals` has its size.
+    micro: the micro-batches of one pass, on a leading axis. Gradients and metrics of the passes of
+    an optimizer batch add up to those of the batch, whose size is `totals`.
     """
 
-    def loss(params: Params) -> tuple[jax.Array, tuple[grpo.Metrics, jax.Array]]:
-        weights = lora.join(frozen, params)
-        logp = packed_logp(weights, micro.packed, remat=algorithm.remat)
+    def loss(params: Params) -> tuple[Float[Array, ""], tuple[grpo.Metrics, Float[Array, ""]]]:
+        logp = logp_of(lora.join(frozen, params), micro.packed)
         old_logp = jnp.where(on_policy, lax.stop_gradient(logp), micro.old_logp)
-        ref_logp = micro.ref_logp if algorithm.loss.kl_coef else None
+        ref_logp = micro.ref_logp if config.kl_coef else None
         value, metrics = grpo.loss(
-            logp, old_logp, ref_logp, micro.advantages, micro.mask, totals, algorithm.loss
+            logp, old_logp, ref_logp, micro.advantages, micro.mask, totals, config
         )
         gap = jnp.where(micro.mask, jnp.abs(old_logp - micro.sampler_logp), 0.0)
         metrics["sampler_gap"] = jnp.sum(gap) / totals.tokens

@@ -1,61 +1,69 @@
-"""Work on runs of a list, each begun once it is complete, beside what completes the others."""
+"""Scores samples while others are still being sampled."""
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class OverlappedScorer(Generic[T]):
-    """Values that come in any order, in runs of fixed places; what comes of a run is a function of
-    its values alone, not of when they came.
+    """Scores chunks of samples, each as soon as all samples in it are done.
 
-    One run is worked on by whoever asks for the results; several in a thread of their own, one
-    after another. A context: leaving it ends the thread.
+    Which samples form a chunk is fixed beforehand, so that the scores do not depend on the order in
+    which sampling ends. A single chunk is scored by the thread that asks for the results; several
+    are scored by a thread of their own, one after another. A context manager: leaving it ends the
+    thread.
     """
 
-    def __init__(self, count: int, unit: int, runs: int, work: Callable[[range], Sequence[T]]):
-        """count: of values. unit: so many stay in one run. work: the places of a run, whose values
-        are all there, to as many results."""
-        units = count // unit
-        ends = [n * units // runs * unit for n in range(runs + 1)]
-        self._runs = [range(*ends[n : n + 2]) for n in range(runs) if ends[n] < ends[n + 1]]
-        self._missing = [len(run) for run in self._runs]
-        self._run_of = [n for n, run in enumerate(self._runs) for _ in run]
-        self._work = work
-        self._spans: list[tuple[float, float]] = []
-        self._found: dict[int, Future[Sequence[T]]] = {}
-        self._thread = ThreadPoolExecutor(1) if len(self._runs) > 1 else None
+    def __init__(
+        self,
+        samples: int,
+        group_size: int,
+        chunks: int,
+        score: Callable[[range], Sequence[T]],
+    ):
+        """samples: their number. group_size: so many consecutive samples stay in one chunk. chunks:
+        their number, less if there are fewer groups. score: takes the indices of a chunk's samples,
+        all of which are done, and returns one result per sample."""
+        groups = samples // group_size
+        ends = [n * groups // chunks * group_size for n in range(chunks + 1)]
+        self._chunks = [range(*ends[n : n + 2]) for n in range(chunks) if ends[n] < ends[n + 1]]
+        self._unfinished = [len(chunk) for chunk in self._chunks]
+        self._chunk_of = [n for n, chunk in enumerate(self._chunks) for _ in chunk]
+        self._score = score
+        self._spans: list[tuple[float, float]] = []  # when scoring started and ended
+        self._futures: dict[int, Future[Sequence[T]]] = {}
+        self._thread = ThreadPoolExecutor(1) if len(self._chunks) > 1 else None
 
     def __enter__(self) -> "OverlappedScorer[T]":
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._thread:
             self._thread.shutdown(cancel_futures=True)
 
-    def mark_done(self, place: int) -> None:
-        """The value of this place is there. Not to be called by two threads at once."""
-        n = self._run_of[place]
-        self._missing[n] -= 1
-        if not self._missing[n] and self._thread:
-            self._found[n] = self._thread.submit(self._timed, self._runs[n])
+    def mark_done(self, sample: int) -> None:
+        """Says that a sample is done. Not thread-safe."""
+        n = self._chunk_of[sample]
+        self._unfinished[n] -= 1
+        if not self._unfinished[n] and self._thread:
+            self._futures[n] = self._thread.submit(self._timed_score, self._chunks[n])
 
     def results(self) -> tuple[list[T], float]:
-        """Those of all places, in order, and the seconds of work that were done before this call.
-        The first error of the work is raised."""
+        """The results of all samples, in order, and the seconds of scoring that were over before
+        this call. Raises the first error of `score`."""
         now = time.perf_counter()
         if not self._thread:
-            return [result for run in self._runs for result in self._timed(run)], 0.0
-        found = [self._found[n].result() for n in range(len(self._runs))]
-        before = sum(max(min(end, now) - start, 0.0) for start, end in self._spans)
-        return [result for results in found for result in results], before
+            return [result for chunk in self._chunks for result in self._timed_score(chunk)], 0.0
+        by_chunk = [self._futures[n].result() for n in range(len(self._chunks))]
+        early_secs = sum(max(min(end, now) - start, 0.0) for start, end in self._spans)
+        return [result for results in by_chunk for result in results], early_secs
 
-    def _timed(self, run: range) -> Sequence[T]:
+    def _timed_score(self, chunk: range) -> Sequence[T]:
         start = time.perf_counter()
-        results = self._work(run)
-        assert len(results) == len(run)
+        results = self._score(chunk)
+        assert len(results) == len(chunk)
         self._spans.append((start, time.perf_counter()))
         return results

@@ -1,7 +1,7 @@
-"""A batch as few passes of few shapes with little padding: on the host, in numpy."""
+"""Packs a batch into few micro-batches of equal shape with little padding, on the host."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -12,76 +12,87 @@ from seif_jax.rl.batch import Batch, MicroBatch
 Ints = Int[np.ndarray, "..."]
 
 
-def pack(
-    batch: Batch, tokens: int, multiple: int = 1, sequence: int = 1
-) -> list[tuple[Ints, MicroBatch]]:
-    """Parts of the batch, all of one shape, of at most so many tokens each or of one prompt with
-    its samples; and which samples are a part's first rows (others follow that hold nothing).
+class PackedPart(NamedTuple):
+    """Some prompts of a batch with their samples."""
 
-    Samples that are not trained on are left out. Their number is a `multiple`, that of their slots
-    one of `sequence`; some parts may hold nothing.
+    sample_ids: Int[np.ndarray, "b"]  # in the batch; the first rows of the micro-batch
+    micro: MicroBatch  # its other rows are padding
+
+
+def pack(
+    batch: Batch, max_tokens: int, multiple: int = 1, sequence_shards: int = 1
+) -> list[PackedPart]:
+    """Splits the batch into equally shaped micro-batches, or [] if nothing is trained on.
+
+    Each has at most `max_tokens` tokens, or a single prompt with its samples. Samples that are not
+    trained on are left out. The number of micro-batches is a multiple of `multiple` (some may be
+    all padding), that of their token positions a multiple of `sequence_shards`.
     """
-    group, S = len(batch.completions) // len(batch.prompts), len(batch.prefix)
-    lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group)
-    said = lengths.sum(axis=1)
-    sizes = np.where(said, batch.prompt_lengths + np.maximum(lengths - 1, 0).sum(axis=1), 0)
-    parts = share(sizes, tokens - S, multiple)
+    group_size, prefix_tokens = len(batch.completions) // len(batch.prompts), len(batch.prefix)
+    lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group_size)
+    targets = lengths.sum(axis=1)  # per prompt: completion tokens that are trained on
+    # No position is computed for the last token of a completion: nothing follows it.
+    tokens = np.where(targets, batch.prompt_lengths + np.maximum(lengths - 1, 0).sum(axis=1), 0)
+    parts = share(tokens, max_tokens - prefix_tokens, multiple)
     if not parts:
         return []
-    prompts = round_up_pow2(max(map(len, parts)))
-    slots = round_up_eighth(S + max(int(sizes[part].sum()) for part in parts))
-    slots += -slots % sequence
-    states = round_up_pow2(max(int(said[part].sum()) for part in parts))
-    start, width = (
-        round_up_pow2(int(batch.prompt_lengths[said > 0].max())),
-        round_up_pow2(int(lengths.max())),
-    )
+    num_prompts = round_up_pow2(max(map(len, parts)))
+    num_positions = round_up_eighth(prefix_tokens + max(int(tokens[part].sum()) for part in parts))
+    num_positions += -num_positions % sequence_shards
+    num_targets = round_up_pow2(max(int(targets[part].sum()) for part in parts))
+    prompt_width = round_up_pow2(int(batch.prompt_lengths[targets > 0].max()))
+    completion_width = round_up_pow2(int(lengths.max()))
 
-    def micro(part: Ints) -> MicroBatch:
-        held, mask = batch.take(part), batch.mask()[batch.samples(part)]
+    def micro_batch(part: Ints) -> MicroBatch:
+        taken, mask = batch.take(part), batch.mask()[batch.samples(part)]
 
-        def rows(x: np.ndarray) -> np.ndarray:
-            return pad_rows(x[:, :width] if x.ndim > 1 else x, prompts * group, 0)
+        def padded(x: np.ndarray) -> np.ndarray:
+            return pad_rows(
+                x[:, :completion_width] if x.ndim > 1 else x, num_prompts * group_size, 0
+            )
 
-        flat = pack_completions(
-            held.prefix,
-            pad_rows(held.prompts[:, :start], prompts, 0),
-            pad_rows(held.prompt_lengths, prompts, 0),
-            rows(held.completions),
-            rows(mask.sum(axis=1)),
-            slots,
-            states,
+        packed = pack_completions(
+            taken.prefix,
+            pad_rows(taken.prompts[:, :prompt_width], num_prompts, 0),
+            pad_rows(taken.prompt_lengths, num_prompts, 0),
+            padded(taken.completions),
+            padded(mask.sum(axis=1)),
+            num_positions,
+            num_targets,
         )
-        values = (held.sampler_logp, held.old_logp, held.ref_logp, held.advantages, mask)
-        arrays: Any = [rows(x) for x in values]
-        return MicroBatch(flat, *arrays)
+        values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
+        arrays: Any = [padded(x) for x in values]
+        return MicroBatch(packed, *arrays)
 
-    return [(batch.samples(part), micro(part)) for part in parts]
+    return [PackedPart(batch.samples(part), micro_batch(part)) for part in parts]
 
 
-def share(sizes: Ints, limit: int, multiple: int = 1) -> list[Ints]:
-    """The numbers of all sizes over 0 in the fewest parts of about the same sum, at most `limit`
-    where there is more than one number: the largest first, each to the part with the least. The
-    number of parts is a multiple; [] where there is nothing to share."""
+def share(sizes: Int[np.ndarray, "n"], limit: int, multiple: int = 1) -> list[Int[np.ndarray, "k"]]:
+    """Distributes the indices of all sizes above 0 over the fewest parts of about equal sum.
+
+    A part's sum is at most `limit`, unless it has a single index. The largest sizes come first,
+    each into the part with the smallest sum so far. The number of parts is a multiple of
+    `multiple`; [] if there is nothing to share.
+    """
     order = [int(i) for i in np.argsort(-sizes, kind="stable") if sizes[i]]
-    least = max(-(-int(sizes.sum()) // max(limit, 1)), 1)
+    fewest = max(-(-int(sizes.sum()) // max(limit, 1)), 1)
     most = len(order) + -len(order) % multiple
-    for count in range(least + -least % multiple, most + 1, multiple):
+    for count in range(fewest + -fewest % multiple, most + 1, multiple):
         parts: list[list[int]] = [[] for _ in range(count)]
         sums = np.zeros(count, int)
         for i in order:
-            least = int(np.argmin(sums))
-            parts[least].append(i)
-            sums[least] += sizes[i]
+            smallest = int(np.argmin(sums))
+            parts[smallest].append(i)
+            sums[smallest] += sizes[i]
         if all(total <= limit or len(part) < 2 for part, total in zip(parts, sums, strict=True)):
             return [np.array(sorted(part), int) for part in parts]
-    alone = [np.array([i]) for i in sorted(order)]
-    return alone + [np.zeros(0, int)] * (most - len(order))
+    singles = [np.array([i]) for i in sorted(order)]
+    return singles + [np.zeros(0, int)] * (most - len(order))
 
 
-def padding(micros: Sequence[MicroBatch]) -> tuple[int, int]:
-    """Slots computed, and how many of them hold no token."""
+def count_positions(micros: Sequence[MicroBatch]) -> tuple[int, int]:
+    """Token positions computed, and how many of them hold no token."""
     trees = [micro.packed.tree for micro in micros]
-    places = [sum(level.size for level in tree.levels) for tree in trees]
-    empty = sum(np.sum(tree.slot_of == n) for tree, n in zip(trees, places, strict=True))
+    out_of_range = [sum(level.size for level in tree.levels) for tree in trees]
+    empty = sum(np.sum(tree.slot_of == n) for tree, n in zip(trees, out_of_range, strict=True))
     return sum(tree.tokens.size for tree in trees), int(empty)

@@ -1,4 +1,4 @@
-"""Prompts to samples to rewards to a Batch: the one place where text meets tokens."""
+"""From prompts to samples, scores and a batch: the one place where text meets tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,20 +24,30 @@ UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_see
 
 
 @dataclass(frozen=True)
-class Rollout:
-    batch: Batch  # numpy; old_logp and ref_logp still empty
-    samples: list[dict[str, Any]]  # rows of samples.parquet
-    metrics: dict[str, float]
+class Grouping:
+    """How the scores of a prompt's samples become advantages."""
+
+    size: int  # samples per prompt
+    advantage: str  # a name in grpo.ADVANTAGES
+    skip_equal: bool  # exclude groups with equal rewards from the update
+    mask_truncated: bool  # exclude samples cut at the length limit from it
 
 
 @dataclass(frozen=True)
-class Grouping:
-    """How scores become advantages."""
+class RolloutConfig:
+    """How a step samples and scores."""
 
-    size: int  # samples a prompt
-    advantage: Any  # of grpo.advantages
-    skip_equal: bool  # leave groups of equal rewards out of the update
-    mask_truncated: bool  # leave samples cut at the length limit out of it
+    decoding: Decoding
+    grouping: Grouping
+    chunks: int  # in which samples are scored while others are still being sampled
+    max_no_verdict: float  # share of unreadable verdicts that stops the stage
+
+
+@dataclass(frozen=True)
+class Rollout:
+    batch: Batch  # without log-probabilities of policy and reference
+    samples: list[dict[str, Any]]  # rows of samples.parquet
+    metrics: dict[str, float]
 
 
 def rollout(
@@ -46,89 +56,100 @@ def rollout(
     rows: Sequence[int],
     step: int,
     key: jax.Array,
-    decoding: Decoding,
-    grouping: Grouping,
+    config: RolloutConfig,
     phases: Phases,
-    chunks: int = 1,
 ) -> Rollout:
-    """Samples a group for each row, scores it, and makes the batch to be trained on. chunks: of
-    `ask`."""
-    repeated = [row for row in rows for _ in range(grouping.size)]
-    seed, other = (jax.random.fold_in(key, i) for i in range(2))
+    """Samples a group of replies to each row's prompt, scores them, and makes a batch of them."""
+    sampling_key, scoring_key = (jax.random.fold_in(key, i) for i in range(2))
+    group_size = config.grouping.size
 
     def score(parsed: Sequence[Parsed], sample_ids: Sequence[int]) -> list[Score]:
-        return task.score(parsed, sample_ids, other)
+        return task.score(parsed, sample_ids, scoring_key)
 
-    group, names = grouping.size, ("sample", "reward")
-    asked = (task, policy, rows, step, decoding, seed, score)
-    replies, scores = ask(*asked, group=group, chunks=chunks, phases=phases, names=names)
-    whole = [reply for reply in replies if reply is not None]
-    assert len(whole) == len(replies), "over-long prompts are dropped before training"
-    batch = make_batch(whole, scores, grouping, decoding.max_tokens)
+    answered, scores = sample_and_score(
+        task,
+        policy,
+        rows,
+        step,
+        sampling_key,
+        config.decoding,
+        score,
+        group_size=group_size,
+        chunks=config.chunks,
+        phases=phases,
+        phase_names=("sample", "reward"),
+    )
+    replies = [reply for reply in answered if reply is not None]
+    assert len(replies) == len(answered), "prompts that are too long are dropped before training"
+    batch = make_batch(replies, scores, config.grouping, config.decoding.max_tokens)
     samples = [
-        _sample(task, row, step, g % grouping.size, reply, score, advantage)
-        for g, (row, reply, score, advantage) in enumerate(
-            zip(repeated, whole, scores, batch.advantages.tolist(), strict=True)
+        _sample(task, rows[i // group_size], step, i % group_size, reply, score, advantage)
+        for i, (reply, score, advantage) in enumerate(
+            zip(replies, scores, batch.advantages.tolist(), strict=True)
         )
     ]
+    has_advantage = batch.advantages.reshape(-1, group_size).any(axis=1)
     metrics = {
         **task.metrics(scores),
-        **reply_metrics(whole, scores),
-        "equal_groups": float(np.mean(~batch.advantages.reshape(-1, grouping.size).any(axis=1))),
+        **reply_metrics(replies, scores),
+        "equal_groups": float(np.mean(~has_advantage)),
         "trained_samples": float(batch.trained.mean()),
     }
     return Rollout(batch, samples, metrics)
 
 
-def ask(
-    task: Prompter[Parsed],
+def sample_and_score(
+    prompter: Prompter[Parsed],
     chat_model: ChatModel,
     rows: Sequence[int],
     step: int,
-    decoding: Decoding,
     key: jax.Array,
+    decoding: Decoding,
     score: Callable[[Sequence[Parsed], Sequence[int]], Sequence[T]],
     *,
-    group: int = 1,
+    group_size: int = 1,
     chunks: int = 1,
     phases: Phases,
-    names: tuple[str, str],
+    phase_names: tuple[str, str],
 ) -> tuple[list[Reply | None], list[T]]:
-    """`group` replies to each row's dialogue, and what `score` makes of what the task reads in
-    them: (what was read, the samples' numbers) to one result each.
+    """Samples `group_size` replies to the dialogue of each row, and scores them.
 
-    Parsing and rules run on the host while other replies are still being sampled. So does `score`
-    where there are several chunks: of so many runs of rows each is scored once its replies are
-    there, whatever else is. Of several processes each does this for its share of the rows; all get
-    everything. names: of the phases of sampling, and of scoring what is left then.
+    Replies are parsed on the host while others are still being sampled. With several chunks they
+    are scored then, too. score: takes parsed replies and their sample ids, returns one result per
+    reply. phase_names: of sampling, and of the scoring that is left after it.
+
+    Of several processes, each samples and scores its share of the rows; all return everything.
+    Returns replies (None for a prompt that is too long) and results in the order of the rows.
     """
-    mine = processes.share(len(rows))
-    numbers = [row * group + g for row in mine for g in range(group)]
-    read: dict[int, Parsed] = {}
+    local = processes.share(len(rows))  # indices of this process's rows
+    sample_ids = [i * group_size + g for i in local for g in range(group_size)]
+    parsed: dict[int, Parsed] = {}
 
-    def work(run: range) -> Sequence[T]:
-        return score([read[i] for i in run], [numbers[i] for i in run])
+    def score_chunk(chunk: range) -> Sequence[T]:
+        return score([parsed[i] for i in chunk], [sample_ids[i] for i in chunk])
 
-    with OverlappedScorer(len(numbers), group, chunks, work) as scored:
+    with OverlappedScorer(len(sample_ids), group_size, chunks, score_chunk) as scorer:
 
-        def ended(i: int, reply: Reply | None) -> None:
-            read[i] = task.read(rows[mine[i // group]], step, reply)
-            scored.mark_done(i)
+        def parse(i: int, reply: Reply | None) -> None:
+            parsed[i] = prompter.read(rows[local[i // group_size]], step, reply)
+            scorer.mark_done(i)
 
-        with phases(names[0]):
-            dialogues = [task.dialogue(rows[row], step) for row in mine]
-            replies = chat_model.reply(dialogues, decoding, key, group, ended, mine)
-        with phases(names[1]):
-            own, early_secs = scored.results()
-            shares = processes.allgather_objects(list(zip(numbers, replies, own, strict=True)))
+        with phases(phase_names[0]):
+            dialogues = [prompter.dialogue(rows[i], step) for i in local]
+            replies = chat_model.reply(dialogues, decoding, key, group_size, parse, local)
+        with phases(phase_names[1]):
+            results, early_secs = scorer.results()
+            shares = processes.allgather_objects(
+                list(zip(sample_ids, replies, results, strict=True))
+            )
     if chunks > 1:
         phases.add("scored_early", early_secs)
-    whole = sorted((each for found in shares for each in found), key=lambda each: each[0])
-    return [reply for _, reply, _ in whole], [result for _, _, result in whole]
+    gathered = sorted((entry for share in shares for entry in share), key=lambda entry: entry[0])
+    return [reply for _, reply, _ in gathered], [result for _, _, result in gathered]
 
 
 def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str, float]:
-    """Shape of the replies: lengths in tokens, shares in 0..1."""
+    """Metrics of the replies themselves: lengths in tokens, shares from 0 to 1."""
     lengths = np.array([len(reply.ids) for reply in replies])
     reasons = [score.reason for score in scores]
     readable = [reason for reason in reasons if reason not in UNREADABLE]
@@ -151,7 +172,11 @@ def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str
 def make_batch(
     replies: Sequence[Reply], scores: Sequence[Score], grouping: Grouping, max_tokens: int
 ) -> Batch:
-    """Replies and scores, in groups, as arrays. Without a reward, or masked: not trained on."""
+    """Arrays of the replies and scores of whole groups, on the host.
+
+    Samples without a reward are not trained on, nor are those that `grouping` excludes. max_tokens:
+    the most that a completion can have.
+    """
     prefix, prompts, prompt_lengths = split([r.prompt_ids for r in replies[:: grouping.size]])
     longest = max(len(r.ids) for r in replies)
     width = min(round_up(longest, WIDE), max_tokens)
@@ -162,27 +187,32 @@ def make_batch(
     scored = np.array([score.reward is not None for score in scores])
     if grouping.mask_truncated:
         scored &= np.array([reply.finished for reply in replies])
-    rewards = np.array([score.reward or 0.0 for score in scores], np.float32)
-    shape = (-1, grouping.size)
-    advantages: Any = np.asarray(
-        grpo.advantages(
-            jnp.array(rewards.reshape(shape)),
-            jnp.array(scored.reshape(shape)),
-            grouping.advantage,
-        )
+    scored = scored.reshape(-1, grouping.size)
+    rewards = np.array([score.reward or 0.0 for score in scores], np.float32).reshape(scored.shape)
+    advantages = np.asarray(
+        grpo.advantages(jnp.array(rewards), jnp.array(scored), grouping.advantage)
     )
-    trained: Any = scored.reshape(shape)
+    trained = scored
     if grouping.skip_equal:
         trained = trained & advantages.any(axis=1, keepdims=True)
-    empty = np.zeros_like(logp)
-    values = (prefix, prompts, prompt_lengths, completions, lengths, logp, empty, empty)
-    arrays: Any = (*values, advantages.reshape(-1), trained.reshape(-1))
-    return Batch(*arrays)
+    return Batch(
+        prefix=prefix,
+        prompts=prompts,
+        prompt_lengths=prompt_lengths,
+        completions=completions,
+        lengths=lengths,
+        sampler_logp=logp,
+        old_logp=np.zeros_like(logp),
+        ref_logp=np.zeros_like(logp),
+        advantages=advantages.ravel(),
+        trained=trained.ravel(),
+    )
 
 
 def _sample(
-    task: Task[Any], row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
+    task: Task[Parsed], row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
 ) -> dict[str, Any]:
+    """A row of samples.parquet. i: the sample's index in its group."""
     return {
         "row": int(row),
         "sample": i,

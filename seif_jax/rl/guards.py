@@ -1,0 +1,54 @@
+"""What stops a stage, or warns about it, before more time is lost."""
+
+import math
+from collections.abc import Mapping
+
+from seif_jax.display import Display
+from seif_jax.errors import RunError
+from seif_jax.models import Params
+from seif_jax.rl import optim
+
+DIVERGED = (
+    "start again in another --workdir with a lower config.optim.learning_rate, or with "
+    "config.dtype=float32"
+)
+
+
+def check_verdicts(where: str, metrics: Mapping[str, float], max_no_verdict: float) -> None:
+    """Raises RunError if too many verdicts of a step are unreadable: the rest would reward noise.
+
+    where: the round and stage. max_no_verdict: share of the verdicts.
+    """
+    for role, name in (("judger", "no_verdict"), ("filter", "filter_no_verdict")):
+        share = metrics.get(name, 0.0)
+        if share > max_no_verdict:
+            raise RunError(
+                f"{where}: {share:.0%} of the verdicts of the {role} cannot be read, more than "
+                f"config.judger.max_no_verdict={max_no_verdict}: raise it to go on, or give the "
+                f"{role} more room (config.{role}.max_tokens, max_prompt_tokens) or another mode "
+                "in another --workdir"
+            )
+
+
+def check_finite(where: str, metrics: Mapping[str, float], params: Params) -> None:
+    """Raises RunError if no update of a step had a finite gradient, or weights are not finite."""
+    if metrics["updates"] and metrics["skipped_updates"] == metrics["updates"]:
+        raise RunError(f"{where}: no update has a finite gradient; {DIVERGED}")
+    if names := optim.not_finite(params):
+        raise RunError(
+            f"{where}: NaN or infinity in {len(names)} weights, the first is {names[0]}; {DIVERGED}"
+        )
+
+
+def warn(display: Display, stage: str, metrics: Mapping[str, float], max_tokens: int) -> None:
+    """Warns of what would silently spoil a run: replies that are cut off, skipped updates."""
+    clipped, skipped = metrics["clipped_share"], metrics["skipped_updates"]
+    display.warn_of_step(
+        "clipped_share",
+        clipped > 0.5 and math.ceil(4 * clipped),  # warns again when another quarter is reached
+        f"{clipped:.0%} of the completions are cut off at "
+        f"config.{stage}.max_response_tokens={max_tokens}",
+    )
+    display.warn_of_step(
+        "skipped_updates", skipped, f"{skipped:.0f} updates skipped: gradient not finite"
+    )
