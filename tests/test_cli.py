@@ -498,7 +498,7 @@ def test_prompts_that_cannot_be(place, refused, monkeypatch):
     latin.write_bytes(b"caf\xe9\n")
     assert "latin.txt: " in refused("generate", model, f"--prompts={latin}")
     line = refused("generate", model, "--prompt=" + "long " * 40, "--max_tokens=8100")
-    assert "'long long" in line and "not 1 to 92" in line
+    assert "'long long" in line and "at most 92 fit" in line
     options = ("--temperature=-1", "--temperature=nan", "--temperature=inf", "--top_p=0.0",
                "--top_p=nan", "--top_k=-1")  # fmt: skip
     for option in options:
