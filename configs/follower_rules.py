@@ -29,7 +29,7 @@ def get_config() -> Config:
     c = smollm2()
     c.rounds = 1
     c.stages = ("follower",)
-    c.reward.checks = "rules"
+    c.reward.checks = ("ifeval",)
     c.data.rules.kinds = TRAINED
     c.data.rules.first, c.data.rules.last = 0, 54
     c.follower.epochs = (2,)

@@ -63,9 +63,10 @@ def flush_or_discard() -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     workdir = local_path(options.workdir)
-    from seif_jax.config_file import read_config
+    from seif_jax.config_file import config_folder, read_config
 
     config = read_config(options.config, overrides)
+    folders = (config_folder(options.config), Path())
     use_compilation_cache()
     from seif_jax import accelerators, evolve, processes
     from seif_jax.display import Display
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             accelerators.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display:
-            evolve.run(config, workdir, display)
+            evolve.run(config, workdir, display, folders)
 
 
 def use_compilation_cache() -> None:
@@ -168,7 +169,8 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
 
     prompts: list[str] = list(options.prompt or ())
     if options.prompts:
-        prompts += data.load_seeds(options.prompts, options.column, warn=warn)
+        seeds = data.load_seeds(options.prompts, options.column, warn=warn)
+        prompts += [seed.question for seed in seeds]
     elif not prompts:
         text = files.decode(sys.stdin.buffer.read(), "standard input")
         prompts += [line for line in sources.lines(text) if line.strip()]

@@ -2,7 +2,6 @@
 
 import ast
 import runpy
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict, config_dict
 from seif_jax import config_keys
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
+from seif_jax.user_functions import import_path
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
@@ -44,6 +44,11 @@ def to_config_dict(group: Any) -> ConfigDict:
     return config
 
 
+def config_folder(path: str) -> Path:
+    """The folder of a config file, where the user's functions are looked for first."""
+    return split(path)[0].parent
+
+
 def split(path: str) -> tuple[Path, tuple[str, ...]]:
     """The file and its argument, if there is one. The longest part that is a file is the file, so
     that paths may contain colons."""
@@ -57,19 +62,16 @@ def split(path: str) -> tuple[Path, tuple[str, ...]]:
 
 def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     """What the file's `get_config()` returns."""
-    folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)  # configs import their base from the same folder
     try:
-        get_config = runpy.run_path(str(file)).get("get_config")
-        config = get_config(*argument) if get_config else None
+        with import_path([file.parent]):  # configs import their base from the same folder
+            get_config = runpy.run_path(str(file)).get("get_config")
+            config = get_config(*argument) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == str(file)]
         where = f"{file}, line {lines[-1]}" if lines else file
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(f"{where}: {type(error).__name__}: {reason}") from error
-    finally:
-        sys.path.remove(folder)
     if not isinstance(config, ConfigDict):
         raise UserError(f"{file}: no function get_config() that returns a ConfigDict")
     return config

@@ -152,8 +152,14 @@ def read(name: str, text: str | None) -> Any:
         raise UserError(refusal(name, entry.values, text)) from None
 
 
+RENAMED = {"reward.checks": {"hybrid": "ifeval,judge", "rules": "ifeval"}}
+
+
 def refusal(name: str, values: Values, value: object) -> str:
-    return f"config.{name} must be {values} (got {value!r})"
+    old = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    now = RENAMED.get(name, {}).get(str(old))
+    hint = f"; write {now}" if now else ""
+    return f"config.{name} must be {values} (got {value!r}{hint})"
 
 
 def unknown(name: str, names: Collection[str]) -> str:

@@ -1,6 +1,7 @@
 """Seed questions, instructions and samples: files read and written; the order of training rows."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 from seif_jax import processes, sources
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
-from seif_jax.instruction import Instruction
+from seif_jax.instruction import Columns, Instruction, Seed
 from seif_jax.rows import is_kept, read_instruction, read_prompt
 
 # Arguments of the IFEval rules, typed as in the IFEval file. A row uses a few, the others are null.
@@ -48,38 +49,51 @@ def load_seeds(
     column: str = "prompt",
     split: str | None = None,
     warn: Callable[[str], None] = ignore,
-) -> list[str]:
+) -> list[Seed]:
     """Seed questions in the order of their source.
 
     source: as `sources.read` takes it; None: the packaged seeds. column: holds texts or chats.
-    warn: is told of chats of which a part is left out.
-    Raises UserError naming the source, column or row that is missing or not as it should be.
+    warn: called if earlier turns of chats are left out.
+    Raises UserError naming the source, column or row that is missing or cannot be used.
     """
     if source is None:
         source, column = str(resources.files("seif_jax") / "assets" / "seeds.jsonl"), "prompt"
     rows = sources.read(source, split)
     if not rows:
         raise UserError(f"{source}: no rows")
-    seeds = [read_prompt(f"{source}: row {number}", row, column) for number, row in rows]
-    _warn_of_cut(source, [seed.cut for seed in seeds], warn)
-    return [seed.text for seed in seeds]
+    prompts = [read_prompt(f"{source}: row {number}", row, column) for number, row in rows]
+    _warn_of_cut(source, [prompt.cut for prompt in prompts], warn)
+    return [
+        Seed(prompt.text, {name: value for name, value in row.items() if name != column})
+        for prompt, (_, row) in zip(prompts, rows, strict=True)
+    ]
 
 
-def load_instructions(path: str | Path, warn: Callable[[str], None] = ignore) -> list[Instruction]:
+def load_instructions(
+    path: str | Path,
+    warn: Callable[[str], None] = ignore,
+    columns: Sequence[Columns] = (),
+) -> list[Instruction]:
     """Instructions of a data file, ours or the authors'; rows whose `kept` is false are left out.
 
-    Raises UserError naming the row that is not as `rows.read_instruction` wants it.
+    columns: further columns for the file's rows, in order, if there are as many.
+    Raises UserError naming the row that `rows.read_instruction` cannot read.
     """
     path = Path(path).expanduser()
     rows = [(f"{path}: row {number}", row) for number, row in sources.read_file(path)]
     if not rows:
         raise UserError(f"{path}: no rows")
-    kept = [(where, row) for where, row in rows if is_kept(where, row)]
+    kept = [i for i, (where, row) in enumerate(rows) if is_kept(where, row)]
     if not kept:
-        raise UserError(f"{path}: none of its {len(rows)} rows is kept (column 'kept')")
-    instructions = [read_instruction(where, row) for where, row in kept]
-    _warn_of_cut(path, [read_prompt(where, row, "prompt").cut for where, row in kept], warn)
-    return instructions
+        raise UserError(f"{path}: all {len(rows)} rows are dropped (column 'kept')")
+    instructions = {i: read_instruction(*rows[i]) for i in kept}
+    if len(columns) == len(rows):
+        instructions = {
+            i: replace(row, columns={**columns[i], **row.columns})
+            for i, row in instructions.items()
+        }
+    _warn_of_cut(path, [read_prompt(*rows[i], "prompt").cut for i in kept], warn)
+    return list(instructions.values())
 
 
 def _warn_of_cut(source: str | Path, cut: Sequence[bool], warn: Callable[[str], None]) -> None:

@@ -1,5 +1,7 @@
 """The rounds: which stage is next, what it reads, what it leaves behind."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,10 +22,13 @@ from seif_jax.metrics import Writer
 from seif_jax.models import resolve
 from seif_jax.report import closing_table
 from seif_jax.rewards import phrase
+from seif_jax.rewards.check import JUDGE, load_checks
+from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Judge
-from seif_jax.rewards.score import Checker
+from seif_jax.rewards.reward import UserReward, load_reward
+from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel, run_stage
-from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposer
+from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
 from seif_jax.run_config import STAGES, RuleSetConfig, RunConfig
@@ -31,13 +36,18 @@ from seif_jax.run_dir import DONE, open_run, start_time
 from seif_jax.run_paths import EXPORT
 
 
-def run(config: RunConfig, workdir: Path, display: Display) -> None:
-    """Starts or resumes the run in `workdir` and brings it to its end."""
+def run(
+    config: RunConfig, workdir: Path, display: Display, folders: Sequence[Path] = (Path(),)
+) -> None:
+    """Starts or resumes the run in `workdir` and brings it to its end.
+
+    folders: where the modules of the user's functions are looked for before the installed ones.
+    """
     started = start_time(workdir)
     chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
     base = ModelBundle.load(config.model, chat)
     settings.check_lengths(config, base.model.config.max_positions)
-    evolution = Evolution(config, workdir, base, display)
+    evolution = Evolution(config, workdir, base, display, folders)
     prints = evolution.fingerprints()
     with open_run(config, workdir, base, prints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
@@ -50,8 +60,17 @@ def run(config: RunConfig, workdir: Path, display: Display) -> None:
 class Evolution:
     """A run's config with what its stages share: the weights, seeds, evaluation sets."""
 
-    def __init__(self, config: RunConfig, workdir: Path, base: ModelBundle, display: Display):
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: Path,
+        base: ModelBundle,
+        display: Display,
+        folders: Sequence[Path] = (Path(),),
+    ):
         self.config, self.workdir, self.display = config, workdir, display
+        self.checks = load_checks(config.reward.checks, folders)
+        self.reward = load_reward(config.instructor.reward, folders)
         self.weights = RoleWeights(config, workdir, base)
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
@@ -98,8 +117,11 @@ class Evolution:
         self.display.warn(text)
 
     def fingerprints(self) -> dict[str, str]:
-        """Identifies the data and models that the config names."""
-        return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations)
+        """Identifies the data, models and functions that the config names."""
+        functions = {"reward.checks": [check.function for check in self.checks.values()]}
+        if isinstance(self.reward, UserReward):
+            functions["instructor.reward"] = [self.reward.function]
+        return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations, functions)
 
     def rule_set(self, key: str, s: RuleSetConfig) -> list[Instruction]:
         """A data file's rows, or rule-checked instructions written from the seeds, as the rule set
@@ -114,8 +136,12 @@ class Evolution:
                 f"config.{key}.first must be less than {len(self.seeds)}, the number of seed "
                 f"questions (got {s.first})"
             )
-        rows = phrase.instructions(seeds, s.kinds, s.per_prompt, s.seed)
-        return [read_instruction(f"config.{key}: row {n}", row) for n, row in enumerate(rows, 1)]
+        questions = [seed.question for seed in seeds]
+        rows = phrase.instructions(questions, s.kinds, s.per_prompt, s.seed)
+        return [
+            replace(read_instruction(f"config.{key}: row {n}", row), columns=seed.columns)
+            for n, (seed, row) in enumerate(zip(seeds, rows, strict=True), 1)
+        ]
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
@@ -172,17 +198,17 @@ class Evolution:
         return self.weights.path("follower", 0 if fixed else round - 1)
 
     def checker(self, round: int) -> Checker:
-        """The Judger is F_{t-1}, or a fixed model; with rules alone there is none."""
+        """The checks of a round. The Judger, if there is one, is F_{t-1} or a fixed model."""
         c = self.config.judger
         checks = self.config.reward.checks
-        if checks == "rules":
-            return Checker(None, checks)
+        if JUDGE not in checks:
+            return Checker(checks, functions=self.checks)
         chat_model = self.chat_model(
             self.judger_path(round), c.dtype or self.config.dtype, c.devices
         )
         decoding = settings.verdict_decoding(c, settings.JUDGER_SALT)
         judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
-        return Checker(judge, checks)
+        return Checker(checks, judge, self.checks)
 
     def follower_task(self, round: int) -> FollowerTask:
         c = self.config
@@ -199,7 +225,8 @@ class Evolution:
             if "instructor" in self.config.stages:  # which need not be trained again
                 mend += f" with config.instructor.init={self.weights.path('instructor', round)}"
             raise RunError(f"{where}: {propose.explain_drops(reasons)}, {mend}")
-        rows = data.load_instructions(path)
+        columns = [seed.columns for seed in self.seeds]  # one row per seed
+        rows = data.load_instructions(path, columns=columns)
         if any(reasons) and len(rows) < self.config.follower.rollout_prompts:
             self.display.warn(f"{where}: {propose.explain_drops(reasons)}")
         return rows
@@ -225,8 +252,14 @@ class Evolution:
             rows=self.seeds,
             checker=self.checker(round),
             answerer=Answerer(
-                evaluator, answers, c.format, c.follower.shots, self.prompts["follower"]
+                evaluator,
+                answers,
+                c.format,
+                c.follower.shots,
+                self.prompts["follower"],
+                c.answer.samples,
             ),
+            reward=self.reward,
             filter=self.filter(evaluator) if c.filter.on else None,
             format=c.format,
             shots=c.instructor.shots,

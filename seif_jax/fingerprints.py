@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from seif_jax import config_keys, models, settings
-from seif_jax.instruction import Instruction
+from seif_jax.instruction import Instruction, Seed
 from seif_jax.models.io import hf
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import FOLDER, stage_of
+from seif_jax.user_functions import UserFunction
 
 MODELS = ("model", "instructor.init", "follower.init", "judger.model")
 SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # of a file that is larger than all of these samples together
@@ -23,21 +24,24 @@ SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # of a file that is larger than all of thes
 
 def of_run(
     config: RunConfig,
-    seeds: Sequence[str],
+    seeds: Sequence[Seed],
     instructions: Sequence[Instruction] | None,
     evaluations: Mapping[str, Sequence[Instruction]],
+    functions: Mapping[str, Sequence[UserFunction]],
 ) -> dict[str, str]:
-    """{config key: fingerprint} of data and prompts that were read and of models that are here.
+    """{config key: fingerprint} of the data and prompts that were read, of models that are here,
+    and of the user's functions.
 
     A model on the Hugging Face hub has none: its name identifies it.
     """
-    prints = {"data.seeds": of_rows(seeds)}
+    columns = any(functions.values())  # nothing else reads them
+    prints = {"data.seeds": of_rows(seeds, columns)}
     for key in ("data.instructions", "data.rules.path"):
         if instructions and config_keys.get(config, key):
-            prints[key] = of_rows(instructions)
+            prints[key] = of_rows(instructions, columns)
     for name, rows in evaluations.items():
         if config.eval.sets[name].path:
-            prints[f"eval.sets.{name}.path"] = of_rows(rows)
+            prints[f"eval.sets.{name}.path"] = of_rows(rows, columns)
     for key in MODELS:
         name = config_keys.get(config, key)
         path = models.find_local(name) if name or key == "model" else None
@@ -46,6 +50,10 @@ def of_run(
     for role, prompts in settings.prompts(config).items():
         if config.role(role).prompts:
             prints[f"{role}.prompts"] = _digest(dataclasses.asdict(prompts))
+    for key, used in functions.items():
+        if used:
+            sources = {function.name: function.source for function in used}
+            prints[key] = _digest([config_keys.get(config, key), sources])
     return prints
 
 
@@ -78,13 +86,23 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def of_rows(rows: Sequence[str] | Sequence[Instruction]) -> str:
-    """SHA-256 of rows as they were read, whatever file they came from."""
-    return _digest([row if isinstance(row, str) else dataclasses.asdict(row) for row in rows])
+def of_rows(rows: Sequence[Seed | Instruction], columns: bool = False) -> str:
+    """SHA-256 of rows as they were read, whatever file they came from. columns: of their further
+    columns, too."""
+    return _digest([_plain(row, columns) for row in rows])
 
 
-def _digest(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+def _plain(row: Seed | Instruction, columns: bool) -> object:
+    fields = dataclasses.asdict(row)
+    further = fields.pop("columns")
+    fields.pop("where", None)
+    plain = fields["question"] if isinstance(row, Seed) else fields
+    return [plain, further] if columns else plain
+
+
+def _digest(plain: object) -> str:
+    text = json.dumps(plain, sort_keys=True, default=repr)  # a column may hold bytes or dates
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def of_model(path: Path) -> str:

@@ -21,6 +21,9 @@ from seif_jax.sources import need
 _CHAT = re.compile(r"\s*\[\s*\{\s*[\"'](role|content)[\"']\s*:")
 _LIST = re.compile(r"\s*\[\s*[\"'{].*[\"'}]\s*\]\s*", re.DOTALL)
 
+# Columns that fields of `Instruction` are read from; the others are its `columns`.
+_READ = {"seed_question", "prompt", "constraint", "constraints", "instruction_id_list", "kwargs"}
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -86,7 +89,8 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     if not constraints:
         constraints = [phrase.say(name, a) for name, a in zip(ids, kwargs, strict=True)]
     texts = tuple(_text(where, column, text) for text in constraints)
-    return Instruction(seed, texts, prompt, tuple(kwargs), tuple(ids))
+    columns = {name: value for name, value in row.items() if name not in _READ}
+    return Instruction(seed, texts, prompt, tuple(kwargs), tuple(ids), columns, where)
 
 
 def is_kept(where: str, row: Mapping[str, Any]) -> bool:

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from seif_jax.models.lora import TARGETS
 from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
-from seif_jax.rewards.score import CHECKS
+from seif_jax.rewards.check import BUILT_IN, IFEVAL, JUDGE
+from seif_jax.rewards.reward import REWARDS
 from seif_jax.rl.grpo import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, POLICY_LOSSES
 from seif_jax.rl.optim import SCHEDULES
 from seif_jax.rl.quantized_adam import KINDS as MOMENTS
@@ -36,6 +37,7 @@ Decay = Annotated[float, Range(0, 0.999999)]  # 1 - decay is a divisor; float32 
 Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1), LATER]
 DType = Literal["bfloat16", "float32"]
 Stage = Literal["instructor", "generate", "follower"]
+CheckName = Annotated[str, OneOf(BUILT_IN, functions=True)]
 Location = str | None  # a file, a folder, or a name on a hub
 
 
@@ -105,6 +107,9 @@ class TrainedRoleConfig:
 @dataclass(frozen=True)
 class InstructorConfig(TrainedRoleConfig):
     soft_share: Share = 0.5  # of prompts: soft variant (5 constraints); the rest: hard (3)
+    reward: Annotated[str, OneOf(REWARDS, functions=True)] = "difficulty"  # a function of p, the
+    # share of constraints that the frozen Follower meets: "difficulty", 1 - p; "learnability",
+    # 4 p (1 - p); or your own "module:function" (docs/howto_check.md)
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class AnswerConfig:
     """The frozen Follower's answers, which the Instructor's reward is computed from."""
 
     temperature: Temperature = 1.0
+    samples: Annotated[int, Range(1, 1000)] = 1  # answers per instruction; p is the mean over them
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class FilterConfig(VerdictRoleConfig):
 @dataclass(frozen=True)
 class JudgerConfig(VerdictRoleConfig):
     mode: Literal["generate", "verdict", "random"] = "generate"  # "random": a coin flip per
-    # constraint; the control, with reward.checks="judge"
+    # constraint; the control, with reward.checks=judge
     model: Location = None  # unset: the last round's Follower; "base": the first one; else a path
     dtype: DType | None = None  # unset: the run's dtype
     devices: Annotated[str, FREE] = "shared"  # or the number ("2") or ids ("[6,7]") of devices for
@@ -162,8 +168,9 @@ class JudgerConfig(VerdictRoleConfig):
 
 @dataclass(frozen=True)
 class RewardConfig:
-    checks: Annotated[str, OneOf(CHECKS)] = "hybrid"  # hybrid: the rule where there is one, else
-    # the Judger
+    # In order: the first one that can tell decides whether a constraint is met. "ifeval": rules;
+    # "judge": the Judger; or your own "module:function" (docs/howto_check.md).
+    checks: Annotated[tuple[CheckName, ...], AtLeast(1)] = (IFEVAL, JUDGE)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from seif_jax import models
 from seif_jax.chat import Decoding
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
+from seif_jax.rewards.check import JUDGE
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
@@ -148,7 +149,7 @@ def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
     """Which of Filter and Judger the run's stages ask."""
     writes, proposes, follows = (stage in config.stages for stage in STAGES)
     filters = (writes and config.filter.on) or (proposes and config.generate.filter)
-    judges = config.reward.checks != "rules" and (writes or follows)
+    judges = JUDGE in config.reward.checks and (writes or follows)
     roles = {"filter": config.filter, "judger": config.judger}
     used = {"filter": filters, "judger": judges}
     return {name: role for name, role in roles.items() if used[name]}

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin
 
+from seif_jax import user_functions
 from seif_jax.errors import UserError
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class OneOf(NamedTuple):
     """A choice among texts that a table lists; where they are few, use `Literal`."""
 
     options: Collection[str]
+    functions: bool = False  # or the name of a user's own function, module:function
 
 
 class AtLeast(NamedTuple):
@@ -120,16 +122,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few texts; also None if `optional`."""
+    """One of a few texts; also None if `optional`, and the name of a user's own function if
+    `functions`."""
 
     options: Sequence[str]
     optional: bool = False
+    functions: bool = False
 
     def __contains__(self, value: object, /) -> bool:
-        return value in self.options or (self.optional and value is None)
+        if value in self.options or (self.optional and value is None):
+            return True
+        return self.functions and user_functions.is_name(value)
 
     def __str__(self) -> str:
-        return f"one of: {', '.join(self.options)}" + (" (or unset)" if self.optional else "")
+        functions = ", MODULE:FUNCTION" if self.functions else ""
+        unset = " (or unset)" if self.optional else ""
+        return f"one of: {', '.join(self.options)}{functions}{unset}"
 
     def read(self, text: str) -> str:
         return text
@@ -201,7 +209,7 @@ def values_of(hint: Any) -> Values:
     if get_origin(text) is Literal:
         return Choice(get_args(text), optional)
     if OneOf in marks:
-        return Choice(tuple(marks[OneOf].options), optional)
+        return Choice(tuple(marks[OneOf].options), optional, marks[OneOf].functions)
     if text is str:
         return Text(optional)
     raise TypeError(f"no setting can have the type {hint}")

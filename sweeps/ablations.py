@@ -10,10 +10,10 @@ VARIANTS = {
     "full": {},  # nothing left out: rules and the last round's Follower judge, front-loaded
     "instructor_untrained": {"stages": ("generate", "follower")},
     "no_filter": {"filter.on": False, "generate.filter": False},
-    "judge_rules": {"reward.checks": "rules"},
-    "judge_self": {"reward.checks": "judge"},
-    "judge_base": {"reward.checks": "judge", "judger.model": "base"},
-    "judge_random": {"reward.checks": "judge", "judger.mode": "random"},  # the control
+    "judge_rules": {"reward.checks": ("ifeval",)},
+    "judge_self": {"reward.checks": ("judge",)},
+    "judge_base": {"reward.checks": ("judge",), "judger.model": "base"},
+    "judge_random": {"reward.checks": ("judge",), "judger.mode": "random"},  # the control
     "epochs_even": {"follower.epochs": EVEN},
     "epochs_back": {"follower.epochs": BACK},
 }

@@ -84,7 +84,7 @@ def test_roles_refuse_what_they_need(place, refused, done, stages, tmp_path):
     line = refused(*run(place, model, tmp_path / "a", *thinking))
     assert "config.follower: " in line and "drops the system turn" in line  # the one that answers
     assert not (tmp_path / "a").exists() and stages == []
-    alone = ("--config.filter.on=False", "--config.reward.checks=rules")
+    alone = ("--config.filter.on=False", "--config.reward.checks=ifeval")
     done(*run(place, model, tmp_path / "a", *alone))
     other = with_template(place, "no_prompt", NO_PROMPT)
     line = refused(*run(place, other, tmp_path / "b", *alone))

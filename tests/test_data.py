@@ -30,6 +30,10 @@ def told(message, call, *args):
     assert "\n" not in str(caught.value)
 
 
+def questions(*args, **kwargs):
+    return [seed.question for seed in data.load_seeds(*args, **kwargs)]
+
+
 SEEDS = [{"prompt": "Name a river.", "n": 1}, {"prompt": "Translate: 猫\n", "n": 2}]
 TEXTS = ["Name a river.", "Translate: 猫\n"]
 
@@ -40,16 +44,16 @@ def test_seeds_from_each_kind_of_file(tmp_path):
     folder = tmp_path / "n=3"  # no column is taken from the name of a folder
     folder.mkdir()
     sources = [jsonl(tmp_path / "a.jsonl", SEEDS), parquet(folder / "a.parquet", SEEDS), str(whole)]
-    assert [data.load_seeds(source) for source in sources] == [TEXTS] * 3
+    assert [questions(source) for source in sources] == [TEXTS] * 3
 
 
 def test_seeds_from_another_column(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "no", "question": "Why?"}])
-    assert data.load_seeds(path, "question") == ["Why?"]
+    assert questions(path, "question") == ["Why?"]
 
 
 def test_seeds_packaged():
-    seeds = data.load_seeds(None)
+    seeds = questions(None)
     assert len(seeds) >= 100
     assert len(set(seeds)) == len(seeds)
 
@@ -59,7 +63,7 @@ def test_seeds_from_a_data_set_folder(tmp_path, monkeypatch):
     folder = tmp_path / "set"
     folder.mkdir()
     parquet(folder / "train.parquet", SEEDS)
-    assert data.load_seeds(str(folder)) == TEXTS
+    assert questions(str(folder)) == TEXTS
 
 
 @pytest.mark.parametrize("split", [None, "test", "train[:10%]"])
@@ -74,7 +78,7 @@ def test_seeds_from_the_hub(monkeypatch, split):
         return SEEDS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert data.load_seeds("someone/seeds", split=split) == TEXTS
+    assert questions("someone/seeds", split=split) == TEXTS
     assert asked == [("someone/seeds", split or "train")]
 
 
@@ -84,8 +88,8 @@ def test_splits_of_a_data_set_folder(tmp_path, monkeypatch):
     folder.mkdir()
     parquet(folder / "train.parquet", SEEDS)
     parquet(folder / "test.parquet", SEEDS[1:])
-    assert data.load_seeds(str(folder), split="test") == TEXTS[1:]
-    assert data.load_seeds(str(folder), split="train[:1]") == TEXTS[:1]
+    assert questions(str(folder), split="test") == TEXTS[1:]
+    assert questions(str(folder), split="train[:1]") == TEXTS[:1]
     told('Unknown split "dev"', data.load_seeds, str(folder), "prompt", "dev")
 
 
@@ -130,9 +134,9 @@ def test_seeds_from_tfds_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(
         tfds, "data_source", lambda name, split: source(name, split=split, data_dir=tmp_path)
     )
-    assert data.load_seeds("tfds:seif_test_seeds") == ["Où ?"]
-    assert data.load_seeds("tfds:seif_test_seeds/dev") == ["Dev?"]
-    assert data.load_seeds("tfds:seif_test_seeds", split="dev") == ["Dev?"]
+    assert questions("tfds:seif_test_seeds") == ["Où ?"]
+    assert questions("tfds:seif_test_seeds/dev") == ["Dev?"]
+    assert questions("tfds:seif_test_seeds", split="dev") == ["Dev?"]
     told(
         "no column 'text', the columns are 'prompt'",
         data.load_seeds,
@@ -284,7 +288,7 @@ def test_chats_of_which_a_part_is_left_out_are_told(tmp_path):
     rows = [{"prompt": chat, "constraint": "Be kind."} for chat in chats]
     path = jsonl(tmp_path / "a.jsonl", rows)
     warnings = []
-    assert data.load_seeds(path, warn=warnings.append) == ["Why?"] * 4
+    assert questions(path, warn=warnings.append) == ["Why?"] * 4
     assert [row.prompt for row in data.load_instructions(path, warnings.append)] == ["Why?"] * 4
     assert len(warnings) == 2 and warnings[0] == warnings[1]
     assert warnings[0].startswith(f"{path}: 2 of 4 prompts are chats with a system turn or earlier")
@@ -323,7 +327,7 @@ def test_bad_instructions(tmp_path, row, message):
 def test_no_instructions(tmp_path):
     told("no rows", data.load_instructions, jsonl(tmp_path / "i.jsonl", []))
     data.save_instructions(tmp_path / "i.parquet", ROWS[1:])
-    told("none of its 1 rows is kept", data.load_instructions, tmp_path / "i.parquet")
+    told("all 1 rows are dropped", data.load_instructions, tmp_path / "i.parquet")
 
 
 def test_instruction_ids_are_those_of_the_rules(tmp_path):
@@ -385,7 +389,7 @@ def test_fewer_rows_than_a_batch_are_one_smaller_batch(n):
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the authors' files are not here")
 def test_the_authors_files(tmp_path):
-    seeds = data.load_seeds(str(SHARED / "seed.parquet"))
+    seeds = questions(str(SHARED / "seed.parquet"))
     assert seeds == pq.read_table(SHARED / "seed.parquet")["prompt"].to_pylist()
     rows = data.load_instructions(SHARED / "qwen7b_T3.parquet")
     raw = pq.read_table(SHARED / "qwen7b_T3.parquet").to_pylist()

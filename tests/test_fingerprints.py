@@ -3,14 +3,16 @@
 import json
 import os
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from seif_jax import config_keys, fingerprints, models
 from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, changes, of_model, of_rows
-from seif_jax.instruction import Instruction
-from seif_jax.run_config import RuleSetConfig, RunConfig
+from seif_jax.instruction import Instruction, Seed
+from seif_jax.run_config import RewardConfig, RuleSetConfig, RunConfig
+from seif_jax.user_functions import UserFunction
 
 ROW = Instruction("Q?", ("Be kind.",), "Q?\nBe kind.", ({},), ("soft",))
 
@@ -24,7 +26,8 @@ def model(folder: Path, weights: bytes = b"weights", **files: str) -> Path:
 
 
 def test_rows_are_the_same_under_any_name_and_differ_in_any_field():
-    assert of_rows(["a", "b"]) == of_rows(["a", "b"]) != of_rows(["b", "a"]) != of_rows(["a"])
+    a, b = Seed("a"), Seed("b")
+    assert of_rows([a, b]) == of_rows([Seed("a"), b]) != of_rows([b, a]) != of_rows([a])
     others = [
         Instruction(**{**vars(ROW), key: value})
         for key, value in {
@@ -33,6 +36,17 @@ def test_rows_are_the_same_under_any_name_and_differ_in_any_field():
         }.items()
     ]  # fmt: skip
     assert len({of_rows([row]) for row in (ROW, *others)}) == 6
+
+
+def test_further_columns_count_where_a_function_reads_them():
+    for one, other in (
+        (Seed("a", {"target": 1}), Seed("a", {"target": 2})),
+        (replace(ROW, columns={"day": date(2026, 1, 1)}), replace(ROW, columns={"day": b"1"})),
+    ):
+        assert of_rows([one]) == of_rows([other])
+        assert of_rows([one], columns=True) != of_rows([other], columns=True)
+        assert of_rows([one], columns=True) == of_rows([replace(one)], columns=True)
+    assert of_rows([replace(ROW, where="a: row 1")]) == of_rows([ROW])
 
 
 def test_models_are_the_same_wherever_they_lie(tmp_path):
@@ -112,7 +126,7 @@ def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
         "eval.sets": {"held": asdict(RuleSetConfig(path="e.jsonl"))},
     }  # fmt: skip
     c = config_keys.replace(RunConfig(), changes)
-    prints = fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]})
+    prints = fingerprints.of_run(c, [Seed("Q?")], [ROW], {"held": [ROW]}, {})
     assert prints["instructor.init"] == prints["judger.model"] == of_model(Path(here))
     assert prints["model"] == of_model(models.resolve(None))
     assert prints["data.instructions"] == prints["eval.sets.held.path"] == of_rows([ROW])
@@ -121,5 +135,25 @@ def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
         "eval.sets.held.path",
     }  # fmt: skip
     c = replace(c, model=models.EMBEDDED)
-    assert fingerprints.of_run(c, ["Q?"], [ROW], {"held": [ROW]}) == prints
+    assert fingerprints.of_run(c, [Seed("Q?")], [ROW], {"held": [ROW]}, {}) == prints
     json.dumps(prints)
+
+
+def test_the_users_functions_are_identified_by_name_order_and_source():
+    def fingerprint(checks, source):
+        c = RunConfig(reward=RewardConfig(checks))
+        names = [name for name in checks if ":" in name]
+        used = [UserFunction("reward.checks", name, len, "mine.py", source) for name in names]
+        prints = fingerprints.of_run(c, [Seed("Q?")], [], {}, {"reward.checks": used})
+        return prints.get("reward.checks")
+
+    one = fingerprint(("ifeval", "a:f"), "def f(): ...")
+    assert one == fingerprint(("ifeval", "a:f"), "def f(): ...")
+    others = [
+        fingerprint(("ifeval", "a:f"), "def f(): pass"),
+        fingerprint(("a:f", "ifeval"), "def f(): ..."),
+        fingerprint(("ifeval", "a:g"), "def f(): ..."),
+        fingerprint(("ifeval", "b:f"), "def f(): ..."),
+    ]
+    assert len({one, *others}) == 5 and None not in others
+    assert fingerprint(("ifeval", "judge"), "") is None

@@ -24,7 +24,7 @@ LEVELS = [
     {"models"},
     {"accelerators", "chat_template", "processes", "sharding"},
     {"bench.baselines", "errors", "files", "instruction", "json_io", "options"}
-    | {"run_paths", "sources", "sweep.launchers", "values"},
+    | {"run_paths", "sources", "sweep.launchers", "user_functions", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -34,6 +34,7 @@ NEVER = {
     "evolve": {"jax.numpy", "numpy"},
     "roles": ARRAYS,
     "rewards": ARRAYS,
+    "rl.answerer": ARRAYS,
     "rl.tasks": ARRAYS,
     "rows": ARRAYS,
     "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},

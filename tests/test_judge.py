@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from fakes import FakeSpeaker, Limits, Said
+from fakes import FakeChatModel, FakeReply, Limits
 
 from seif_jax.rewards.judge import MIN_MASS, Judge, Verdict
 from seif_jax.roles import filter, judger
@@ -17,7 +17,7 @@ def messages(question: str, *, shots: int, mode: str, prompts: Any) -> list[dict
 def ask(mode: str, *answers: Any) -> list[Verdict]:
     """What a Judge makes of these answers of its model, one a question."""
     left = list(answers)
-    chat_model = FakeSpeaker(lambda turn: left.pop(0))
+    chat_model = FakeChatModel(lambda turn: left.pop(0))
     questions = [(f"Q{i}",) for i in range(len(answers))]
     return Judge(chat_model, mode, 2, Limits()).ask(
         messages, questions, range(len(questions)), "key"
@@ -51,24 +51,24 @@ def test_verdict_mode_weighs_1_against_0(
 @pytest.mark.parametrize(
     ("reply", "value"),
     [
-        (Said("It has two sentences.\n[[1]]"), True),
-        (Said("None.\n[[0]]"), False),
-        (Said("At first [[1]], but wait.\nThe third line has a comma: [[0]]"), False),
-        (Said("First [[0]].\nCounted again: [[1]]"), True),
-        (Said("It has a comma. [[0]] (not [[1]])"), None),
-        (Said("It has two sentences.\n[[1]]", finished=False), None),  # cut at the limit
-        (Said("It fails. [[0]] Let me count", finished=False), None),
-        (Said("It is satisfied."), None),
-        (Said("0"), None),
-        (Said("[[5]]"), None),
-        (Said("[[1] or [0]]"), None),
-        (Said("<think>[[1]]"), None),
-        (Said("<think>surely [[0]]</think>Two of two. [[1]]"), True),
-        (Said(""), None),
+        (FakeReply("It has two sentences.\n[[1]]"), True),
+        (FakeReply("None.\n[[0]]"), False),
+        (FakeReply("At first [[1]], but wait.\nThe third line has a comma: [[0]]"), False),
+        (FakeReply("First [[0]].\nCounted again: [[1]]"), True),
+        (FakeReply("It has a comma. [[0]] (not [[1]])"), None),
+        (FakeReply("It has two sentences.\n[[1]]", finished=False), None),  # cut at the limit
+        (FakeReply("It fails. [[0]] Let me count", finished=False), None),
+        (FakeReply("It is satisfied."), None),
+        (FakeReply("0"), None),
+        (FakeReply("[[5]]"), None),
+        (FakeReply("[[1] or [0]]"), None),
+        (FakeReply("<think>[[1]]"), None),
+        (FakeReply("<think>surely [[0]]</think>Two of two. [[1]]"), True),
+        (FakeReply(""), None),
     ],
 )
 def test_generate_mode_reads_the_last_verdict_of_a_whole_reply(
-    reply: Said, value: bool | None
+    reply: FakeReply, value: bool | None
 ) -> None:
     assert ask("generate", reply) == [Verdict(value, None, reply.text)]
 
@@ -79,7 +79,7 @@ def test_a_dialogue_too_long_to_be_answered_has_no_verdict() -> None:
 
 
 def test_answers_keep_the_order_of_the_questions() -> None:
-    assert [v.value for v in ask("generate", Said("[[1]]"), None, Said("[[0]]"))] == [
+    assert [v.value for v in ask("generate", FakeReply("[[1]]"), None, FakeReply("[[0]]"))] == [
         True, None, False,
     ]  # fmt: skip
     verdicts = ask("verdict", [0.0, 0.5], None, [0.5, 0.0], [0.1, 0.1])
@@ -88,18 +88,18 @@ def test_answers_keep_the_order_of_the_questions() -> None:
 
 
 def test_what_the_model_is_asked() -> None:
-    chat_model = FakeSpeaker(lambda turn: [0.0, 1.0])
+    chat_model = FakeChatModel(lambda turn: [0.0, 1.0])
     Judge(chat_model, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
     assert chat_model.asked == ["Q 2 verdict"]
     assert chat_model.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
-    chat_model = FakeSpeaker(lambda turn: Said("[[1]]"))
+    chat_model = FakeChatModel(lambda turn: FakeReply("[[1]]"))
     Judge(chat_model, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], [0, 1], "key")
     assert chat_model.asked == ["Q 3 generate", "R 3 generate"]
     assert chat_model.calls == [(Limits(), "key")]  # all questions in one call
 
 
 def test_random_mode_tosses_coins_and_asks_no_model() -> None:
-    chat_model = FakeSpeaker(lambda turn: None)
+    chat_model = FakeChatModel(lambda turn: None)
     verdicts = Judge(chat_model, "random", 2, Limits()).ask(
         messages, [("Q",)] * 3, [4, 7, 6], "key"
     )
@@ -109,15 +109,15 @@ def test_random_mode_tosses_coins_and_asks_no_model() -> None:
 
 @pytest.mark.parametrize("mode", ["generate", "verdict", "random"])
 def test_no_questions_ask_nothing(mode: str) -> None:
-    chat_model = FakeSpeaker(lambda turn: None)
+    chat_model = FakeChatModel(lambda turn: None)
     assert Judge(chat_model, mode, 0, Limits()).ask(messages, [], [], "key") == []
     assert chat_model.calls == []
 
 
 @pytest.mark.parametrize("mode", ["generate", "verdict"])
 def test_both_roles_are_asked_through_it(mode: str) -> None:
-    answer = Said("Fine. [[0]]") if mode == "generate" else [0.9, 0.1]
-    chat_model = FakeSpeaker(lambda turn: answer)
+    answer = FakeReply("Fine. [[0]]") if mode == "generate" else [0.9, 0.1]
+    chat_model = FakeChatModel(lambda turn: answer)
     judge = Judge(chat_model, mode, 1, Limits())
     assert [v.value for v in judge.ask(judger.messages, [("P", "R", "C")], [0], "key")] == [False]
     assert [v.value for v in judge.ask(filter.messages, [("P",)], [0], "key")] == [False]

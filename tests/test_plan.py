@@ -25,7 +25,7 @@ SMALL = {  # no tokenizer, no weights: a shape is all that is read
     "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64,
 }  # fmt: skip
 OVERRIDES = [
-    "stages=('follower',)", "reward.checks=rules", "sample_batch=8", "instructor.epochs=(1,)",
+    "stages=('follower',)", "reward.checks=ifeval", "sample_batch=8", "instructor.epochs=(1,)",
     "follower.rollout_prompts=8", "follower.optimizer_prompts=4", "follower.group_size=2",
     "follower.max_prompt_tokens=200", "follower.max_response_tokens=160",
     "follower.micro_tokens=512",

@@ -332,7 +332,8 @@ def test_a_plan_for_gpus(tmp_path, capfd):
     config = {**tiny.tiny_config(512), **shape}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     values = {
-        "model": tmp_path, "stages": "('follower',)", "reward.checks": "rules", "sample_batch": 8,
+        "model": tmp_path, "stages": "('follower',)", "sample_batch": 8,
+        "reward.checks": ("ifeval",),
         "follower.rollout_prompts": 8, "follower.optimizer_prompts": 4, "follower.group_size": 2,
         "follower.max_prompt_tokens": 200, "follower.max_response_tokens": 160,
         "follower.micro_tokens": 512, "mesh.tensor": 2, "mesh.fsdp": 2,

@@ -102,7 +102,7 @@ def test_models_of_another_architecture(place, begin, key, changes, message):
 
 @pytest.mark.parametrize(
     "mode, checks, wanted",
-    [("verdict", "judge", True), ("generate", "judge", False), ("verdict", "rules", False)],
+    [("verdict", "judge", True), ("generate", "judge", False), ("verdict", "ifeval", False)],
 )
 def test_verdicts_that_are_more_than_a_token(place, mode, checks, wanted):
     """Of the roles that the stages ask, in the mode that looks for a token."""

@@ -8,14 +8,16 @@ from typing import Any
 
 import pages
 import pytest
-from fakes import YES, FakeSpeaker, Limits, Said
+from fakes import YES, FakeChatModel, FakeReply, Limits
 
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
-from seif_jax.instruction import Instruction
+from seif_jax.instruction import Instruction, Seed
+from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Judge
-from seif_jax.rewards.score import Checker
-from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask
+from seif_jax.rewards.reward import difficulty
+from seif_jax.rl.answerer import Answerer
+from seif_jax.rl.tasks import FollowerTask, InstructorTask
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
 
@@ -167,11 +169,12 @@ def test_every_role_is_told_by_its_own(tmp_path):
     }
     told = {role: read(role, tmp_path, text) for role, text in own.items()}
     answerer, screen, jury = (
-        FakeSpeaker(say) for say in (lambda turn: Said("Tea."), lambda turn: YES, lambda turn: YES)
+        FakeChatModel(lambda turn, answer=answer: answer)
+        for answer in (FakeReply("Tea."), YES, YES)
     )
-    checker = Checker(Judge(jury, "verdict", 0, Limits(), told["judger"]), "judge")
+    checker = Checker(("judge",), Judge(jury, "verdict", 0, Limits(), told["judger"]))
     task = InstructorTask(
-        rows=["Why?"],
+        rows=[Seed("Why?")],
         filter=Judge(screen, "verdict", 0, Limits(), told["filter"]),
         format="plain",
         shots=0,
@@ -180,9 +183,10 @@ def test_every_role_is_told_by_its_own(tmp_path):
         prompts=told["instructor"],
         checker=checker,
         answerer=Answerer(answerer, "decoding", "plain", 0, told["follower"]),
+        reward=difficulty,
     )
     assert task.dialogue(0, 1)[-1]["content"] == "AUTHOR c1 c3 Why?"
-    reply = Said('{"c1": "Be kind.", "c2": "Be odd.", "c3": "Be brief."}')
+    reply = FakeReply('{"c1": "Be kind.", "c2": "Be odd.", "c3": "Be brief."}')
     (score,) = task.score([task.read(0, 1, reply)], [0], "key")
     assert score.reason == "all_met"
     instruction = "Why?\nBe kind.\nBe odd.\nBe brief."

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from fakes import NO, judge, tell
+from fakes import NO, judge, report
 
 from seif_jax import data, propose
 from seif_jax.chat import Decoding, Reply
 from seif_jax.display import Display
+from seif_jax.instruction import Seed
 from seif_jax.metrics import Writer, read
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposer
@@ -48,7 +49,7 @@ class Instructor:
     ) -> list[Reply | None]:
         self.calls += 1
         seeds = [d[-1]["content"].rsplit("Question: ", 1)[1] for d in dialogues]
-        return tell([self._reply(SAID[seed]) for seed in seeds], ended)
+        return report([self._reply(SAID[seed]) for seed in seeds], ended)
 
     def _reply(self, said: tuple[str, bool] | None) -> Reply | None:
         if said is None:
@@ -60,7 +61,7 @@ class Instructor:
 def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
     chat_model: Any = Instructor()
     task = Proposer(
-        rows=list(SAID),
+        rows=[Seed(question) for question in SAID],
         filter=judge({CONTRADICTORY: NO}, "Instruction"),
         format="plain",
         shots=0,

@@ -53,7 +53,7 @@ def test_example_rows_can_be_read(heading, tmp_path):
     row = json.loads(re.findall("```json\n(.*?)```", pages.section(heading), re.DOTALL)[0])
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    assert data.load_seeds(str(path)) == [row["prompt"]]
+    assert [seed.question for seed in data.load_seeds(str(path))] == [row["prompt"]]
     if heading != "Seed questions":
         (found,) = data.load_instructions(path)
         assert list(found.constraints) == row["constraint"] and SOFT in found.instruction_ids

@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fakes import NO, UNSURE, YES, judge, tell
+from fakes import NO, UNSURE, YES, judge, report
 
 from seif_jax.chat import Decoding, Reply
 from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.metrics import Phases
+from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Verdict
-from seif_jax.rewards.score import Checker, Score
+from seif_jax.rewards.score import Score
 from seif_jax.rl.rollout import Grouping, RolloutConfig, make_batch, reply_metrics, rollout
 from seif_jax.rl.tasks import FollowerTask
 
@@ -181,7 +182,7 @@ class Policy:
     ) -> list[Reply]:
         assert [*numbers] == [*range(len(dialogues))]
         self.asked = (dialogues, decoding, group)
-        return tell(self.replies, ended)
+        return report(self.replies, ended)
 
 
 def test_rollout() -> None:
@@ -192,8 +193,8 @@ def test_rollout() -> None:
             for r, text in zip(REPLIES, texts, strict=True)
         ]
     )
-    task = FollowerTask(ROWS, Checker(judge({KIND: YES, COMMA: NO, SHORT: UNSURE}), "hybrid"),
-                        "plain", 0)  # fmt: skip
+    checker = Checker(("ifeval", "judge"), judge({KIND: YES, COMMA: NO, SHORT: UNSURE}))
+    task = FollowerTask(ROWS, checker, "plain", 0)
     decoding = Decoding(max_prompt_tokens=50, max_tokens=20, batch_size=4)
     phases = Phases()
     config = RolloutConfig(decoding, grouping(skip_equal=True), chunks=1, max_no_verdict=1.0)
@@ -245,7 +246,7 @@ def test_rollout() -> None:
 
 def test_without_a_judger_no_verdict_of_it_is_counted() -> None:
     policy: Any = Policy([reply(FIRST, [1, 2], text="Yes"), reply(FIRST, [1, 2], text="Yes, so")])
-    task = FollowerTask(ROWS, Checker(None, "rules"), "plain", 0)
+    task = FollowerTask(ROWS, Checker(("ifeval",)), "plain", 0)
     found = rollout(task, policy, [0], 1, jax.random.key(0), configured(grouping(2)), Phases())
     assert found.metrics["reward"] == 0.5 and found.metrics["equal_groups"] == 0.0
     assert not {"no_verdict", "judge_agreement", "judge_yes"} & set(found.metrics)
@@ -272,7 +273,7 @@ def test_what_was_sampled_first_is_scored_while_the_rest_is_sampled() -> None:
     replies = [
         reply(r.prompt_ids, r.ids.tolist(), text=t) for r, t in zip(REPLIES, texts, strict=True)
     ]
-    checker = Checker(judge({KIND: YES, COMMA: NO, SHORT: YES}), "hybrid")
+    checker = Checker(("ifeval", "judge"), judge({KIND: YES, COMMA: NO, SHORT: YES}))
     task = FollowerTask(ROWS, checker, "plain", 0)
     policy: Any = Waits(replies)
 
@@ -300,7 +301,7 @@ def test_an_error_in_scoring_beside_is_raised() -> None:
             raise RunError("no verdict today")
 
     policy: Any = Policy(REPLIES)
-    task = Fails(ROWS, Checker(None, "rules"), "plain", 0)
+    task = Fails(ROWS, Checker(("ifeval",)), "plain", 0)
     for chunks in (1, 2):
         config = configured(grouping(), chunks)
         with pytest.raises(RunError, match="no verdict today"):

@@ -449,3 +449,80 @@ def test_instructor_alone_from_a_checkpoint(finished, place, monkeypatch):
     jax.tree.map(
         np.testing.assert_array_equal, answerer, load_params(base, ModelBundle.load(base).model)
     )
+
+
+CHECKS = """
+def ends_politely(row, reply):
+    if row["constraint"] == "Say thanks.":
+        assert row["seed_question"] and row["prompt"].endswith("Say thanks.")
+        return {"half": 0.5, "none": None}[row["target"]]
+    return reply.endswith("thanks")
+"""
+
+
+def test_a_users_check_and_several_answers(place, tmp_path, refused, capsys):
+    """Their file lies beside the config; further columns of seeds and data reach the check."""
+    config = tiny_run.config_file(tmp_path, place.model)
+    (tmp_path / "my_checks.py").write_text(CHECKS)
+    prompts = [{"prompt": seed, "target": "half"} for seed in tiny_run.SEEDS]
+    rows = [
+        {"prompt": f"{seed}\nSay thanks.", "seed_question": seed, "target": target,
+         "constraint": ["Use no commas.", "Say thanks."]}
+        for seed, target in zip(tiny_run.SEEDS[:2], ("half", "none"), strict=True)
+    ]  # fmt: skip
+    seeds, data_file = tmp_path / "seeds.jsonl", tmp_path / "rows.jsonl"
+    for path, content in ((seeds, prompts), (data_file, rows)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    command = [
+        "run", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--config.rounds=1",
+        "--config.stages=instructor,follower", "--config.data.limit=2",
+        f"--config.data.seeds={seeds}", f"--config.data.instructions={data_file}",
+        "--config.reward.checks=ifeval,my_checks:ends_politely", "--config.answer.samples=2",
+        "--config.instructor.reward=learnability", "--config.filter.on=False",
+    ]  # fmt: skip
+    assert main(command) == 0
+    capsys.readouterr()
+
+    def samples(stage):
+        return pq.read_table(tmp_path / "run" / "round_1" / stage / "samples.parquet").to_pylist()
+
+    for row in samples("follower"):
+        comma, thanks = row["verdicts"]
+        assert comma["decided_by"] == "ifeval" and comma["value"] == float(comma["rule"])
+        expected = (0.5, "my_checks:ends_politely") if row["row"] == 0 else (None, None)
+        assert (thanks["value"], thanks["decided_by"]) == expected
+        if row["reason"] == "":
+            counted = [v["value"] for v in row["verdicts"] if v["value"] is not None]
+            assert row["reward"] == row["followed"] == sum(counted) / len(counted)
+    for row in samples("instructor"):
+        assert len(row["answers"]) == 2 and row["answer"] == row["answers"][0]["text"]
+        shares = [each["followed"] for each in row["answers"] if each["followed"] is not None]
+        for i, each in enumerate(row["answers"]):
+            values = [v["value"] for v in row["verdicts"] if v["answer"] == i]
+            assert len(values) == (0 if each["reason"] else 3)
+            if values:
+                assert each["followed"] == sum(values) / 3
+        if shares:
+            p = sum(shares) / len(shares)
+            assert row["followed"] == p and row["reward"] == pytest.approx(4 * p * (1 - p))
+        deciders = [v["decided_by"] for v in row["verdicts"] if v["answer"] == 0]
+        assert deciders in ([], ["ifeval", "ifeval", "my_checks:ends_politely"])
+    texts = {(a["text"], row["sample"]) for row in samples("instructor")
+             for a in row["answers"]}  # fmt: skip
+    assert len(texts) > 4  # every answer is drawn by itself
+
+    (tmp_path / "my_checks.py").write_text(CHECKS + "# edited\n")
+    assert 'reward.checks is ["ifeval", "my_checks:ends_politely"] with other contents' in refused(
+        *command
+    )
+    command[2] = f"--workdir={tmp_path / 'other'}"
+    (tmp_path / "my_checks.py").write_text(CHECKS.replace('row["target"]', 'row["goal"]'))
+    line = refused(*command, "--config.stages=follower")
+    assert (
+        "config.reward.checks: my_checks:ends_politely raised KeyError: 'goal' (my_checks.py, line"
+        in line
+    )
+    assert re.search(rf"on {data_file}: row [12], constraint 'Say thanks.', reply ", line)
+    assert not (tmp_path / "other").exists()
+    line = refused(*command, "--config.instructor.reward=my_checks:ends")
+    assert "config.instructor.reward: my_checks:ends: " in line and "did you mean" in line

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import NO, UNSURE, YES, FakeSpeaker, Said, judge, tell
+from fakes import NO, UNSURE, YES, FakeChatModel, FakeReply, judge
 
-from seif_jax.instruction import SOFT, Instruction
-from seif_jax.rewards.score import REASONS, Checker, Score
-from seif_jax.rl.tasks import Answerer, FollowerTask, InstructorTask, Proposal
+from seif_jax.instruction import SOFT, Instruction, Seed
+from seif_jax.rewards.checker import Checker
+from seif_jax.rewards.reward import REWARDS
+from seif_jax.rewards.score import REASONS, Answer, Score
+from seif_jax.rl.answerer import Answerer
+from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposal
 from seif_jax.roles import follower, instructor
 
 SEED = "Describe a cat."
@@ -26,11 +29,16 @@ def row(*constraints: str) -> Instruction:
     return Instruction(SEED, constraints, prompt, ({},) * len(constraints), rules)
 
 
+HYBRID = ("ifeval", "judge")
 ROWS = [row(KIND, BRIEF), row(KIND, COMMA), row(LOUD), row(BRIEF, COMMA), row(LOUD, COMMA)]
 PAIRS: dict[str, list[float] | None] = {KIND: YES, BRIEF: NO, LOUD: UNSURE}
 
 
-def scored(task: Any, rows: Sequence[int], replies: Sequence[Said | None]) -> list[Score]:
+def answer_of(score: Score) -> str:
+    return score.answers[0].text if score.answers else ""
+
+
+def scored(task: Any, rows: Sequence[int], replies: Sequence[FakeReply | None]) -> list[Score]:
     pairs = zip(rows, replies, strict=True)
     read = [task.read(row, 1, reply) for row, reply in pairs]
     scores = task.score(read, range(len(read)), "key")
@@ -40,8 +48,8 @@ def scored(task: Any, rows: Sequence[int], replies: Sequence[Said | None]) -> li
     return scores
 
 
-def follow(form: str, rows: Sequence[int], replies: Sequence[Said | None]) -> list[Score]:
-    task = FollowerTask(ROWS, Checker(judge(PAIRS), "hybrid"), form, 0)
+def follow(form: str, rows: Sequence[int], replies: Sequence[FakeReply | None]) -> list[Score]:
+    task = FollowerTask(ROWS, Checker(HYBRID, judge(PAIRS)), form, 0)
     return scored(task, rows, replies)
 
 
@@ -52,34 +60,34 @@ def said(answer: str) -> str:
 @pytest.mark.parametrize(
     ("form", "number", "reply", "reward", "reason", "answer"),
     [
-        ("think_answer", 0, Said(said(" A cat. ")), 0.5, "", "A cat."),
-        ("think_answer", 1, Said(said("A cat")), 1.0, "", "A cat"),
-        ("think_answer", 1, Said(said("A cat, yes")), 0.5, "", "A cat, yes"),
-        ("think_answer", 0, Said(said("A cat"), finished=False), 0.5, "", "A cat"),
-        ("think_answer", 0, Said("A cat."), 0.0, "format", ""),
-        ("think_answer", 0, Said(said("A cat.") + "!"), 0.0, "format", ""),
-        ("think_answer", 0, Said("<think>Well", finished=False), 0.0, "truncated", ""),
-        ("think_answer", 0, Said(said("  ")), 0.0, "empty", ""),
-        ("think_answer", 2, Said(said("A cat")), None, "no_verdict", "A cat"),
-        ("plain", 0, Said("A cat."), 0.5, "", "A cat."),
-        ("plain", 0, Said("<think>Well.</think>\nA cat."), 0.5, "", "A cat."),
-        ("plain", 0, Said("A cat", finished=False), 0.5, "", "A cat"),
-        ("plain", 0, Said(" \n"), 0.0, "empty", ""),
-        ("plain", 0, Said("<think>Well"), 0.0, "empty", ""),
-        ("plain", 0, Said("<think>Well", finished=False), 0.0, "truncated", ""),
-        ("plain", 2, Said("A cat"), None, "no_verdict", "A cat"),
-        ("plain", 3, Said("A cat, yes"), 0.0, "none_met", "A cat, yes"),
-        ("think_answer", 3, Said(said("A, cat")), 0.0, "none_met", "A, cat"),
-        ("plain", 4, Said("A, cat"), 0.0, "none_met", "A, cat"),  # LOUD has no verdict
-        ("plain", 4, Said("A cat"), 1.0, "", "A cat"),
+        ("think_answer", 0, FakeReply(said(" A cat. ")), 0.5, "", "A cat."),
+        ("think_answer", 1, FakeReply(said("A cat")), 1.0, "", "A cat"),
+        ("think_answer", 1, FakeReply(said("A cat, yes")), 0.5, "", "A cat, yes"),
+        ("think_answer", 0, FakeReply(said("A cat"), finished=False), 0.5, "", "A cat"),
+        ("think_answer", 0, FakeReply("A cat."), 0.0, "format", ""),
+        ("think_answer", 0, FakeReply(said("A cat.") + "!"), 0.0, "format", ""),
+        ("think_answer", 0, FakeReply("<think>Well", finished=False), 0.0, "truncated", ""),
+        ("think_answer", 0, FakeReply(said("  ")), 0.0, "empty", ""),
+        ("think_answer", 2, FakeReply(said("A cat")), None, "no_verdict", "A cat"),
+        ("plain", 0, FakeReply("A cat."), 0.5, "", "A cat."),
+        ("plain", 0, FakeReply("<think>Well.</think>\nA cat."), 0.5, "", "A cat."),
+        ("plain", 0, FakeReply("A cat", finished=False), 0.5, "", "A cat"),
+        ("plain", 0, FakeReply(" \n"), 0.0, "empty", ""),
+        ("plain", 0, FakeReply("<think>Well"), 0.0, "empty", ""),
+        ("plain", 0, FakeReply("<think>Well", finished=False), 0.0, "truncated", ""),
+        ("plain", 2, FakeReply("A cat"), None, "no_verdict", "A cat"),
+        ("plain", 3, FakeReply("A cat, yes"), 0.0, "none_met", "A cat, yes"),
+        ("think_answer", 3, FakeReply(said("A, cat")), 0.0, "none_met", "A, cat"),
+        ("plain", 4, FakeReply("A, cat"), 0.0, "none_met", "A, cat"),  # LOUD has no verdict
+        ("plain", 4, FakeReply("A cat"), 1.0, "", "A cat"),
         ("plain", 0, None, 0.0, "prompt_too_long", ""),
     ],
 )
 def test_follower(
-    form: str, number: int, reply: Said | None, reward: float | None, reason: str, answer: str
+    form: str, number: int, reply: FakeReply | None, reward: float | None, reason: str, answer: str
 ) -> None:
     (score,) = follow(form, [number], [reply])
-    assert (score.reward, score.reason, score.answer) == (reward, reason, answer)
+    assert (score.reward, score.reason, answer_of(score)) == (reward, reason, answer)
     assert score.prompt == ROWS[number].prompt
     # unread replies are not judged; a judged one keeps its marks whatever came of it
     judged = reason in ("", "no_verdict", "none_met")
@@ -87,14 +95,19 @@ def test_follower(
 
 
 def test_follower_scores_keep_their_places() -> None:
-    replies = [Said("no format"), Said(said("A, cat")), Said(said("")), Said(said("A cat"))]
+    replies = [
+        FakeReply("no format"),
+        FakeReply(said("A, cat")),
+        FakeReply(said("")),
+        FakeReply(said("A cat")),
+    ]
     scores = follow("think_answer", [0, 1, 0, 0], replies)
     assert [s.reward for s in scores] == [0.0, 0.5, 0.0, 0.5]
     assert [s.reason for s in scores] == ["format", "", "empty", ""]
 
 
 def test_follower_dialogue() -> None:
-    task = FollowerTask(ROWS, Checker(None, "rules"), "plain", 1)
+    task = FollowerTask(ROWS, Checker(("ifeval",)), "plain", 1)
     assert task.dialogue(1, 7) == follower.messages(ROWS[1].prompt, format="plain", shots=1)
     assert task.dialogues(1) == [task.dialogue(1, 0)]
     assert task.columns(1, 7) == {"seed_question": SEED}
@@ -107,22 +120,24 @@ def proposal(*constraints: str) -> str:
 THREE = (KIND, BRIEF, COMMA)
 GOOD = proposal(*THREE)
 PROMPT = instructor.instruction(SEED, THREE)
-PURRING = Said("A cat, purring")
+PURRING = FakeReply("A cat, purring")
 
 
 def task(
-    answer: Said | None = PURRING,
+    answer: FakeReply | None = PURRING,
     *,
     marks: dict[str, list[float] | None] = PAIRS,
     verdict: list[float] | None = YES,
     form: str = "plain",
     soft_share: float = 0.0,
+    reward: str = "difficulty",
 ) -> InstructorTask:
     """An Instructor's task whose frozen Follower says `answer` and whose Filter says `verdict`."""
     return InstructorTask(
-        rows=[SEED, "Name a tree."],
-        checker=Checker(judge(marks), "hybrid"),
-        answerer=Answerer(FakeSpeaker(lambda turn: answer), "decoding", form, 0),
+        rows=[Seed(SEED), Seed("Name a tree.")],
+        checker=Checker(HYBRID, judge(marks)),
+        answerer=Answerer(FakeChatModel(lambda turn: answer), "decoding", form, 0),
+        reward=REWARDS[reward],
         filter=judge({PROMPT: verdict}, "Instruction"),
         format=form,
         shots=0,
@@ -131,7 +146,7 @@ def task(
     )
 
 
-def instruct(reply: Said, **settings: Any) -> Score:
+def instruct(reply: FakeReply, **settings: Any) -> Score:
     (score,) = scored(task(**settings), [0], [reply])
     return score
 
@@ -139,26 +154,29 @@ def instruct(reply: Said, **settings: Any) -> Score:
 @pytest.mark.parametrize(
     ("reply", "reason", "detail"),
     [
-        (Said("Use no commas."), "parse", "there is no JSON object"),
-        (Said(GOOD[:-1]), "parse", "the object does not end after c3"),
-        (Said(GOOD[:-1], finished=False), "truncated", "the object does not end after c3"),
-        (Said("<think>Well", finished=False), "truncated", "there is no JSON object"),
-        (Said(proposal(KIND, BRIEF)), "count", "found c1, c2, expected c1 to c3"),
-        (Said(proposal(KIND, BRIEF), finished=False), "count", "found c1, c2, expected c1 to c3"),
-        (Said(proposal(KIND, BRIEF, "be KIND")), "duplicate", "c3 repeats c1"),
-        (Said(proposal(KIND, "describe a cat", BRIEF)), "repeats_seed",
+        (FakeReply("Use no commas."), "parse", "there is no JSON object"),
+        (FakeReply(GOOD[:-1]), "parse", "the object does not end after c3"),
+        (FakeReply(GOOD[:-1], finished=False), "truncated", "the object does not end after c3"),
+        (FakeReply("<think>Well", finished=False), "truncated", "there is no JSON object"),
+        (FakeReply(proposal(KIND, BRIEF)), "count", "found c1, c2, expected c1 to c3"),
+        (FakeReply(proposal(KIND, BRIEF), finished=False), "count",
+         "found c1, c2, expected c1 to c3"),
+        (FakeReply(proposal(KIND, BRIEF, "be KIND")), "duplicate", "c3 repeats c1"),
+        (FakeReply(proposal(KIND, "describe a cat", BRIEF)), "repeats_seed",
          "c2 repeats the seed question"),
     ],
 )  # fmt: skip
-def test_instructor_replies_that_are_no_instruction(reply: Said, reason: str, detail: str) -> None:
+def test_instructor_replies_that_are_no_instruction(
+    reply: FakeReply, reason: str, detail: str
+) -> None:
     score = instruct(reply)
     assert (score.reward, score.reason, score.detail) == (0.0, reason, detail)
-    assert score.prompt == SEED and score.filter is None and score.marks == ()
+    assert score.prompt == SEED and score.filter is None and score.answers == ()
 
 
 @pytest.mark.parametrize(("finished", "reason"), [(True, "format"), (False, "truncated")])
 def test_instructor_replies_outside_the_format(finished: bool, reason: str) -> None:
-    score = instruct(Said(GOOD, finished), form="think_answer")
+    score = instruct(FakeReply(GOOD, finished), form="think_answer")
     assert (score.reward, score.reason) == (0.0, reason)
 
 
@@ -166,30 +184,30 @@ def test_instructor_replies_outside_the_format(finished: bool, reason: str) -> N
     ("verdict", "reason"), [(NO, "contradiction"), (UNSURE, "no_verdict"), (None, "no_verdict")]
 )
 def test_the_filter_can_only_cost(verdict: list[float] | None, reason: str) -> None:
-    score = instruct(Said(GOOD), verdict=verdict)
+    score = instruct(FakeReply(GOOD), verdict=verdict)
     assert (score.reward, score.reason, score.prompt) == (0.0, reason, PROMPT)
     assert score.filter is not None and score.filter.value is (False if verdict == NO else None)
-    assert score.answer == "" and score.marks == ()
+    assert score.answers == ()
 
 
 @pytest.mark.parametrize(
     ("form", "answer", "reason"),
     [
-        ("plain", Said("  "), "empty"),
+        ("plain", FakeReply("  "), "empty"),
         ("plain", None, "prompt_too_long"),
-        ("plain", Said("<think>Well", finished=False), "answer_format"),
-        ("think_answer", Said("A cat."), "answer_format"),
-        ("think_answer", Said("<think>Well", finished=False), "answer_format"),
-        ("think_answer", Said(said("")), "empty"),
+        ("plain", FakeReply("<think>Well", finished=False), "answer_format"),
+        ("think_answer", FakeReply("A cat."), "answer_format"),
+        ("think_answer", FakeReply("<think>Well", finished=False), "answer_format"),
+        ("think_answer", FakeReply(said("")), "empty"),
     ],
 )
 def test_answers_that_cannot_be_judged_earn_nothing(
-    form: str, answer: Said | None, reason: str
+    form: str, answer: FakeReply | None, reason: str
 ) -> None:
-    reply = Said(said(GOOD) if form == "think_answer" else GOOD)
+    reply = FakeReply(said(GOOD) if form == "think_answer" else GOOD)
     score = instruct(reply, form=form, answer=answer)
     assert (score.reward, score.reason, score.prompt) == (0.0, reason, PROMPT)
-    assert score.filter is not None and score.filter.value is True and score.marks == ()
+    assert score.filter is not None and score.filter.value is True and score.marks == []
 
 
 @pytest.mark.parametrize(
@@ -206,23 +224,28 @@ def test_answers_that_cannot_be_judged_earn_nothing(
 def test_instructor_earns_what_the_follower_misses(
     marks: dict[str, list[float] | None], answer: str, reward: float
 ) -> None:
-    score = instruct(Said(GOOD), marks=marks, answer=Said(answer))
+    score = instruct(FakeReply(GOOD), marks=marks, answer=FakeReply(answer))
     assert score.reward == pytest.approx(reward)
     assert score.reason == ("" if reward else "all_met")
-    assert (score.prompt, score.answer) == (PROMPT, answer)
+    assert (score.prompt, answer_of(score)) == (PROMPT, answer)
     assert score.reward == pytest.approx(1 - (score.followed or 0.0))
 
 
 def test_no_verdict_of_the_judger_is_no_reward() -> None:
     three = proposal(KIND, BRIEF, LOUD)
-    score = instruct(Said(three), marks=dict.fromkeys((KIND, BRIEF, LOUD), UNSURE))
+    score = instruct(FakeReply(three), marks=dict.fromkeys((KIND, BRIEF, LOUD), UNSURE))
     assert (score.reward, score.reason, score.followed) == (None, "no_verdict", None)
-    assert len(score.marks) == 3 and score.answer == "A cat, purring"
+    assert len(score.marks) == 3 and answer_of(score) == "A cat, purring"
     assert score.filter is not None and score.filter.value is True
 
 
 def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about() -> None:
-    replies = [Said("none"), Said(GOOD), Said(proposal(KIND, KIND, KIND)), Said(GOOD)]
+    replies = [
+        FakeReply("none"),
+        FakeReply(GOOD),
+        FakeReply(proposal(KIND, KIND, KIND)),
+        FakeReply(GOOD),
+    ]
     one = task()
     scores = scored(one, [0, 0, 0, 1], replies)
     assert [s.reason for s in scores] == ["parse", "", "duplicate", ""]
@@ -234,7 +257,7 @@ def test_instructor_scores_keep_their_places_and_only_open_ones_are_asked_about(
 
 
 def test_propose_with_and_without_a_filter() -> None:
-    replies = [Said(GOOD), None, Said("none")]
+    replies = [FakeReply(GOOD), None, FakeReply("none")]
     kept = Proposal(Instruction(SEED, THREE, PROMPT, ({},) * 3, (SOFT,) * 3), "hard", "", "", None)
     nothing = Instruction(SEED, (), SEED, (), ())
     dropped = [
@@ -267,9 +290,9 @@ def test_variant_is_a_function_of_seed_step_and_row() -> None:
 
 def test_soft_proposals_need_five() -> None:
     five = proposal(*THREE, LOUD, "Be odd.")
-    (found,) = scored(task(soft_share=1.0), [0], [Said(five)])
+    (found,) = scored(task(soft_share=1.0), [0], [FakeReply(five)])
     assert found.reason == "" and len(found.marks) == 5
-    (found,) = scored(task(soft_share=1.0), [0], [Said(GOOD)])
+    (found,) = scored(task(soft_share=1.0), [0], [FakeReply(GOOD)])
     assert (found.reward, found.reason) == (0.0, "count")
 
 
@@ -288,25 +311,121 @@ def test_instructor_dialogues(soft_share: float, variants: list[str]) -> None:
 def test_the_frozen_follower_is_asked_as_the_follower_is() -> None:
     dialogues: list[Any] = []
 
-    class Listener:
-        def reply(
-            self, asked: Sequence[Any], decoding: Any, key: Any, ended: Any, numbers: Any
-        ) -> list[Said]:
-            assert numbers == [7]
+    class Listener(FakeChatModel):
+        def _answers(self, asked: Any, *call: Any, group: int = 1) -> list[Any]:
             dialogues.extend(asked)
-            return tell([Said("x")] * len(asked), ended)
+            return super()._answers(asked, *call, group=group)
 
-    answerer = Answerer(Listener(), "decoding", "think_answer", 1)
-    told: list[Any] = []
-    answerer.answer(["P"], [7], "key", lambda row, reply: told.append((row, reply)))
-    assert told == [(0, Said("x"))]
-    assert dialogues == [follower.messages("P", format="think_answer", shots=1)]
-    answerer.answer([], [], "key", lambda row, reply: told.append((row, reply)))
-    assert len(told) == len(dialogues) == 1
+    chat_model, checker = Listener(lambda turn: FakeReply("x")), Checker(("ifeval",))
+    answerer = Answerer(chat_model, "decoding", "think_answer", 1)
+    assert answerer.answer([row(KIND)], [7], "key", checker) == [
+        (Answer(reason="answer_format"), None)
+    ]
+    assert dialogues == [follower.messages(row(KIND).prompt, format="think_answer", shots=1)]
+    assert answerer.answer([], [], "key", checker) == [] and len(dialogues) == 1
 
 
-def test_the_readme_lists_every_reason() -> None:
-    root = Path(__file__).parents[1]
-    readme = (root / "README.md").read_text("utf-8")
-    paragraph = next(line for line in readme.splitlines() if "column `reason`" in line)
-    assert re.findall(r"`(\w+)`", paragraph.split(":", 1)[1].split(". ")[0]) == [*REASONS]
+class InTurn(FakeChatModel):
+    """Gives an instruction's answers in turn, whatever the order in which they are checked."""
+
+    def __init__(self, *answers: FakeReply | None):
+        self.left = list(answers)
+        super().__init__(lambda turn: self.left.pop(0))
+
+
+def several(
+    *answers: FakeReply | None, reward: str = "learnability", **settings: Any
+) -> tuple[Score, InTurn]:
+    """The score of one proposal that has these answers."""
+    chat_model = InTurn(*answers)
+    one = task(reward=reward, **settings)
+    answerer = Answerer(chat_model, "decoding", "plain", 0, samples=len(answers))
+    (score,) = scored(replace(one, answerer=answerer), [0], [FakeReply(GOOD)])
+    return score, chat_model
+
+
+COMMAS, NO_COMMA, NOTHING = FakeReply("A, b"), FakeReply("A b"), FakeReply(" ")
+CUT = FakeReply("<think>Well", finished=False)
+
+
+@pytest.mark.parametrize(
+    ("answers", "marks", "share", "difficulty", "learnability"),
+    [
+        # by default the Judger says yes to two constraints, and the third is a rule
+        ((NO_COMMA, NO_COMMA), {}, 1.0, (0.0, "all_met"), (0.0, "all_met")),
+        ((COMMAS, NO_COMMA), {}, 5 / 6, (1 / 6, ""), (5 / 9, "")),
+        ((COMMAS, COMMAS, NO_COMMA), {}, 7 / 9, (2 / 9, ""), (56 / 81, "")),
+        ((COMMAS, COMMAS), {KIND: NO, BRIEF: NO}, 0.0, (1.0, ""), (0.0, "none_met")),
+        ((COMMAS, NO_COMMA), {KIND: NO, BRIEF: YES}, 0.5, (0.5, ""), (1.0, "")),
+        # what cannot be checked does not count
+        ((CUT, COMMAS), {}, 2 / 3, (1 / 3, ""), (8 / 9, "")),
+        ((None, NOTHING, NO_COMMA, COMMAS), {}, 5 / 6, (1 / 6, ""), (5 / 9, "")),
+        ((CUT, NOTHING), {}, None, (0.0, "answer_format"), (0.0, "answer_format")),
+        ((NOTHING, CUT), {}, None, (0.0, "empty"), (0.0, "empty")),
+        ((None, None), {}, None, (0.0, "prompt_too_long"), (0.0, "prompt_too_long")),
+    ],
+)
+def test_the_reward_of_several_answers(
+    answers: Any, marks: Any, share: Any, difficulty: Any, learnability: Any
+) -> None:
+    for name, (reward, reason) in (("difficulty", difficulty), ("learnability", learnability)):
+        score, chat_model = several(*answers, reward=name, marks=marks)
+        assert (score.reward, score.reason) == (pytest.approx(reward), reason)
+        assert score.followed == (None if share is None else pytest.approx(share))
+        assert len(score.answers) == len(answers) and chat_model.left == []
+
+
+def test_answers_without_any_verdict_make_no_reward() -> None:
+    """Also beside one that cannot be checked; beside one with a verdict they do not count."""
+    three = proposal(KIND, BRIEF, LOUD)
+    unsure: dict[str, Any] = dict.fromkeys((KIND, BRIEF, LOUD), UNSURE)
+    for answers in ((NO_COMMA, NO_COMMA), (CUT, NO_COMMA), (NO_COMMA, NOTHING)):
+        one = replace(
+            task(marks=unsure),
+            answerer=Answerer(InTurn(*answers), "decoding", "plain", 0, samples=2),
+        )
+        (score,) = scored(one, [0], [FakeReply(three)])
+        assert (score.reward, score.reason) == (None, "no_verdict")
+        assert "no_verdict" in [answer.reason for answer in score.answers]
+
+
+def test_answers_belong_to_their_instruction_and_have_addresses_of_their_own() -> None:
+    """Answer g of sample n is judged under n·samples + g, and asked for as draw g of n."""
+    addresses: list[Any] = []
+
+    class Coins(FakeChatModel):
+        def coin_flips(self, numbers: Any, decoding: Any, key: Any) -> list[bool]:
+            addresses.extend(numbers)
+            return [True] * len(numbers)
+
+    answers = (COMMAS, NO_COMMA, CUT, NO_COMMA)
+    one = task()
+    coins: Any = replace(judge({}), chat_model=Coins(lambda turn: None), mode="random")
+    one = replace(
+        one,
+        checker=Checker(HYBRID, coins),
+        answerer=Answerer(InTurn(*answers), "decoding", "plain", 0, samples=2),
+    )
+    read = [one.read(0, 1, FakeReply(GOOD)), one.read(0, 1, FakeReply("none")),
+            one.read(1, 1, FakeReply(GOOD))]  # fmt: skip
+    first, none, last = one.score(read, [5, 6, 9], "key")
+    assert [answer.text for answer in first.answers] == ["A, b", "A b"]
+    assert [answer.text for answer in last.answers] == ["", "A b"] and none.answers == ()
+    assert addresses == [(n, j) for n in (10, 11, 19) for j in range(3)]
+    assert first.shares == [2 / 3, 1.0] and last.shares == [1.0]
+
+
+def test_the_filters_and_the_seeds_columns_stay_with_a_proposal() -> None:
+    one = replace(task(), rows=[Seed(SEED, {"target": "cat"})])
+    (kept,) = one.propose([one.read(0, 1, FakeReply(GOOD))], [0], "key")
+    assert kept.instruction.columns == {"target": "cat"} and kept.filter
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.parametrize("page", ["reference.md", "howto_reward_0.md"])
+def test_the_pages_list_every_reason(page: str) -> None:
+    text = (DOCS / page).read_text("utf-8").partition("## Metrics")[0]
+    rows = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert [name for name in rows if name in REASONS] == [*REASONS]

@@ -18,8 +18,9 @@ from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.instruction import Instruction
 from seif_jax.models.io.to_device import ShardingRule, single_device
 from seif_jax.models.layers import ModelConfig
+from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.phrase import instructions
-from seif_jax.rewards.score import Checker, Score
+from seif_jax.rewards.score import Score
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
@@ -121,7 +122,7 @@ class Letters(FollowerTask):
 def passages(tokenizer: Tokenizer, count: int, tokens: int) -> list[list[int]]:
     """Ids of texts of so many tokens, cut from the packaged seed questions, that are the same when
     decoded and encoded again. UserError: there are none."""
-    ids = tokenizer.encode("\n".join(data.load_seeds(None)))
+    ids = tokenizer.encode("\n".join(seed.question for seed in data.load_seeds(None)))
     text = ids * (tokens // len(ids) + 2)
     starts = iter(range(len(ids)))
     found: list[list[int]] = []
@@ -173,7 +174,7 @@ def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
             load=lambda: m.weights(jnp.float32, rule),
             reference=cache(m.engine),
         ),
-        task=Letters(rows, Checker(None, "rules"), "plain", 0),
+        task=Letters(rows, Checker(("ifeval",)), "plain", 0),
         rollout=RolloutConfig(
             decoding, Grouping(s.group, "grpo", False, False), chunks=1, max_no_verdict=1.0
         ),

@@ -79,7 +79,7 @@ def residents(config: RunConfig, layout: Layout, stage: str) -> dict[Mesh, dict[
     """Bytes on a device of all that a stage holds while it samples, in a round after the first; on
     the Judger's own devices, where it has some, what these hold."""
     mesh, dtype, judger = layout.mesh, layout.dtype, config.judger
-    copy, judged = layout.copy_bytes(mesh, dtype), config.reward.checks != "rules"
+    copy, judged = layout.copy_bytes(mesh, dtype), "judge" in config.reward.checks
     found = {
         "master weights": held(layout.trained),
         "moments": held(layout.moments),

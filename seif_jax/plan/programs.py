@@ -97,7 +97,7 @@ def questions(config: RunConfig, stage: str) -> Iterator[Asked]:
             config, config.follower, config.answer.temperature, settings.ANSWER_SALT
         )
         yield Asked("answers", samples, 1, answers, "follower", dtype)
-    if config.reward.checks != "rules" and j.mode != "random":
+    if "judge" in config.reward.checks and j.mode != "random":
         how = settings.verdict_decoding(j, settings.JUDGER_SALT)
         kind = settings.dtype(j.dtype or config.dtype)
         own = "judger" if j.model is not None or kind != dtype else "follower"

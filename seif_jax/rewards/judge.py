@@ -1,75 +1,96 @@
-"""Questions answered by [[1]] or [[0]], put to a frozen model: the Filter's and the Judger's."""
+"""Questions that a frozen model answers with [[1]] or [[0]]: the Filter's and the Judger's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from seif_jax.roles import verdict
+from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 
 OPTIONS = ("0", "1")
 PREFILL = "[["
-MIN_MASS = 0.01  # verdict mode: below this, the model was about to write something else
+MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, the model was writing on
+
+# The rooms of text pass these two on, and must not import JAX.
+Key = Any  # jax.Array
+Decoding = Any  # chat.Decoding
+
+
+class ReplyLike(Protocol):
+    """The attributes of a `chat.Reply` that the rooms of text read."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def finished(self) -> bool: ...
 
 
 class ChatModelLike(Protocol):
-    """What of `seif_jax.chat.ChatModelLike` is used here; this room knows text only."""
+    """The methods of a `chat.ChatModel` that the rooms of text call."""
 
     def reply(
-        self, dialogues: Sequence[Any], decoding: Any, key: Any, *, numbers: Sequence[Any]
-    ) -> Sequence[Any]: ...
+        self,
+        dialogues: Sequence[list[Message]],
+        decoding: Decoding,
+        key: Key,
+        group: int = ...,
+        ended: Callable[[int, ReplyLike | None], None] = ...,
+        numbers: Sequence[Any] | None = ...,
+    ) -> Sequence[ReplyLike | None]: ...
     def next_token_probs(
         self,
-        dialogues: Sequence[Any],
+        dialogues: Sequence[list[Message]],
         prefill: str,
         options: tuple[str, ...],
         *,
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
-    def coin_flips(self, numbers: Sequence[Any], decoding: Any, key: Any) -> Sequence[bool]: ...
+    def coin_flips(
+        self, numbers: Sequence[Any], decoding: Decoding, key: Key
+    ) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
 class Verdict:
     value: bool | None  # None: no verdict could be read
-    prob: float | None = None  # verdict mode: probability of 1 against 0
+    prob: float | None = None  # verdict mode: P(1) / (P(0) + P(1))
     text: str = ""  # generate mode: the analysis
 
 
 @dataclass(frozen=True)
 class Judge:
-    """One role that gives verdicts: which model, and how it is asked.
+    """A role that gives verdicts: the model, and how it is asked.
 
-    mode "verdict" reads the probability of 1 against 0 after the prefill, with no decoding;
-    "generate" lets the model write its analysis first (the paper's way); "random" tosses a coin for
-    each question and asks no model: the control, in which nothing can be learned from the verdicts.
-    A verdict that is not there, is cut off, or does not fit the prompt limit is None: never a 0.
+    mode "verdict" compares the probabilities of 1 and 0 after the prefill, without decoding.
+    "generate" lets the model write its analysis first (the paper's way). "random" flips a coin per
+    question and asks no model: the control, in which nothing can be learned from the verdicts.
+    A verdict that is missing or cut off, or whose prompt is too long, is None and never 0.
     """
 
     chat_model: ChatModelLike
     mode: str
     shots: int
-    decoding: Any  # chat.Decoding; in verdict mode its limits and prefill only
-    prompts: Prompts | None = None  # none: the packaged ones
+    decoding: Decoding  # in verdict mode only its limits and prefill are used
+    prompts: Prompts | None = None  # None: the packaged ones
 
     def ask(
         self,
-        messages: Callable[..., Any],
+        messages: Callable[..., list[Message]],
         questions: Sequence[tuple[str, ...]],
-        numbers: Sequence[Any],
-        key: Any,
+        question_ids: Sequence[int | tuple[int, ...]],
+        key: Key,
     ) -> list[Verdict]:
-        """`messages(*question, shots=…, mode=…, prompts=…)` makes the dialogue of a question.
-
-        numbers: of each question; what is drawn for it is a function of them and the key alone.
-        """
+        """One verdict per question. `messages(*question, shots=…, mode=…, prompts=…)` makes its
+        dialogue. What is drawn for a question depends on its id and the key alone."""
         if not questions:
             return []
         if self.mode == "random":
-            return [Verdict(v) for v in self.chat_model.coin_flips(numbers, self.decoding, key)]
-        told = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
-        dialogues = [messages(*question, **told) for question in questions]
+            flips = self.chat_model.coin_flips(question_ids, self.decoding, key)
+            return [Verdict(flip) for flip in flips]
+        style = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
+        dialogues = [messages(*question, **style) for question in questions]
         if self.mode == "verdict":
             pairs = self.chat_model.next_token_probs(
                 dialogues,
@@ -78,19 +99,19 @@ class Judge:
                 max_prompt_tokens=self.decoding.max_prompt_tokens,
                 batch_size=self.decoding.batch_size,
             )
-            return [_weigh(pair) for pair in pairs]
-        replies = self.chat_model.reply(dialogues, self.decoding, key, numbers=numbers)
-        return [_read(reply) for reply in replies]
+            return [_from_probs(pair) for pair in pairs]
+        replies = self.chat_model.reply(dialogues, self.decoding, key, numbers=question_ids)
+        return [_from_reply(reply) for reply in replies]
 
 
-def _weigh(pair: list[float] | None) -> Verdict:
-    if pair is None or not sum(pair) >= MIN_MASS:  # nor is a NaN a verdict
+def _from_probs(pair: list[float] | None) -> Verdict:
+    if pair is None or not sum(pair) >= MIN_MASS:  # NaN is not a verdict either
         return Verdict(None)
     prob = pair[1] / sum(pair)
     return Verdict(prob > 0.5, prob)
 
 
-def _read(reply: Any) -> Verdict:
+def _from_reply(reply: ReplyLike | None) -> Verdict:
     if reply is None:
         return Verdict(None)
     return Verdict(verdict.verdict(reply.text) if reply.finished else None, text=reply.text)

@@ -1,32 +1,26 @@
 """What each trained role is asked, and how its replies become scores. Text only.
 
-Instructor and Follower are trained by one stage; these two classes are all that differs.
+Instructor and Follower are trained by the same stage: all that differs is their `Task`.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from seif_jax.instruction import SOFT, Instruction
+from seif_jax.instruction import SOFT, Instruction, Seed
 from seif_jax.rewards import score as scoring
-from seif_jax.rewards.judge import Judge, Verdict
-from seif_jax.rewards.score import Checked, Checker, Mark, Score
+from seif_jax.rewards.checker import CheckedAnswer, Checker
+from seif_jax.rewards.judge import Judge, Key, ReplyLike, Verdict
+from seif_jax.rewards.reward import InstructorReward
+from seif_jax.rewards.score import Answer, Score
+from seif_jax.rl.answerer import Answerer, read_answer, with_marks
 from seif_jax.roles import filter, follower, instructor
 from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 
 Parsed = TypeVar("Parsed")
 Parsed_co = TypeVar("Parsed_co", covariant=True)
-
-
-class ReplyLike(Protocol):
-    """The attributes of a `chat.Reply` that tasks read."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def finished(self) -> bool: ...
 
 
 class Prompter(Protocol[Parsed_co]):
@@ -48,50 +42,25 @@ class Prompter(Protocol[Parsed_co]):
 
     def read(self, row: int, step: int, reply: ReplyLike | None) -> Parsed_co:
         """Parses one reply, and checks it as far as no model is needed. It runs on the host while
-        other replies are still being sampled. None: the prompt was too long to be answered."""
+        other replies are still being sampled. reply None: the prompt was too long."""
         ...
 
 
 class Task(Prompter[Parsed], Protocol[Parsed]):
     """All that differs between training the Instructor and training the Follower."""
 
-    def columns(self, row: int, step: int) -> dict[str, Any]:
+    def columns(self, row: int, step: int) -> dict[str, object]:
         """Columns of samples.parquet that describe the prompt."""
         ...
 
-    def score(self, parsed: Sequence[Parsed], sample_ids: Sequence[int], key: Any) -> list[Score]:
-        """One score per parsed reply. What is drawn for a sample is a function of its id and the
-        key alone."""
+    def score(self, parsed: Sequence[Parsed], sample_ids: Sequence[int], key: Key) -> list[Score]:
+        """One score per parsed reply. What is drawn for a sample depends on its id and the key
+        alone."""
         ...
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
         """Metrics of a step's scores."""
         ...
-
-
-@dataclass(frozen=True)
-class Answerer:
-    """The frozen Follower, answering exactly as the Follower is trained to."""
-
-    chat_model: Any  # chat.ChatModel
-    decoding: Any  # chat.Decoding
-    format: str
-    shots: int
-    prompts: Prompts | None = None  # the Follower's; none: the packaged ones
-
-    def answer(
-        self,
-        prompts: Sequence[str],
-        numbers: Sequence[int],
-        key: Any,
-        ended: Callable[[int, ReplyLike | None], None],
-    ) -> None:
-        """Tells `ended` of each prompt's answer, while others are being written. numbers: of the
-        samples that the prompts are."""
-        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
-        dialogues = [follower.messages(prompt, **told) for prompt in prompts]
-        if prompts:
-            self.chat_model.reply(dialogues, self.decoding, key, ended=ended, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -102,49 +71,55 @@ class FollowerTask:
     checker: Checker
     format: str
     shots: int
-    prompts: Prompts | None = None  # none: the packaged ones
+    prompts: Prompts | None = None  # None: the packaged ones
 
     def judges(self) -> list[Judge]:
-        """The models that are asked for verdicts."""
         return self.checker.judges()
 
     def dialogues(self, row: int) -> list[list[Message]]:
-        """Every dialogue that the row can become: for this role one."""
         return [self.dialogue(row, 0)]
 
     def dialogue(self, row: int, step: int) -> list[Message]:
-        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
-        return follower.messages(self.rows[row].prompt, **told)
+        style = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
+        return follower.messages(self.rows[row].prompt, **style)
 
-    def columns(self, row: int, step: int) -> dict[str, Any]:
+    def columns(self, row: int, step: int) -> dict[str, object]:
         return {"seed_question": self.rows[row].seed_question}
 
-    def read(self, row: int, step: int, reply: ReplyLike | None) -> tuple[Score, Checked | None]:
-        """What can be said of a reply by itself: its answer, checked by the rules."""
-        score = _read_answer(reply, self.format, self.rows[row].prompt)
-        return score, None if score.reason else self.checker.check(self.rows[row], score.answer)
+    def read(
+        self, row: int, step: int, reply: ReplyLike | None
+    ) -> tuple[Score, CheckedAnswer | None]:
+        """The score so far, and the answer with the checks that need no model, if it has one."""
+        answer, instruction = read_answer(reply, self.format), self.rows[row]
+        score = Score(0.0, answer.reason, prompt=instruction.prompt, answers=(answer,))
+        return score, None if answer.reason else self.checker.check(instruction, answer.text)
 
     def score(
         self,
-        parsed: Sequence[tuple[Score, Checked | None]],
+        parsed: Sequence[tuple[Score, CheckedAnswer | None]],
         sample_ids: Sequence[int],
-        key: Any,
+        key: Key,
     ) -> list[Score]:
         scores = [score for score, _ in parsed]
-        items = [checked for _, checked in parsed if checked]
-        open_ = [i for i, (_, checked) in enumerate(parsed) if checked]
-        marks = self.checker.marks(items, [sample_ids[i] for i in open_], key)
-        for i, marked in zip(open_, marks, strict=True):
-            scores[i] = _marked(scores[i], marked, lambda followed: followed, "none_met")
+        checked = [(i, answer) for i, (_, answer) in enumerate(parsed) if answer]
+        ids = [sample_ids[i] for i, _ in checked]
+        all_marks = self.checker.marks([answer for _, answer in checked], ids, key)
+        for (i, _), marks in zip(checked, all_marks, strict=True):
+            score = replace(scores[i], answers=(with_marks(scores[i].answers[0], marks),))
+            if score.followed is None:
+                scores[i] = replace(score, reward=None, reason="no_verdict")
+            else:
+                reason = "" if score.followed else "none_met"
+                scores[i] = replace(score, reward=score.followed, reason=reason)
         return scores
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
-        return scoring.metrics(scores, self.checker.asks)
+        return scoring.metrics(scores, bool(self.judges()))
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an Instructor's reply came to: an instruction, or the reason why it is none."""
+    """What an Instructor's reply came to: an instruction, or the reason why there is none."""
 
     instruction: Instruction
     variant: str
@@ -158,16 +133,15 @@ class Proposer:
     """Write constraints for a seed question: what the Instructor is asked, and what its replies
     come to."""
 
-    rows: Sequence[str]  # seed questions
+    rows: Sequence[Seed]
     filter: Judge | None  # None: nothing is filtered
     format: str
     shots: int
     soft_share: float
-    seed: str  # the variant of a prompt is a function of (this, step, row)
-    prompts: Prompts | None = None  # the Instructor's; none: the packaged ones
+    seed: str  # the variant of a prompt is a function of (seed, step, row)
+    prompts: Prompts | None = None  # None: the packaged ones
 
     def judges(self) -> list[Judge]:
-        """The models that are asked for verdicts."""
         return [self.filter] if self.filter else []
 
     def variant(self, row: int, step: int) -> str:
@@ -182,115 +156,103 @@ class Proposer:
         return self._dialogue(row, self.variant(row, step))
 
     def _dialogue(self, row: int, variant: str) -> list[Message]:
-        told = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
-        return instructor.messages(self.rows[row], variant, **told)
+        style = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
+        return instructor.messages(self.rows[row].question, variant, **style)
 
-    def columns(self, row: int, step: int) -> dict[str, Any]:
-        return {"seed_question": self.rows[row], "variant": self.variant(row, step)}
+    def columns(self, row: int, step: int) -> dict[str, object]:
+        return {"seed_question": self.rows[row].question, "variant": self.variant(row, step)}
 
     def read(self, row: int, step: int, reply: ReplyLike | None) -> Proposal:
-        """What can be said of a reply by itself: parsed, not yet filtered."""
-        return self._parse(row, self.variant(row, step), reply)
+        """The proposal, not yet filtered."""
+        return self._parse(self.rows[row], self.variant(row, step), reply)
 
     def propose(
-        self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Any
+        self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Key
     ) -> list[Proposal]:
         """Filters the proposals of these samples: each is kept (reason "") or dropped."""
+        if self.filter is None:
+            return list(parsed)
         proposals = list(parsed)
-        open_ = [i for i, p in enumerate(proposals) if not p.reason] if self.filter else []
-        if self.filter:
-            prompts = [(proposals[i].instruction.prompt,) for i in open_]
-            named = [sample_ids[i] for i in open_]
-            verdicts = self.filter.ask(filter.messages, prompts, named, key)
-            for i, verdict in zip(open_, verdicts, strict=True):
-                reason = {True: "", False: "contradiction", None: "no_verdict"}[verdict.value]
-                p = proposals[i]
-                proposals[i] = Proposal(p.instruction, p.variant, reason, "", verdict)
+        readable = [i for i, p in enumerate(proposals) if not p.reason]
+        prompts = [(proposals[i].instruction.prompt,) for i in readable]
+        ids = [sample_ids[i] for i in readable]
+        verdicts = self.filter.ask(filter.messages, prompts, ids, key)
+        for i, verdict in zip(readable, verdicts, strict=True):
+            reason = {True: "", False: "contradiction", None: "no_verdict"}[verdict.value]
+            proposals[i] = replace(proposals[i], reason=reason, filter=verdict)
         return proposals
 
-    def _parse(self, row: int, variant: str, reply: ReplyLike | None) -> Proposal:
-        seed = self.rows[row]
-        nothing = Instruction(seed, (), seed, (), ())
+    def _parse(self, seed: Seed, variant: str, reply: ReplyLike | None) -> Proposal:
+        question = seed.question
+        nothing = Instruction(question, (), question, (), ())
         if reply is None:
             return Proposal(nothing, variant, "prompt_too_long", "", None)
-        parsed = instructor.parse(reply.text, variant, seed, format=self.format)
+        parsed = instructor.parse(reply.text, variant, question, format=self.format)
         if parsed.constraints is None:
             reason = parsed.reason or "parse"
             if reason in ("format", "parse") and not reply.finished:
                 reason = "truncated"
             return Proposal(nothing, variant, reason, parsed.detail, None)
-        number = len(parsed.constraints)
+        count = len(parsed.constraints)
         instruction = Instruction(
-            seed,
+            question,
             tuple(parsed.constraints),
-            instructor.instruction(seed, parsed.constraints),
-            ({},) * number,
-            (SOFT,) * number,
+            instructor.instruction(question, parsed.constraints),
+            ({},) * count,
+            (SOFT,) * count,
+            seed.columns,
         )
         return Proposal(instruction, variant, "", "", None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstructorTask(Proposer):
-    """The reward of a proposal is the share of its constraints that the frozen Follower's answer
-    does not meet."""
+    """Write constraints for a seed question; the reward is a function of the shares of them that
+    the frozen Follower's answers meet."""
 
     checker: Checker
     answerer: Answerer
+    reward: InstructorReward
 
     def judges(self) -> list[Judge]:
         return super().judges() + self.checker.judges()
 
-    def score(self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Any) -> list[Score]:
+    def score(self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Key) -> list[Score]:
         proposals = self.propose(parsed, sample_ids, key)
         scores = [
-            Score(0.0, p.reason, p.detail, prompt=p.instruction.prompt, filter=p.filter)
-            for p in proposals
+            Score(0.0, p.reason, p.detail, p.instruction.prompt, filter=p.filter) for p in proposals
         ]
-        asked = [i for i, p in enumerate(proposals) if not p.reason]
-        items: dict[int, Checked] = {}
-
-        def ended(n: int, reply: ReplyLike | None) -> None:
-            i = asked[n]
-            read = _read_answer(reply, self.answerer.format, scores[i].prompt)
-            # A reply of the frozen Follower outside its format says nothing about the constraints.
-            reason = "answer_format" if read.reason in ("format", "truncated") else read.reason
-            scores[i] = replace(scores[i], answer=read.answer, reason=reason)
-            if not reason:
-                items[i] = self.checker.check(proposals[i].instruction, read.answer)
-
-        prompts = [proposals[i].instruction.prompt for i in asked]
-        self.answerer.answer(prompts, [sample_ids[i] for i in asked], key, ended)
-        open_ = sorted(items)
-        named = [sample_ids[i] for i in open_]
-        marks = self.checker.marks([items[i] for i in open_], named, key)
-        for i, marked in zip(open_, marks, strict=True):
-            scores[i] = _marked(scores[i], marked, lambda followed: 1.0 - followed, "all_met")
+        kept = [i for i, p in enumerate(proposals) if not p.reason]
+        instructions = [proposals[i].instruction for i in kept]
+        answers = self._answers(instructions, [sample_ids[i] for i in kept], key)
+        for i, instruction, its_answers in zip(kept, instructions, answers, strict=True):
+            scores[i] = self._reward(replace(scores[i], answers=its_answers), instruction)
         return scores
 
+    def _answers(
+        self, instructions: Sequence[Instruction], sample_ids: Sequence[int], key: Key
+    ) -> list[tuple[Answer, ...]]:
+        """The frozen Follower's answers to each instruction, with their marks."""
+        count = self.answerer.samples
+        pairs = self.answerer.answer(instructions, sample_ids, key, self.checker)
+        answers = [answer for answer, _ in pairs]
+        checked = [(n, each) for n, (_, each) in enumerate(pairs) if each]
+        answer_ids = [sample_ids[n // count] * count + n % count for n, _ in checked]
+        all_marks = self.checker.marks([each for _, each in checked], answer_ids, key)
+        for (n, _), marks in zip(checked, all_marks, strict=True):
+            answers[n] = with_marks(answers[n], marks)
+        return [tuple(answers[n : n + count]) for n in range(0, len(answers), count)]
+
+    def _reward(self, score: Score, instruction: Instruction) -> Score:
+        """The score with its reward. Answers that could not be checked do not count."""
+        if not score.shares:
+            reasons = [answer.reason for answer in score.answers]
+            if "no_verdict" in reasons:
+                return replace(score, reward=None, reason="no_verdict")
+            return replace(score, reason=reasons[0])
+        reward = self.reward(score.shares, instruction)
+        reason = {1.0: "all_met", 0.0: "none_met"}.get(score.followed or 0.0, "no_reward")
+        return replace(score, reward=reward, reason="" if reward else reason)
+
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
-        return scoring.metrics(scores, self.checker.asks)
-
-
-def _marked(
-    score: Score, marks: tuple[Mark, ...], reward: Callable[[float], float], no_reward: str
-) -> Score:
-    """The score with its marks and the reward that the followed share makes; `no_reward` is the
-    reason if that is 0."""
-    score = replace(score, marks=marks)
-    if score.followed is None:
-        return replace(score, reward=None, reason="no_verdict")
-    value = reward(score.followed)
-    return replace(score, reward=value, reason="" if value else no_reward)
-
-
-def _read_answer(reply: ReplyLike | None, format: str, prompt: str) -> Score:
-    """The answer part of a reply, with reason "" if there is one to be checked."""
-    if reply is None:
-        return Score(0.0, "prompt_too_long", prompt=prompt)
-    answer = follower.read(reply.text, format)
-    if not answer and not reply.finished:  # an empty one too: it was cut inside its thought
-        return Score(0.0, "truncated", prompt=prompt)
-    if answer is None:
-        return Score(0.0, "format", prompt=prompt)
-    return Score(0.0, "" if answer else "empty", answer=answer, prompt=prompt)
+        return scoring.metrics(scores, bool(self.checker.judges()))

@@ -1,0 +1,63 @@
+"""Rewards of the Instructor: from the shares of constraints that the Follower meets to a number.
+
+`config.instructor.reward` names one of REWARDS, or the user's own function.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from seif_jax import user_functions
+from seif_jax.instruction import Instruction
+from seif_jax.rewards.check import Row, as_number, described, row_of
+from seif_jax.user_functions import UserFunction
+
+
+class Reward(Protocol):
+    """The reward, from 0 to 1, of an instruction that the Instructor wrote.
+
+    shares: the share of constraints met, 0 to 1, by each of the frozen Follower's answers that
+      could be checked; at least one.
+    row: "prompt", "seed_question", "constraints", and the further columns of the seeds' file.
+    """
+
+    def __call__(self, shares: list[float], row: Row, /) -> float: ...
+
+
+def difficulty(shares: Sequence[float], instruction: Instruction) -> float:
+    """1 − p, p being the mean share met: the paper's reward."""
+    return 1.0 - sum(shares) / len(shares)
+
+
+def learnability(shares: Sequence[float], instruction: Instruction) -> float:
+    """4·p·(1 − p), p being the mean share met: most for what the Follower meets half of the time,
+    and nothing for what it always or never meets."""
+    p = sum(shares) / len(shares)
+    return 4.0 * p * (1.0 - p)
+
+
+@dataclass(frozen=True)
+class UserReward:
+    """A `Reward` by the user's own function. Whatever the function does wrong is a UserError."""
+
+    function: UserFunction
+
+    def __call__(self, shares: Sequence[float], instruction: Instruction) -> float:
+        where = f"{described(instruction)}, shares {list(shares)}"
+        value = self.function(where, list(shares), row_of(instruction))
+        reward = as_number(value)
+        if reward is None or not 0 <= reward <= 1:
+            raise self.function.refusal("a number from 0 to 1", value, where)
+        return reward
+
+
+InstructorReward = Callable[[Sequence[float], Instruction], float]
+REWARDS: dict[str, InstructorReward] = {"difficulty": difficulty, "learnability": learnability}
+
+
+def load_reward(name: str, folders: Sequence[Path]) -> InstructorReward:
+    """The reward that config.instructor.reward names. UserError: it cannot be used."""
+    if name in REWARDS:
+        return REWARDS[name]
+    return UserReward(user_functions.load("instructor.reward", name, folders, ("shares", "row")))
