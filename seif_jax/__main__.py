@@ -1,4 +1,4 @@
-"""The `seif` command: run, generate, convert, bench, plan, sweep."""
+"""The `seif` command: run, report, generate, convert, bench, plan, sweep."""
 
 import argparse
 import contextlib
@@ -247,6 +247,15 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     )
 
 
+def report(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax.report import page, run_files
+
+    folders = [Path(name) for name in options.dirs]
+    runs = run_files.open_runs(folders)
+    folder = local_path(options.out) if options.out else page.default_folder(runs)
+    print(page.write(runs, folder))
+
+
 def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, bench
 
@@ -282,6 +291,7 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 COMMANDS = {
     "run": run,
+    "report": report,
     "generate": generate,
     "evaluate": evaluate,
     "convert": convert,

@@ -20,7 +20,7 @@ from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
-from seif_jax.report import closing_table
+from seif_jax.report import closing_table, page
 from seif_jax.rewards import phrase
 from seif_jax.rewards.check import JUDGE, load_checks
 from seif_jax.rewards.checker import Checker
@@ -32,8 +32,8 @@ from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
 from seif_jax.run_config import STAGES, RuleSetConfig, RunConfig
-from seif_jax.run_dir import DONE, open_run, start_time
-from seif_jax.run_paths import EXPORT
+from seif_jax.run_dir import open_run, start_time
+from seif_jax.run_paths import DONE, EXPORT
 
 
 def run(
@@ -54,6 +54,7 @@ def run(
         for round, stage in config.schedule:
             evolution.stage(round, stage, writer)
     if processes.first():
+        page.write_in_run(workdir, display.warn)  # if a kill came before the last stage's
         closing_table.show(config, workdir, display)
 
 
@@ -160,6 +161,7 @@ class Evolution:
             self.base.with_card(card(folder)).export(folder / EXPORT, params, "bfloat16")
         if processes.first():
             write_json(folder / DONE, numbers)
+            page.write_in_run(self.workdir, self.warn)
 
     def training(self, round: int, name: str, folder: Path, key: jax.Array) -> Stage:
         c = self.config

@@ -87,6 +87,17 @@ there is one run, of the config as it is, in DIR itself: so one run is sent to S
 """
 
 
+REPORT_HELP = """\
+Writes the page that a run is read from: scores, health, trust, instructions, samples. Open its
+index.html from disk; it loads nothing from a network. A run writes its own after every stage.
+
+  seif report runs/mine                     runs/mine/report/index.html
+  seif report runs/seed_0 runs/seed_1       side by side: runs/report/index.html
+  seif report SWEEP --out=page              the runs of a sweep
+
+Without --out the page of one run lies in its folder, that of several beside them.
+"""
+
 GENERATE_HELP = """\
 Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint. Prompts come from
 --prompt, --prompts, or standard input (one per line).
@@ -130,6 +141,11 @@ def run(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--processes", type=int, metavar="N", help="how many there are")
     add.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
+def report(add: argparse.ArgumentParser) -> None:
+    add.add_argument("dirs", nargs="+", metavar="DIR", help="a run's folder, or a folder of runs")
+    add.add_argument("--out", metavar="DIR", help="where the page is written")
 
 
 def generate(add: argparse.ArgumentParser) -> None:
@@ -279,6 +295,7 @@ COMMANDS = (  # whose options are added, what it does, --help, usage where it is
         RUN_HELP,
         "seif run --config=FILE --workdir=DIR [--config.key=value …]",
     ),
+    (report, "write the page that one run or several are read from", REPORT_HELP, None),
     (generate, "complete prompts with a model", GENERATE_HELP, None),
     (evaluate, "score a model, or replies, on benchmarks", EVALUATE_HELP, None),
     (convert, "write a checkpoint in Hugging Face format", CONVERT_HELP, None),

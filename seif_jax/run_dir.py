@@ -27,13 +27,12 @@ from seif_jax.files import (
 )
 from seif_jax.metrics import Writer
 from seif_jax.run_config import RunConfig
-from seif_jax.run_paths import ABOUT, BASE, read_about
+from seif_jax.run_paths import ABOUT, BASE, DONE, read_about
 from seif_jax.values import Resume
 
 PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
-DONE = "stage.json"  # in a stage's folder, once it has ended: its numbers
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
-CONTENTS = (ABOUT, BASE, PROMPTS, "metrics.jsonl", "tensorboard", "round_*")
+CONTENTS = (ABOUT, BASE, PROMPTS, "metrics.jsonl", "tensorboard", "report", "round_*")
 SHOWN = 3  # keys in a message
 
 

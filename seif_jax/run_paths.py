@@ -11,6 +11,7 @@ from seif_jax.json_io import read_object
 ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
 BASE = "model"  # the Hugging Face folder of the base model, without weights
 FOLDER = "checkpoints"  # in a stage's folder
+DONE = "stage.json"  # in a stage's folder, once it has ended: the means of its metrics
 EXPORT = "hf"  # in a Follower's: what it has trained, as a Hugging Face folder
 ADAPTER = "adapter_config.json"  # PEFT's
 

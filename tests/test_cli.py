@@ -27,7 +27,7 @@ from seif_jax.models.io import gguf
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["run"], ["generate"], ["evaluate"], ["convert"], ["bench"], ["plan"], ["sweep"]],
+    [[], *([name] for name in "run report evaluate generate convert bench plan sweep".split())],
 )
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -11,7 +11,7 @@ import pytest
 from seif_jax.display import Display
 from seif_jax.report import closing_table
 from seif_jax.run_config import RunConfig
-from seif_jax.run_dir import DONE
+from seif_jax.run_paths import DONE
 
 
 @pytest.mark.parametrize("installed", [True, False])

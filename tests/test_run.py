@@ -107,7 +107,7 @@ def assert_same_run(got: Path, wanted: Path) -> None:
 
 def test_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "metrics.jsonl", "tensorboard", "model", "round_1", "round_2",
+        "config.json", "metrics.jsonl", "tensorboard", "model", "report", "round_1", "round_2",
     }  # fmt: skip
     about = json.loads((finished / "config.json").read_text())
     assert about["config"]["optim"]["learning_rate"] == 1e-4
@@ -123,6 +123,16 @@ def test_folder(finished):
             if stage != "generate":
                 assert [p.name for p in (held / stage / "checkpoints").iterdir()] == [str(steps)]
     assert not list(finished.rglob("*partial*"))
+
+
+def test_report_has_all_samples(finished):
+    stages = [f"round_{round}_{stage}" for round in (1, 2) for stage in STAGES]
+    folder = finished / "report" / "data" / "samples" / "0"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(stages)
+    for name in stages:
+        counts = json.loads((folder / name / "counts.json").read_text())["counts"]
+        source = finished / "_".join(name.split("_")[:2]) / name.split("_")[2]
+        assert counts["samples"] == len(rows(source, "samples.parquet")) > 0
 
 
 def test_metrics(finished):
@@ -253,6 +263,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
             assert "stopped; the same command resumes it" in capsys.readouterr().err
         assert seif(place, workdir, *options) == 0
     assert_same_run(workdir, finished)
+    assert not list((workdir / "report").rglob("*.seif-*"))
     (change,) = json.loads((workdir / "config.json").read_text())["history"]
     assert change["after"] == {"round": 1, "stage": "follower", "step": 2}
     assert change["changes"] == {

@@ -24,8 +24,8 @@ from seif_jax.evaluate.suite import Respondent
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts
-from seif_jax.run_dir import DONE, PROMPTS
-from seif_jax.run_paths import read_about
+from seif_jax.run_dir import PROMPTS
+from seif_jax.run_paths import DONE, read_about
 from seif_jax.sampling import Engine
 from seif_jax.settings import dtype as dtype_of
 

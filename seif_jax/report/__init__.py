@@ -1,1 +1,1 @@
-"""What a run came to: the table at its end, and the page that it is read from."""
+"""What a run came to: the table at its end, and a page to read it from (docs/report.md)."""

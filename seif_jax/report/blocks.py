@@ -1,0 +1,87 @@
+"""What the page is made of: sections of charts, tables and sentences, as JSON for its script.
+
+Texts that a model or a user wrote are data here; the page's script puts them into the document as
+text, never as markup.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from seif_jax import json_io
+
+Cell = str | float | int | bool | None
+Row = dict[str, Any]  # a JSON object, or a row of a file's table
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plotly figure with what it shows in words, for those who do not see it."""
+
+    id: str
+    title: str
+    figure: Row  # {"data": …, "layout": …}, plotly's JSON
+    alt: str
+    note: str = ""  # how to read it
+    role: str = ""  # "follower" or "instructor": shown only while that role is chosen
+    width: str = ""  # "double" or "full"
+    type: str = "chart"
+
+
+@dataclass(frozen=True)
+class Table:
+    id: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+    role: str = ""
+    type: str = "table"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph; kind "warning" is set apart."""
+
+    text: str
+    kind: str = ""
+    role: str = ""
+    type: str = "note"
+
+
+Block = Chart | Table | Note
+
+
+@dataclass(frozen=True)
+class Section:
+    id: str
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+    roles: Sequence[str] = field(default=())  # between which the reader chooses
+
+    def as_json(self) -> Row:
+        return asdict(self)
+
+
+def script(call: str, value: object) -> str:
+    """A script that hands a value to the page: `seif.CALL(JSON);`.
+
+    A file:// page may load scripts but not fetch data. No text in the value can end the script or
+    the string it is in.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # NaN or infinity
+        text = json_io.dumps(value, separators=(",", ":"))
+    for character in "<\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f"seif.{call}({text});\n"
+
+
+def columns_and_rows(rows: Sequence[Mapping[str, Cell]]) -> tuple[list[str], list[list[Cell]]]:
+    """Rows as a table; columns in the order of their first row, those without a value left out."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    used = [name for name in names if any(row.get(name) is not None for row in rows)]
+    return used, [[row.get(name) for name in used] for row in rows]

@@ -1,0 +1,190 @@
+"""Section 2: is the loop healthy? What every step measured, role by role."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from seif_jax.report import bars, figures
+from seif_jax.report.bars import Bars
+from seif_jax.report.blocks import Block, Chart, Note, Section
+from seif_jax.report.counts import BINS, StageCounts
+from seif_jax.report.figures import Line
+from seif_jax.report.run_files import ROLES, Metrics, RunFiles
+from seif_jax.rewards.score import REASONS
+
+
+class Measure(NamedTuple):
+    key: str  # of metrics.jsonl
+    title: str
+    note: str
+    share: bool = False
+
+
+MEASURES = (
+    Measure("reward", "Reward", "Mean over the step's samples that have one", True),
+    Measure("followed", "Constraints met", "Share, as rules and Judger say", True),
+    Measure("format_valid", "Valid format", "Share of replies in the form asked for", True),
+    Measure("kl", "KL to the reference", "Nats per token; should grow slowly"),
+    Measure("entropy", "Entropy", "Nats per token; a fall to 0 is a collapse"),
+    Measure("reply_tokens", "Reply length", "Tokens; the band reaches from shortest to longest"),
+    Measure("clipped_share", "Cut off", "Share of replies that hit max_response_tokens", True),
+    Measure("grad_norm", "Gradient norm", "Before clipping"),
+    Measure("sampler_gap", "Sampler gap", "Mean |log p learner − log p sampler| per token"),
+    Measure(
+        "equal_groups", "Groups without a gradient", "Share whose samples all score alike", True
+    ),
+)
+MOMENTS = ("beginning", "middle", "end")
+EARNED = "reward above 0"
+
+
+def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
+    """counts: of every run's stages, by the run's name."""
+    blocks: list[Block] = []
+    roles = [role for role in ROLES if any(run.steps(role) for run in runs)]
+    for role in roles:
+        blocks += [chart for each in MEASURES if (chart := measure(runs, role, each))]
+        blocks += [reasons(run, role, len(runs) > 1) for run in runs if run.steps(role)]
+        for run in runs:
+            blocks += histograms(run, role, counts[run.name], len(runs) > 1)
+    if not roles:
+        blocks.append(Note("No training step has ended yet."))
+    lead = (
+        "Every training step of a role, round after round. A round's instructions are new and "
+        "usually harder, so rewards compare within a round, not between rounds."
+    )
+    return Section("health", "Is the loop healthy?", lead, blocks, roles)
+
+
+def x_of(steps: Sequence[Metrics]) -> list[int]:
+    """Steps counted through all rounds: 1, 2, …"""
+    return list(range(1, len(steps) + 1))
+
+
+def round_marks(steps: Sequence[Metrics]) -> dict[float, str]:
+    """{x: label} where a new round begins; {} if there is one round only."""
+    starts = {i + 0.5: line["round"] for i, line in enumerate(steps) if _begins(steps, i)}
+    return {x: f"round {round}" for x, round in starts.items()} if len(starts) > 1 else {}
+
+
+def _begins(steps: Sequence[Metrics], i: int) -> bool:
+    return i == 0 or steps[i - 1]["round"] != steps[i]["round"]
+
+
+def by_step(steps: Sequence[Metrics], key: str) -> list[float | None]:
+    """A metric's values, as long as `x_of`."""
+    return [line.get(key) for line in steps]
+
+
+def labels(steps: Sequence[Metrics]) -> list[str]:
+    return [f"round {line['round']}, step {line['step']}" for line in steps]
+
+
+def measure(runs: Sequence[RunFiles], role: str, of: Measure) -> Chart | None:
+    """One metric by step, a line per run; None if no run has it."""
+    drawn, marks, alts = [], {}, []
+    for i, run in enumerate(runs):
+        steps = run.steps(role)
+        y = by_step(steps, of.key)
+        if not any(value is not None for value in y):
+            continue
+        ends = ("reply_tokens_min", "reply_tokens_max")
+        banded = of.key == "reply_tokens" and len(runs) == 1
+        low, high = [by_step(steps, key) if banded else [] for key in ends]
+        colour = figures.ROLE_COLOURS[role] if len(runs) == 1 else series_colour(i)
+        drawn.append(Line(run.name, x_of(steps), y, colour, low, high, labels(steps)))
+        marks = max(marks, round_marks(steps), key=len)
+        alts.append(f"{run.name}: {in_words(y)}" if len(runs) > 1 else in_words(y))
+    if not drawn:
+        return None
+    figure = figures.lines(drawn, share=of.share, marks=marks)
+    alt = f"{of.title} of the {role} by step. {'; '.join(alts)}."
+    return Chart(f"{role}-{of.key}", of.title, figure, alt, of.note, role)
+
+
+def series_colour(i: int) -> str:
+    return figures.SERIES[i % len(figures.SERIES)]
+
+
+def in_words(y: Sequence[float | None]) -> str:
+    """How a curve runs: for those who do not see it."""
+    values = [value for value in y if value is not None]
+    if len(values) == 1:
+        return f"{values[0]:.3g} at the only step"
+    return (
+        f"{values[0]:.3g} at first, {values[-1]:.3g} at last, "
+        f"between {min(values):.3g} and {max(values):.3g}"
+    )
+
+
+def reasons(run: RunFiles, role: str, several: bool) -> Chart:
+    """Why samples scored 0 or nothing, stacked; what is left of 1 earned a reward."""
+    steps = run.steps(role)
+    named = [name for name in REASONS if any(line.get(f"reason/{name}") for line in steps)]
+    shares = {name: [line.get(f"reason/{name}", 0.0) for line in steps] for name in named}
+    rest = [1 - sum(values) for values in zip(*shares.values(), strict=True)]
+    shares[EARNED] = rest if shares else [1.0] * len(steps)
+    others = figures.SERIES[1:]  # the first colour is the reward's
+    colours = {name: others[i % len(others)] for i, name in enumerate(REASONS)}
+    colours[EARNED] = figures.fill(figures.INDIGO)
+    drawn = [
+        Line(name.replace("_", " "), x_of(steps), y, colours[name], text=labels(steps))
+        for name, y in sorted(shares.items(), key=lambda pair: pair[0] != EARNED)
+    ]
+    figure = figures.stack(drawn, x="step", y="samples", marks=round_marks(steps))
+    means = {name: sum(y) / len(y) for name, y in shares.items()}
+    alt = "Shares of samples, mean over the steps: " + ", ".join(
+        f"{name.replace('_', ' ')} {value:.1%}" for name, value in means.items()
+    )
+    title = "Why samples scored nothing" + (f": {run.name}" if several else "")
+    note = "; ".join(f"{name.replace('_', ' ')}: {REASONS[name]}" for name in named)
+    return Chart(f"{role}-reasons-{run.name}", title, figure, alt, note, role, width="double")
+
+
+def histograms(
+    run: RunFiles, role: str, counts: Sequence[StageCounts], several: bool
+) -> list[Block]:
+    """The rewards at the beginning, middle and end of every stage of a role."""
+    charts: list[Block] = []
+    for stage in counts:
+        if stage.stage != role or not stage.steps:
+            continue
+        drawn, alts = [], []
+        parts = moments(sorted(stage.steps))
+        colours = (figures.GREY, figures.TEAL, figures.ROLE_COLOURS[role])[-len(parts) :]
+        for (moment, steps), colour in zip(parts.items(), colours, strict=True):
+            held = [sum(stage.steps[step].rewards[b] for step in steps) for b in range(BINS + 1)]
+            total = max(sum(held), 1)
+            name = f"{moment} (step {span(steps)})"
+            bins = [b / BINS for b in range(BINS + 1)]
+            names = [f"{b:g}" for b in bins]
+            drawn.append(Bars(name, names, [count / total for count in held], colour))
+            mean = sum(b * count for b, count in zip(bins, held, strict=True)) / total
+            alts.append(f"{name}: mean {mean:.2f}, {held[0] / total:.0%} at 0")
+        figure = bars.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
+        title = f"Rewards in round {stage.round}" + (f": {run.name}" if several else "")
+        charts.append(
+            Chart(
+                f"{role}-rewards-{run.name}-{stage.round}",
+                title,
+                figure,
+                f"{title}. {'; '.join(alts)}.",
+                "Shares of the samples that have a reward",
+                role,
+            )
+        )
+    return charts
+
+
+def moments(steps: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The first, middle and last tenth of a stage's steps, no step twice."""
+    size, n = max(1, len(steps) // 10), len(steps)
+    if n < 3:
+        return dict(zip((MOMENTS[0], MOMENTS[2]), ([step] for step in steps), strict=False))
+    middle = (n - size) // 2
+    return dict(
+        zip(MOMENTS, (steps[:size], steps[middle : middle + size], steps[-size:]), strict=True)
+    )
+
+
+def span(steps: Sequence[int]) -> str:
+    return str(steps[0]) if len(steps) == 1 else f"{steps[0]}–{steps[-1]}"

@@ -1,0 +1,163 @@
+"""Writes the report: a folder whose index.html opens from disk, without a network.
+
+index.html, assets/    the page, its scripts, plotly
+data/report.js         sections 1 to 5: figures, tables, sentences
+data/samples/RUN/…     section 6: the samples, in scripts that are loaded as they are read
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from seif_jax import __version__
+from seif_jax.errors import UserError
+from seif_jax.files import atomic_path, make_folder, occupied, os_errors, remove, write_text
+from seif_jax.report import figures, health, samples, scores, trust
+from seif_jax.report.blocks import Row, Section, script
+from seif_jax.report.counts import StageCounts
+from seif_jax.report.run_files import MARK, ROLES, RunFiles, mean
+from seif_jax.rewards.score import REASONS
+from seif_jax.run_paths import ABOUT, DONE
+
+FOLDER = "report"  # in a run's folder
+INDEX = "index.html"
+ASSETS = ("style.css", "dom.js", "charts.js", "sample.js", "samples.js", "page.js")
+
+
+def write(runs: Sequence[RunFiles], folder: Path) -> Path:
+    """Makes or updates the report of some runs; returns the page's path.
+
+    Samples that have not changed since are not read again. Raises UserError if `folder` holds
+    something else, or cannot be written.
+    """
+    if occupied(folder) and not (folder / "data" / MARK).exists() and not _unfinished(folder):
+        raise UserError(f"{folder} holds other files and no report; give another --out")
+    make_folder(folder / "data" / "samples")
+    with os_errors(folder):
+        counts, stages = _export_samples(runs, folder)
+        sections = [build(runs, counts) for build in SECTIONS]
+        write_text(folder / "data" / MARK, script("report", _content(runs, sections, stages)))
+        _write_assets(folder)
+    return folder / INDEX
+
+
+def default_folder(runs: Sequence[RunFiles]) -> Path:
+    """Inside the folder of a single run; beside several runs."""
+    folders = [run.folder.resolve() for run in runs]
+    if len(folders) == 1:
+        return runs[0].folder / FOLDER
+    return Path(os.path.commonpath([folder.parent for folder in folders])) / FOLDER
+
+
+def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
+    """Updates the report in a run's folder, unless nothing has changed since it was written.
+    Whatever goes wrong is told to `warn`: a page must not end a run."""
+    run = RunFiles(workdir.resolve().name, workdir)
+    try:
+        if not _is_current(run, workdir / FOLDER):
+            write([run], workdir / FOLDER)
+    except Exception as error:
+        warn(f"the report was not written: {type(error).__name__}: {error}")
+
+
+def _is_current(run: RunFiles, folder: Path) -> bool:
+    """Whether the report is younger than all that it is made from."""
+    page = folder / "data" / MARK
+    sources = [run.folder / ABOUT, run.folder / "metrics.jsonl"]
+    sources += [*run.folder.glob(f"round_*/*/{DONE}"), *(f.path for f in run.sample_files())]
+    changed = max(path.stat().st_mtime_ns for path in sources if path.exists())
+    return page.exists() and page.stat().st_mtime_ns > changed
+
+
+SECTIONS = (scores.section, health.section, trust.section)
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether there is what a first report wrote before it was stopped."""
+    return {path.name for path in folder.iterdir()} == {"data"}
+
+
+def _export_samples(
+    runs: Sequence[RunFiles], folder: Path
+) -> tuple[dict[str, list[StageCounts]], list[Row]]:
+    """Writes the samples' scripts; returns what they count by run, and a list of them."""
+    counts: dict[str, list[StageCounts]] = {}
+    listed: list[Row] = []
+    for number, run in enumerate(runs):
+        counts[run.name] = []
+        for file in run.sample_files():
+            key = f"{number}/{file.key}"
+            found = samples.export(file, folder / "data" / "samples" / key, key)
+            counts[run.name].append(found)
+            place = {"run": run.name, "round": file.round, "stage": file.stage}
+            kinds = sorted(found.kinds)
+            listed.append({"key": key, **place, "samples": found.samples, "kinds": kinds})
+    wanted = {stage["key"] for stage in listed}
+    for path in (folder / "data" / "samples").glob("*/*"):
+        if f"{path.parent.name}/{path.name}" not in wanted:
+            remove(path)
+    return counts, listed
+
+
+def _content(runs: Sequence[RunFiles], sections: Sequence[Section], stages: Sequence[Row]) -> Row:
+    kinds = sorted({kind for stage in stages for kind in stage["kinds"]})
+    return {
+        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        "version": __version__,
+        "dark": figures.DARK,
+        "runs": [about(run) for run in runs],
+        "headline": headline(runs[0]) if len(runs) == 1 else [],
+        "sections": [section.as_json() for section in sections],
+        "stages": stages,
+        "reasons": REASONS,
+        "kinds": {kind: trust.kind_name(kind) for kind in kinds},
+    }
+
+
+def about(run: RunFiles) -> Row:
+    """What the run was: shown under the title."""
+    config = run.config
+    devices = run.about.get("devices") or []
+    return {
+        "name": run.name,
+        "folder": str(run.folder),
+        "model": config.get("model") or "smollm2",
+        "started": run.about.get("started"),
+        "rounds": f"{max(run.rounds, default=0)} of {config['rounds']}",
+        "seed": config.get("seed"),
+        "checks": config["reward"]["checks"],
+        "devices": f"{len(devices)} × {devices[0].rpartition(':')[0]}" if devices else "",
+        "commit": (run.about.get("git_commit") or "")[:10],
+    }
+
+
+def headline(run: RunFiles) -> list[Row]:
+    """The few numbers above all sections: first and last value of each."""
+    wanted = [
+        (role, "reward", f"{role.capitalize()} reward") for role in ROLES if run.steps(role)
+    ] + [("follower", "judge_agreement", "Judger agrees with rules"), ("follower", "kl", "KL")]
+    cards = []
+    for role, key, label in wanted:
+        by_round = [
+            (round, mean(line.get(key) for line in run.steps(role, round))) for round in run.rounds
+        ]
+        values = [(round, value) for round, value in by_round if value is not None]
+        if values:
+            cards.append({"label": label, "role": role, "values": values})
+    return cards
+
+
+def _write_assets(folder: Path) -> None:
+    """The page's own files, each written only if it changed; index.html last."""
+    from plotly.offline import get_plotlyjs
+
+    assets = resources.files("seif_jax.report") / "assets"
+    texts = {f"assets/{name}": (assets / name).read_text(encoding="utf-8") for name in ASSETS}
+    texts["assets/plotly.min.js"] = get_plotlyjs()
+    texts[INDEX] = (assets / INDEX).read_text(encoding="utf-8")
+    for name, text in texts.items():
+        path, content = folder / name, text.encode()
+        if not path.is_file() or path.read_bytes() != content:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)

@@ -1,0 +1,131 @@
+"""What a run's folder holds, as the report reads it: config, metrics, samples, instructions."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from seif_jax import metrics
+from seif_jax.errors import UserError
+from seif_jax.report.blocks import Row
+from seif_jax.run_paths import ABOUT, read_about
+
+ROLES = ("follower", "instructor")  # the stages that train, the one of interest first
+ORDER = ("instructor", "generate", "follower", "evaluate")  # of the stages within a round
+SAMPLES = "samples.parquet"  # in a stage's folder
+EVALUATIONS = "evaluations.parquet"  # in a Follower stage's folder
+MARK = "report.js"  # a folder that holds it is a report
+
+Metrics = Row  # a line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A parquet file of samples: one row per completion."""
+
+    path: Path
+    round: int
+    stage: str  # of ORDER
+
+    @property
+    def key(self) -> str:
+        return f"round_{self.round}_{self.stage}"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run's folder. `name` tells it from the other runs of the same report."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def about(self) -> Row:
+        """config.json: the config, package versions, devices, when the run began."""
+        return read_about(self.folder)
+
+    @property
+    def config(self) -> Row:
+        return self.about["config"]
+
+    @cached_property
+    def lines(self) -> list[Metrics]:
+        """The lines of metrics.jsonl in the order of the run."""
+        path = self.folder / "metrics.jsonl"
+        return metrics.read(path) if path.exists() else []
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that have begun."""
+        names = [path.name.removeprefix("round_") for path in self.folder.glob("round_*")]
+        begun = {int(name) for name in names if name.isdecimal()}
+        return sorted(begun | {line["round"] for line in self.lines})
+
+    def steps(self, stage: str, round: int | None = None) -> list[Metrics]:
+        """The metrics of a stage's steps, in one round or in all of them."""
+        return [
+            line
+            for line in self.lines
+            if line["stage"] == stage and line["step"] > 0 and round in (None, line["round"])
+        ]
+
+    def sample_files(self) -> list[SampleFile]:
+        """The samples of all stages, in the order of the run; evaluations come last in a round."""
+        files = []
+        for round in self.rounds:
+            folder = self.folder / f"round_{round}"
+            named = {stage: folder / stage / SAMPLES for stage in ORDER}
+            named["evaluate"] = folder / "follower" / EVALUATIONS
+            files += [
+                SampleFile(path, round, stage) for stage, path in named.items() if path.is_file()
+            ]
+        return files
+
+
+def open_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """The runs at these paths, each a run's folder or a folder of runs, as a sweep makes.
+
+    A report among the paths, as `runs/*` may name one, is passed over. Raises UserError for a path
+    that holds no run, and if no run is left.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        folders += [run for run in _runs_at(path) if run not in folders]
+    if not folders:
+        raise UserError(f"no runs in {', '.join(map(str, paths)) or 'no folders'}")
+    names = _short_names(folders)
+    return [RunFiles(name, folder) for name, folder in zip(names, folders, strict=True)]
+
+
+def _runs_at(path: Path) -> list[Path]:
+    if read_about(path):
+        return [path]
+    if (path / "data" / MARK).exists():
+        return []
+    inside = sorted(run.parent for run in path.glob(f"*/{ABOUT}") if read_about(run.parent))
+    if not inside:
+        found = "no such folder" if not path.exists() else "not a run's folder, nor one of runs"
+        raise UserError(f"{path}: {found} (a run's folder holds {ABOUT})")
+    return sorted(inside, key=lambda run: natural(run.name))
+
+
+def natural(text: str) -> list[tuple[bool, str]]:
+    """A sort key by which run_9 comes before run_10."""
+    return [(part.isdecimal(), part.zfill(20)) for part in re.split(r"(\d+)", text)]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [folder.resolve().parts[1:] or (folder.resolve().name,) for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -1,0 +1,164 @@
+"""Section 6: the samples, cut into scripts that the page loads as they are read.
+
+Of every file of samples there is a folder: `index.js` has a few columns of all rows, by which the
+page filters and sorts, and `part_N.js` the texts of up to PART_ROWS rows. `counts.json` keeps what
+the other sections count in them, so a file that has not changed is not read again.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seif_jax.errors import UserError
+from seif_jax.files import atomic_path
+from seif_jax.report.blocks import Cell, Row, script
+from seif_jax.report.counts import StageCounts
+from seif_jax.report.run_files import SampleFile
+
+FORMAT = 1  # of the folder; another one is made anew
+PART_ROWS = 500
+PART_CHARACTERS = 4_000_000  # a part of longer texts has fewer rows
+BATCH_ROWS = 250  # read at a time
+COUNTS = "counts.json"
+COLUMNS = (  # of a samples.parquet, those that are shown or counted
+    *("step", "row", "sample", "set", "seed_question", "variant", "constraint", "prompt"),
+    *("instruction_id_list", "kept", "completion", "tokens", "finish_reason", "reward", "reason"),
+    *("detail", "answer", "instruction", "followed", "verdicts", "filter", "advantage"),
+)
+THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
+
+
+def export(file: SampleFile, folder: Path, key: str) -> StageCounts:
+    """Makes `folder` of a file of samples, unless it is there and the file is the same; returns
+    what was counted. key: by which the page asks for the scripts."""
+    source = _source(file.path)
+    try:
+        known = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        if known["source"] == source and known["key"] == key:
+            return StageCounts.from_json(known["counts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or not of this format
+    counts = StageCounts(file.round, file.stage)
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        index = _Index(key, file)
+        for number, part in enumerate(_parts(file.path)):
+            index.starts.append(len(index.columns["step"]))
+            for row in part:
+                counts.add(row)
+                index.add(row)
+            text = script("part", {"key": key, "part": number, "rows": [shown(r) for r in part]})
+            (temporary / f"part_{number}.js").write_text(text, encoding="utf-8")
+        (temporary / "index.js").write_text(script("index", index.as_json()), encoding="utf-8")
+        known = {"source": source, "key": key, "counts": counts.as_json()}
+        (temporary / COUNTS).write_text(json.dumps(known), encoding="utf-8")
+    return counts
+
+
+def _source(path: Path) -> list[str | int]:
+    """Changes when the file does."""
+    stat = path.stat()
+    return [FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _parts(path: Path) -> Iterator[list[Row]]:
+    """The file's rows in parts."""
+    part: list[Row] = []
+    characters = 0
+    for row in _rows(path):
+        size = sum(len(value) for value in row.values() if isinstance(value, str))
+        if part and (len(part) == PART_ROWS or characters + size > PART_CHARACTERS):
+            yield part
+            part, characters = [], 0
+        part.append(row)
+        characters += size
+    if part:
+        yield part
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    """The file's rows, a few of them in memory at a time. UserError: it is no parquet file."""
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+class _Index:
+    """The columns by which the page filters and sorts, one entry per row."""
+
+    def __init__(self, key: str, file: SampleFile):
+        self.about = {"key": key, "round": file.round, "stage": file.stage}
+        self.starts: list[int] = []  # the first row of each part
+        names = ("step", "row", "reward", "tokens", "reason", "kinds", "disagree")
+        self.columns: dict[str, list[Cell]] = {name: [] for name in names}
+        self.reasons: dict[str, int] = {}
+        self.kind_sets: dict[tuple[str, ...], int] = {}
+
+    def add(self, row: Row) -> None:
+        verdicts = row.get("verdicts") or ()
+        ids = row.get("instruction_id_list") or [v["instruction_id"] for v in verdicts]
+        kinds = tuple(sorted({*ids}))
+        reward = row.get("reward")
+        values = {
+            "step": row["step"],
+            "row": row.get("row"),
+            "reward": None if reward is None else round(reward, 4),
+            "tokens": row.get("tokens"),
+            "reason": self.reasons.setdefault(row.get("reason") or "", len(self.reasons)),
+            "kinds": self.kind_sets.setdefault(kinds, len(self.kind_sets)),
+            "disagree": int(any(_disagree(verdict) for verdict in verdicts)),
+        }
+        for name, value in values.items():
+            self.columns[name].append(value)
+
+    def as_json(self) -> Row:
+        lists = {"reasons": list(self.reasons), "kind_sets": list(self.kind_sets)}
+        return {**self.about, "starts": self.starts, **lists, **self.columns}
+
+
+def _disagree(verdict: Row) -> bool:
+    rule, judge = verdict["rule"], verdict["judge"]
+    return rule is not None and judge is not None and rule != judge
+
+
+def shown(row: Row) -> Row:
+    """What the page shows of a sample; what is empty or repeated is left out."""
+    thought, reply = split_thought(row.get("completion") or "")
+    instruction = row.get("instruction") or row.get("prompt") or ""
+    answer = row.get("answer") or ""
+    names = ("sample", "set", "variant", "kept", "finish_reason", "detail", "followed", "advantage")
+    sample = {
+        "seed": row.get("seed_question") or "",
+        "instruction": instruction,
+        "thought": thought,
+        "reply": reply,
+        "answer": "" if answer in reply else answer,
+        "constraints": _constraints(row),
+        "filter": row.get("filter"),
+        **{name: row.get(name) for name in names},
+    }
+    return {name: value for name, value in sample.items() if value not in (None, "", [])}
+
+
+def split_thought(completion: str) -> tuple[str, str]:
+    """A reply's thought and the rest of it; a thought that never ends is all there is."""
+    match = THOUGHT.match(completion)
+    return (match[1].strip(), completion[match.end() :]) if match else ("", completion)
+
+
+def _constraints(row: Row) -> list[list[Cell]]:
+    """Of each constraint: text, kind, the verdicts of rule and Judger, p(yes), the Judger's
+    analysis, what counted."""
+    fields = ("constraint", "instruction_id", "rule", "judge", "judge_prob", "judge_text", "value")
+    if row.get("verdicts"):
+        return [[verdict[name] for name in fields] for verdict in row["verdicts"]]
+    texts, ids = row.get("constraint") or (), row.get("instruction_id_list") or ()
+    return [[*pair, None, None, None, "", None] for pair in zip(texts, ids, strict=True)]

@@ -1,0 +1,154 @@
+"""Section 1: what did it come to? Scores by round, the table of rounds, where the time went."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from seif_jax.evaluate.statistics import Bootstrap, Ratio
+from seif_jax.report import bars, figures, round_means
+from seif_jax.report.bars import Bars
+from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, columns_and_rows
+from seif_jax.report.counts import StageCounts
+from seif_jax.report.health import series_colour
+from seif_jax.report.run_files import ORDER, Metrics, RunFiles
+
+PHASES = {  # "secs/NAME" of metrics.jsonl, as the report calls it, with its colour
+    "sample": ("sampling", figures.INDIGO),
+    "reward": ("scoring", figures.TEAL),
+    "filter": ("filtering", figures.GREEN),
+    "reference": ("reference", figures.GOLD),
+    "update": ("update", figures.ORANGE),
+}
+Scores = dict[str, dict[str, list[float]]]  # {evaluation set: {"base" or "round N": by prompt}}
+
+
+def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
+    blocks: list[Block] = []
+    several = len(runs) > 1
+    scores = {run.name: evaluations(counts[run.name]) for run in runs}
+    sets = list(dict.fromkeys(name for each in scores.values() for name in each))
+    blocks += [score_chart(runs, scores, name) for name in sets]
+    if not sets:
+        blocks.append(
+            Note(
+                "No evaluation set was scored in this run, so whether the model got better is "
+                "unknown: the rewards below are measured on each round's own instructions. "
+                "config.eval.sets names evaluation sets."
+            )
+        )
+    blocks.append(rounds_table(runs))
+    blocks += [time_chart(run, several) for run in runs if _timed(run)]
+    blocks.append(time_table(runs))
+    lead = "The models after each round, what each round measured, and what it cost."
+    return Section("scores", "What did it come to?", lead, blocks)
+
+
+def evaluations(counts: Sequence[StageCounts]) -> Scores:
+    """Every prompt's share of constraints met, by evaluation set and model: the base is what the
+    first round's Follower starts from, a round's model what its Follower stage ends with."""
+    scores: Scores = {}
+    for stage in counts:
+        for name, steps in stage.prompts.items():
+            by_model = scores.setdefault(name, {})
+            if stage.round == 1 and 0 in steps:
+                by_model["base"] = steps[0]
+            if last := max(steps):
+                by_model[f"round {stage.round}"] = steps[last]
+    return scores
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean over prompts."""
+    column = np.asarray(values)[:, None]
+    estimate = Bootstrap(len(values)).estimate(Ratio(column, np.ones_like(column)))
+    return estimate.low, estimate.high
+
+
+def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: str) -> Chart:
+    drawn, alts = [], []
+    for i, run in enumerate(runs):
+        models = scores[run.name].get(name, {})
+        if not models:
+            continue
+        means = [float(np.mean(values)) for values in models.values()]
+        low, high = zip(*(interval(values) for values in models.values()), strict=True)
+        base = figures.GREY if len(runs) == 1 else series_colour(i)
+        colours = [base if model == "base" else series_colour(i) for model in models]
+        drawn.append(Bars(run.name, list(models), means, colours, low, high))
+        said = ", ".join(
+            f"{model} {mean:.1%} ({a:.1%} to {b:.1%})"
+            for model, mean, a, b in zip(models, means, low, high, strict=True)
+        )
+        alts.append(f"{run.name}: {said}" if len(runs) > 1 else said)
+    figure = bars.bars(drawn, y="constraints met", share=True)
+    prompts = len(next(iter(scores[run.name][name].values()))) if (run := runs[0]) else 0
+    note = f"Share of constraints met on {prompts} prompts; 95 % bootstrap intervals"
+    return Chart(f"score-{name}", f"Evaluation set {name}", figure, "; ".join(alts), note)
+
+
+def rounds_table(runs: Sequence[RunFiles]) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for run in runs:
+        name: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
+        stages = run.config["stages"]
+        rows += [name | row for row in round_means.rows(run.folder, run.rounds, stages)]
+    columns, cells = columns_and_rows(rows)
+    note = "Means over each stage's steps; of evaluation sets the share met, before → after"
+    return Table("rounds", "Rounds", columns, cells, note)
+
+
+def stage_secs(steps: Sequence[Metrics]) -> dict[str, float]:
+    """Seconds of a stage by phase; "other" is what its steps took beyond the phases."""
+    secs = {
+        label: sum(line.get(f"secs/{phase}") or 0.0 for line in steps)
+        for phase, (label, _) in PHASES.items()
+    }
+    whole = sum(line.get("secs/total") or 0.0 for line in steps)
+    return secs | {"other": max(whole - sum(secs.values()), 0.0)}
+
+
+def _timed(run: RunFiles) -> bool:
+    return any("secs/sample" in line for line in run.lines)
+
+
+def _stages(run: RunFiles) -> list[tuple[str, list[Metrics]]]:
+    """("round 1 follower", its steps) of every stage that has some, in order."""
+    pairs = [(round, stage) for round in run.rounds for stage in ORDER if stage != "evaluate"]
+    named = [(f"round {round} {stage}", run.steps(stage, round)) for round, stage in pairs]
+    return [(name, steps) for name, steps in named if steps]
+
+
+def time_chart(run: RunFiles, several: bool) -> Chart:
+    stages = _stages(run)
+    secs = [stage_secs(steps) for _, steps in stages]
+    whole = sum(sum(each.values()) for each in secs)
+    unit, size = ("hours", 3600) if whole > 2 * 3600 else ("minutes", 60)
+    colours = {label: colour for label, colour in PHASES.values()} | {"other": figures.GREY}
+    names = [name for name, _ in stages]
+    drawn = [
+        Bars(label, names, [each[label] / size for each in secs], colour)
+        for label, colour in colours.items()
+        if any(each[label] for each in secs)
+    ]
+    figure = bars.bars(drawn, x=unit, stacked=True, sideways=True)
+    sums = {label: sum(each[label] for each in secs) for label in colours}
+    alt = ", ".join(f"{label} {value / max(whole, 1e-9):.0%}" for label, value in sums.items())
+    title = "Time by phase" + (f": {run.name}" if several else "")
+    return Chart(f"time-{run.name}", title, figure, f"{title}: {alt}.", width="full")
+
+
+def time_table(runs: Sequence[RunFiles]) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for run in runs:
+        for name, steps in _stages(run):
+            secs = sum(stage_secs(steps).values())
+            tokens = sum(line.get("sampled_tokens") or 0 for line in steps)
+            trained = sum(line.get("trained_tokens") or 0 for line in steps)
+            row: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
+            row |= {"stage": name, "steps": len(steps), "minutes": secs / 60}
+            row |= {"sampled tokens": tokens, "trained tokens": trained or None}
+            row["tokens/s overall"] = tokens / secs if secs else None
+            rows.append(row | {"compiling, s": sum(s.get("secs/compile") or 0 for s in steps)})
+    columns, cells = columns_and_rows(rows)
+    note = "Compiling is a part of the minutes. Tokens per second are of the whole stage."
+    return Table("time", "Time and tokens by stage", columns, cells, note)

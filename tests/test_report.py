@@ -1,0 +1,261 @@
+"""What the report counts, and when it reads a run's samples again."""
+
+import json
+import math
+import random
+
+import pyarrow.parquet as pq
+import pytest
+import synthetic_run
+
+from seif_jax.__main__ import main
+from seif_jax.report import health, page, samples, scores, trust
+from seif_jax.report.blocks import script
+from seif_jax.report.counts import Agreement, StageCounts
+from seif_jax.report.figures import Line, lines
+from seif_jax.report.run_files import RunFiles, open_runs
+
+
+@pytest.fixture
+def run(tmp_path):
+    return synthetic_run.make(tmp_path / "run", prompts=4, group=3)
+
+
+def json_of(path):
+    """The value that a script hands to the page."""
+    return json.loads(path.read_text().partition("(")[2].rstrip().removesuffix(");"))
+
+
+@pytest.mark.parametrize(
+    "both, kappa",
+    [
+        ([15, 5, 10, 20], 0.4),  # agree on 0.7, by chance on 0.5
+        ([0, 30, 0, 20], 0.0),  # the Judger always says yes
+        ([0, 10, 10, 0], -1.0),
+        ([6, 0, 0, 4], 1.0),
+        ([0, 0, 0, 9], None),  # both always say yes: by chance they agree as well
+        ([0, 0, 0, 0], None),
+    ],
+)
+def test_kappa(both, kappa):
+    assert Agreement(both).kappa == pytest.approx(kappa)
+
+
+def test_agreement_counts_verdicts():
+    verdicts = [(True, True), (False, True), (None, True), (True, None), (False, False)]
+    counts = Agreement()
+    for rule, judge in verdicts:
+        counts.add({"rule": rule, "judge": judge})
+    assert counts == Agreement([1, 1, 0, 1], judged=4, judge_yes=3)
+    assert (counts.share, counts.rule_yes, counts.both_yes) == pytest.approx((2 / 3, 1 / 3, 2 / 3))
+
+
+def test_counts_survive_json(run):
+    counts = StageCounts(3, "follower")
+    for row in pq.read_table(run / "round_1/follower/evaluations.parquet").to_pylist():
+        counts.add(row)
+    assert counts.prompts["held_out"].keys() == {0, 4} and counts.samples == 32
+    assert StageCounts.from_json(json.loads(json.dumps(counts.as_json()))) == counts
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 1.0])
+def test_area_under_the_roc_curve(shift):
+    """Against counting pairs of probabilities, each at the middle of its bin."""
+    rng = random.Random(7)
+    no, yes = [[0] * 20, [0] * 20]
+    for _ in range(200):
+        no[min(int(rng.random() * 20), 19)] += 1
+        yes[min(int((rng.random() + shift) * 20), 19)] += 1
+    pairs = [(n, y) for n in range(20) for y in range(20)]
+    wins = sum(no[n] * yes[y] * ((y > n) + (y == n) / 2) for n, y in pairs)
+    assert trust.auroc(no, yes) == pytest.approx(wins / (sum(no) * sum(yes)))
+    assert trust.auroc(no, [0] * 20) is None
+
+
+def test_interval_is_that_of_a_mean():
+    """For many values the percentiles of the bootstrap are those of a normal distribution."""
+    rng = random.Random(3)
+    values = [float(rng.random() < 0.3) for _ in range(4000)]
+    mean = sum(values) / len(values)
+    low, high = scores.interval(values)
+    half = 1.96 * math.sqrt(mean * (1 - mean) / len(values))
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.002)
+    assert scores.interval([0.5] * 9) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    "count, parts",
+    [
+        (1, [[1]]),
+        (2, [[1], [2]]),
+        (3, [[1], [2], [3]]),
+        (25, [[1, 2], [12, 13], [24, 25]]),
+    ],
+)
+def test_moments_of_a_stage(count, parts):
+    assert [list(steps) for steps in health.moments(range(1, count + 1)).values()] == parts
+
+
+def test_lines_break_between_rounds():
+    line = Line("a", [1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], "#4f46e5", [0.0] * 4, [1.0] * 4)
+    figure = lines([line], marks={0.5: "round 1", 2.5: "round 2"})
+    *bands, drawn = figure["data"]
+    assert list(drawn["x"]) == [1, 2, 2.5, 3, 4] and drawn["y"][2] is None
+    assert [list(band["x"]) for band in bands] == [[1, 2], [1, 2], [3, 4], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    "completion, thought, reply",
+    [
+        ("<think>\na\n</think>\n\nb", "a", "b"),
+        ("b <think>a</think>", "", "b <think>a</think>"),
+        ("<think>a", "a", ""),
+        ("<think></think>b", "", "b"),
+        ("", "", ""),
+    ],
+)
+def test_thoughts(completion, thought, reply):
+    assert samples.split_thought(completion) == (thought, reply)
+
+
+def test_samples_are_all_there_in_parts(run, monkeypatch):
+    """Parts of a few rows, or of fewer if these are long, hold all rows in order."""
+    (file,) = [f for f in RunFiles("r", run).sample_files() if f.key == "round_2_follower"]
+    rows = pq.read_table(file.path).to_pylist()
+    monkeypatch.setattr(samples, "PART_ROWS", 7)
+    monkeypatch.setattr(samples, "PART_CHARACTERS", 5 * max(len(str(row)) for row in rows))
+    folder = run / "out"
+    counts = samples.export(file, folder, "0/round_2_follower")
+    index = json_of(folder / "index.js")
+    parts = [json_of(folder / f"part_{n}.js") for n in range(len(index["starts"]))]
+    assert index["starts"] == [
+        0,
+        *(sum(len(p["rows"]) for p in parts[:n]) for n in range(1, len(parts))),
+    ]
+    assert max(len(part["rows"]) for part in parts) <= 7
+    shown = [row for part in parts for row in part["rows"]]
+    assert len(shown) == len(rows) == counts.samples == 48
+    for i, (row, sample) in enumerate(zip(rows, shown, strict=True)):
+        assert sample["reply"] in row["completion"] and sample["instruction"] == row["instruction"]
+        assert index["reasons"][index["reason"][i]] == row["reason"]
+        kinds = {verdict["instruction_id"] for verdict in row["verdicts"]}
+        assert set(index["kind_sets"][index["kinds"][i]]) == kinds
+        reward = index["reward"][i]
+        assert reward == (None if row["reward"] is None else round(row["reward"], 4))
+    assert sum(step.samples for step in counts.steps.values()) == 48
+
+
+def test_only_samples_that_changed_are_read_again(run, monkeypatch):
+    read = []
+    parts = samples._parts
+    monkeypatch.setattr(samples, "_parts", lambda path: read.append(path) or parts(path))
+    page.write(open_runs([run]), run / "report")
+    assert len(read) == 8  # two rounds of three stages and evaluations
+    page.write(open_runs([run]), run / "report")
+    assert len(read) == 8
+    changed = run / "round_2/follower/samples.parquet"
+    pq.write_table(pq.read_table(changed).slice(0, 5), changed)
+    page.write(open_runs([run]), run / "report")
+    assert read[8:] == [changed]
+    content = json_of(run / "report/data/report.js")
+    counts = {stage["key"]: stage["samples"] for stage in content["stages"]}
+    assert counts["0/round_2_follower"] == 5 and counts["0/round_1_follower"] == 48
+
+
+def test_samples_that_are_gone_leave_the_report(run):
+    page.write(open_runs([run]), run / "report")
+    (run / "round_2/follower/samples.parquet").unlink()
+    page.write(open_runs([run]), run / "report")
+    left = {path.name for path in (run / "report/data/samples/0").iterdir()}
+    assert "round_2_follower" not in left and "round_1_follower" in left
+
+
+def test_the_same_run_gives_the_same_bytes(run, tmp_path):
+    for name in ("a", "b"):
+        page.write(open_runs([run]), tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    assert len(files) > 20
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    """No step, no sample, or no rule: sections say so."""
+    run = synthetic_run.make(tmp_path / "run", rounds=1, steps=1, prompts=1, evaluate=False)
+    (run / "metrics.jsonl").write_text("")
+    for path in run.glob("round_1/*"):
+        if path.is_dir():
+            for file in path.iterdir():
+                file.unlink()
+    page.write(open_runs([run]), run / "report")
+    content = json_of(run / "report/data/report.js")
+    notes = [b["text"] for s in content["sections"] for b in s["blocks"] if b["type"] == "note"]
+    assert any("No evaluation set" in note for note in notes)
+    assert any("No training step" in note for note in notes)
+    assert content["stages"] == []
+
+
+def test_scripts_escape_what_could_end_them():
+    text = script("report", {"</script><!--\u2028": ["\u2029<", float("nan")]})
+    assert "<" not in text and text.isascii()
+    assert json.loads(text[len("seif.report(") : -3]) == {"</script><!--\u2028": ["\u2029<", None]}
+
+
+def test_command_of_one_run_and_of_several(tmp_path, capsys):
+    for seed in (9, 10):
+        synthetic_run.make(tmp_path / f"sweep/seed_{seed}", rounds=1, seed=seed, prompts=1)
+    (tmp_path / "sweep/seed_9.log").touch()
+    assert main(["report", str(tmp_path / "sweep/seed_9")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/sweep/seed_9/report/index.html\n"
+    assert main(["report", str(tmp_path / "sweep")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/sweep/report/index.html\n"
+    both = json_of(tmp_path / "sweep/report/data/report.js")
+    assert [run["name"] for run in both["runs"]] == ["seed_9", "seed_10"]
+    folders = [str(path) for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    assert len(folders) == 3  # runs/* names the report of before, too
+    assert main(["report", *folders, f"--out={tmp_path}/out"]) == 0
+    assert len(json_of(tmp_path / "out/data/report.js")["runs"]) == 2
+
+
+def test_runs_of_one_name_have_longer_names(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    for folder in folders:
+        synthetic_run.make(folder, rounds=1, prompts=1)
+    assert [run.name for run in open_runs(folders)] == ["a/run", "b/run"]
+
+
+def test_what_cannot_be_reported(tmp_path, refused, run):
+    (tmp_path / "empty").mkdir()
+    for path, why in (("absent", "no such folder"), ("empty", "not a run's folder, nor one of")):
+        assert f"{path}: {why}" in refused("report", tmp_path / path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/todo.txt").touch()
+    line = refused("report", run, f"--out={tmp_path}/notes")
+    assert "holds other files and no report; give another --out" in line
+    (tmp_path / "file").touch()
+    assert "file" in refused("report", run, f"--out={tmp_path}/file/inside")
+    samples_file = run / "round_1/generate/samples.parquet"
+    samples_file.write_bytes(samples_file.read_bytes()[:500])
+    assert "generate/samples.parquet cannot be read: " in refused("report", run)
+    (run / "metrics.jsonl").write_text("{nonsense\n")
+    assert "metrics.jsonl: line 1 is not JSON" in refused("report", run)
+
+
+def test_a_failure_is_a_warning_in_a_run(run):
+    warnings: list[str] = []
+    page.write_in_run(run, warnings.append)
+    assert not warnings and (run / "report/index.html").exists()
+    (run / "round_1/follower/samples.parquet").write_bytes(b"not parquet")
+    page.write_in_run(run, warnings.append)
+    (warning,) = warnings
+    assert "the report was not written" in warning
+
+
+def test_a_report_that_is_current_is_left_alone(run, monkeypatch):
+    page.write_in_run(run, print)
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write", None)
+        page.write_in_run(run, pytest.fail)
+    (run / "metrics.jsonl").write_text("")
+    page.write_in_run(run, pytest.fail)
+    assert json_of(run / "report/data/report.js")["headline"] == []
