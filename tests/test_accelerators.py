@@ -196,8 +196,9 @@ def test_a_device_that_does_not_start_is_one_line(machine, monkeypatch):
 
 
 STARTS = {  # commands that use JAX, each as far as it must come before it starts JAX
-    "run": ("--config={config}", "--workdir={folder}/run", "--config.rounds=0"),
+    "run": ("--config={config}", "--workdir={folder}/run", "--config.rounds=1"),
     "generate": ("--model={folder}/absent", "--prompt=hello"),
+    "evaluate": ("--model={folder}/absent", "--suite=ifeval"),
     "convert": ("{folder}/absent", "{folder}/out"),
     "bench": ("--model={folder}/absent", "--what=update"),
     "plan": ("--config={config}", "--topology=v5e:9x9"),
