@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the project and the embedded model into a virtual environment in the project's folder.
 # usage: install.sh [EXTRA ...] [--accelerator=NAME] [--python=VERSION|FILE] [--venv=FOLDER]
-#   EXTRA          of pyproject.toml: test, slurm, tfds, tensorboard, …; earlier ones are kept
+#   EXTRA          of pyproject.toml: test, slurm, tensorboard, …; earlier ones are kept
 #   --accelerator  cpu, cuda12, cuda13 or tpu; unless given, what the environment has already, or
 #                  else what the machine has (launch/accelerator.sh)
 #   --python       3.12, for example, or an interpreter; unless given, the first one that fits

@@ -1,16 +1,18 @@
 """From a config file and `--config.key=value` options to a `RunConfig`."""
 
 import ast
+import contextlib
 import runpy
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from seif_jax import config_keys
+from seif_jax import config_keys, shipped
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.user_functions import import_path
@@ -18,7 +20,11 @@ from seif_jax.user_functions import import_path
 
 def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
     """The config that a file's `get_config()` makes, with `--config.key=value` options applied in
-    order. `FILE:ARGUMENT` calls `get_config(ARGUMENT)`.
+    order.
+
+    path: a file, or the name of a shipped config ("smollm2"). With `:ARGUMENT` behind it,
+    `get_config(ARGUMENT)` is called. Whatever its folder, a file can import the shipped configs:
+    `from default import get_config`.
 
     Raises UserError naming what is wrong with the file, a key or a value.
     """
@@ -51,19 +57,23 @@ def config_folder(path: str) -> Path:
 
 def split(path: str) -> tuple[Path, tuple[str, ...]]:
     """The file and its argument, if there is one. The longest part that is a file is the file, so
-    that paths may contain colons."""
+    that paths may contain colons; if none is, the first part may be the name of a shipped config.
+    """
     parts = path.split(":")
     for count in range(len(parts), 0, -1):
         file = Path(":".join(parts[:count]))
         if file.is_file():
             return file, (":".join(parts[count:]),) if count < len(parts) else ()
-    raise UserError(f"{path}: no such config file")
+    if file := shipped.find("configs", parts[0]):
+        return file, (":".join(parts[1:]),) if parts[1:] else ()
+    names = ", ".join(shipped.names("configs"))
+    raise UserError(f"{path}: no such config file; configs that come with seif_jax: {names}")
 
 
 def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     """What the file's `get_config()` returns."""
     try:
-        with import_path([file.parent]):  # configs import their base from the same folder
+        with forgotten_imports(file.resolve().parent, shipped.folder("configs")):
             get_config = runpy.run_path(str(file)).get("get_config")
             config = get_config(*argument) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything
@@ -75,6 +85,21 @@ def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"{file}: no function get_config() that returns a ConfigDict")
     return config
+
+
+@contextlib.contextmanager
+def forgotten_imports(*folders: Path) -> Iterator[None]:
+    """Lets modules be imported from these folders. At the end they are forgotten, so that another
+    config gets the modules of its own folder."""
+    before = set(sys.modules)
+    try:
+        with import_path(folders):
+            yield
+    finally:
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and Path(file).parent in folders:
+                del sys.modules[name]
 
 
 def apply(config: dict[str, Any], option: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import config_keys, fingerprints, metrics, processes, settings
+from seif_jax import __version__, config_keys, fingerprints, metrics, processes, settings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.files import (
@@ -109,7 +109,10 @@ def _make(
         "config": config_keys.as_json(config),
         "fingerprints": prints,
         "started": started,
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {
+            "seif_jax": __version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
         "git_commit": _git_commit(),
         "devices": [str(device) for device in jax.devices()],
     }
@@ -213,9 +216,14 @@ def last_step(workdir: Path) -> dict[str, Any] | None:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the clone that this package is part of; None: it is installed from a wheel, or
+    there is no git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git here
+        if subprocess.run(tracked, capture_output=True, check=False).returncode:
+            return None
+        head = [*git, "rev-parse", "HEAD"]
+        return subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+    except FileNotFoundError:
         return None
-    return found.stdout.strip() or None

@@ -5,7 +5,6 @@ of a CSV file is not counted.
 """
 
 import csv
-import importlib
 import io
 import json
 import re
@@ -157,10 +156,8 @@ def _tfds_rows(source: str, split: str | None) -> Iterable[tuple[int, Row]]:
     if split is None:
         name, _, last = name.rpartition("/")
         name, split = (name, last) if name else (last, "train")
-    try:
-        tfds = importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise UserError(f"{source}: pip install 'seif_jax[tfds]' first ({error})") from error
+    import tensorflow_datasets as tfds  # here, as it takes a second
+
     try:
         return enumerate(tfds.data_source(name, split=split), 1)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

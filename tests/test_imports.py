@@ -23,8 +23,8 @@ LEVELS = [
     {"rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
     {"accelerators", "chat_template", "processes", "sharding"},
-    {"bench.baselines", "errors", "files", "instruction", "json_io", "options"}
-    | {"run_paths", "sources", "sweep.launchers", "user_functions", "values"},
+    {"bench.baselines", "errors", "files", "instruction", "json_io", "options", "run_paths"}
+    | {"shipped", "sources", "sweep.launchers", "user_functions", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

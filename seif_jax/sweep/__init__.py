@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seif_jax import config_keys, metrics, run_dir, run_paths
+from seif_jax import config_keys, metrics, run_dir, run_paths, shipped
 from seif_jax.display import Display, count
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -115,16 +115,19 @@ def expand(r: SweepOptions, read: Read) -> list[Run]:
 
 
 def read_sweep(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """What the file adds: a name ("": none was given) and values by their keys."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such sweep file")
+    """The runs that a sweep file adds: a name ("" for none) and values by their keys. path: a file,
+    or the name of a shipped sweep."""
+    file = Path(path) if Path(path).is_file() else shipped.find("sweeps", path)
+    if not file:
+        names = ", ".join(shipped.names("sweeps"))
+        raise UserError(f"{path}: no such sweep file; sweeps that come with seif_jax: {names}")
     found: list[tuple[str, dict[str, Any]]] = []
 
     def add(name: str = "", /, **values: Any) -> None:
         found.append((name, values))
 
     try:
-        sweep = runpy.run_path(path).get("sweep")
+        sweep = runpy.run_path(str(file)).get("sweep")
         if sweep:
             sweep(add)
     except Exception as error:
