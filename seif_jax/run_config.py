@@ -1,4 +1,5 @@
-"""Every key of a config: its type, range, default and unit. A new key is one line here.
+"""Every key of a config: its type, range, default and unit. A new key is one line here, or in the
+module that defines its group: the loss's are in rl/grpo.py, the optimizer's in rl/optim.py.
 
 `configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
 `--config.key=value` options change. `config_keys.parse` checks the result and returns a `RunConfig`
@@ -17,9 +18,8 @@ from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.check import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rewards.reward import REWARDS
-from seif_jax.rl.grpo import ADVANTAGES, AGGREGATIONS, KL_ESTIMATORS, POLICY_LOSSES
-from seif_jax.rl.optim import SCHEDULES
-from seif_jax.rl.quantized_adam import KINDS as MOMENTS
+from seif_jax.rl.grpo import ADVANTAGES, LossConfig
+from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.sampling.methods import Temperature, TopK, TopP
 from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume
 
@@ -33,7 +33,6 @@ Tokens = Annotated[int, Range(1, 10**7)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 TrainingTemperature = Annotated[float, Range(0.01, 10)]  # a policy that is trained is never greedy
 Devices = Annotated[int, Range(1, 10**6, (-1,)), FREE]
-Decay = Annotated[float, Range(0, 0.999999)]  # 1 - decay is a divisor; float32 rounds more to 1
 Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1), LATER]
 DType = Literal["bfloat16", "float32"]
 Stage = Literal["instructor", "generate", "follower"]
@@ -174,37 +173,12 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class GrpoConfig:
+class GrpoConfig(LossConfig):
+    """Advantages, and the loss (rl/grpo.py)."""
+
     advantage: Annotated[str, OneOf(ADVANTAGES)] = "grpo"  # "zero": a control that learns nothing
-    policy_loss: Annotated[str, OneOf(POLICY_LOSSES)] = "grpo"  # grpo, gspo (one ratio per
-    # sequence), cispo: docs/learner.md
-    loss_aggregation: Annotated[str, OneOf(AGGREGATIONS)] = "token"  # the mean over tokens, over
-    # sequences, or ("constant") the sum over tokens divided by sequences * max_response_tokens
-    clip_low: Share = 0.2  # the ratio is clipped to 1 - clip_low … 1 + clip_high
-    clip_high: Annotated[float, Range(0, 100)] = 0.3
-    clip_dual: Annotated[float, Range(1, 1000)] = 3.0  # bound of the ratio where the advantage is
-    # negative; not for cispo
-    kl: Annotated[str, OneOf(KL_ESTIMATORS)] = "k3"
-    kl_coef: Annotated[float, Range(0, 100)] = 0.01  # 0: no reference policy is computed
     skip_equal_groups: bool = False  # excludes groups whose rewards are all equal from the update
     mask_truncated: bool = False  # excludes samples cut at the length limit from the update
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW."""
-
-    learning_rate: Annotated[float, Range(1e-12, 1)] = 1e-6
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
-    warmup_updates: Count = 0
-    end_rate: Share = 0.0  # of linear and cosine, as a share of the learning rate
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    eps: Annotated[float, Range(1e-30, 1)] = 1e-8
-    weight_decay: Share = 0.01
-    clip_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0  # global norm of the gradient
-    moments: Annotated[str, OneOf(MOMENTS)] = "float32"  # bfloat16 and int8 take 1/2 and 1/4 of the
-    # memory, with stochastic rounding
 
 
 @dataclass(frozen=True)
@@ -250,7 +224,7 @@ class RunConfig:
     judger: JudgerConfig = JudgerConfig()
     reward: RewardConfig = RewardConfig()
     grpo: GrpoConfig = GrpoConfig()
-    optim: OptimConfig = OptimConfig()
+    optim: OptimizerConfig = OptimizerConfig()
     eval: Annotated[EvalConfig, FREE] = EvalConfig()
     checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
 

@@ -1,7 +1,6 @@
 """From the config to what the rooms take: frozen dataclasses, checked at the door."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,9 +10,7 @@ from seif_jax.chat import Decoding
 from seif_jax.errors import UserError
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rewards.check import JUDGE
-from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import LearnerConfig
-from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.rl.rollout import Grouping, RolloutConfig
 from seif_jax.rl.stage import Batching
 from seif_jax.roles import filter, follower, instructor, judger
@@ -176,22 +173,13 @@ def check_lengths(config: RunConfig, positions: int) -> None:
 def learner(config: RunConfig, role: TrainedRoleConfig) -> LearnerConfig:
     """How a trained role is updated."""
     return LearnerConfig(
-        loss(config, role),
-        optimizer(config),
-        dtype(config.dtype),
-        config.remat,
-        role.micro_tokens,
+        loss=config.grpo,
+        optimizer=config.optim,
+        dtype=dtype(config.dtype),
+        remat=config.remat,
+        micro_tokens=role.micro_tokens,
+        max_response_tokens=role.max_response_tokens,
     )
-
-
-def loss(config: RunConfig, role: TrainedRoleConfig) -> LossConfig:
-    keys = {field.name for field in fields(LossConfig)} - {"max_response_tokens"}
-    values = {key: getattr(config.grpo, key) for key in keys}
-    return LossConfig(**values, max_response_tokens=role.max_response_tokens)
-
-
-def optimizer(config: RunConfig) -> OptimizerConfig:
-    return OptimizerConfig(**vars(config.optim))
 
 
 def dtype(name: str) -> Any:

@@ -22,16 +22,13 @@ from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
 CONFIG = LearnerConfig(
-    LossConfig(
-        policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
-        kl="k3", kl_coef=0.1, max_response_tokens=12,
-    ),
-    OptimizerConfig(
-        learning_rate=1e-3, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
-        eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
-    ),
-    jnp.float32, remat="full", micro_tokens=400,
-)  # fmt: skip
+    LossConfig(kl_coef=0.1),
+    OptimizerConfig(learning_rate=1e-3),
+    jnp.float32,
+    remat="full",
+    micro_tokens=400,
+    max_response_tokens=12,
+)
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 8, 2
 

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +14,13 @@ import tiny
 import tiny_run
 from jax.extend.core import jaxprs_in_params
 
-from seif_jax import bench, models, settings
+from seif_jax import bench, models
 from seif_jax.__main__ import main
 from seif_jax.bench import baselines, inputs, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.workloads import Workload
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
-from seif_jax.run_config import RunConfig
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
 FAKE = """
@@ -251,11 +249,3 @@ def test_prompts_have_their_length(place):
         assert plain.encode_chat(chat) == ids
     with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
         inputs.passages(base.tokenizer, 90_000, 4)
-
-
-def test_sizes_that_are_not_options_are_the_default_config():
-    config = RunConfig()
-    loss = settings.loss(config, config.follower)
-    assert loss == replace(inputs.LOSS, max_response_tokens=config.follower.max_response_tokens)
-    assert settings.optimizer(config) == inputs.OPTIMIZER
-    assert config.judger.shots == inputs.SHOTS

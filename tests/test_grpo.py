@@ -18,10 +18,8 @@ from seif_jax.rl import grpo
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("grpo_*.npz"))
-CONFIG = LossConfig(
-    policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
-    kl="k3", kl_coef=0.0, max_response_tokens=16,
-)  # fmt: skip
+CONFIG = LossConfig(kl_coef=0.0)
+LONGEST = 16  # what max_response_tokens is
 
 
 advantages = jax.jit(grpo.advantages, static_argnums=2)
@@ -39,7 +37,7 @@ def test_release_values(path):
     z = dict(np.load(path))
     mask = z["mask"] > 0
     first = np.arange(len(mask)), np.argmax(mask, axis=1)
-    config, totals = replace(CONFIG, kl_coef=0.01), BatchTotals.of([mask])
+    config, totals = replace(CONFIG, kl_coef=0.01), BatchTotals.of([mask], LONGEST)
     rewards = z["rewards"].reshape(-1, 5)
     assert (z["group"].reshape(-1, 5) == np.arange(len(rewards))[:, None]).all()
     for kind in ("grpo", "rloo"):
@@ -165,7 +163,7 @@ def reference_loss(s: Sequences, config: LossConfig, weights_at: np.ndarray) -> 
         weight = {
             "token": 1 / s.mask.sum(),
             "sequence": 1 / len(trained) / len(tokens),
-            "constant": 1 / len(trained) / config.max_response_tokens,
+            "constant": 1 / len(trained) / LONGEST,
         }[config.loss_aggregation]
         loss, high, low = reference_terms(s, b, config, weights_at)
         d = s.ref_logp[b, tokens] - s.logp[b, tokens]
@@ -217,7 +215,7 @@ def grads_of_variants(arrays, totals, kl="k3"):
 @functools.cache
 def grads_of(seed: int, kl: str):
     s = random_sequences(seed)
-    return s, jax.device_get(grads_of_variants(s.arrays(), BatchTotals.of([s.mask]), kl))
+    return s, jax.device_get(grads_of_variants(s.arrays(), BatchTotals.of([s.mask], LONGEST), kl))
 
 
 @variants
@@ -240,16 +238,17 @@ def test_totals():
     """Of all micro-batches, sequences without a trained token left out."""
     s = random_sequences(11)
     for parts in (1, 2, 3):
-        totals = BatchTotals.of(np.split(s.mask, parts))
+        totals = BatchTotals.of(np.split(s.mask, parts), LONGEST)
         assert (totals.tokens, totals.sequences) == (9 + 1 + 0 + 4 + 7 + 2, 5)
+        assert totals.max_tokens == 5 * LONGEST
 
 
 def test_aggregations_by_hand():
     """Sequences of 3, 1 and no tokens, where at most 5 are sampled."""
     mask = jnp.array([[True, True, True], [True, False, False], [False, False, False]])
     x = jnp.array([[1.0, 2.0, 6.0], [4.0, jnp.nan, 9.0], [7.0, 7.0, jnp.inf]])
-    totals, config = BatchTotals.of([mask]), replace(CONFIG, max_response_tokens=5)
-    found = {name: float(f(x, mask, totals, config)) for name, f in grpo.AGGREGATIONS.items()}
+    totals = BatchTotals.of([mask], 5)
+    found = {name: float(f(x, mask, totals)) for name, f in grpo.AGGREGATIONS.items()}
     assert found == pytest.approx({"token": 13 / 4, "sequence": (3 + 4) / 2, "constant": 13 / 10})
 
 
@@ -260,7 +259,7 @@ def test_sequence_ratio_by_hand():
     logp = old + jnp.array([[0.3, -0.1], [0.02, 0.06]])
     mask = jnp.ones((2, 2), bool)
     config = replace(CONFIG, policy_loss="gspo", loss_aggregation="sequence", clip_high=0.05)
-    advantages, totals = jnp.array([1.0, 3.0]), BatchTotals.of([mask])
+    advantages, totals = jnp.array([1.0, 3.0]), BatchTotals.of([mask], LONGEST)
 
     def value(logp):
         return grpo.loss(logp, old, None, advantages, mask, totals, config)[0]
@@ -275,7 +274,7 @@ def test_clipped_tokens_keep_their_gradient_in_cispo():
     """Ratios of e^0.5, e^-0.5 and 1, clipped to 1.3, 0.8 and 1: the weights of -A·logp."""
     old = jnp.full((1, 3), -2.0)
     logp, mask = old + jnp.array([[0.5, -0.5, 0.0]]), jnp.ones((1, 3), bool)
-    config, totals = replace(CONFIG, policy_loss="cispo"), BatchTotals.of([mask])
+    config, totals = replace(CONFIG, policy_loss="cispo"), BatchTotals.of([mask], LONGEST)
 
     def value(logp):
         return grpo.loss(logp, old, None, jnp.array([-2.0]), mask, totals, config)
@@ -290,7 +289,7 @@ def test_clipped_tokens_keep_their_gradient_in_cispo():
 def test_micro_batches_add_up(parts):
     """Loss, metrics and gradient, split between calls or along a leading axis, as on a mesh."""
     s, whole = grads_of(11, "k3")
-    totals = BatchTotals.of([s.mask])
+    totals = BatchTotals.of([s.mask], LONGEST)
     alone = [grads_of_variants(s.arrays(rows), totals) for rows in np.split(np.arange(6), parts)]
     together = grads_of_variants(
         jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), s.arrays()), totals
@@ -311,7 +310,7 @@ def test_extreme_values_stay_finite():
     ref = np.array([[-900.0, -0.001, np.inf], [-0.1, np.nan, -500.0]], np.float32)
     mask = np.array([[True, True, False], [True, False, True]])
     arrays = (logp, logp * 0.9, ref, np.array([1.0, -1.0], np.float32), mask)
-    for names, found in grads_of_variants(arrays, BatchTotals.of([mask])).items():
+    for names, found in grads_of_variants(arrays, BatchTotals.of([mask], LONGEST)).items():
         (total, _), gradient = found
         assert np.isfinite(total) and np.all(np.isfinite(gradient)), names
         assert not np.any(gradient[~mask]), names
@@ -331,5 +330,7 @@ def test_extreme_values_stay_finite():
 def test_an_unknown_variant_is_refused(field, message):
     s, config = random_sequences(1), replace(CONFIG, **{field: "ppo"})
     with pytest.raises(UserError) as error:
-        grpo.loss(*map(jnp.array, s.arrays()), totals=BatchTotals.of([s.mask]), config=config)
+        grpo.loss(
+            *map(jnp.array, s.arrays()), totals=BatchTotals.of([s.mask], LONGEST), config=config
+        )
     assert str(error.value) == message

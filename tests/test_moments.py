@@ -86,10 +86,7 @@ TRUTH = jnp.array(RNG.normal(size=(40, 30)), jnp.float32)
 
 @functools.cache
 def optimizer(kind):
-    config = OptimizerConfig(
-        learning_rate=0.03, schedule="linear", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
-        eps=1e-8, weight_decay=0.0, clip_norm=1e9, moments=kind,
-    )  # fmt: skip
+    config = OptimizerConfig(learning_rate=0.03, schedule="linear", weight_decay=0.0, moments=kind)
     found = optim.make_optimizer(config, 300)
     return found, optim.make_update(found, 1e9)
 

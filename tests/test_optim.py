@@ -11,10 +11,7 @@ from seif_jax.errors import UserError
 from seif_jax.rl import optim
 from seif_jax.rl.optim import OptimizerConfig, TrainState
 
-CONFIG = OptimizerConfig(
-    learning_rate=0.1, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.99,
-    eps=1e-8, weight_decay=0.5, clip_norm=1.0, moments="float32",
-)  # fmt: skip
+CONFIG = OptimizerConfig(learning_rate=0.1, b2=0.99, weight_decay=0.5)
 OPTIMIZER = optim.make_optimizer(CONFIG, 1)
 
 

@@ -33,10 +33,12 @@ import psutil
 from seif_jax import metrics, models, settings
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer
-from seif_jax.bench.inputs import LOSS, OPTIMIZER, BenchModel, WorkloadSizes
+from seif_jax.bench.inputs import BenchModel, WorkloadSizes
 from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
 from seif_jax.checkpoint import ModelBundle, tensors
 from seif_jax.errors import UserError
+from seif_jax.rl.grpo import LossConfig
+from seif_jax.rl.optim import OptimizerConfig
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
 
@@ -246,8 +248,8 @@ def start_peer(r: BenchOptions, model: BenchModel, job: Workload, folder: Path) 
         "dtype": peer_dtype(r),
         "threads": psutil.cpu_count(),
         "batch_size": FULL_BATCH,
-        "kl_coef": LOSS.kl_coef,
-        "learning_rate": OPTIMIZER.learning_rate,
+        "kl_coef": LossConfig().kl_coef,
+        "learning_rate": OptimizerConfig().learning_rate,
         "folder": str(folder),
     }
     assert r.against and r.peer_python

@@ -28,19 +28,10 @@ from seif_jax.rl.rollout import Grouping, RolloutConfig
 from seif_jax.rl.stage import Batching, Stage, StageInfo, TrainedModel
 from seif_jax.rl.tasks import FollowerTask
 from seif_jax.roles import judger
+from seif_jax.run_config import JudgerConfig
 from seif_jax.sampling import Engine
 from seif_jax.tokenizer import Tokenizer
 
-# As configs/default.py.
-LOSS = LossConfig(
-    policy_loss="grpo", loss_aggregation="token", clip_low=0.2, clip_high=0.3, clip_dual=3.0,
-    kl="k3", kl_coef=0.01, max_response_tokens=1,
-)  # fmt: skip
-OPTIMIZER = OptimizerConfig(
-    learning_rate=1e-6, schedule="constant", warmup_updates=0, end_rate=0.0, b1=0.9, b2=0.999,
-    eps=1e-8, weight_decay=0.01, clip_norm=1.0, moments="float32",
-)  # fmt: skip
-SHOTS = 2  # of the Judger, as configs/default.py
 REPLIES = 4  # to one instruction that are judged
 KINDS = (  # constraints that go together
     "punctuation:no_comma", "length_constraints:number_words", "keywords:existence",
@@ -147,7 +138,7 @@ def questions(tokenizer: Tokenizer, s: WorkloadSizes) -> list[Any]:
             rows[i // REPLIES]["prompt"],
             tokenizer.decode(reply),
             constraint,
-            shots=SHOTS,
+            shots=JudgerConfig().shots,
             mode="verdict",
         )
         for i, reply in enumerate(replies)
@@ -162,7 +153,6 @@ def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
     rows = [Instruction("", (), tokenizer.decode(ids), (), ()) for ids in prompts]
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     rule = sharding.sharding_rule(mesh)
-    loss = replace(LOSS, max_response_tokens=s.new_tokens)
     decoding = Decoding(s.prompt_tokens, s.new_tokens, s.samples)
     stage = Stage(
         info=StageInfo("bench", round=1, rounds=1, folder=Path()),
@@ -178,7 +168,14 @@ def training(m: BenchModel, s: WorkloadSizes) -> tuple[Stage, list[list[int]]]:
         rollout=RolloutConfig(
             decoding, Grouping(s.group, "grpo", False, False), chunks=1, max_no_verdict=1.0
         ),
-        learner=LearnerConfig(loss, OPTIMIZER, m.dtype, "full", s.micro_tokens),
+        learner=LearnerConfig(
+            LossConfig(),
+            OptimizerConfig(),
+            m.dtype,
+            remat="full",
+            micro_tokens=s.micro_tokens,
+            max_response_tokens=s.new_tokens,
+        ),
         batching=Batching(s.prompts, s.prompts, epochs=1, seed=0),
         evaluation=Evaluation({}, decoding, 0),
         key=jax.random.key(0),

@@ -37,7 +37,7 @@ class Layout:
             self.trained = lora.shapes(model, self.lora, rule)
         else:
             self.model, self.trained = model, models.shapes(model, rule=rule)
-        optimizer = optim.make_optimizer(settings.optimizer(config), 1)
+        optimizer = optim.make_optimizer(config.optim, 1)
         self.moments = optim.shapes(optimizer, self.trained)
 
     def one_copy(self, mesh: Mesh) -> Mesh:

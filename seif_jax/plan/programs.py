@@ -173,7 +173,7 @@ def learning(
                       ["policy", "base"])  # fmt: skip
     beside = {key: size for key, size in resident.items() if key != "policy"}
     whole = held(gradient)
-    step = (micro, *shapes((np.bool_(False), BatchTotals.of([]))))
+    step = (micro, *shapes((np.bool_(False), BatchTotals.of([], 0))))
     beside = beside | ({"gradient so far": whole} if passes > 1 else {})
     yield program("gradient", learner.gradient, (trained, layout.frozen, *step),
                   passes * updates, ["master weights", "base"])  # fmt: skip

@@ -12,7 +12,7 @@ Shapes: P prompts with G samples each; *B sequences, possibly over several axes,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.values import look_up
+from seif_jax.values import OneOf, Range, look_up
 
 Metrics = dict[str, Array]
 
 STD_EPSILON = 1e-6
 LOG_RATIO_LIMIT = 20.0  # keeps exp() finite in float32, in the forward and the backward pass
 KL_LIMIT = 10.0
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The parameters of `loss`; configs/default.py explains them and has their default values.
-
-    Each field is the `grpo` key of that name, except `max_response_tokens`, which is a key of the
-    role that is trained.
-    """
-
-    policy_loss: str  # a name in POLICY_LOSSES
-    loss_aggregation: str  # a name in AGGREGATIONS
-    clip_low: float
-    clip_high: float
-    clip_dual: float
-    kl: str  # a name in KL_ESTIMATORS
-    kl_coef: float
-    max_response_tokens: int
 
 
 @jax.tree_util.register_dataclass
@@ -54,13 +36,17 @@ class BatchTotals:
 
     tokens: Float[Array | np.ndarray, ""]  # trained tokens
     sequences: Float[Array | np.ndarray, ""]  # sequences with at least one trained token
+    max_tokens: Float[Array | np.ndarray, ""]  # `tokens` if these had the maximum length
 
     @classmethod
-    def of(cls, masks: Sequence[Bool[Array | np.ndarray, "*B T"]]) -> "BatchTotals":
+    def of(
+        cls, masks: Sequence[Bool[Array | np.ndarray, "*B T"]], max_response_tokens: int
+    ) -> "BatchTotals":
         """The totals of an optimizer batch, from the masks of its micro-batches."""
         tokens = sum(int(mask.sum()) for mask in masks)
         sequences = sum(int(mask.any(-1).sum()) for mask in masks)
-        return cls(np.array(tokens, np.float32), np.array(sequences, np.float32))
+        totals = (tokens, sequences, sequences * max_response_tokens)
+        return cls(*(np.array(total, np.float32) for total in totals))
 
 
 # Advantages: (rewards, scored) -> the advantage of each sample in its group.
@@ -166,14 +152,14 @@ class PolicyTerms(NamedTuple):
     clipped_low: Bool[Array, "*B #T"]  # reported as clipfrac_lower
 
 
-def clipped_ratio(log_ratio: Float[Array, "*B T"], config: LossConfig) -> Float[Array, "*B T"]:
+def clipped_ratio(log_ratio: Float[Array, "*B T"], config: "LossConfig") -> Float[Array, "*B T"]:
     """The ratio, clipped to [1 - clip_low, 1 + clip_high]."""
     low, high = jnp.log1p(-config.clip_low), jnp.log1p(config.clip_high)
     return jnp.exp(jnp.clip(log_ratio, low, high))
 
 
 def clipped_surrogate(
-    log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B 1"], config: LossConfig
+    log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B 1"], config: "LossConfig"
 ) -> PolicyTerms:
     """PPO's clipped objective (arXiv 1707.06347) with separate bounds (DAPO, arXiv 2503.14476) and,
     for negative advantages, the dual clip (arXiv 1912.09729)."""
@@ -190,7 +176,7 @@ def grpo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: LossConfig,
+    config: "LossConfig",
 ) -> PolicyTerms:
     """GRPO (arXiv 2402.03300): the clipped objective of each token's probability ratio."""
     del logp, mask
@@ -202,7 +188,7 @@ def gspo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: LossConfig,
+    config: "LossConfig",
 ) -> PolicyTerms:
     """GSPO (arXiv 2507.18071): the clipped objective of one ratio per sequence, the geometric mean
     of its tokens' ratios."""
@@ -215,7 +201,7 @@ def cispo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: LossConfig,
+    config: "LossConfig",
 ) -> PolicyTerms:
     """CISPO (MiniMax-M1, arXiv 2506.13585): REINFORCE, each token weighted by its clipped ratio.
 
@@ -226,52 +212,64 @@ def cispo_loss(
     return PolicyTerms(-weight * advantage * logp, ratio > weight, ratio < weight)
 
 
-POLICY_LOSSES: dict[str, Callable[[Array, Array, Array, Array, LossConfig], PolicyTerms]] = {
+POLICY_LOSSES: dict[str, Callable[[Array, Array, Array, Array, "LossConfig"], PolicyTerms]] = {
     "grpo": grpo_loss,
     "gspo": gspo_loss,
     "cispo": cispo_loss,
 }
 
 
-# Aggregations: (per-token values, mask, totals, config) -> this micro-batch's part of the loss.
+# Aggregations: (per-token values, mask, totals) -> this micro-batch's part of the loss.
 
 
 def means_over_tokens(x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
-    """Mean of each sequence over its masked tokens, 0 if it has none."""
+    """The mean of each sequence over its masked tokens, 0 if it has none."""
     lengths = jnp.sum(mask, axis=-1, dtype=jnp.float32)
     return jnp.sum(jnp.where(mask, x, 0.0), axis=-1) / jnp.maximum(lengths, 1.0)
 
 
 def token_mean(
-    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals
 ) -> Float[Array, ""]:
     """Mean over all tokens (DAPO, arXiv 2503.14476): long sequences weigh more."""
-    del config
     return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(totals.tokens, 1.0)
 
 
 def sequence_mean(
-    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals
 ) -> Float[Array, ""]:
-    """Mean over sequences of their means over tokens (GRPO, arXiv 2402.03300)."""
-    del config
+    """Mean over sequences of their means over tokens (GRPO, arXiv 2402.03300): all sequences weigh
+    the same."""
     return jnp.sum(means_over_tokens(x, mask)) / jnp.maximum(totals.sequences, 1.0)
 
 
 def constant_mean(
-    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals, config: LossConfig
+    x: Float[Array, "*B #T"], mask: Bool[Array, "*B T"], totals: BatchTotals
 ) -> Float[Array, ""]:
-    """Sum over tokens, divided by what the tokens would be if every sequence had the maximum length
-    (Dr. GRPO, arXiv 2503.20783): a token's weight does not depend on any sequence's length."""
-    tokens = jnp.maximum(totals.sequences, 1.0) * config.max_response_tokens
-    return jnp.sum(jnp.where(mask, x, 0.0)) / tokens
+    """Sum over tokens, divided by what their number would be if every sequence had the maximum
+    length (Dr. GRPO, arXiv 2503.20783): no token's weight depends on how long sequences are."""
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(totals.max_tokens, 1.0)
 
 
-AGGREGATIONS: dict[str, Callable[[Array, Array, BatchTotals, LossConfig], Array]] = {
+AGGREGATIONS: dict[str, Callable[[Array, Array, BatchTotals], Array]] = {
     "token": token_mean,
     "sequence": sequence_mean,
     "constant": constant_mean,
 }
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The parameters of `loss`, which are keys of a config's `grpo` group."""
+
+    policy_loss: Annotated[str, OneOf(POLICY_LOSSES)] = "grpo"
+    loss_aggregation: Annotated[str, OneOf(AGGREGATIONS)] = "token"
+    clip_low: Annotated[float, Range(0, 1)] = 0.2  # clips the ratio to 1 - clip_low …
+    clip_high: Annotated[float, Range(0, 100)] = 0.3  # … 1 + clip_high
+    clip_dual: Annotated[float, Range(1, 1000)] = 3.0  # bounds the ratio where the advantage is
+    # negative; cispo does not use it
+    kl: Annotated[str, OneOf(KL_ESTIMATORS)] = "k3"
+    kl_coef: Annotated[float, Range(0, 100)] = 0.01  # 0: no reference policy is computed
 
 
 def loss(
@@ -298,7 +296,7 @@ def loss(
     logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
     log_ratio = jnp.clip(logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     policy = policy_loss(logp, log_ratio, advantages[..., None], mask, config)
-    value = aggregate(policy.loss, mask, totals, config)
+    value = aggregate(policy.loss, mask, totals)
     per_token = {
         "clipfrac_higher": policy.clipped_high.astype(jnp.float32),
         "clipfrac_lower": policy.clipped_low.astype(jnp.float32),
@@ -307,7 +305,7 @@ def loss(
     metrics = {"pg_loss": value}
     if ref_logp is not None:
         per_token["kl"] = kl_penalty(logp, jnp.where(mask, ref_logp, 0.0), config.kl)
-        value = value + config.kl_coef * aggregate(per_token["kl"], mask, totals, config)
-    metrics |= {name: token_mean(x, mask, totals, config) for name, x in per_token.items()}
+        value = value + config.kl_coef * aggregate(per_token["kl"], mask, totals)
+    metrics |= {name: token_mean(x, mask, totals) for name, x in per_token.items()}
     metrics["loss"] = value
     return value, lax.stop_gradient(metrics)

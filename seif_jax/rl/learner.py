@@ -41,6 +41,7 @@ class LearnerConfig:
     dtype: DTypeLike  # of matmuls; trained weights and gradients are float32
     remat: str  # what the backward pass recomputes: a key of `tree_forward.REMAT_POLICIES`
     micro_tokens: int  # tokens per micro-batch
+    max_response_tokens: int  # the longest that a completion can be
 
 
 class Learner:
@@ -144,7 +145,7 @@ class Learner:
             "sampler_gap_max": sampler_gap_max,
             "grad_norm": norm,
             "skipped_updates": 1.0 - applied,
-            "trained_tokens": float(batch_totals(passes).tokens),
+            "trained_tokens": float(self.totals(passes).tokens),
         }
 
     def gradients(
@@ -156,7 +157,7 @@ class Learner:
         on_policy: nothing was updated since the batch was sampled, so that the old
         log-probabilities are those that this forward pass computes.
         """
-        totals = batch_totals(passes)
+        totals = self.totals(passes)
         total, gaps = None, []
         with jax.set_mesh(self.mesh):
             for parts in passes:
@@ -176,17 +177,17 @@ class Learner:
         parts = pack(batch, self.config.micro_tokens, size, sequence_shards)
         return [parts[i : i + size] for i in range(0, len(parts), size)]
 
+    def totals(self, passes: Sequence[Pass]) -> BatchTotals:
+        """The size of the optimizer batch that these passes compute."""
+        masks = [part.micro.mask for parts in passes for part in parts]
+        return BatchTotals.of(masks, self.config.max_response_tokens)
+
     def place(self, parts: Pass) -> MicroBatch:
         """The micro-batches of a pass on a leading axis, each on its own group of devices."""
         micros = [part.micro for part in parts]
         if self.parts_per_pass == 1:
             return sharding.stack_micro_batches(micros)
         return sharding.shard_micro_batches(self.mesh, micros)
-
-
-def batch_totals(passes: Sequence[Pass]) -> BatchTotals:
-    """The size of the optimizer batch that these passes compute."""
-    return BatchTotals.of([part.micro.mask for parts in passes for part in parts])
 
 
 def gradient(
