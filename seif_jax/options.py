@@ -115,11 +115,16 @@ Scores a model on benchmarks: every score with its 95 % bootstrap interval, by g
   seif evaluate --model=A --against=B --suite=ifeval     the paired difference, McNemar's test
   seif evaluate --model=RUN_1 --model=RUN_2 --suite=ifeval       seeds: mean, deviation, t-test
   seif evaluate --responses=FILE --suite=ifbench --data=IFBench_test.jsonl      no model at all
+  seif evaluate --model=MODEL --suite=judge --data=RUN    how far its verdicts can be trusted
   seif evaluate --model=MODEL --suite=mine.py:check --data=prompts.jsonl        a suite of yours
 
-Suites: ifeval and ifbench (files with the columns prompt, instruction_id_list, kwargs), and
-module:function or FILE.py:function, a function (row, reply) that returns a bool, a grade from 0 to
-1, None, or a dict of these. Data come from the Hugging Face hub unless --data names a file.
+Suites (data come from the Hugging Face hub where they are there, else --data names them):
+  ifeval, ifbench    files with the columns prompt, instruction_id_list, kwargs
+  multiif            conversations of three turns
+  followbench        a folder of *_constraints.json; asks a Judger: --judge=PATH
+  constraints        instructions in our format; asks a Judger where there is no rule
+  judge              the model's own verdicts: rows of reply, constraint, label, or a run's folder
+  module:function    or FILE.py:function: (row, reply) -> bool, grade from 0 to 1, None, or a dict
 DIR gets responses.parquet and scores.json; the same command goes on after a stop.
 """
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from seif_jax.evaluate import compare, subjects
 from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.answer_model import Form
 from seif_jax.evaluate.candidates import candidates
-from seif_jax.evaluate.check import Check
 from seif_jax.evaluate.journal import Journal
+from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Item, Result
@@ -255,6 +256,61 @@ def test_two_models_in_pairs(bench, models, capsys):
     assert difference["scores"]["inst_level_loose_acc"]["value"] == pytest.approx(expected)
 
 
+def test_a_judger_is_asked_and_its_verdicts_are_kept(models, tmp_path, capsys):
+    data, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    rows = [{"prompt": f"Say {n}. Be kind.", "constraint": ["Be kind."]} for n in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("--suite=constraints", f"--data={data}", f"--model={models[0]}", *OPTIONS)
+    judge = (f"--judge={models[1]}", "--judge_mode=verdict", f"--out={out}")
+    evaluate(*command, *judge, "--json")
+    found = json.loads(capsys.readouterr().out)["constraints"]["models"][str(models[0])]
+    verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").open()]
+    met = [one["value"] for one in verdicts]
+    assert found["scores"]["constraints_met"]["value"] == pytest.approx(sum(met) / 3)
+    assert [one["value"] for one in verdicts] == [one["prob"] > 0.5 for one in verdicts]
+    (out / "verdicts.jsonl").write_text(json.dumps(verdicts[0]) + "\n")
+    evaluate(*command, *judge)
+    assert "verdicts: 3, 1 of them done before" in capsys.readouterr().err
+    again = [json.loads(line) for line in (out / "verdicts.jsonl").open()]
+    assert again == [pytest.approx(one) for one in verdicts]
+
+
+def test_a_judger_is_missing(models, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "Say it kindly.", "constraint": ["Be kind."]}))
+    command = ["evaluate", "--suite=constraints", f"--data={data}", f"--model={models[0]}"]
+    assert main([*command, *OPTIONS]) == 2
+    err = capsys.readouterr().err
+    assert "asks a Judger about 1 constraints that have no rule: give --judge=PATH" in err
+
+
+def test_a_judger_without_a_template(models, bench, refused, tmp_path):
+    plain = tmp_path / "plain"
+    shutil.copytree(models[1], plain)
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((plain / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    command = ("evaluate", "--suite=ifeval", f"--data={bench[0]}", *OPTIONS)
+    line = refused(*command, f"--model={models[0]}", f"--judge={plain}")
+    assert line.startswith(f"seif evaluate: --judge={plain}: ") and "no chat template" in line
+    line = refused(*command, f"--model={plain}")
+    assert line.startswith(f"seif evaluate: --model={plain}: ") and "no chat template" in line
+
+
+def test_a_model_as_a_judger_of_labelled_rows(models, tmp_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "p", "reply": f"r{n}", "constraint": "c", "label": n % 2} for n in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluate("--suite=judge", f"--data={data}", f"--model={models[0]}", *OPTIONS, "--json")
+    found = json.loads(capsys.readouterr().out)["judge"]["models"][str(models[0])]
+    assert list(found["scores"])[:3] == [
+        "verdict_accuracy", "verdict_balanced_accuracy", "verdict_auroc",
+    ]  # fmt: skip
+    assert sum(one["count"] for one in found["reliability"]) == 6
+    assert found["counts"]["no_verdict_generate"] == 6  # 12 tokens hold no analysis and verdict
+
+
 def test_a_pair_of_one_is_refused(bench, models, refused):
     data, _ = bench
     line = refused(
@@ -265,7 +321,7 @@ def test_a_pair_of_one_is_refused(bench, models, refused):
 
 
 def result(met):
-    checks = [[[Check("a:b", one, one, "rule")]] for one in met]
+    checks = [[[Outcome("a:b", one, one, "rule")]] for one in met]
     return Result(verifiable_scores(checks), tuple(map(str, range(len(met)))), 1, {})
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate import published
-from seif_jax.evaluate.check import all_met
+from seif_jax.evaluate.outcome import all_met
 from seif_jax.evaluate.published import PublishedPrompt, check, read
 
 

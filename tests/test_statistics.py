@@ -6,7 +6,14 @@ from scipy import stats
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate import statistics
-from seif_jax.evaluate.statistics import Bootstrap, Ratio, auroc, mcnemar, paired_over_runs
+from seif_jax.evaluate.statistics import (
+    Auroc,
+    Average,
+    Bootstrap,
+    Ratio,
+    mcnemar,
+    paired_over_runs,
+)
 
 
 def share(met, counts=None):
@@ -121,13 +128,33 @@ def test_fewer_than_two_pairs(pairs):
         paired_over_runs([0.5] * pairs, [0.5] * pairs)
 
 
+def area(scores, labels, unit=None):
+    return Auroc(scores, labels, np.arange(len(scores)) if unit is None else np.array(unit))
+
+
 def test_auroc_by_hand():
     scores = np.array([0.1, 0.4, 0.4, 0.8, 0.9])
     labels = np.array([False, True, False, False, True])
     # Pairs (positive, negative): 0.4 beats 0.1, ties 0.4, loses to 0.8; 0.9 beats all three.
-    assert auroc(scores, labels) == pytest.approx(4.5 / 6)
+    found = area(scores, labels)
+    assert found.value == pytest.approx(4.5 / 6)
     test = stats.mannwhitneyu(scores[labels], scores[~labels])
-    assert auroc(scores, labels) == pytest.approx(test.statistic / 6)
-    assert np.isnan(auroc(scores, np.ones(5, bool)))
-    repeated = auroc(np.repeat(scores, [1, 2, 1, 3, 1]), np.repeat(labels, [1, 2, 1, 3, 1]))
-    assert auroc(scores, labels, np.array([1, 2, 1, 3, 1])) == pytest.approx(repeated)
+    assert found.value == pytest.approx(test.statistic / 6)
+    assert np.isnan(area(scores, np.ones(5, bool)).value)
+    times = np.array([1, 2, 1, 3, 1])
+    repeated = area(np.repeat(scores, times), np.repeat(labels, times)).value
+    assert found.over(times[None, :, None].astype(float))[0] == pytest.approx(repeated)
+
+
+def test_auroc_resamples_units():
+    scores, labels = np.array([0.2, 0.7, 0.6, 0.1]), np.array([False, True, False, True])
+    found = area(scores, labels, [0, 0, 1, 1])
+    assert found.over(np.array([[[2.0], [0.0]], [[0.0], [3.0]]])).tolist() == [1.0, 0.0]
+
+
+def test_an_average_of_scores():
+    # Balanced accuracy: 2 of 4 positives and 3 of 3 negatives are right.
+    recall, specificity = share([1, 1, 0, 0]), share([1, 1, 1, 0], [1, 1, 1, 0])
+    found = Average((recall, specificity))
+    assert found.value == pytest.approx(0.75)
+    assert found.over(np.array([[1.0, 0, 1, 0]])[:, :, None])[0] == pytest.approx(0.75)

@@ -3,10 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
-from seif_jax.evaluate.suite import Address, Item, Question, Replies, Respondent, Verdict
+from seif_jax.evaluate.suite import Address, Item, Question, Replies
+from seif_jax.rewards.judge import Verdict
+
+
+class Judger(Protocol):
+    def verdicts(
+        self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
+    ) -> dict[Address, Verdict]: ...
 
 
 @dataclass
@@ -14,11 +22,11 @@ class FileRespondent:
     """Answers a prompt with the responses that stand beside it in a file, in their order.
 
     Prompts are compared without the white space around them. A conversation of several turns needs
-    the columns `key` and `turn`, as responses.parquet has them. judge: who gives verdicts.
+    the columns `key` and `turn`, as responses.parquet has them. judger: who gives verdicts.
     """
 
     path: Path
-    judge: Respondent | None = None
+    judger: "Judger | None" = None
     matched: set[int] = field(default_factory=set)  # rows of the file that answer some prompt
 
     def __post_init__(self) -> None:
@@ -53,9 +61,14 @@ class FileRespondent:
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
-        if not self.judge:
-            raise UserError(f"--suite={suite} asks a Judger: give --judge=PATH")
-        return self.judge.verdicts(suite, items, questions)
+        if not self.judger:
+            raise no_judge(suite, len(questions))
+        return self.judger.verdicts(suite, items, questions)
+
+    def own_verdicts(
+        self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str
+    ) -> list[Verdict]:
+        raise UserError(f"--suite={suite} asks a model for verdicts: give --model=PATH")
 
     def _conversations(self, item: Item) -> list[Replies | None]:
         if len(item.turns) == 1:
@@ -64,3 +77,10 @@ class FileRespondent:
             turns = [self._by_turn.get((item.key, str(t + 1)), []) for t in range(len(item.turns))]
         self.matched |= {number for answers in turns for number, _ in answers}
         return [tuple(text for _, text in answers) for answers in zip(*turns, strict=False)]
+
+
+def no_judge(suite: str, questions: int) -> UserError:
+    return UserError(
+        f"--suite={suite} asks a Judger about {questions} constraints that have no rule: give "
+        "--judge=PATH"
+    )

@@ -2,20 +2,24 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 
 from seif_jax.chat import ChatModel, Decoding, Reply
+from seif_jax.evaluate.answer_file import no_judge
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.progress import EvaluationProgress
-from seif_jax.evaluate.suite import Address, Item, Question, Replies, Respondent, Verdict
-from seif_jax.rewards.judge import Judge
+from seif_jax.evaluate.suite import Address, Item, Question, Replies
+from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.roles import follower, judger
 from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
 
+SLOTS = 64  # sequences decoded together
+JUDGE_SHOTS = 2
+JUDGE_TOKENS = 1024  # of analysis and verdict
 QUESTIONS = 256  # put to the Judger before their verdicts are written down
 
 
@@ -60,7 +64,7 @@ class ModelRespondent:
     samples: int
     store: Store
     progress: EvaluationProgress
-    judge: Respondent | None = None
+    judger: "JudgerVerdicts | None" = None
 
     def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
         answers: dict[tuple[int, int], list[str]] = {
@@ -87,8 +91,22 @@ class ModelRespondent:
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
-        assert self.judge, "the command has asked for a Judger"
-        return self.judge.verdicts(suite, items, questions)
+        if not self.judger:
+            raise no_judge(suite, len(questions))
+        return self.judger.verdicts(suite, items, questions)
+
+    def own_verdicts(
+        self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str
+    ) -> list[Verdict]:
+        def load() -> Judge:
+            return as_judge(self.load(), mode)
+
+        items = [Item(key, ()) for key in keys]
+        own = JudgerVerdicts(self.label, load, self.key, self.store, self.progress)
+        found = own.verdicts(
+            f"{suite} {mode}", items, {(i, 0, 0): one for i, one in enumerate(questions)}
+        )
+        return [found[i, 0, 0] for i in range(len(keys))]
 
     def _row(self, suite: str, item: Item, sample: int, turn: int) -> dict[str, Any] | None:
         return self.store.replies.rows.get((self.label, suite, item.key, sample, turn + 1))
@@ -135,17 +153,14 @@ class ModelRespondent:
 
 
 @dataclass(frozen=True)
-class JudgeRespondent:
-    """A Judger's verdicts on the replies of the model `label`."""
+class JudgerVerdicts:
+    """A Judger's verdicts on the replies of the model `label`. load: as of `ModelRespondent`."""
 
     label: str
     load: Callable[[], Judge]
     key: jax.Array
     store: Store
     progress: EvaluationProgress
-
-    def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
-        raise NotImplementedError("a Judger gives verdicts only")
 
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
@@ -160,14 +175,19 @@ class JudgeRespondent:
             some = missing[start : start + QUESTIONS]
             asked = [questions[address] for address in some]
             prompts = [(one.instruction, one.reply, one.constraint) for one in asked]
-            for address, verdict in zip(
-                some, self.load().ask(judger.messages, prompts, some, self.key), strict=True
-            ):
+            found = self.load().ask(judger.messages, prompts, some, self.key)
+            for address, verdict in zip(some, found, strict=True):
                 columns = dict(zip(self.store.verdicts.columns, names[address], strict=True))
-                said = {"value": verdict.value, "prob": verdict.prob, "text": verdict.text}
-                self.store.verdicts.add({**columns, **said})
+                self.store.verdicts.add({**columns, **asdict(verdict)})
             self.progress.advance(len(some))
         return {
             address: Verdict(*(rows[name][column] for column in ("value", "prob", "text")))
             for address, name in names.items()
         }
+
+
+def as_judge(model: ChatModel, mode: str) -> Judge:
+    """A model that gives verdicts, with as much room for the prompt as it has."""
+    room = model.engine.config.max_positions - JUDGE_TOKENS
+    decoding = Decoding(room, JUDGE_TOKENS, SLOTS, temperature=0.0)
+    return Judge(model, mode, JUDGE_SHOTS, decoding)

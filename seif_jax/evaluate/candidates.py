@@ -15,7 +15,14 @@ from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.evaluate.answer_file import FileRespondent
-from seif_jax.evaluate.answer_model import Form, JudgeRespondent, ModelRespondent
+from seif_jax.evaluate.answer_model import (
+    JUDGE_SHOTS,
+    SLOTS,
+    Form,
+    JudgerVerdicts,
+    ModelRespondent,
+    as_judge,
+)
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions
 from seif_jax.evaluate.progress import EvaluationProgress
@@ -28,10 +35,6 @@ from seif_jax.run_dir import PROMPTS
 from seif_jax.run_paths import DONE, read_about
 from seif_jax.sampling import Engine
 from seif_jax.settings import dtype as dtype_of
-
-SLOTS = 64  # sequences decoded together
-JUDGE_SHOTS = 2
-JUDGE_TOKENS = 1024  # of analysis and verdict
 
 
 @dataclass(frozen=True)
@@ -142,10 +145,8 @@ def judge_loader(path: str, mode: str, dtype: str) -> Callable[[], Judge]:
         bundle.tokenizer.check_chat(judger.messages("a", "b", "c", shots=JUDGE_SHOTS, mode=mode))
     except UserError as error:
         raise UserError(f"--judge={path}: {error}") from None
-    room = bundle.model.config.max_positions - JUDGE_TOKENS
-    decoding = Decoding(room, JUDGE_TOKENS, SLOTS, temperature=0.0)
     loader = Loader(dtype)
-    return lambda: Judge(loader.load(path, None), mode, JUDGE_SHOTS, decoding)
+    return lambda: as_judge(loader.load(path, None), mode)
 
 
 def model_subjects(
@@ -161,12 +162,12 @@ def model_subjects(
         settings |= {"judge": _identity(options.judge), "judge_mode": options.judge_mode}
     key = jax.random.key(options.seed)
 
-    def judge(label: str, store: Store) -> JudgeRespondent | None:
-        return JudgeRespondent(label, load_judge, key, store, progress) if load_judge else None
+    def judger_of(label: str, store: Store) -> JudgerVerdicts | None:
+        return JudgerVerdicts(label, load_judge, key, store, progress) if load_judge else None
 
     if options.responses:
         store = Store(folder, settings)
-        file = FileRespondent(Path(options.responses).expanduser(), judge(RESPONSES, store))
+        file = FileRespondent(Path(options.responses).expanduser(), judger_of(RESPONSES, store))
         return {Subject(RESPONSES, 0, RESPONSES): file}, store
     ours = candidates(options.model, options.format)
     others = candidates(options.against, options.format, "against ")
@@ -192,7 +193,7 @@ def model_subjects(
             options.samples,
             store,
             progress,
-            judge(one.label, store),
+            judger_of(one.label, store),
         )
     return respondents, store
 

@@ -17,7 +17,7 @@ from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.registry import data_of, load_suite
 from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
-from seif_jax.evaluate.suite import ReplySuite, Respondent, Result, Suite, limited
+from seif_jax.evaluate.suite import Respondent, Result, Suite
 from seif_jax.files import atomic_path, local_path, write_json
 from seif_jax.json_io import dumps
 
@@ -53,10 +53,10 @@ def run(options: EvaluateOptions) -> None:
     suites = load_suites(options)
     fingerprints = {suite.name: _digest(suite.fingerprint) for suite in suites}
     if options.limit:
-        suites = [limited(s, options.limit) if isinstance(s, ReplySuite) else s for s in suites]
-    for suite in suites:
-        if options.against and isinstance(suite, ReplySuite):
-            check_pairs(len(suite.items), f"prompts of {suite.name}")
+        suites = [suite.limited(options.limit) for suite in suites]
+    if options.against:
+        for suite in suites:
+            check_pairs(suite.size, f"prompts of {suite.name}")
     with EvaluationProgress() as progress:
         answerers, store = respondents(options, fingerprints, progress)
         results = {

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
-from seif_jax.evaluate.check import Check
+from seif_jax.evaluate.outcome import Outcome
 
 # What a checker reads beyond the reply: its path inside NLTK's data, and its name there.
 RESOURCES = {
@@ -153,7 +153,7 @@ def build(instruction_id: str, kwargs: Mapping[str, Any]) -> Checker:
     return checker
 
 
-def check(prompt: PublishedPrompt, reply: str) -> list[Check]:
+def check(prompt: PublishedPrompt, reply: str) -> list[Outcome]:
     """The strict and the loose verdict on every instruction of a reply.
 
     Strict is the checker's verdict on the reply as it is. Loose is true if the reply, or one of
@@ -165,14 +165,14 @@ def check(prompt: PublishedPrompt, reply: str) -> list[Check]:
     ]
 
 
-def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Check:
+def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Outcome:
     if missing := missing_resource(instruction_id):
         reason = f"NLTK's {missing} is missing: python -m nltk.downloader {missing}"
-        return Check(instruction_id, None, None, "rule", reason)
+        return Outcome(instruction_id, None, None, "rule", reason)
     checker = build(instruction_id, kwargs)
     strict, reason = _meets(checker, reply)
     loose = strict or any(_meets(checker, text)[0] for text in loose_variants(reply))
-    return Check(instruction_id, strict, loose, "rule", reason)
+    return Outcome(instruction_id, strict, loose, "rule", reason)
 
 
 def _meets(checker: Checker, text: str) -> tuple[bool, str]:

@@ -4,6 +4,10 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 
 from seif_jax.errors import UserError
+from seif_jax.evaluate.constraints import ConstraintsSuite
+from seif_jax.evaluate.followbench import FollowBenchSuite
+from seif_jax.evaluate.judge_suite import JudgeSuite
+from seif_jax.evaluate.multiif import MultiIFSuite
 from seif_jax.evaluate.suite import Suite
 from seif_jax.evaluate.user_suite import UserSuite
 from seif_jax.evaluate.verifiable import VerifiableSuite
@@ -13,6 +17,10 @@ Loader = Callable[[str, str], Suite]  # the suite's name, its data
 SUITES: dict[str, tuple[Loader, str | None]] = {  # and the data set on the Hugging Face hub
     "ifeval": (VerifiableSuite.load, "google/IFEval"),
     "ifbench": (VerifiableSuite.load, "allenai/IFBench_test"),
+    "multiif": (MultiIFSuite.load, "facebook/Multi-IF"),
+    "followbench": (FollowBenchSuite.load, None),
+    "constraints": (ConstraintsSuite.load, None),
+    "judge": (JudgeSuite.load, None),
 }
 
 

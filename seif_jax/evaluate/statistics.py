@@ -161,24 +161,46 @@ def paired_over_runs(values: Sequence[float], against: Sequence[float]) -> Paire
     )
 
 
-def auroc(
-    scores: Float[np.ndarray, " n"],
-    labels: Bool[np.ndarray, " n"],
-    weights: Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | None = None,
-) -> float:
-    """The area under the ROC curve: how probably a positive scores above a negative, ties half.
+@dataclass(frozen=True)
+class Average:
+    """The mean of several scores: balanced accuracy is that of the two classes'."""
 
-    NaN if there is no positive or no negative.
-    """
-    weights = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
-    order = np.argsort(scores, kind="stable")
-    _, group = np.unique(scores[order], return_inverse=True)
-    groups = int(group.max()) + 1 if len(scores) else 0
-    positive = np.bincount(group, (weights * labels)[order], groups)
-    negative = np.bincount(group, (weights * ~labels)[order], groups)
-    pairs = positive.sum() * negative.sum()
-    below = np.cumsum(negative) - negative
-    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
+    parts: tuple[Ratio, ...]
+
+    @property
+    def value(self) -> float:
+        return float(np.mean([part.value for part in self.parts]))
+
+    def over(self, weights: Float[np.ndarray, "n prompts samples"]) -> Float[np.ndarray, " n"]:
+        return np.mean([part.over(weights) for part in self.parts], axis=0)
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """The area under the ROC curve: how probably a positive row scores above a negative one, ties
+    counting half. NaN if there is no positive or no negative."""
+
+    scores: Float[np.ndarray, " rows"]
+    labels: Bool[np.ndarray, " rows"]
+    unit: Int[np.ndarray, " rows"]  # of each row: what is resampled
+
+    @property
+    def value(self) -> float:
+        units = int(self.unit.max()) + 1 if len(self.unit) else 0
+        return float(self.over(np.ones((1, units, 1)))[0])
+
+    def over(self, weights: Float[np.ndarray, "n units 1"]) -> Float[np.ndarray, " n"]:
+        if not len(self.scores):
+            return np.full(len(weights), np.nan)
+        order = np.argsort(self.scores, kind="stable")
+        of_row = weights[:, self.unit[order], 0]
+        labels, starts = self.labels[order], np.unique(self.scores[order], return_index=True)[1]
+        positive = np.add.reduceat(of_row * labels, starts, axis=1)  # by distinct score
+        negative = np.add.reduceat(of_row * ~labels, starts, axis=1)
+        pairs = positive.sum(1) * negative.sum(1)
+        below = np.cumsum(negative, axis=1) - negative
+        wins = (positive * (below + negative / 2)).sum(1)
+        return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
 
 
 def check_pairs(count: int, what: str) -> None:

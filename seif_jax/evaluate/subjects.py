@@ -25,7 +25,11 @@ def summary(subjects: Sequence[Subject], results: Mapping[str, Result]) -> dict[
     first = next(iter(results.values()))
     found: dict[str, Any] = {
         "models": {
-            label: {"scores": compare.estimates(result), "counts": result.counts}
+            label: {
+                "scores": compare.estimates(result),
+                "counts": result.counts,
+                **result.tables,
+            }
             for label, result in results.items()
         },
         "score": next(iter(first.scores)),

@@ -1,7 +1,7 @@
-"""What every suite has in common: items to be answered, checks of the replies, scores of both.
+"""What every suite has in common: items to be answered, outcomes of the replies, scores of both.
 
 A suite that asks for replies derives from `ReplySuite` and says how a reply is checked and which
-scores the checks make. Where replies and verdicts come from (a model, a file) is a `Respondent`.
+scores the outcomes make. Replies and verdicts come from a `Respondent`: a model, or a file.
 """
 
 from abc import ABC, abstractmethod
@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from seif_jax.errors import UserError
-from seif_jax.evaluate.check import Check
+from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Ratio, Statistic
+from seif_jax.rewards.judge import Verdict
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,13 @@ class Question:
     turn: int = 1
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the Judger says; value None: no verdict can be read."""
-
-    value: bool | None
-    prob: float | None = None
-    text: str = ""
-
-
 Replies = tuple[str, ...]  # of one conversation, turn by turn
 Address = tuple[int, int, int]  # item, sample, constraint
-Checks = Sequence[Sequence[list[Check] | None]]  # [item][sample]; None: there is no reply
+Outcomes = Sequence[Sequence[list[Outcome] | None]]  # [item][sample]; None: there is no reply
 
 
 class Respondent(Protocol):
-    """One model's replies to a suite, and a Judger's verdicts on them."""
+    """One model's replies to a suite, and the verdicts on them."""
 
     def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
         """[item][sample]; None where there is no reply."""
@@ -58,28 +50,44 @@ class Respondent(Protocol):
 
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
-    ) -> dict[Address, Verdict]: ...
+    ) -> dict[Address, Verdict]:
+        """The Judger's answers to questions about replies."""
+        ...
+
+    def own_verdicts(
+        self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str
+    ) -> list[Verdict]:
+        """The model's own answers, asked as a Judger is. keys: of the questions."""
+        ...
 
 
 @dataclass(frozen=True)
 class Result:
     """What a suite came to for one model."""
 
-    scores: dict[
-        str, Statistic
-    ]  # by name; the first is the one to quote, "a/b" is a of the group b
+    scores: dict[str, Statistic]  # the first is the one to quote; "a/b" is a of the group b
     keys: tuple[str, ...]  # of the units that the scores resample
     samples: int
     counts: dict[str, int]  # of what was scored, and of what was not
     rows: list[dict[str, Any]] = field(default_factory=list)  # of responses.parquet
+    tables: dict[str, Any] = field(default_factory=dict)  # further numbers, for scores.json
 
 
 class Suite(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def size(self) -> int:
+        """How many items are left after `limited`."""
+        ...
+
+    @property
     def fingerprint(self) -> object:
         """What identifies its data: plain JSON."""
+        ...
+
+    def limited(self, limit: int) -> "Suite":
+        """The suite with its first items alone."""
         ...
 
     def run(self, respondent: Respondent) -> Result: ...
@@ -91,86 +99,103 @@ class ReplySuite(ABC):
 
     name: str
     items: Sequence[Item]
-    total: int  # items before --limit
 
     @abstractmethod
-    def check(self, item: int, replies: Replies) -> list[Check | Question]:
-        """Every constraint of a conversation: checked by its rule, or a question to the Judger."""
+    def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
+        """Every constraint of a conversation: the outcome of its rule, or what to ask a Judger."""
 
     @abstractmethod
-    def scores(self, checks: Checks) -> dict[str, Statistic]: ...
+    def scores(self, outcomes: Outcomes) -> dict[str, Statistic]: ...
+
+    @property
+    def size(self) -> int:
+        return len(self.items)
 
     @property
     def fingerprint(self) -> object:
         return [[item.key, *item.turns] for item in self.items]
 
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The keys of what the scores resample."""
+        return tuple(item.key for item in self.items)
+
+    def limited(self, limit: int) -> "ReplySuite":
+        return replace(self, items=self.items[:limit])
+
     def run(self, respondent: Respondent) -> Result:
         replies = respondent.replies(self.name, self.items)
-        checks = self._checks(respondent, replies)
-        answered = [one for of_item in checks for one in of_item if one is not None]
+        outcomes = self._outcomes(respondent, replies)
+        answered = [one for of_item in outcomes for one in of_item if one is not None]
         if not answered:
-            raise UserError(f"{self.name}: none of its {len(self.items)} prompts has a reply")
-        found = [check for one in answered for check in one]
+            raise UserError(f"{self.name}: none of its {self.size} prompts has a reply")
+        found = [outcome for one in answered for outcome in one]
         counts = {
-            "prompts": len(self.items),
-            "unanswered": sum(all(one is None for one in of_item) for of_item in checks),
+            "prompts": self.size,
+            "unanswered": sum(all(one is None for one in of_item) for of_item in outcomes),
             "replies": len(answered),
             "constraints": len(found),
-            "unscored": sum(not check.scored for check in found),
+            "unscored": sum(not outcome.scored for outcome in found),
         }
         rows = [
-            {"key": item.key, "sample": sample, "turn": turn + 1, "prompt": text, "response": reply}
-            | {"checks": [asdict(c) for c in checks[i][sample] or () if c.turn == turn + 1]}
+            {"key": item.key, "sample": sample, "turn": turn, "prompt": text, "response": reply}
+            | {"checks": [asdict(c) for c in outcomes[i][sample] or () if c.turn == turn]}
             for i, item in enumerate(self.items)
             for sample, conversation in enumerate(replies[i])
-            for turn, (text, reply) in enumerate(zip(item.turns, conversation or (), strict=False))
+            for turn, (text, reply) in enumerate(
+                zip(item.turns, conversation or (), strict=False), 1
+            )
         ]
-        keys = tuple(item.key for item in self.items)
-        return Result(self.scores(checks), keys, max(map(len, checks)), counts, rows)
+        samples = max(map(len, outcomes))
+        return Result(self.scores(outcomes), self.units, samples, counts, rows)
 
-    def _checks(self, respondent: Respondent, replies: list[list[Replies | None]]) -> Checks:
-        found = {
+    def _outcomes(self, respondent: Respondent, replies: list[list[Replies | None]]) -> Outcomes:
+        checked = {
             (i, sample): self.check(i, conversation)
             for i, of_item in enumerate(replies)
             for sample, conversation in enumerate(of_item)
             if conversation is not None
         }
         questions = {
-            (i, sample, j): check
-            for (i, sample), checks in found.items()
-            for j, check in enumerate(checks)
-            if isinstance(check, Question)
+            (i, sample, j): outcome
+            for (i, sample), outcomes in checked.items()
+            for j, outcome in enumerate(outcomes)
+            if isinstance(outcome, Question)
         }
         verdicts = respondent.verdicts(self.name, self.items, questions) if questions else {}
-        return [
-            [
-                None
-                if conversation is None
-                else [
-                    judged(check, verdicts[i, sample, j]) if isinstance(check, Question) else check
-                    for j, check in enumerate(found[i, sample])
-                ]
-                for sample, conversation in enumerate(of_item)
+
+        def settled(i: int, sample: int) -> list[Outcome] | None:
+            if (i, sample) not in checked:
+                return None
+            return [
+                judged(outcome, verdicts[i, sample, j])
+                if isinstance(outcome, Question)
+                else outcome
+                for j, outcome in enumerate(checked[i, sample])
             ]
-            for i, of_item in enumerate(replies)
-        ]
+
+        return [[settled(i, s) for s in range(len(of_item))] for i, of_item in enumerate(replies)]
 
 
-def judged(question: Question, verdict: Verdict) -> Check:
+def judged(question: Question, verdict: Verdict) -> Outcome:
     """A question with the Judger's verdict."""
-    reason = "the Judger gave no verdict" if verdict.value is None else verdict.text
-    value = verdict.value
-    return Check(
-        question.kind, value, value, "judge", reason, question.constraint, verdict.prob,
-        turn=question.turn,
-    )  # fmt: skip
+    return Outcome(
+        question.kind,
+        verdict.value,
+        verdict.value,
+        "judge",
+        "the Judger gave no verdict" if verdict.value is None else verdict.text,
+        question.constraint,
+        verdict.prob,
+        question.turn,
+    )
 
 
-def ratio(checks: Checks, count: Callable[[list[Check]], tuple[float, float]]) -> Ratio:
-    """The score whose total and count `count` gives of the checks of each reply."""
-    shape = len(checks), max(map(len, checks), default=0)
+def ratio(outcomes: Outcomes, count: Callable[[list[Outcome]], tuple[float, float]]) -> Ratio:
+    """The score whose total and count `count` gives of the outcomes of each reply."""
+    shape = len(outcomes), max(map(len, outcomes), default=0)
     totals, counts = np.zeros(shape), np.zeros(shape)
-    for i, of_item in enumerate(checks):
+    for i, of_item in enumerate(outcomes):
         for sample, one in enumerate(of_item):
             if one is not None:
                 totals[i, sample], counts[i, sample] = count(one)
@@ -183,14 +208,6 @@ def share(values: Sequence[bool | None]) -> tuple[float, float]:
     return float(sum(scored)), float(len(scored))
 
 
-def of_turn(checks: Checks, turn: int) -> Checks:
-    """The checks of one turn alone."""
-    return [
-        [None if one is None else [c for c in one if c.turn == turn] for one in of_item]
-        for of_item in checks
-    ]
-
-
-def limited(suite: ReplySuite, limit: int | None) -> ReplySuite:
-    """The suite with its first items alone."""
-    return replace(suite, items=suite.items[:limit]) if limit else suite
+def kinds(outcomes: Outcomes) -> list[str]:
+    """The kinds of constraints that occur."""
+    return sorted({one.kind for of_item in outcomes for each in of_item for one in each or ()})

@@ -11,9 +11,9 @@ from typing import Any
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
-from seif_jax.evaluate.check import Check
+from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Statistic
-from seif_jax.evaluate.suite import Checks, Item, Question, Replies, ReplySuite, ratio
+from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, kinds, ratio
 
 Grade = bool | float | None
 Function = Callable[[Mapping[str, Any], str], Grade | Mapping[str, Grade]]
@@ -45,34 +45,33 @@ class UserSuite(ReplySuite):
             items.append(Item(str(number), (row["prompt"],)))
         if not items:
             raise UserError(f"{source}: no rows")
-        return cls(name, items, len(items), [row for _, row in rows], function)
+        return cls(name, items, [row for _, row in rows], function)
 
-    def check(self, item: int, replies: Replies) -> list[Check | Question]:
+    def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         assert self.function
         grades = self.function(self.rows[item], replies[0])
         named = grades if isinstance(grades, Mapping) else {"": grades}
         return [self._check(kind, grade) for kind, grade in named.items()]
 
-    def _check(self, kind: str, grade: object) -> Check:
+    def _check(self, kind: str, grade: object) -> Outcome:
         if grade is None or isinstance(grade, bool):
-            return Check(kind, grade, grade, "rule")
+            return Outcome(kind, grade, grade, "rule")
         if not isinstance(grade, int | float) or not 0 <= grade <= 1:
             raise UserError(
                 f"{self.name} must return a bool, a number from 0 to 1, None, or a dict of these "
                 f"(got {shown(grade)})"
             )
-        return Check(kind, None, None, "rule", grade=float(grade))
+        return Outcome(kind, None, None, "rule", grade=float(grade))
 
-    def scores(self, checks: Checks) -> dict[str, Statistic]:
-        kinds = sorted({c.kind for of_item in checks for one in of_item for c in one or ()} - {""})
-        scores: dict[str, Statistic] = {"mean": ratio(checks, partial(_grades, None))}
-        for kind in kinds:
-            scores[f"mean/{kind}"] = ratio(checks, partial(_grades, kind))
+    def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
+        scores: dict[str, Statistic] = {"mean": ratio(outcomes, partial(_grades, None))}
+        for kind in filter(None, kinds(outcomes)):
+            scores[f"mean/{kind}"] = ratio(outcomes, partial(_grades, kind))
         return scores
 
 
-def _grades(kind: str | None, checks: list[Check]) -> tuple[float, float]:
-    grades = [c.strict if c.grade is None else c.grade for c in checks if kind in (None, c.kind)]
+def _grades(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
+    grades = [c.strict if c.grade is None else c.grade for c in outcomes if kind in (None, c.kind)]
     scored = [float(grade) for grade in grades if grade is not None]
     return sum(scored), float(len(scored))
 

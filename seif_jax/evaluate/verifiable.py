@@ -6,20 +6,22 @@ from functools import partial
 from typing import Literal
 
 from seif_jax.evaluate import published
-from seif_jax.evaluate.check import Check, all_met
+from seif_jax.evaluate.outcome import Outcome, all_met
 from seif_jax.evaluate.published import PublishedPrompt
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import (
-    Checks,
     Item,
+    Outcomes,
     Question,
     Replies,
     ReplySuite,
+    kinds,
     ratio,
     share,
 )
 
-FORMS: tuple[Literal["strict", "loose"], ...] = ("strict", "loose")
+Form = Literal["strict", "loose"]
+FORMS: tuple[Form, ...] = ("strict", "loose")
 
 
 @dataclass(frozen=True)
@@ -32,42 +34,42 @@ class VerifiableSuite(ReplySuite):
     def load(cls, name: str, source: str, split: str | None = None) -> "VerifiableSuite":
         prompts = published.read(source, split)
         items = [Item(prompt.key, (prompt.prompt,)) for prompt in prompts]
-        return cls(name, items, len(items), prompts)
+        return cls(name, items, prompts)
 
     @property
     def fingerprint(self) -> object:
         return [[p.key, p.prompt, p.instruction_ids, p.kwargs] for p in self.prompts]
 
-    def check(self, item: int, replies: Replies) -> list[Check | Question]:
+    def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         return list(published.check(self.prompts[item], replies[0]))
 
-    def scores(self, checks: Checks) -> dict[str, Statistic]:
-        return verifiable_scores(checks)
+    def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
+        return verifiable_scores(outcomes)
 
 
-def verifiable_scores(checks: Checks) -> dict[str, Statistic]:
+def verifiable_scores(outcomes: Outcomes) -> dict[str, Statistic]:
     """Prompt- and instruction-level accuracy, strict and loose; the latter also by instruction id
     and by the group that it belongs to."""
     scores: dict[str, Statistic] = {}
     for form in FORMS:
-        scores[f"prompt_level_{form}_acc"] = ratio(checks, partial(whole, form))
+        scores[f"prompt_level_{form}_acc"] = ratio(outcomes, partial(whole, form))
     for form in FORMS:
-        scores[f"inst_level_{form}_acc"] = ratio(checks, partial(part, form, ""))
-    ids = {check.kind for of_item in checks for one in of_item for check in one or ()}
-    for kind in sorted(ids | {name.partition(":")[0] for name in ids}):
+        scores[f"inst_level_{form}_acc"] = ratio(outcomes, partial(part, form, ""))
+    ids = kinds(outcomes)
+    for kind in sorted({*ids, *(name.partition(":")[0] for name in ids)}):
         for form in FORMS:
-            scores[f"inst_level_{form}_acc/{kind}"] = ratio(checks, partial(part, form, kind))
+            scores[f"inst_level_{form}_acc/{kind}"] = ratio(outcomes, partial(part, form, kind))
     return scores
 
 
-def whole(form: Literal["strict", "loose"], checks: list[Check]) -> tuple[float, float]:
+def whole(form: Form, outcomes: list[Outcome]) -> tuple[float, float]:
     """Whether all instructions of a reply are met, and whether that can be told."""
-    met = all_met([getattr(check, form) for check in checks])
+    met = all_met([getattr(outcome, form) for outcome in outcomes])
     return float(met is True), float(met is not None)
 
 
-def part(form: Literal["strict", "loose"], kind: str, checks: list[Check]) -> tuple[float, float]:
+def part(form: Form, kind: str, outcomes: list[Outcome]) -> tuple[float, float]:
     """How many instructions of a kind are met, and how many have a verdict. kind: an instruction
     id, its group (`keywords` of `keywords:existence`), or "" for all."""
-    kinds = [c for c in checks if not kind or kind in (c.kind, c.kind.partition(":")[0])]
-    return share([getattr(check, form) for check in kinds])
+    some = [o for o in outcomes if not kind or kind in (o.kind, o.kind.partition(":")[0])]
+    return share([getattr(outcome, form) for outcome in some])

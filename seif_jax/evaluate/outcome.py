@@ -6,8 +6,8 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Check:
-    """A verdict on one constraint of one reply.
+class Outcome:
+    """What came of one constraint of one reply.
 
     `strict` and `loose` are None where there is no verdict: the constraint is then left out of
     every score, and counted. A Judger and rules without a loose form give both the same value.

@@ -1,0 +1,85 @@
+"""The suite `constraints`: instructions of any file in this project's format or the authors'."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from seif_jax import sources
+from seif_jax.errors import UserError
+from seif_jax.evaluate.outcome import Outcome, all_met
+from seif_jax.evaluate.statistics import Statistic
+from seif_jax.evaluate.suite import (
+    Item,
+    Outcomes,
+    Question,
+    Replies,
+    ReplySuite,
+    kinds,
+    ratio,
+    share,
+)
+from seif_jax.instruction import Instruction
+from seif_jax.rewards.score import Checker
+from seif_jax.rows import is_kept, read_instruction
+
+RULES = Checker(None, "rules")
+
+
+@dataclass(frozen=True)
+class ConstraintsSuite(ReplySuite):
+    """A constraint is checked by its rule, which the data name or which is recognised in its text;
+    the Judger is asked where there is none, or where the rule cannot tell.
+
+    Scores: `constraints_met`, the share of all constraints, also by kind; `instructions_met`, the
+    share of instructions whose constraints are all met.
+    """
+
+    instructions: Sequence[Instruction] = ()
+
+    @classmethod
+    def load(cls, name: str, source: str) -> "ConstraintsSuite":
+        rows = [(f"{source}: row {number}", row) for number, row in sources.read(source)]
+        instructions = [read_instruction(where, row) for where, row in rows if is_kept(where, row)]
+        if not instructions:
+            raise UserError(f"{source}: none of its {len(rows)} rows is kept (column 'kept')")
+        items = [Item(str(number), (one.prompt,)) for number, one in enumerate(instructions, 1)]
+        return cls(name, items, instructions)
+
+    @property
+    def fingerprint(self) -> object:
+        return [asdict(instruction) for instruction in self.instructions]
+
+    def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
+        instruction, reply = self.instructions[item], replies[0]
+        if not reply.strip():
+            return [
+                Outcome(kind, False, False, "rule", "the reply is empty", text)
+                for kind, text in zip(
+                    instruction.instruction_ids, instruction.constraints, strict=True
+                )
+            ]
+        rules = RULES.check(instruction, reply).rules
+        return [
+            Question(kind, instruction.prompt, reply, text)
+            if met is None
+            else Outcome(kind, met, met, "rule", "" if met else "not met", text)
+            for (kind, met), text in zip(rules, instruction.constraints, strict=True)
+        ]
+
+    def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
+        scores: dict[str, Statistic] = {
+            "constraints_met": ratio(outcomes, partial(_met, None)),
+            "instructions_met": ratio(outcomes, _whole),
+        }
+        for kind in kinds(outcomes):
+            scores[f"constraints_met/{kind}"] = ratio(outcomes, partial(_met, kind))
+        return scores
+
+
+def _met(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
+    return share([outcome.strict for outcome in outcomes if kind in (None, outcome.kind)])
+
+
+def _whole(outcomes: list[Outcome]) -> tuple[float, float]:
+    met = all_met([outcome.strict for outcome in outcomes])
+    return float(met is True), float(met is not None)

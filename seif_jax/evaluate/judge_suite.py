@@ -1,0 +1,207 @@
+"""The suite `judge`: how good a model's verdicts are, in each of the Judger's modes.
+
+Its data are rows of `reply`, `constraint` and `label` (and `prompt`, `kind`), or the folder of a
+run: then the constraints of its samples that have a rule, which says whether they are met.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from seif_jax import sources
+from seif_jax.errors import UserError, shown
+from seif_jax.evaluate.outcome import Outcome
+from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
+from seif_jax.evaluate.suite import Question, Respondent, Result
+from seif_jax.rewards.judge import Verdict
+
+MODES = ("verdict", "generate")
+BINS = 10  # of the reliability curve
+SAMPLES = "round_*/*/samples.parquet"
+LABELS = {"true": True, "false": False, "1": True, "0": False}  # also true, false, 1, 0
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A constraint of a reply, and whether it is met."""
+
+    question: Question
+    label: bool
+
+
+@dataclass(frozen=True)
+class JudgeSuite:
+    """By mode: accuracy, balanced accuracy, and in verdict mode AUROC and the Brier score of the
+    probabilities; accuracy by kind of constraint. Constraints of one reply are resampled together.
+    """
+
+    name: str
+    rows: Sequence[Labelled]
+    modes: Sequence[str] = MODES
+    keys: Sequence[str] = field(default=())
+
+    @classmethod
+    def load(cls, name: str, source: str) -> "JudgeSuite":
+        path = Path(source).expanduser()
+        rows = list(_of_run(path) if path.is_dir() else _of_rows(source))
+        if not rows:
+            raise UserError(f"{source}: no constraint with a label")
+        return cls(name, rows, keys=[str(number) for number in range(1, len(rows) + 1)])
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @property
+    def fingerprint(self) -> object:
+        return [[asdict(row.question), row.label] for row in self.rows]
+
+    def limited(self, limit: int) -> "JudgeSuite":
+        """With rows from all over the data, as those of a run are in the order of its steps."""
+        chosen = np.linspace(0, self.size - 1, min(limit, self.size)).round().astype(int).tolist()
+        rows, keys = [self.rows[i] for i in chosen], [self.keys[i] for i in chosen]
+        return replace(self, rows=rows, keys=keys)
+
+    def run(self, respondent: Respondent) -> Result:
+        questions = [row.question for row in self.rows]
+        units, unit = np.unique([f"{q.instruction}\0{q.reply}" for q in questions],
+                                return_inverse=True)  # fmt: skip
+        scores: dict[str, Statistic] = {}
+        counts, rows, tables = {"constraints": self.size}, [], {}
+        counts["met"] = sum(row.label for row in self.rows)
+        for mode in self.modes:
+            verdicts = respondent.own_verdicts(self.name, self.keys, questions, mode)
+            counts[f"no_verdict_{mode}"] = sum(verdict.value is None for verdict in verdicts)
+            scores |= self._scores(mode, verdicts, unit, len(units))
+            if mode == "verdict":
+                tables["reliability"] = reliability(*self._probabilities(verdicts)[:2])
+            rows += [
+                self._row(key, row, mode, verdict)
+                for key, row, verdict in zip(self.keys, self.rows, verdicts, strict=True)
+            ]
+        ordered = sorted(scores, key=lambda name: "/" in name)  # the scores of kinds come last
+        return Result(
+            {name: scores[name] for name in ordered}, tuple(units), 1, counts, rows, tables
+        )
+
+    def _scores(
+        self, mode: str, verdicts: Sequence[Verdict], unit: np.ndarray, units: int
+    ) -> dict[str, Statistic]:
+        labels = np.array([row.label for row in self.rows])
+        told = np.array([verdict.value is not None for verdict in verdicts])
+        right = np.array(
+            [v.value is label for v, label in zip(verdicts, labels.tolist(), strict=True)]
+        )
+
+        def accuracy(some: np.ndarray) -> Ratio:
+            counts = np.bincount(unit, told & some, units)[:, None]
+            return Ratio(np.bincount(unit, right & some, units)[:, None], counts)
+
+        scores: dict[str, Statistic] = {
+            f"{mode}_accuracy": accuracy(np.ones_like(told)),
+            f"{mode}_balanced_accuracy": Average((accuracy(labels), accuracy(~labels))),
+        }
+        if mode == "verdict":
+            probs, met, of_unit = (*self._probabilities(verdicts), unit[told])
+            scores["verdict_auroc"] = Auroc(probs, met, of_unit)
+            errors = np.bincount(of_unit, (probs - met) ** 2, units)[:, None]
+            scores["verdict_brier"] = Ratio(errors, np.bincount(of_unit, minlength=units)[:, None])
+        kinds = np.array([row.question.kind for row in self.rows])
+        for kind in sorted(set(kinds.tolist()) - {""}):
+            scores[f"{mode}_accuracy/{kind}"] = accuracy(kinds == kind)
+        return scores
+
+    def _probabilities(self, verdicts: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
+        """The probability that a constraint is met, and whether it is, where there is a verdict."""
+        pairs = [
+            (verdict.prob, row.label)
+            for verdict, row in zip(verdicts, self.rows, strict=True)
+            if verdict.value is not None
+        ]
+        probs, labels = np.array(pairs, float).reshape(-1, 2).T
+        return probs, labels > 0
+
+    def _row(self, key: str, row: Labelled, mode: str, verdict: Verdict) -> dict[str, Any]:
+        question, right = row.question, None
+        if verdict.value is not None:
+            right = verdict.value is row.label
+        reason = verdict.text or f"the label is {'met' if row.label else 'not met'}"
+        outcome = Outcome(
+            f"{mode} {question.kind}".strip(), right, right, "judge", reason, question.constraint,
+            verdict.prob,
+        )  # fmt: skip
+        return {
+            "key": key, "sample": 0, "turn": 1, "prompt": question.instruction,
+            "response": question.reply, "checks": [asdict(outcome)],
+        }  # fmt: skip
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray) -> list[dict[str, float | int | None]]:
+    """The reliability curve: by probability, how many constraints there are and how many are met.
+
+    A calibrated Judger has `met` near `mean_prob` in every bin.
+    """
+    bins = np.minimum((probs * BINS).astype(int), BINS - 1)
+    curve: list[dict[str, float | int | None]] = []
+    for number in range(BINS):
+        inside = bins == number
+        count = int(inside.sum())
+        curve.append(
+            {
+                "low": number / BINS,
+                "high": (number + 1) / BINS,
+                "count": count,
+                "mean_prob": float(probs[inside].mean()) if count else None,
+                "met": float(labels[inside].mean()) if count else None,
+            }
+        )
+    return curve
+
+
+def _of_rows(source: str) -> Iterator[Labelled]:
+    for number, row in sources.read(source):
+        where = f"{source}: row {number}"
+        for column in ("reply", "constraint", "label"):
+            sources.need(column, row, where)
+        texts = {name: row.get(name) or "" for name in ("prompt", "reply", "constraint", "kind")}
+        for name, text in texts.items():
+            if not isinstance(text, str) or (name in ("reply", "constraint") and not text.strip()):
+                raise UserError(f"{where}: {name!r} must be text (got {shown(row[name])})")
+        label = LABELS.get(str(row["label"]).lower().removesuffix(".0"))
+        if label is None:
+            raise UserError(f"{where}: 'label' must be true or false (got {shown(row['label'])})")
+        question = Question(texts["kind"], texts["prompt"], texts["reply"], texts["constraint"])
+        yield Labelled(question, label)
+
+
+def _of_run(run: Path) -> Iterator[Labelled]:
+    """The rule-checked constraints of a run's samples, each once."""
+    files = sorted(run.glob(SAMPLES))
+    if not files:
+        raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
+    seen = set()
+    for file in files:
+        table = pq.ParquetFile(file).read()
+        columns = [name for name in ("instruction", "answer", "answers", "verdicts")
+                   if name in table.column_names]  # fmt: skip
+        for row in table.select(columns).to_pylist():
+            for labelled in _of_sample(row):
+                if labelled not in seen:
+                    seen.add(labelled)
+                    yield labelled
+
+
+def _of_sample(row: Mapping[str, Any]) -> Iterator[Labelled]:
+    several = row.get("answers") or []
+    for verdict in row["verdicts"] or ():
+        number = verdict.get("answer") or 0
+        answer = several[number]["text"] if number < len(several) else row["answer"]
+        if verdict["rule"] is not None and answer:
+            question = Question(
+                verdict["instruction_id"], row["instruction"], answer, verdict["constraint"]
+            )
+            yield Labelled(question, verdict["rule"])

@@ -1,0 +1,128 @@
+"""The suite `multiif`: Multi-IF's conversations of three turns, each turn with more instructions.
+
+Published columns: turn_N_prompt (a chat message), turn_N_instruction_id_list and turn_N_kwargs for
+N = 1, 2, 3, all as JSON text, `language` and `key`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from seif_jax import sources
+from seif_jax.errors import UserError, shown
+from seif_jax.evaluate import published
+from seif_jax.evaluate.outcome import Outcome
+from seif_jax.evaluate.published import PublishedPrompt
+from seif_jax.evaluate.statistics import Statistic
+from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, ratio
+from seif_jax.evaluate.verifiable import FORMS, Form, part, whole
+
+TURNS = 3
+# Multi-IF counts words and sentences of these languages with checkers that are not IFEval's.
+UNCOUNTED = {
+    "length_constraints:number_words": {"Chinese", "Japanese", "Thai"},
+    "length_constraints:number_sentences": {"Chinese", "Japanese", "Thai", "Hindi"},
+}
+
+
+@dataclass(frozen=True)
+class MultiIFSuite(ReplySuite):
+    """Scores are `turn_N_…` by the four names of IFEval, over all languages and by language."""
+
+    conversations: Sequence[tuple[PublishedPrompt, ...]] = ()
+    languages: Sequence[str] = ()
+
+    @classmethod
+    def load(cls, name: str, source: str, split: str | None = None) -> "MultiIFSuite":
+        rows = sources.read(source, split)
+        if not rows:
+            raise UserError(f"{source}: no rows")
+        conversations = [_turns(f"{source}: row {number}", row) for number, row in rows]
+        items = [
+            Item(turns[0].key, tuple(turn.prompt for turn in turns)) for turns in conversations
+        ]
+        languages = [str(row["language"]) for _, row in rows]
+        return cls(name, items, conversations, languages)
+
+    @property
+    def fingerprint(self) -> object:
+        return [[[t.key, t.prompt, t.instruction_ids, t.kwargs] for t in c] for c in
+                self.conversations]  # fmt: skip
+
+    def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
+        language = self.languages[item]
+        return [
+            replace(_uncounted(outcome, language), turn=turn)
+            for turn, (prompt, reply) in enumerate(
+                zip(self.conversations[item], replies, strict=True), 1
+            )
+            for outcome in published.check(prompt, reply)
+        ]
+
+    def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
+        languages = sorted(set(self.languages[: len(outcomes)]))
+        groups = [""] + (languages if len(languages) > 1 else [])
+        scores: dict[str, Statistic] = {}
+        for language in groups:
+            some = [
+                of_item if language in ("", self.languages[i]) else [None] * len(of_item)
+                for i, of_item in enumerate(outcomes)
+            ]
+            suffix = f"/{language}" if language else ""
+            for turn in range(1, TURNS + 1):
+                for form in FORMS:
+                    names = (
+                        f"turn_{turn}_prompt_level_{form}_acc",
+                        f"turn_{turn}_inst_level_{form}_acc",
+                    )
+                    scores[names[0] + suffix] = ratio(some, partial(_whole, form, turn))
+                    scores[names[1] + suffix] = ratio(some, partial(_part, form, turn))
+        return scores
+
+
+def _whole(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
+    some = [outcome for outcome in outcomes if outcome.turn == turn]
+    return whole(form, some) if some else (0.0, 0.0)
+
+
+def _part(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
+    return part(form, "", [outcome for outcome in outcomes if outcome.turn == turn])
+
+
+def _uncounted(outcome: Outcome, language: str) -> Outcome:
+    if language not in UNCOUNTED.get(outcome.kind, ()):
+        return outcome
+    reason = f"Multi-IF counts {language} text in another way than IFEval"
+    return replace(outcome, strict=None, loose=None, reason=reason)
+
+
+def _turns(where: str, row: Mapping[str, Any]) -> tuple[PublishedPrompt, ...]:
+    """The turns of a conversation; one that is shorter has nothing in the columns of the rest."""
+    for column in ("key", "language", "turn_1_prompt"):
+        sources.need(column, row, where)
+    turns = []
+    for turn in range(1, TURNS + 1):
+        message = row.get(f"turn_{turn}_prompt")
+        if message in (None, "", "None"):
+            break
+        names = f"turn_{turn}_instruction_id_list", f"turn_{turn}_kwargs"
+        for column in names:
+            sources.need(column, row, where)
+        columns = {"key": row["key"], "prompt": _content(f"{where}: turn {turn}", message)}
+        columns |= {"instruction_id_list": row[names[0]], "kwargs": row[names[1]]}
+        turns.append(published.read_row(f"{where}: turn {turn}", columns, turn))
+    return tuple(turns)
+
+
+def _content(where: str, message: object) -> object:
+    """The text of a chat message, which is written as JSON."""
+    if isinstance(message, str):
+        try:
+            message = json.loads(message)
+        except (ValueError, RecursionError):
+            return message
+    if isinstance(message, dict) and isinstance(message.get("content"), str):
+        return message["content"]
+    raise UserError(f"{where}: the prompt must be a chat message (got {shown(message)})")
