@@ -27,7 +27,7 @@ def is_name(text: object) -> bool:
 
 @dataclass(frozen=True)
 class UserFunction:
-    key: str  # the config key that names it
+    key: str  # the config key that names it, or an option of a command ("--suite")
     name: str  # module:function
     function: Callable[..., object]
     file: str  # of its module
@@ -42,13 +42,21 @@ class UserFunction:
             return self.function(*arguments)
         except FAILURES as error:
             reason = _reason(error, self.file)
-            raise UserError(f"config.{self.key}: {self.name} raised {reason} on {where}") from error
+            raise UserError(
+                f"{_option(self.key)}: {self.name} raised {reason} on {where}"
+            ) from error
 
     def refusal(self, allowed: str, value: object, where: str) -> UserError:
         """The error for a return value that is not allowed."""
         return UserError(
-            f"config.{self.key}: {self.name} must return {allowed} (got {shown(value)}) on {where}"
+            f"{_option(self.key)}: {self.name} must return {allowed} (got {shown(value)}) on "
+            f"{where}"
         )
+
+
+def _option(key: str) -> str:
+    """How a message names a config key, or an option of a command."""
+    return key if key.startswith("--") else f"config.{key}"
 
 
 def load(key: str, name: str, folders: Sequence[Path], parameters: Sequence[str]) -> UserFunction:
@@ -63,7 +71,7 @@ def load(key: str, name: str, folders: Sequence[Path], parameters: Sequence[str]
         module = _import(module_name, folders)
         function = _function(module, function_name, parameters)
     except UserError as error:
-        raise UserError(f"config.{key}: {name}: {error}") from error.__cause__
+        raise UserError(f"{_option(key)}: {name}: {error}") from error.__cause__
     file = module.__file__ or ""
     source = Path(file).read_text("utf-8") if file.endswith(".py") else ""
     return UserFunction(key, name, function, file, source)

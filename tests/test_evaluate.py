@@ -112,8 +112,8 @@ def test_replies_are_scored_without_jax(tmp_path):
         (["--suite=ifeval", "--samples=0"], "--samples must be 1 or more"),
         (["--suite=ifeval", "--samples=3"], "3 greedy replies would all be the same"),
         (["--suite=ifeval", "--model=smollm2"], "leave out --model and --against"),
-        (["--suite=./absent.py:check"], "ModuleNotFoundError: No module named 'absent'"),
-        (["--suite=mine:"], "mine: must be module:function"),
+        (["--suite=./absent.py:check"], "--suite: absent:check: there is no module absent in"),
+        (["--suite=mine:"], "--suite=mine: must be module:function or FILE.py:function"),
     ],
 )
 def test_refusals(bench, refused, arguments, message):
@@ -175,7 +175,11 @@ def test_a_suite_of_the_users_own(tmp_path, capsys):
     assert found["counts"] == {
         "prompts": 3, "unanswered": 0, "replies": 3, "constraints": 5, "unscored": 2,
     }  # fmt: skip
-    (tmp_path / "mine.py").write_text("def check(row, reply):\n    return 'good'")
+    (tmp_path / "mine.py").write_text("def check(row, reply):\n    return {'all': 'good'}")
+    assert main(["evaluate", *command]) == 2
+    err = capsys.readouterr().err
+    assert "must return True, False, None, a number from 0 to 1, or a dict" in err
+    assert "(got 'good') on row 1 of the data, reply '12345'" in err
 
 
 def test_a_journal_survives_a_kill(tmp_path):

@@ -13,13 +13,14 @@ from seif_jax.evaluate.constraints import ConstraintsSuite
 from seif_jax.evaluate.followbench import FollowBenchSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite, reliability
 from seif_jax.evaluate.multiif import MultiIFSuite
+from seif_jax.evaluate.statistics import Ratio
 from seif_jax.rewards.judge import Verdict
 
 
 class Scripted:
     """A respondent whose replies and verdicts are functions of what it is asked."""
 
-    def __init__(self, reply=None, verdict=None):
+    def __init__(self, reply=lambda item: None, verdict=lambda *question: Verdict(None)):
         self.reply, self.verdict, self.questions = reply, verdict, []
 
     def replies(self, suite, items):
@@ -37,6 +38,12 @@ class Scripted:
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def counts(result, name):
+    score = result.scores[name]
+    assert isinstance(score, Ratio)
+    return score.counts.tolist()
 
 
 def values(result):
@@ -69,7 +76,7 @@ def test_constraints_ask_the_judger_where_there_is_no_rule(tmp_path):
     assert found["instructions_met"] == 0.0
     assert found["constraints_met/punctuation:no_comma"] == 0.0
     assert found["constraints_met/soft"] == pytest.approx(2 / 3)
-    assert result.scores["instructions_met"].counts.tolist() == [[1], [0], [1]]
+    assert counts(result, "instructions_met") == [[1], [0], [1]]
     assert result.counts["unscored"] == 1
     kinds = [[check["by"] for check in row["checks"]] for row in result.rows]
     assert kinds == [["rule", "judge"], ["judge", "judge"], ["rule"]]
@@ -125,7 +132,7 @@ def test_followbench(tmp_path):
     assert found["SSR/example/level_2"] == 1.0
     assert found["CSL/example"] == 2.0 and found["CSL/style"] == 2.0
     assert np.isnan(found["HSR/style/level_4"]) is np.False_
-    assert result.scores["CSL"].counts.tolist() == [[1], [1], [0]]
+    assert counts(result, "CSL") == [[1], [1], [0]]
     assert next(iter(found)) == "HSR"
     assert list(suite.limited(5).units) == ["example 4"]
 

@@ -1,7 +1,7 @@
 """The suite `constraints`: instructions of any file in this project's format or the authors'."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 from seif_jax import sources
@@ -19,10 +19,8 @@ from seif_jax.evaluate.suite import (
     share,
 )
 from seif_jax.instruction import Instruction
-from seif_jax.rewards.score import Checker
+from seif_jax.rewards.checker import apply_rule
 from seif_jax.rows import is_kept, read_instruction
-
-RULES = Checker(None, "rules")
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,10 @@ class ConstraintsSuite(ReplySuite):
 
     @property
     def fingerprint(self) -> object:
-        return [asdict(instruction) for instruction in self.instructions]
+        return [
+            [one.prompt, one.seed_question, one.constraints, one.instruction_ids, one.kwargs]
+            for one in self.instructions
+        ]
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         instruction, reply = self.instructions[item], replies[0]
@@ -58,7 +59,7 @@ class ConstraintsSuite(ReplySuite):
                     instruction.instruction_ids, instruction.constraints, strict=True
                 )
             ]
-        rules = RULES.check(instruction, reply).rules
+        rules = [apply_rule(instruction, reply, j) for j in range(len(instruction.constraints))]
         return [
             Question(kind, instruction.prompt, reply, text)
             if met is None

@@ -1,22 +1,20 @@
 """A suite of the user's own: one function that checks a reply, and a file of prompts."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from seif_jax import sources
+from seif_jax import sources, user_functions
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, kinds, ratio
+from seif_jax.rewards.check import as_number
+from seif_jax.user_functions import UserFunction
 
-Grade = bool | float | None
-Function = Callable[[Mapping[str, Any], str], Grade | Mapping[str, Grade]]
+PARAMETERS = ("row", "reply")
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,12 @@ class UserSuite(ReplySuite):
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
-    function: Function | None = None
+    function: UserFunction | None = None
+
+    @property
+    def fingerprint(self) -> object:
+        assert self.function
+        return [self.function.source, [dict(row) for row in self.rows]]
 
     @classmethod
     def load(cls, name: str, source: str) -> "UserSuite":
@@ -49,19 +52,20 @@ class UserSuite(ReplySuite):
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         assert self.function
-        grades = self.function(self.rows[item], replies[0])
+        where = f"row {self.items[item].key} of the data, reply {shown(replies[0])}"
+        grades = self.function(where, self.rows[item], replies[0])
         named = grades if isinstance(grades, Mapping) else {"": grades}
-        return [self._check(kind, grade) for kind, grade in named.items()]
+        return [self._outcome(str(kind), grade, where) for kind, grade in named.items()]
 
-    def _check(self, kind: str, grade: object) -> Outcome:
+    def _outcome(self, kind: str, grade: object, where: str) -> Outcome:
+        assert self.function
         if grade is None or isinstance(grade, bool):
             return Outcome(kind, grade, grade, "rule")
-        if not isinstance(grade, int | float) or not 0 <= grade <= 1:
-            raise UserError(
-                f"{self.name} must return a bool, a number from 0 to 1, None, or a dict of these "
-                f"(got {shown(grade)})"
-            )
-        return Outcome(kind, None, None, "rule", grade=float(grade))
+        number = as_number(grade)
+        if number is None or not 0 <= number <= 1:
+            allowed = "True, False, None, a number from 0 to 1, or a dict of these"
+            raise self.function.refusal(allowed, grade, where)
+        return Outcome(kind, None, None, "rule", grade=number)
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
         scores: dict[str, Statistic] = {"mean": ratio(outcomes, partial(_grades, None))}
@@ -76,23 +80,12 @@ def _grades(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
     return sum(scored), float(len(scored))
 
 
-def load_function(name: str) -> Function:
+def load_function(name: str) -> UserFunction:
     """The function that `module:function` or `FILE.py:function` names."""
     place, _, attribute = name.rpartition(":")
-    if not place or not attribute:
-        raise UserError(f"{name} must be module:function or FILE.py:function")
-    function: Function | None = getattr(_module(name, place), attribute, None)
-    if not callable(function):
-        raise UserError(f"{name}: {place} has no function {attribute!r}")
-    return function
-
-
-def _module(name: str, place: str) -> ModuleType:
     path = Path(place).expanduser()
-    sys.path.insert(0, str(path.parent) if path.suffix == ".py" else "")
-    try:
-        return importlib.import_module(path.stem if path.suffix == ".py" else place)
-    except Exception as error:  # the module is the user's code and may raise anything
-        raise UserError(f"{name}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
+    if path.suffix == ".py":
+        return user_functions.load("--suite", f"{path.stem}:{attribute}", [path.parent], PARAMETERS)
+    if not user_functions.is_name(name):
+        raise UserError(f"--suite={name} must be module:function or FILE.py:function")
+    return user_functions.load("--suite", name, [Path()], PARAMETERS)
