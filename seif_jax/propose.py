@@ -89,7 +89,7 @@ def explain_drops(reasons: Sequence[str]) -> str:
 
 def _step(
     stage: ProposeStage, rows: Sequence[int], step: int, phases: Phases
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+) -> tuple[list[dict[str, object]], dict[str, float]]:
     """Rows of samples.parquet, and metrics."""
     key = jax.random.fold_in(stage.key, step)
     sampling_key, filter_key = (jax.random.fold_in(key, i) for i in range(2))
@@ -122,7 +122,7 @@ def _step(
     return samples, step_metrics
 
 
-def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
+def _row(p: Proposal, reply: Reply | None) -> dict[str, object]:
     """A row of samples.parquet: the instruction, and the reply that it was read from."""
     rules = [recognise(constraint) for constraint in p.instruction.constraints]
     return {
@@ -142,10 +142,10 @@ def _row(p: Proposal, reply: Reply | None) -> dict[str, Any]:
     }
 
 
-def _instruction(sample: dict[str, Any]) -> dict[str, Any]:
+def _instruction(sample: dict[str, Any]) -> dict[str, object]:
     """The columns of instructions.parquet, from a row of samples.parquet."""
     used = [{k: v for k, v in kwargs.items() if v is not None} for kwargs in sample["kwargs"]]
-    return {name: sample[name] for name in data.INSTRUCTIONS.names} | {"kwargs": used}
+    return {**{name: sample[name] for name in data.INSTRUCTIONS.names}, "kwargs": used}
 
 
 def _shares(reasons: Sequence[str]) -> dict[str, float]:

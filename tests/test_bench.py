@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +36,17 @@ def run(spec, say, wait):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     programs = tiny.jax_settings(jax_compilation_cache_dir=str(folder / "cache"))
     with tiny_run.quick_compiles(folder / "cache"), programs:  # an update is a step's, too
-        yield SimpleNamespace(folder=folder, model=tiny_run.model_folder(folder / "model"))
+        yield tiny_run.model_folder(folder / "model")
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Little work where there is nothing to be checked."""
-    monkeypatch.setattr(inputs, "SHOTS", 0)
+    monkeypatch.setattr(inputs, "JUDGER_SHOTS", 0)
     monkeypatch.setattr(roofline, "COPY_BYTES", 1 << 16)
     monkeypatch.setattr(roofline, "SIDES", {"cpu": (32,)})
 
@@ -59,12 +58,12 @@ def write_peer(monkeypatch, tmp_path):
     return lambda text: (tmp_path / "hf.py").write_text(text)
 
 
-def check(found, tokens):
-    for name, row in found["secs"].items():
+def check(result, tokens):
+    for name, row in result["secs"].items():
         assert row["min"] <= row["median"] <= row["max"]
         assert row["min"] > 0 or name == "decode"  # a difference, here of a few milliseconds
-    assert found["step_secs"] == found["secs"]["step"]["median"]
-    assert found["tokens_per_sec"] == pytest.approx(tokens / found["step_secs"])
+    assert result["step_secs"] == result["secs"]["step"]["median"]
+    assert result["tokens_per_sec"] == pytest.approx(tokens / result["step_secs"])
 
 
 @pytest.mark.parametrize(
@@ -76,52 +75,52 @@ def check(found, tokens):
         ("step", 2 * 3 * 5, {"sample", "reward", "reference", "update"}, "flops_per_sec"),
     ],
 )
-def test_a_benchmark(place, quick, capsys, what, tokens, phases, limit):
-    options = ["bench", f"--model={place.model}", f"--what={what}", "--dtype=float32", *SIZES]
+def test_a_benchmark(model_folder, quick, capsys, what, tokens, phases, limit):
+    options = ["bench", f"--model={model_folder}", f"--what={what}", "--dtype=float32", *SIZES]
     assert main(options) == 0
     out, progress = capsys.readouterr()
-    found = json.loads(out.splitlines()[-1])
-    assert f"{what}: {found['compiled_programs']} programs" in progress
-    check(found, tokens or found["tokens_per_sec"] * found["step_secs"])
-    assert set(found["secs"]) == {"step"} | phases
-    assert found["compiled_programs"] > 0 and found["compiled_again"] == 0
-    assert 0 < found["compile_secs"] < found["first_secs"]
-    assert found["peak_bytes"] > 1e8 and found["flops"] > 1e6
-    assert found["limit"] == limit and math.isfinite(found["share_of_limit"])
+    result = json.loads(out.splitlines()[-1])
+    assert f"{what}: {result['compiled_programs']} programs" in progress
+    check(result, tokens or result["tokens_per_sec"] * result["step_secs"])
+    assert set(result["secs"]) == {"step"} | phases
+    assert result["compiled_programs"] > 0 and result["compiled_again"] == 0
+    assert 0 < result["compile_secs"] < result["first_secs"]
+    assert result["peak_bytes"] > 1e8 and result["flops"] > 1e6
+    assert result["limit"] == limit and math.isfinite(result["share_of_limit"])
     if what != "rollout":
-        least_secs = found["flops"] / found["limits"][limit]
-        assert found["share_of_limit"] == pytest.approx(least_secs / found["step_secs"])
-    assert found["limits"].keys() == {"bytes_per_sec", "flops_per_sec"}
-    assert found["versions"]["jax"] == jax.__version__
-    assert found["machine"]["cores"] >= 1
+        least_secs = result["flops"] / result["limits"][limit]
+        assert result["share_of_limit"] == pytest.approx(least_secs / result["step_secs"])
+    assert result["limits"].keys() == {"bytes_per_sec", "flops_per_sec"}
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["machine"]["cores"] >= 1
     if what == "judge":
-        assert found["probability_gap_max"] < 1e-4
-        assert found["times_full_forward"]["min"] > 0
+        assert result["probability_gap_max"] < 1e-4
+        assert result["times_full_forward"]["min"] > 0
 
 
-def test_a_rollout_of_unequal_lengths(place, quick, capsys):
-    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+def test_a_rollout_of_unequal_lengths(model_folder, quick, capsys):
+    options = ["bench", f"--model={model_folder}", "--what=rollout", "--dtype=float32", *SIZES]
     assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     lengths = inputs.WorkloadSizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
     assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
-    check(found, sum(lengths))
+    check(result, sum(lengths))
     # four samples and then two in four slots, which end with the longest's chunk of 16 steps
-    assert sum(lengths) / (4 * 2 * 160) <= found["slot_use"] < 1
+    assert sum(lengths) / (4 * 2 * 160) <= result["slot_use"] < 1
 
 
-def test_beside_a_peer(place, quick, write_peer, capsys):
+def test_beside_a_peer(model_folder, quick, write_peer, capsys):
     write_peer(FAKE)
     against = ["--against=hf", f"--peer_python={sys.executable}"]
-    options = ["bench", f"--model={place.model}", "--what=rollout", "--dtype=float32", *SIZES]
+    options = ["bench", f"--model={model_folder}", "--what=rollout", "--dtype=float32", *SIZES]
     assert main([*options, *against]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert found["peer"]["versions"] == {"fake": "float32"}
-    assert found["peer"]["step_secs"] == 0.5
-    assert found["peer"]["secs"]["sample"]["median"] == 0.25
-    check(found["peer"], 2 * 3 * 5)
-    assert found["secs_over_peer"]["max"] == pytest.approx(found["secs"]["step"]["max"] / 0.5)
-    assert found["peak_over_peer"] > 2  # the peer holds nothing
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["peer"]["versions"] == {"fake": "float32"}
+    assert result["peer"]["step_secs"] == 0.5
+    assert result["peer"]["secs"]["sample"]["median"] == 0.25
+    check(result["peer"], 2 * 3 * 5)
+    assert result["secs_over_peer"]["max"] == pytest.approx(result["secs"]["step"]["max"] / 0.5)
+    assert result["peak_over_peer"] > 2  # the peer holds nothing
 
 
 def start(folder: Path, python: str = sys.executable) -> Peer:
@@ -173,7 +172,7 @@ def test_an_interpreter_that_is_not_there(tmp_path):
         ("--repeats=0", "--repeats=0 must be 1 or more"),
         ("--new_tokens=1", "--new_tokens=1 must be 2 or more"),
         ("--group=1 --what=update", "--group=1: a group needs at least 2 samples"),
-        ("--lengths=skewed --what=step", "--lengths=skewed is of --what=rollout"),
+        ("--lengths=skewed --what=step", "--lengths=skewed goes with --what=rollout"),
         ("--micro_tokens=0", "--micro_tokens=0 must be 1 or more"),
         ("--new_tokens=9000", "--new_tokens=9000 exceed the model's 8192 positions"),
         ("--against=hf", "--against=PEER and --peer_python=FILE go together"),
@@ -182,9 +181,9 @@ def test_an_interpreter_that_is_not_there(tmp_path):
         ("--what=all", "invalid choice: 'all'"),
     ],
 )
-def test_what_cannot_be_measured(place, capsys, options, message):
+def test_what_cannot_be_measured(model_folder, capsys, options, message):
     try:
-        code = main(["bench", f"--model={place.model}", "--what=rollout", *options.split()])
+        code = main(["bench", f"--model={model_folder}", "--what=rollout", *options.split()])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()
@@ -223,8 +222,8 @@ def test_flops_are_those_of_the_program():
 def test_what_is_shared_counts_once():
     sequences = [[1, 2, 3, 4], [1, 2, 5], [6], [1, 2, 3, 7], [1, 2, 5]]
     starts = {tuple(ids[: i + 1]) for ids in sequences for i in range(len(ids))}
-    assert roofline.tree(sequences) == (len(starts), sum(map(len, starts)))
-    assert roofline.tree([[1, 2, 3]]) == (3, 1 + 2 + 3)
+    assert roofline.tree_size(sequences) == (len(starts), sum(map(len, starts)))
+    assert roofline.tree_size([[1, 2, 3]]) == (3, 1 + 2 + 3)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -233,18 +232,20 @@ def test_bytes_of_decoding(tied):
     c, shapes = model.config, models.shapes(model)
     read = {name: tree for name, tree in shapes.items() if tied or name != "embed"}
     weights = sum(x.size * 2 for x in jax.tree.leaves(read))
-    found = roofline.decode_bytes(c, models.num_params(model), 2, prompt_tokens=20, new_tokens=24)
+    least_bytes = roofline.decode_bytes(
+        c, models.num_params(model), 2, prompt_tokens=20, new_tokens=24
+    )
     cache = np.zeros((2, c.layers, c.kv_heads, 20 + 24, c.head_dim), np.float16)
-    assert found == weights + cache.nbytes
+    assert least_bytes == weights + cache.nbytes
 
 
-def test_prompts_have_their_length(place):
-    base = ModelBundle.load(str(place.model))
-    found = inputs.passages(base.tokenizer, 5, 40)
-    assert [len(ids) for ids in found] == [40] * 5
-    assert len(set(map(tuple, found))) == 5
-    plain = inputs.Plain(base.tokenizer)
-    for ids in found:
+def test_prompts_have_their_length(model_folder):
+    base = ModelBundle.load(str(model_folder))
+    prompts = inputs.passages(base.tokenizer, 5, 40)
+    assert [len(ids) for ids in prompts] == [40] * 5
+    assert len(set(map(tuple, prompts))) == 5
+    plain = inputs.PlainTokenizer(base.tokenizer)
+    for ids in prompts:
         chat = [{"role": "user", "content": base.tokenizer.decode(ids)}]
         assert plain.encode_chat(chat) == ids
     with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):

@@ -1,25 +1,25 @@
-"""`seif bench`: how fast a part of training is, beside the machine's limits and beside peers.
+"""`seif bench`: measures a part of training, next to the hardware's limits and other libraries.
 
-What is timed                              tokens that tokens_per_sec counts
-rollout  Engine.sample, never stopped      sampled
-judge    ChatModel.choose, verdict mode      of all dialogues, as if they shared nothing
-update   gradient and optimizer            of all samples, each with its prompt
-step     train.train_step                  sampled
+workload   what is timed                                   tokens_per_sec counts
+rollout    Engine.sample, without stop tokens              sampled tokens
+judge      ChatModel.next_token_probs, in verdict mode     tokens of all dialogues, shared or not
+update     gradient and optimizer                          tokens of all samples with their prompts
+step       train_step                                      sampled tokens
 
-share_of_limit is what must be done at least, over the seconds that it took, over what the machine
-can do (formulas: limits.py). For rollout: the bytes of decoding, which is the whole without a
-rollout of one token. For the others: model FLOPs. With F for one forward pass over the tree of
-prompts and samples (a prompt counts once for its group; of a sample's last token only its
-probability is needed), an update is 3F, a backward pass being two forward ones and nothing that is
-computed again counted; a step, which samples, asks the reference and updates, is 5F; judging is one
-forward pass over the tree of its dialogues.
+share_of_limit is the least work that must be done, divided by the seconds it took and by what the
+hardware can do per second (formulas: roofline.py). For `rollout`, the work is the bytes that
+decoding reads, and the seconds are those of decoding: the rollout less one of a single token. For
+the others it is the model's FLOPs. Let F be those of one forward pass over the tree of prompts and
+samples, where a prompt counts once for its group and the last token of a sample is not computed.
+An update takes 3F (a backward pass is two forward passes; recomputation does not count), a step 5F
+(sampling, reference, update). Judging is one forward pass over the tree of its dialogues.
 """
 
 import importlib.metadata
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,21 +28,21 @@ from statistics import median
 from typing import Any
 
 import jax
+import numpy as np
 import psutil
 
-from seif_jax import metrics, models, settings
+from seif_jax import metrics, models
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.inputs import BenchModel, WorkloadSizes
 from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
 from seif_jax.checkpoint import ModelBundle, tensors
 from seif_jax.errors import UserError
-from seif_jax.rl.grpo import LossConfig
-from seif_jax.rl.optim import OptimizerConfig
+from seif_jax.run_config import DType, RunConfig
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
 
-Row = dict[str, float]  # a repetition's seconds by name, the whole as "step"
+Secs = dict[str, float]  # of a repetition: "step", all of it, and its phases by name
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class BenchOptions:
     micro_tokens: int | None
     lengths: str
     slots: int | None
-    dtype: str
+    dtype: DType
     repeats: int
     against: str | None
     peer_python: str | None
     peer_dtype: str | None
 
     def check(self) -> None:
-        """UserError naming the option whose value cannot be."""
+        """Raises UserError naming the option whose value is not possible."""
         for name in ("prompts", "group", "prompt_tokens", "micro_tokens", "slots", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -75,15 +75,22 @@ class BenchOptions:
         if self.what in ("update", "step") and self.group < 2:
             raise UserError(f"--group={self.group}: a group needs at least 2 samples to compare")
         if self.lengths == "skewed" and (self.what != "rollout" or self.against):
-            raise UserError("--lengths=skewed is of --what=rollout, without a peer")
+            raise UserError("--lengths=skewed goes with --what=rollout and without --against")
+        self._check_peer()
+
+    def _check_peer(self) -> None:
         if bool(self.against) != bool(self.peer_python):
             raise UserError("--against=PEER and --peer_python=FILE go together")
-        if self.against and self.what not in baselines.MEASURES[self.against]:
-            can = ", ".join(baselines.MEASURES[self.against])
-            raise UserError(f"--against={self.against} measures {can}, not {self.what}")
-        if self.against and self.against != "trl" and self.peer_dtype == "autocast":
+        if not self.against:
+            return
+        measured = baselines.MEASURES[self.against]
+        if self.what not in measured:
+            raise UserError(
+                f"--against={self.against} measures {', '.join(measured)}, not {self.what}"
+            )
+        if self.against != "trl" and self.peer_dtype == "autocast":
             raise UserError("--peer_dtype=autocast is TRL's alone")
-        if self.against and jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu":
             raise UserError(f"--against compares on the CPU, this is {jax.default_backend()}")
 
     @property
@@ -99,110 +106,124 @@ class BenchOptions:
             self.slots or samples,
         )
 
+    @property
+    def dtype_of_peer(self) -> str:
+        return self.peer_dtype or baselines.DTYPES.get(self.against or "", self.dtype)
 
-def run(r: BenchOptions) -> dict[str, Any]:
-    """Measures; progress goes to standard error. UserError for what cannot be asked for, and for
-    a peer that fails."""
-    r.check()
-    base = ModelBundle.load(r.model)
-    if r.prompt_tokens + r.new_tokens > base.model.config.max_positions:
+
+def run(options: BenchOptions) -> dict[str, Any]:
+    """The result of a benchmark, with the options it was run with. Progress goes to standard error.
+
+    Raises UserError for options that are not possible, and for a peer that fails.
+    """
+    options.check()
+    bundle = ModelBundle.load(options.model)
+    max_positions = bundle.model.config.max_positions
+    if options.prompt_tokens + options.new_tokens > max_positions:
         raise UserError(
-            f"--prompt_tokens={r.prompt_tokens} and --new_tokens={r.new_tokens} exceed the "
-            f"model's {base.model.config.max_positions} positions"
+            f"--prompt_tokens={options.prompt_tokens} and --new_tokens={options.new_tokens} exceed "
+            f"the model's {max_positions} positions"
         )
-    model = BenchModel(base, r.model, settings.dtype(r.dtype))
-    found: dict[str, Any] = {
-        **asdict(r),
-        "model_type": base.model.hf_config["model_type"],
-        "parameters": models.num_params(base.model),
+    model = BenchModel(bundle, options.model, options.dtype)
+    result: dict[str, Any] = {
+        **asdict(options),
+        "model_type": bundle.model.hf_config["model_type"],
+        "parameters": models.num_params(bundle.model),
     }
-    found |= measured(r, model)  # in a function of its own: what it held is free for the limits
-    limit = roofline.measure(model.dtype, r.repeats)
-    name, cost, way = needed(r, found, model)
-    found |= {
-        "limits": limit,
-        "limit": name,
-        "share_of_limit": cost / found["secs"][way]["median"] / limit[name],
+    # In a function of its own: the arrays of the workload are freed before the limits are measured.
+    result |= measure(options, model)
+    limits = roofline.measure(model.dtype, options.repeats)
+    limit, work, phase = least_work(options, result, model)
+    result |= {
+        "limits": limits,
+        "limit": limit,
+        "share_of_limit": work / result["secs"][phase]["median"] / limits[limit],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": roofline.machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    tell(
-        f"the machine: {limit['bytes_per_sec']:.3g} bytes/s, {limit['flops_per_sec']:.3g} FLOP/s; "
-        f"reached: {found['share_of_limit']:.1%} of {name}"
+    log(
+        f"the machine: {limits['bytes_per_sec']:.3g} bytes/s, {limits['flops_per_sec']:.3g} "
+        f"FLOP/s; reached: {result['share_of_limit']:.1%} of {limit}"
     )
-    return found
+    return result
 
 
-def measured(r: BenchOptions, model: BenchModel) -> dict[str, Any]:
-    """All numbers but those of the machine."""
+def measure(options: BenchOptions, model: BenchModel) -> dict[str, Any]:
+    """What the workload and its peer take; the hardware's limits are not measured here."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seif_bench_")))
-        job = WORKLOADS[r.what](model, r.sizes)
-        peer = stack.enter_context(start_peer(r, model, job, folder)) if r.against else None
-        versions = peer.ready() if peer else {}
-        secs = stack.enter_context(metrics.compile_secs())
-        first = timed(job.work)
-        compiled = list(secs)
-        tell(f"{r.what}: {len(compiled)} programs, ready after {first['step']:.2f} s")
-        for way in job.warm:
-            way()
-        secs.clear()
-        rows, others = alternate(job, peer, r.repeats)
-        out = {
+        workload = WORKLOADS[options.what](model, options.sizes)
+        peer = None
+        if options.against:
+            peer = stack.enter_context(start_peer(options, model, workload, folder))
+        peer_versions = peer.ready() if peer else {}
+        compile_secs = stack.enter_context(metrics.compile_secs())
+        first = timed(workload.run)
+        compiled = list(compile_secs)
+        log(f"{options.what}: {len(compiled)} programs, ready after {first['step']:.2f} s")
+        for function in workload.warm_up:
+            function()
+        compile_secs.clear()
+        ours, theirs = alternate(workload, peer, options.repeats)
+        result = {
             "compiled_programs": len(compiled),
-            "compiled_again": len(secs),  # in the repetitions
+            "compiled_again": len(compile_secs),  # during the repetitions
             "compile_secs": sum(compiled),
             "first_secs": first["step"],
             "peak_bytes": roofline.peak_bytes(),
-            "flops": job.flops,
-            **job.notes,
-            **summary(rows, job.tokens),
+            "flops": workload.flops,
+            **workload.metrics,
+            **summary(ours, workload.tokens),
         }
-    if "full_forward" in job.beside:
-        out["times_full_forward"] = spread([row["full_forward"] / row["step"] for row in rows])
+    if "full_forward" in workload.compared:
+        result["times_full_forward"] = spread(
+            [secs["full_forward"] / secs["step"] for secs in ours]
+        )
     if peer:
-        out["peer"] = {
+        repetitions = [reply["phases"] | {"step": reply["secs"]} for reply in theirs]
+        result["peer"] = {
             "name": peer.name,
-            "dtype": peer_dtype(r),
-            "versions": versions,
-            "peak_bytes": max(other["peak_bytes"] for other in others),
-            **summary([other["phases"] | {"step": other["secs"]} for other in others], job.tokens),
+            "dtype": options.dtype_of_peer,
+            "versions": peer_versions,
+            "peak_bytes": max(reply["peak_bytes"] for reply in theirs),
+            **summary(repetitions, workload.tokens),
         }
-        pairs = zip(rows, others, strict=True)
-        out["secs_over_peer"] = spread([row["step"] / other["secs"] for row, other in pairs])
-        out["peak_over_peer"] = out["peak_bytes"] / out["peer"]["peak_bytes"]
-    return out
+        pairs = zip(ours, repetitions, strict=True)
+        result["secs_over_peer"] = spread([a["step"] / b["step"] for a, b in pairs])
+        result["peak_over_peer"] = result["peak_bytes"] / result["peer"]["peak_bytes"]
+    return result
 
 
 def alternate(
-    job: Workload, peer: Peer | None, repeats: int
-) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The repetitions of both sides, which take turns."""
-    rows, others = [], []
+    workload: Workload, peer: Peer | None, repeats: int
+) -> tuple[list[Secs], list[dict[str, Any]]]:
+    """Repetitions of the workload and the peer in turns: our seconds, and the peer's replies."""
+    ours, theirs = [], []
     for i in range(repeats):
-        row = timed(job.work)
-        for name, way in job.beside.items():
-            row[name] = timed(way)["step"]
-        said = ", ".join(f"{name} {secs:.3f} s" for name, secs in row.items())
+        secs = timed(workload.run)
+        for name, function in workload.compared.items():
+            secs[name] = timed(function)["step"]
+        line = ", ".join(f"{name} {value:.3f} s" for name, value in secs.items())
         if peer:
-            others.append(peer.repeat())
-            said += f"; {peer.name} {others[-1]['secs']:.3f} s"
-        rows.append(row)
-        tell(f"repetition {i + 1} of {repeats}: {said}")
-    return rows, others
+            theirs.append(peer.repeat())
+            line += f"; {peer.name} {theirs[-1]['secs']:.3f} s"
+        ours.append(secs)
+        log(f"repetition {i + 1} of {repeats}: {line}")
+    return ours, theirs
 
 
-def timed(work: Callable[[], dict[str, float] | None]) -> Row:
+def timed(function: Callable[[], Mapping[str, float] | None]) -> Secs:
+    """Seconds of a call, and of the phases it returns."""
     start = time.perf_counter()
-    phases = work() or {}
+    phases = function() or {}
     return {"step": time.perf_counter() - start, **phases}
 
 
-def summary(rows: Sequence[Row], tokens: int) -> dict[str, Any]:
-    secs = {name: spread([row[name] for row in rows]) for name in rows[0]}
+def summary(repetitions: Sequence[Secs], tokens: int) -> dict[str, Any]:
+    secs = {name: spread([row[name] for row in repetitions]) for name in repetitions[0]}
     if "first_token" in secs:
-        secs["decode"] = spread([row["step"] - row["first_token"] for row in rows])
+        secs["decode"] = spread([row["step"] - row["first_token"] for row in repetitions])
     step_secs = secs["step"]["median"]
     return {"tokens_per_sec": tokens / step_secs, "step_secs": step_secs, "secs": secs}
 
@@ -211,50 +232,50 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def needed(r: BenchOptions, found: dict[str, Any], model: BenchModel) -> tuple[str, float, str]:
-    """Which limit the work is held against, how much of that it takes, in which seconds."""
-    if r.what != "rollout":
-        return "flops_per_sec", found["flops"], "step"
-    lengths = r.sizes.new_lengths()
-    steps = max(max(lengths), sum(lengths) / r.sizes.slots) - 1  # with no slot ever empty
-    per_step = roofline.decode_bytes(
+def least_work(
+    options: BenchOptions, result: Mapping[str, Any], model: BenchModel
+) -> tuple[str, float, str]:
+    """The limit that the workload is compared with, the work it must do at least, in the unit of
+    that limit, and the phase that does it."""
+    if options.what != "rollout":
+        return "flops_per_sec", result["flops"], "step"
+    sizes, lengths = options.sizes, options.sizes.new_lengths()
+    steps = max(max(lengths), sum(lengths) / sizes.slots) - 1  # if no slot were ever empty
+    bytes_per_step = roofline.decode_bytes(
         model.config,
-        found["parameters"],
-        model.dtype.dtype.itemsize,
-        prompt_tokens=r.sizes.slots // r.group * r.prompt_tokens,
+        result["parameters"],
+        np.dtype(model.dtype).itemsize,
+        prompt_tokens=sizes.slots // options.group * options.prompt_tokens,
         new_tokens=sum(n * n / 2 for n in lengths) / (steps + 1),
     )
-    return "bytes_per_sec", per_step * steps, "decode"
+    return "bytes_per_sec", bytes_per_step * steps, "decode"
 
 
-def peer_dtype(r: BenchOptions) -> str:
-    return r.peer_dtype or baselines.DTYPES.get(r.against or "", r.dtype)
-
-
-def start_peer(r: BenchOptions, model: BenchModel, job: Workload, folder: Path) -> Peer:
-    """Starts it on the same work, with a Hugging Face folder of the model."""
-    source = models.resolve(r.model)
+def start_peer(options: BenchOptions, model: BenchModel, workload: Workload, folder: Path) -> Peer:
+    """Starts the peer on the same work, with the model as a Hugging Face folder."""
+    assert options.against and options.peer_python
+    source = models.resolve(options.model)
     if not (source / "config.json").is_file():
         source = folder / "model"
-        weights = tensors(r.model, model.base.model, r.dtype)
-        model.base.write(source, weights, r.dtype)
+        weights = tensors(options.model, model.bundle.model, options.dtype)
+        model.bundle.write(source, weights, options.dtype)
+    defaults = RunConfig()
     spec = {
-        "what": r.what,
+        "what": options.what,
         "model": str(source.resolve()),
-        "prompts": job.prompts,
-        "texts": [model.base.tokenizer.decode(ids) for ids in job.prompts],
-        "group": r.group,
-        "new_tokens": r.new_tokens,
-        "dtype": peer_dtype(r),
+        "prompts": workload.prompts,
+        "texts": [model.bundle.tokenizer.decode(ids) for ids in workload.prompts],
+        "group": options.group,
+        "new_tokens": options.new_tokens,
+        "dtype": options.dtype_of_peer,
         "threads": psutil.cpu_count(),
         "batch_size": FULL_BATCH,
-        "kl_coef": LossConfig().kl_coef,
-        "learning_rate": OptimizerConfig().learning_rate,
+        "kl_coef": defaults.grpo.kl_coef,
+        "learning_rate": defaults.optim.learning_rate,
         "folder": str(folder),
     }
-    assert r.against and r.peer_python
-    return Peer(r.against, r.peer_python, spec, folder)
+    return Peer(options.against, options.peer_python, spec, folder)
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,19 +1,27 @@
-"""What `seif bench` times: the functions that training itself calls, on made inputs."""
+"""What `seif bench` measures: the functions that training itself calls, on made-up inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from seif_jax import models
 from seif_jax.bench import roofline
-from seif_jax.bench.inputs import BenchModel, WorkloadSizes, passages, questions, training
+from seif_jax.bench.inputs import (
+    BenchModel,
+    WorkloadSizes,
+    judger_dialogues,
+    passages,
+    training_stage,
+)
 from seif_jax.chat import ChatModel, Reply
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
+from seif_jax.models import Params
 from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
@@ -23,171 +31,200 @@ from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
 
-SHARED_BATCH, FULL_BATCH = 256, 16  # prompts in a program at a time, with starts shared and without
+# Prompts in a program at a time: if they share their starts, and if each is computed by itself.
+SHARED_BATCH, FULL_BATCH = 256, 16
+
+OptionProbs = Callable[
+    [Int[np.ndarray, "B T"], Int[np.ndarray, "B"]], Float[Array | np.ndarray, "B O"]
+]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is timed."""
+    """Work that can be repeated, and what it is measured by."""
 
-    work: Callable[[], dict[str, float] | None]  # does it once; seconds of its phases, if any
+    run: Callable[[], Mapping[str, float] | None]  # returns seconds of its phases, if any
     tokens: int
-    flops: int  # of the model, in doing it once
-    prompts: list[list[int]]  # token ids, which a peer is given
-    beside: dict[str, Callable[[], Any]] = field(default_factory=dict)  # to be timed apart from it
-    warm: tuple[Callable[[], Any], ...] = ()  # of `beside`, what the first call would compile
-    notes: dict[str, float] = field(default_factory=dict)  # numbers that these leave
+    flops: int  # of the model, in one run
+    prompts: list[list[int]]  # token ids, for a peer
+    compared: dict[str, Callable[[], None]] = field(default_factory=dict)  # timed after each run
+    warm_up: tuple[Callable[[], None], ...] = ()  # of these, what compiles something
+    metrics: dict[str, float] = field(default_factory=dict)  # written by all of these
 
 
-def forward_flops(c: ModelConfig, prompts: list[list[int]], s: WorkloadSizes) -> int:
-    """Of one forward pass over prompts and samples, as the module `bench` counts it."""
-    samples = [ids + [-1 - g] * (s.new_tokens - 1) for ids in prompts for g in range(s.group)]
-    return roofline.forward_flops(c, *roofline.tree(samples), s.samples * s.new_tokens)
-
-
-def rollout(m: BenchModel, s: WorkloadSizes) -> Workload:
-    """Samples; beside it a rollout of one token: what comes before decoding."""
-    engine = m.engine()
-    prompts = passages(m.base.tokenizer, s.prompts, s.prompt_tokens)
-    notes: dict[str, float] = {}
-
-    def sample(lengths: list[int]) -> None:
-        before = engine.slot_steps
-        out = engine.sample(
-            prompts,
-            row_keys(jax.random.key(0), range(s.samples)),
-            group=s.group,
-            max_tokens=lengths,
-            method=Method(),
-            stop_ids=(),
-            batch_size=s.slots,
-        )
-        assert [len(sample.tokens) for sample in out] == lengths
-        if max(lengths) > 1:
-            notes["slot_use"] = sum(lengths) / (engine.slot_steps - before)
-
-    def first() -> None:
-        sample([1] * s.samples)
-
-    lengths = s.new_lengths()
-    flops = forward_flops(m.config, prompts, s)
-    return Workload(
-        lambda: sample(lengths),
-        sum(lengths),
-        flops,
-        prompts,
-        {"first_token": first},
-        (first,),
-        notes,
+def forward_flops(config: ModelConfig, prompts: list[list[int]], sizes: WorkloadSizes) -> int:
+    """FLOPs of one forward pass over prompts and samples, as the docstring of `bench` counts."""
+    new_ids = range(sizes.new_tokens - 1)  # nothing follows a sample's last token
+    samples = [ids + [-1 - g for _ in new_ids] for ids in prompts for g in range(sizes.group)]
+    return roofline.forward_flops(
+        config, *roofline.tree_size(samples), sizes.samples * sizes.new_tokens
     )
 
 
-def judge(m: BenchModel, s: WorkloadSizes) -> Workload:
-    """Verdicts on every constraint of every reply; beside it one forward pass for each."""
-    tokenizer = m.base.tokenizer
-    engine = m.engine()
-    dialogues = questions(tokenizer, s)
+def rollout(model: BenchModel, sizes: WorkloadSizes) -> Workload:
+    """Samples; compared with a rollout of one token, which is all that comes before decoding."""
+    engine = model.engine()
+    prompts = passages(model.bundle.tokenizer, sizes.prompts, sizes.prompt_tokens)
+    metrics: dict[str, float] = {}
+
+    def sample(lengths: list[int]) -> None:
+        slot_steps = engine.slot_steps
+        samples = engine.sample(
+            prompts,
+            row_keys(jax.random.key(0), range(sizes.samples)),
+            group=sizes.group,
+            max_tokens=lengths,
+            method=Method(),
+            stop_ids=(),
+            batch_size=sizes.slots,
+        )
+        assert [len(sample.tokens) for sample in samples] == lengths
+        if max(lengths) > 1:
+            metrics["slot_use"] = sum(lengths) / (engine.slot_steps - slot_steps)
+
+    def sample_first_token() -> None:
+        sample([1] * sizes.samples)
+
+    lengths = sizes.new_lengths()
+    return Workload(
+        lambda: sample(lengths),
+        tokens=sum(lengths),
+        flops=forward_flops(model.config, prompts, sizes),
+        prompts=prompts,
+        compared={"first_token": sample_first_token},
+        warm_up=(sample_first_token,),
+        metrics=metrics,
+    )
+
+
+def judge(model: BenchModel, sizes: WorkloadSizes) -> Workload:
+    """Verdicts on every constraint of every reply; compared with a forward pass for each."""
+    tokenizer, engine = model.bundle.tokenizer, model.engine()
+    dialogues = judger_dialogues(tokenizer, sizes)
     chat_model = ChatModel(engine, tokenizer)
     prompts = chat_model.encode(dialogues, PREFILL)
-    longest = max(map(len, prompts))
-    if longest > m.config.max_positions:
-        raise UserError(
-            f"a dialogue of {longest} tokens exceeds {m.config.max_positions} positions"
-        )
-    options = [tokenizer.encode(PREFILL + option)[-1] for option in OPTIONS]
+    longest, max_positions = max(map(len, prompts)), model.config.max_positions
+    if longest > max_positions:
+        raise UserError(f"a dialogue of {longest} tokens exceeds {max_positions} positions")
+    option_ids = [tokenizer.encode(PREFILL + option)[-1] for option in OPTIONS]
     size = min(FULL_BATCH, len(prompts))
-    forward = full_forward(m.config, engine.params, (size, longest), options, m.dtype)
-    probs: dict[str, np.ndarray] = {}
-    notes: dict[str, float] = {}
+    forward = full_forward(model.config, engine.params, (size, longest), option_ids, model.dtype)
+    prob_of_yes: dict[str, np.ndarray] = {}
+    metrics: dict[str, float] = {}
 
-    def note(way: str, pairs: np.ndarray) -> None:
-        probs[way] = pairs[:, 1] / pairs.sum(axis=1)
-        if len(probs) == 2:
-            gap = np.abs(probs["shared"] - probs["full"])
-            notes["probability_gap_max"] = float(gap.max())
+    def note(way: str, probs: np.ndarray) -> None:
+        prob_of_yes[way] = probs[:, 1] / probs.sum(axis=1)
+        if len(prob_of_yes) == 2:
+            gaps = np.abs(prob_of_yes["shared"] - prob_of_yes["full"])
+            metrics["probability_gap_max"] = float(gaps.max())
 
-    def choose() -> None:
-        pairs = chat_model.next_token_probs(
+    def share_starts() -> None:
+        probs = chat_model.next_token_probs(
             dialogues,
             PREFILL,
             OPTIONS,
-            max_prompt_tokens=m.config.max_positions,
+            max_prompt_tokens=max_positions,
             batch_size=SHARED_BATCH,
         )
-        note("shared", np.array(pairs))
+        note("shared", np.array(probs))
 
-    def each() -> None:
-        found = np.zeros((len(prompts), len(options)))
+    def compute_each() -> None:
+        probs = np.zeros((len(prompts), len(option_ids)))
         for start in range(0, len(prompts), size):
             rows = slice(min(start, len(prompts) - size), start + size)
-            found[rows] = forward(*pad(prompts[rows], longest))
-        note("full", found)
+            probs[rows] = forward(*pad(prompts[rows], longest))
+        note("full", probs)
 
-    flops = roofline.forward_flops(m.config, *roofline.tree(prompts), len(prompts))
-    tokens = sum(map(len, prompts))
-    return Workload(choose, tokens, flops, prompts, {"full_forward": each}, notes=notes)
+    return Workload(
+        share_starts,
+        tokens=sum(map(len, prompts)),
+        flops=roofline.forward_flops(model.config, *roofline.tree_size(prompts), len(prompts)),
+        prompts=prompts,
+        compared={"full_forward": compute_each},
+        metrics=metrics,
+    )
 
 
 def full_forward(
-    c: ModelConfig, params: Any, shape: tuple[int, int], options: list[int], dtype: Any
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A compiled program: prompts of `shape`, each by itself, to the options' probabilities."""
+    config: ModelConfig,
+    params: Params,
+    shape: tuple[int, int],
+    option_ids: list[int],
+    dtype: DTypeLike,
+) -> OptionProbs:
+    """A compiled program: (right-padded prompts [B, T], lengths [B]) to the probabilities of the
+    options as the next token. shape: (B, T)."""
 
     @jax.jit
-    def forward(params: Any, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    def forward(
+        params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, "B"]
+    ) -> Float[Array, "B O"]:
         positions = jnp.broadcast_to(jnp.arange(shape[1]), shape)
-        hidden, _ = models.forward(c, params, tokens, positions, dtype=dtype)
+        hidden, _ = models.forward(config, params, tokens, positions, dtype=dtype)
         last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-        return jax.nn.softmax(models.logits(params, last, dtype), axis=-1)[:, jnp.array(options)]
+        probs = jax.nn.softmax(models.logits(params, last, dtype), axis=-1)
+        return probs[:, jnp.array(option_ids)]
 
     shapes = [jax.ShapeDtypeStruct(s, jnp.int32) for s in (shape, shape[:1])]
     compiled = forward.lower(params, *shapes).compile()
     return lambda tokens, lengths: np.asarray(compiled(params, tokens, lengths))
 
 
-def update(m: BenchModel, s: WorkloadSizes) -> Workload:
-    """An optimizer batch of random samples and rewards."""
-    stage, prompts = training(m, s)
+def update(model: BenchModel, sizes: WorkloadSizes) -> Workload:
+    """An update from a batch of random samples and rewards."""
+    stage, prompts = training_stage(model, sizes)
     learner = make_learner(stage, updates=1)
     state = learner.start(stage.model.load())
-    rng = np.random.default_rng(0)
-    logp = np.full(s.new_tokens, -np.log(m.config.vocab), np.float32)
+    rng, vocab = np.random.default_rng(0), model.config.vocab
+    logp = np.full(sizes.new_tokens, -np.log(vocab), np.float32)
     replies = [
-        Reply("", ids, rng.integers(0, m.config.vocab, s.new_tokens, np.int32), logp, False)
+        Reply("", ids, rng.integers(0, vocab, sizes.new_tokens, np.int32), logp, finished=False)
         for ids in prompts
-        for _ in range(s.group)
+        for _ in range(sizes.group)
     ]
-    scores = [Score(float(reward)) for reward in rng.random(s.samples)]
-    batch = make_batch(replies, scores, stage.rollout.grouping, s.new_tokens)
+    scores = [Score(float(reward)) for reward in rng.random(sizes.samples)]
+    batch = make_batch(replies, scores, stage.rollout.grouping, sizes.new_tokens)
 
-    def work() -> None:
+    def run() -> None:
         nonlocal state
         state, _ = learner.train(state, [batch])
         jax.block_until_ready(state)
 
-    tokens = s.samples * (s.prompt_tokens + s.new_tokens)
-    return Workload(work, tokens, 3 * forward_flops(m.config, prompts, s), prompts)
+    return Workload(
+        run,
+        tokens=sizes.samples * (sizes.prompt_tokens + sizes.new_tokens),
+        flops=3 * forward_flops(model.config, prompts, sizes),
+        prompts=prompts,
+    )
 
 
-def step(m: BenchModel, s: WorkloadSizes) -> Workload:
+def step(model: BenchModel, sizes: WorkloadSizes) -> Workload:
     """A whole GRPO step with a reference."""
-    stage, prompts = training(m, s)
+    stage, prompts = training_stage(model, sizes)
     learner = make_learner(stage, updates=1)
     state = learner.start(stage.model.load())
-    number = 0
+    steps_done = 0
 
-    def work() -> dict[str, float]:
-        nonlocal state, number
-        number += 1
-        rows = range(s.prompts)
-        state, numbers, _ = train_step(stage, learner, state, rows, number, Phases())
+    def run() -> dict[str, float]:
+        nonlocal state, steps_done
+        steps_done += 1
+        state, metrics, _ = train_step(
+            stage, learner, state, range(sizes.prompts), steps_done, Phases()
+        )
         jax.block_until_ready(state)
-        assert numbers["sampled_tokens"] == s.samples * s.new_tokens
-        phases = {name.removeprefix("secs/"): x for name, x in numbers.items() if "secs/" in name}
-        return {name: secs for name, secs in phases.items() if name != "total"}
+        assert metrics["sampled_tokens"] == sizes.samples * sizes.new_tokens
+        return {
+            name.removeprefix("secs/"): secs
+            for name, secs in metrics.items()
+            if name.startswith("secs/") and name != "secs/total"
+        }
 
-    flops = 5 * forward_flops(m.config, prompts, s)
-    return Workload(work, s.samples * s.new_tokens, flops, prompts)
+    return Workload(
+        run,
+        tokens=sizes.samples * sizes.new_tokens,
+        flops=5 * forward_flops(model.config, prompts, sizes),
+        prompts=prompts,
+    )
 
 
 WORKLOADS = {"rollout": rollout, "judge": judge, "update": update, "step": step}

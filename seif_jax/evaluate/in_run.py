@@ -25,14 +25,14 @@ class Evaluation:
 
 def score_sets(
     policy: ChatModel, evaluation: Evaluation, key: jax.Array
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, object]]]:
     """Samples and scores one reply to every prompt of every set.
 
     Returns metrics named `eval/SET/METRIC`, and one row of evaluations.parquet per reply. Prompts
     that are too long are dropped and counted. Raises UserError if this leaves none of a set.
     """
     metrics: dict[str, float] = {}
-    samples: list[dict[str, Any]] = []
+    samples: list[dict[str, object]] = []
     for name, task in evaluation.sets.items():
         set_metrics, set_samples = _score_set(policy, name, task, evaluation.decoding, key)
         metrics |= {f"eval/{name}/{metric}": value for metric, value in set_metrics.items()}
@@ -42,7 +42,7 @@ def score_sets(
 
 def _score_set(
     policy: ChatModel, name: str, task: Task[Parsed], decoding: Decoding, key: jax.Array
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+) -> tuple[dict[str, float], list[dict[str, object]]]:
     rows = range(len(task.rows))
 
     def score(parsed: Sequence[Parsed], sample_ids: Sequence[int]) -> list[Score]:

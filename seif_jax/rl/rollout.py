@@ -211,7 +211,7 @@ def make_batch(
 
 def _sample(
     task: Task[Parsed], row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """A row of samples.parquet. i: the sample's index in its group."""
     return {
         "row": int(row),

@@ -136,7 +136,7 @@ def train_step(
     rows: Sequence[int],
     step: int,
     phases: Phases,
-) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
+) -> tuple[TrainState, dict[str, float], list[dict[str, object]]]:
     """One GRPO step on the prompts of `rows`: sample, score, update.
 
     Returns the new state, in the buffers of the old one, the step's metrics, and its rows of
