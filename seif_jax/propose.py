@@ -1,7 +1,7 @@
 """The data stage: the Instructor writes an instruction per seed, and the Filter drops some."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pyarrow.parquet as pq
 
-from seif_jax import data, metrics, processes
+from seif_jax import data, diversity, metrics, processes
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
@@ -19,6 +19,7 @@ from seif_jax.rewards.recognise import recognise
 from seif_jax.rl.rollout import UNREADABLE, sample_and_score
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer
+from seif_jax.roles import instructor
 
 ADVICE = {  # what to change, by the reason for which instructions are dropped
     "truncated": "raise config.instructor.max_response_tokens",
@@ -74,7 +75,20 @@ def propose_instructions(
     processes.wait(f"{path}: written")
     shares = _shares([sample["reason"] for sample in samples])
     display.end_stage(shares)
+    if signs := collapse_signs(stage.task, samples):
+        display.warn(
+            f"round {info.round} {info.name}: the Instructor writes the same over and over: {signs}"
+        )
     return shares
+
+
+def collapse_signs(task: Proposer, samples: Sequence[Mapping[str, Any]]) -> str:
+    """What says that the kept instructions among the stage's samples hardly vary; "": nothing."""
+    kept = [sample for sample in samples if sample["kept"]]
+    texts = [text for sample in kept for text in sample["constraint"]]
+    ids = [name for sample in kept for name in sample["instruction_id_list"]]
+    examples = instructor.shown_constraints(task.shots, task.prompts)
+    return diversity.collapse(texts, ids, examples)
 
 
 def explain_drops(reasons: Sequence[str]) -> str:

@@ -45,7 +45,7 @@ def make(
             "rounds": rounds,
             "seed": seed,
             "stages": ["instructor", "generate", "follower"],
-            "reward": {"checks": "hybrid"},
+            "reward": {"checks": ["ifeval", "judge"]},
             "instructor": {"shots": 2, "prompts": None, "epochs": [1]},
             **config,
         },

@@ -20,7 +20,7 @@ LEVELS = [
     | {"role_weights", "run_config", "run_dir", "settings"},
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "compiling", "data", "display", "metrics"},
-    {"rewards", "roles", "rows", "sampling", "tokenizer"},
+    {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
     {"accelerators", "chat_template", "processes", "sharding"},
     {"bench.baselines", "errors", "files", "instruction", "json_io", "options", "run_paths"}
@@ -33,6 +33,7 @@ TEXT = {"transformers", "tokenizers", "seif_jax.tokenizer", "seif_jax.roles", "s
 NEVER = {
     "evolve": {"jax.numpy", "numpy"},
     "roles": ARRAYS,
+    "diversity": ARRAYS,
     "rewards": ARRAYS,
     "rl.answerer": ARRAYS,
     "rl.tasks": ARRAYS,

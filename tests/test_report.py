@@ -4,12 +4,13 @@ import json
 import math
 import random
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic_run
 
 from seif_jax.__main__ import main
-from seif_jax.report import health, page, samples, scores, trust
+from seif_jax.report import compare, health, instructions, page, samples, scores, trust
 from seif_jax.report.blocks import script
 from seif_jax.report.counts import Agreement, StageCounts
 from seif_jax.report.figures import Line, lines
@@ -258,4 +259,98 @@ def test_a_report_that_is_current_is_left_alone(run, monkeypatch):
         page.write_in_run(run, pytest.fail)
     (run / "metrics.jsonl").write_text("")
     page.write_in_run(run, pytest.fail)
-    assert json_of(run / "report/data/report.js")["headline"] == []
+    labels = [card["label"] for card in json_of(run / "report/data/report.js")["headline"]]
+    assert labels == ["held_out: constraints met"]
+
+
+def instructions_of(run):
+    return instructions.load(RunFiles("r", run))
+
+
+def test_instructions_are_those_that_were_kept(run):
+    rows = pq.read_table(run / "round_2/instructions.parquet").to_pylist()
+    kept = [row for row in rows if row["kept"]]
+    first, second = instructions_of(run)
+    assert (first.round, second.round) == (1, 2)
+    assert second.instructions == len(kept) < len(rows)
+    assert second.outcomes == {"kept": len(kept), "contradiction": len(rows) - len(kept)}
+    assert list(second.constraints) == [text for row in kept for text in row["constraint"]]
+    assert sum(second.shares.values()) == pytest.approx(1)
+    count = sum("punctuation:no_comma" in row["instruction_id_list"] for row in kept)
+    assert second.shares["punctuation:no_comma"] == count / len(second.constraints)
+
+
+def test_kinds_of_a_file_that_names_none_are_recognised(tmp_path):
+    texts = ["Do not use any commas.", "Be kind."]
+    table = pa.table({"constraint": [texts], "instruction_id_list": [["soft", "soft"]]})
+    pq.write_table(table, tmp_path / "given.parquet")
+    found = instructions.read(tmp_path / "given.parquet", 1, [])
+    assert list(found.kinds) == ["punctuation:no_comma", "soft"]
+    assert found.outcomes == {"kept": 1}
+
+
+def test_examples_are_those_that_the_run_shows(run):
+    packaged = instructions_of(run)[0].examples
+    assert "The response should contain exactly 3 bullet points." in packaged  # of the first
+    assert "The response should not contain any commas." not in packaged  # of the third
+    about = json.loads((run / "config.json").read_text())
+    about["config"]["instructor"]["prompts"] = "mine.toml"
+    (run / "config.json").write_text(json.dumps(about))
+    assert instructions_of(run)[0].examples == []  # its copy is lost
+    (run / "prompts").mkdir()
+    shots = [
+        f"[[SHOTS.{variant}]]\nseed = 'Sing.'\nthought = ''\nconstraints = {texts}\n"
+        for variant, texts in (("hard", ["a1", "a2", "a3"]), ("soft", ["b", "c", "d", "e", "f"]))
+    ]
+    (run / "prompts/instructor.toml").write_text("\n".join(shots))
+    assert instructions_of(run)[0].examples == ["a1", "a2", "a3", "b", "c", "d", "e", "f"]
+
+
+def test_kinds_that_changed_most(tmp_path):
+    def round_of(number, counts):
+        kinds = [f"k:{kind}" for kind, n in counts.items() for _ in range(n)]
+        return instructions.RoundInstructions(number, ["x"] * len(kinds), kinds, 1, {"kept": 1}, [])
+
+    first = round_of(1, {"a": 4, "b": 3, "c": 2, "d": 1})
+    last = round_of(3, {"b": 3, "c": 1, "d": 2, "e": 4})
+    (trace,) = instructions.changes_chart([first, round_of(2, {"a": 1}), last]).figure["data"]
+    assert list(trace["y"]) == ["e", "d", "c", "a"]
+    assert list(trace["x"]) == pytest.approx([40, 10, -10, -40])
+
+
+def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
+    runs = {"a0": (0, 1e-5), "a1": (1, 1e-5), "b0": (0, 3e-5), "b1": (1, 3e-5), "b2": (2, 3e-5)}
+    for name, (seed, rate) in runs.items():
+        optim = {"learning_rate": rate}
+        synthetic_run.make(tmp_path / name, rounds=1, steps=2, prompts=1, seed=seed, optim=optim)
+    grouped = compare.groups(open_runs([tmp_path]))
+    assert [[run.name for run in group.runs] for group in grouped] == [
+        ["a0", "a1"],
+        ["b0", "b1", "b2"],
+    ]
+    assert [group.name for group in grouped] == [
+        "optim.learning_rate=1e-05", "optim.learning_rate=3e-05",
+    ]  # fmt: skip
+    assert compare.groups(open_runs([tmp_path / "a0"]))[0].name == "a0"
+    assert compare.groups(open_runs([tmp_path / "a0", tmp_path / "a1"]))[0].name == "all runs"
+
+
+def test_mean_and_band_over_seeds():
+    """Runs of different lengths; a step that one run lacks is of the others."""
+    mean, low, high = compare.mean_and_band([[1.0, 2.0, None], [3.0, None, None], [8.0, 4.0]])
+    assert mean == pytest.approx([4.0, 3.0, None])
+    deviations = [math.sqrt(13), math.sqrt(2)]
+    assert high[:2] == pytest.approx([4 + deviations[0], 3 + deviations[1]])
+    assert low[:2] == pytest.approx([4 - deviations[0], 3 - deviations[1]])
+    assert compare.mean_and_band([[0.5]]) == ([0.5], [0.5], [0.5])
+
+
+def test_difficulty_is_the_first_and_last_step_of_each_round(run):
+    files = RunFiles("r", run)
+    chart = instructions.difficulty([files])
+    assert chart
+    before, after = chart.figure["data"]
+    for round in (1, 2):
+        steps = files.steps("follower", round)
+        assert before["y"][round - 1] == steps[0]["followed"]
+        assert after["y"][round - 1] == steps[-1]["followed"]

@@ -6,7 +6,7 @@ text, never as markup.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from seif_jax import json_io
@@ -25,6 +25,7 @@ class Chart:
     alt: str
     note: str = ""  # how to read it
     role: str = ""  # "follower" or "instructor": shown only while that role is chosen
+    run: str = ""  # shown only while that run is chosen
     width: str = ""  # "double" or "full"
     type: str = "chart"
 
@@ -37,6 +38,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     role: str = ""
+    run: str = ""
     type: str = "table"
 
 
@@ -47,6 +49,7 @@ class Note:
     text: str
     kind: str = ""
     role: str = ""
+    run: str = ""
     type: str = "note"
 
 
@@ -62,7 +65,16 @@ class Section:
     roles: Sequence[str] = field(default=())  # between which the reader chooses
 
     def as_json(self) -> Row:
-        return asdict(self)
+        runs = dict.fromkeys(block.run for block in self.blocks if block.run)
+        return asdict(self) | {"runs": list(runs)}
+
+
+def of_run(blocks: Sequence[Block], run: str, several: bool) -> list[Block]:
+    """The blocks as those of one run; if there are several runs, the reader chooses one."""
+    if not several:
+        return list(blocks)
+    named = [b if isinstance(b, Note) else replace(b, id=f"{b.id}-{run}") for b in blocks]
+    return [replace(block, run=run) for block in named]
 
 
 def script(call: str, value: object) -> str:

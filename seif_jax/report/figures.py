@@ -26,7 +26,7 @@ _DARK = {
 }
 SERIES = tuple(_DARK)  # what differs by run, reason or kind takes these in turn
 ROLE_COLOURS = {"follower": INDIGO, "instructor": ORANGE, "generate": TEAL, "evaluate": PINK}
-STEP = "step"  # of a training stage: the axis has whole numbers only
+STEP, ROUND = "step", "round"  # the axes that have whole numbers only
 FEW = 40  # points of a line that are also marked
 
 
@@ -84,7 +84,7 @@ def lines(
             )
         )
     layout: Row = axes(x, y, len(drawn) > 1, share)
-    if x == STEP:
+    if x in (STEP, ROUND):
         layout["xaxis"] |= _whole_numbers(drawn)
     return finish(traces, layout, marks)
 

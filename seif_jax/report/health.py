@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from seif_jax.report import bars, figures
 from seif_jax.report.bars import Bars
-from seif_jax.report.blocks import Block, Chart, Note, Section
+from seif_jax.report.blocks import Block, Chart, Note, Section, of_run
 from seif_jax.report.counts import BINS, StageCounts
 from seif_jax.report.figures import Line
 from seif_jax.report.run_files import ROLES, Metrics, RunFiles
@@ -43,9 +43,10 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     roles = [role for role in ROLES if any(run.steps(role) for run in runs)]
     for role in roles:
         blocks += [chart for each in MEASURES if (chart := measure(runs, role, each))]
-        blocks += [reasons(run, role, len(runs) > 1) for run in runs if run.steps(role)]
         for run in runs:
-            blocks += histograms(run, role, counts[run.name], len(runs) > 1)
+            if run.steps(role):
+                own = [reasons(run, role), *histograms(role, counts[run.name])]
+                blocks += of_run(own, run.name, len(runs) > 1)
     if not roles:
         blocks.append(Note("No training step has ended yet."))
     lead = (
@@ -116,7 +117,7 @@ def in_words(y: Sequence[float | None]) -> str:
     )
 
 
-def reasons(run: RunFiles, role: str, several: bool) -> Chart:
+def reasons(run: RunFiles, role: str) -> Chart:
     """Why samples scored 0 or nothing, stacked; what is left of 1 earned a reward."""
     steps = run.steps(role)
     named = [name for name in REASONS if any(line.get(f"reason/{name}") for line in steps)]
@@ -135,14 +136,12 @@ def reasons(run: RunFiles, role: str, several: bool) -> Chart:
     alt = "Shares of samples, mean over the steps: " + ", ".join(
         f"{name.replace('_', ' ')} {value:.1%}" for name, value in means.items()
     )
-    title = "Why samples scored nothing" + (f": {run.name}" if several else "")
+    title = "Why samples scored nothing"
     note = "; ".join(f"{name.replace('_', ' ')}: {REASONS[name]}" for name in named)
-    return Chart(f"{role}-reasons-{run.name}", title, figure, alt, note, role, width="double")
+    return Chart(f"{role}-reasons", title, figure, alt, note, role, width="double")
 
 
-def histograms(
-    run: RunFiles, role: str, counts: Sequence[StageCounts], several: bool
-) -> list[Block]:
+def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
     """The rewards at the beginning, middle and end of every stage of a role."""
     charts: list[Block] = []
     for stage in counts:
@@ -161,10 +160,10 @@ def histograms(
             mean = sum(b * count for b, count in zip(bins, held, strict=True)) / total
             alts.append(f"{name}: mean {mean:.2f}, {held[0] / total:.0%} at 0")
         figure = bars.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
-        title = f"Rewards in round {stage.round}" + (f": {run.name}" if several else "")
+        title = f"Rewards in round {stage.round}"
         charts.append(
             Chart(
-                f"{role}-rewards-{run.name}-{stage.round}",
+                f"{role}-rewards-{stage.round}",
                 title,
                 figure,
                 f"{title}. {'; '.join(alts)}.",

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from seif_jax import __version__
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path, make_folder, occupied, os_errors, remove, write_text
-from seif_jax.report import figures, health, samples, scores, trust
-from seif_jax.report.blocks import Row, Section, script
+from seif_jax.report import samples
+from seif_jax.report.blocks import Row, script
+from seif_jax.report.content import content
 from seif_jax.report.counts import StageCounts
-from seif_jax.report.run_files import MARK, ROLES, RunFiles, mean
-from seif_jax.rewards.score import REASONS
+from seif_jax.report.run_files import MARK, RunFiles
 from seif_jax.run_paths import ABOUT, DONE
 
 FOLDER = "report"  # in a run's folder
@@ -36,8 +35,7 @@ def write(runs: Sequence[RunFiles], folder: Path) -> Path:
     make_folder(folder / "data" / "samples")
     with os_errors(folder):
         counts, stages = _export_samples(runs, folder)
-        sections = [build(runs, counts) for build in SECTIONS]
-        write_text(folder / "data" / MARK, script("report", _content(runs, sections, stages)))
+        write_text(folder / "data" / MARK, script("report", content(runs, counts, stages)))
         _write_assets(folder)
     return folder / INDEX
 
@@ -70,9 +68,6 @@ def _is_current(run: RunFiles, folder: Path) -> bool:
     return page.exists() and page.stat().st_mtime_ns > changed
 
 
-SECTIONS = (scores.section, health.section, trust.section)
-
-
 def _unfinished(folder: Path) -> bool:
     """Whether there is what a first report wrote before it was stopped."""
     return {path.name for path in folder.iterdir()} == {"data"}
@@ -98,54 +93,6 @@ def _export_samples(
         if f"{path.parent.name}/{path.name}" not in wanted:
             remove(path)
     return counts, listed
-
-
-def _content(runs: Sequence[RunFiles], sections: Sequence[Section], stages: Sequence[Row]) -> Row:
-    kinds = sorted({kind for stage in stages for kind in stage["kinds"]})
-    return {
-        "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
-        "version": __version__,
-        "dark": figures.DARK,
-        "runs": [about(run) for run in runs],
-        "headline": headline(runs[0]) if len(runs) == 1 else [],
-        "sections": [section.as_json() for section in sections],
-        "stages": stages,
-        "reasons": REASONS,
-        "kinds": {kind: trust.kind_name(kind) for kind in kinds},
-    }
-
-
-def about(run: RunFiles) -> Row:
-    """What the run was: shown under the title."""
-    config = run.config
-    devices = run.about.get("devices") or []
-    return {
-        "name": run.name,
-        "folder": str(run.folder),
-        "model": config.get("model") or "smollm2",
-        "started": run.about.get("started"),
-        "rounds": f"{max(run.rounds, default=0)} of {config['rounds']}",
-        "seed": config.get("seed"),
-        "checks": config["reward"]["checks"],
-        "devices": f"{len(devices)} × {devices[0].rpartition(':')[0]}" if devices else "",
-        "commit": (run.about.get("git_commit") or "")[:10],
-    }
-
-
-def headline(run: RunFiles) -> list[Row]:
-    """The few numbers above all sections: first and last value of each."""
-    wanted = [
-        (role, "reward", f"{role.capitalize()} reward") for role in ROLES if run.steps(role)
-    ] + [("follower", "judge_agreement", "Judger agrees with rules"), ("follower", "kl", "KL")]
-    cards = []
-    for role, key, label in wanted:
-        by_round = [
-            (round, mean(line.get(key) for line in run.steps(role, round))) for round in run.rounds
-        ]
-        values = [(round, value) for round, value in by_round if value is not None]
-        if values:
-            cards.append({"label": label, "role": role, "values": values})
-    return cards
 
 
 def _write_assets(folder: Path) -> None:

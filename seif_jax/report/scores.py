@@ -1,13 +1,23 @@
 """Section 1: what did it come to? Scores by round, the table of rounds, where the time went."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
 from seif_jax.report import bars, figures, round_means
 from seif_jax.report.bars import Bars
-from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, columns_and_rows
+from seif_jax.report.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Note,
+    Section,
+    Table,
+    columns_and_rows,
+    of_run,
+)
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.health import series_colour
 from seif_jax.report.run_files import ORDER, Metrics, RunFiles
@@ -24,10 +34,11 @@ Scores = dict[str, dict[str, list[float]]]  # {evaluation set: {"base" or "round
 
 def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
     blocks: list[Block] = []
-    several = len(runs) > 1
     scores = {run.name: evaluations(counts[run.name]) for run in runs}
     sets = list(dict.fromkeys(name for each in scores.values() for name in each))
-    blocks += [score_chart(runs, scores, name) for name in sets]
+    widths = {1: ("full",), 2: ("", "double")}.get(len(sets), ("",) * len(sets))
+    charts = [score_chart(runs, scores, name) for name in sets]
+    blocks += [replace(chart, width=width) for chart, width in zip(charts, widths, strict=True)]
     if not sets:
         blocks.append(
             Note(
@@ -37,7 +48,9 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
             )
         )
     blocks.append(rounds_table(runs))
-    blocks += [time_chart(run, several) for run in runs if _timed(run)]
+    for run in runs:
+        if _timed(run):
+            blocks += of_run([time_chart(run)], run.name, len(runs) > 1)
     blocks.append(time_table(runs))
     lead = "The models after each round, what each round measured, and what it cost."
     return Section("scores", "What did it come to?", lead, blocks)
@@ -118,7 +131,7 @@ def _stages(run: RunFiles) -> list[tuple[str, list[Metrics]]]:
     return [(name, steps) for name, steps in named if steps]
 
 
-def time_chart(run: RunFiles, several: bool) -> Chart:
+def time_chart(run: RunFiles) -> Chart:
     stages = _stages(run)
     secs = [stage_secs(steps) for _, steps in stages]
     whole = sum(sum(each.values()) for each in secs)
@@ -133,8 +146,8 @@ def time_chart(run: RunFiles, several: bool) -> Chart:
     figure = bars.bars(drawn, x=unit, stacked=True, sideways=True)
     sums = {label: sum(each[label] for each in secs) for label in colours}
     alt = ", ".join(f"{label} {value / max(whole, 1e-9):.0%}" for label, value in sums.items())
-    title = "Time by phase" + (f": {run.name}" if several else "")
-    return Chart(f"time-{run.name}", title, figure, f"{title}: {alt}.", width="full")
+    title = "Time by phase"
+    return Chart("time-by-phase", title, figure, f"{title}: {alt}.", width="full")
 
 
 def time_table(runs: Sequence[RunFiles]) -> Table:

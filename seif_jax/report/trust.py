@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from seif_jax.report import bars, figures
 from seif_jax.report.bars import Bars
-from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table
+from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.counts import PROB_BINS, Agreement, StageCounts, total
 from seif_jax.report.figures import Line
 from seif_jax.report.health import in_words, labels, round_marks, series_colour, x_of
@@ -21,8 +21,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
         for run in runs:
             stages = stage_counts(counts[run.name], role)
             if stages:
-                title = f": {run.name}" if len(runs) > 1 else ""
-                blocks += of_run(run, role, stages, title)
+                blocks += of_run(of_role(run, role, stages), run.name, len(runs) > 1)
     if not roles:
         blocks.append(
             Note("The Judger gave no verdict in this run: the reward is what the rules say.")
@@ -40,17 +39,17 @@ def stage_counts(counts: Sequence[StageCounts], role: str) -> list[StageCounts]:
     return [s for s in counts if s.stage == role and any(k.judged for k in s.kinds.values())]
 
 
-def of_run(run: RunFiles, role: str, stages: Sequence[StageCounts], title: str) -> list[Block]:
+def of_role(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> list[Block]:
     both = total(step.agreement for stage in stages for step in stage.steps.values())
     blocks: list[Block] = []
     if both.count:
         blocks.append(Note(verdict(both), "" if _trusted(both) else "warning", role))
-        blocks += [agreement_chart(run, role, stages, title), yes_chart(run, role, stages, title)]
-    made = (missing_chart(run, role, title), reliability(run, role, stages, title))
+        blocks += [agreement_chart(run, role, stages), yes_chart(run, role, stages)]
+    made = (missing_chart(run, role), reliability(role, stages))
     blocks += [chart for chart in made if chart]
     if both.count:
-        blocks.append(kinds_chart(run, role, stages, title))
-    blocks.append(kinds_table(run, role, stages, title))
+        blocks.append(kinds_chart(role, stages))
+    blocks.append(kinds_table(role, stages))
     return blocks
 
 
@@ -92,7 +91,7 @@ def _by_step(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> list[Ag
     return [held.get(place, Agreement()) for place in places]
 
 
-def agreement_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: str) -> Chart:
+def agreement_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
     steps = run.steps(role)
     by_step = _by_step(run, role, stages)
     share, kappa = [each.share for each in by_step], [each.kappa for each in by_step]
@@ -103,15 +102,15 @@ def agreement_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], tit
     figure = figures.lines(drawn, marks=round_marks(steps))
     figure["layout"]["yaxis"]["range"] = [min([0.0, *filter(None, kappa)]) - 0.05, 1.05]
     alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn if any_value(line.y))
-    name = f"Judger against rule{title}"
-    return Chart(f"{role}-agreement-{run.name}", name, figure, alt, "By step", role)
+    name = "Judger against rule"
+    return Chart(f"{role}-agreement", name, figure, alt, "By step", role)
 
 
 def any_value(y: Sequence[float | None]) -> bool:
     return any(value is not None for value in y)
 
 
-def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: str) -> Chart:
+def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
     steps = run.steps(role)
     by_step = _by_step(run, role, stages)
     drawn = [
@@ -121,10 +120,10 @@ def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: st
     figure = figures.lines(drawn, share=True, marks=round_marks(steps))
     alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn if any_value(line.y))
     note = "Share of yes on the constraints that have both verdicts"
-    return Chart(f"{role}-yes-{run.name}", f"Who says yes{title}", figure, alt, note, role)
+    return Chart(f"{role}-yes", "Who says yes", figure, alt, note, role)
 
 
-def missing_chart(run: RunFiles, role: str, title: str) -> Chart | None:
+def missing_chart(run: RunFiles, role: str) -> Chart | None:
     steps = run.steps(role)
     named = {"no_verdict": "Judger", "filter_no_verdict": "Filter"}
     drawn = [
@@ -137,7 +136,7 @@ def missing_chart(run: RunFiles, role: str, title: str) -> Chart | None:
     figure = figures.lines(drawn, share=True, marks=round_marks(steps))
     alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn)
     note = "Share of the questions whose verdict could not be read"
-    return Chart(f"{role}-missing-{run.name}", f"No verdict{title}", figure, alt, note, role)
+    return Chart(f"{role}-missing", "No verdict", figure, alt, note, role)
 
 
 def by_kind(stages: Sequence[StageCounts]) -> dict[str, Agreement]:
@@ -153,7 +152,7 @@ def kind_name(kind: str) -> str:
     return NO_RULE if kind == "soft" else kind.rpartition(":")[2].replace("_", " ")
 
 
-def kinds_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: str) -> Chart:
+def kinds_chart(role: str, stages: Sequence[StageCounts]) -> Chart:
     kinds = {kind: a for kind, a in by_kind(stages).items() if a.count}
     names = [f"{kind_name(kind)} ({a.count:,})" for kind, a in kinds.items()]
     drawn = [
@@ -163,8 +162,8 @@ def kinds_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: 
     figure = bars.dots(drawn)
     alt = "; ".join(f"{name}: {a.share:.0%}" for name, a in zip(names, kinds.values(), strict=True))
     return Chart(
-        f"{role}-kinds-{run.name}",
-        f"Agreement by kind of constraint{title}",
+        f"{role}-kinds",
+        "Agreement by kind of constraint",
         figure,
         alt,
         "In brackets: constraints with both verdicts",
@@ -173,7 +172,7 @@ def kinds_chart(run: RunFiles, role: str, stages: Sequence[StageCounts], title: 
     )
 
 
-def kinds_table(run: RunFiles, role: str, stages: Sequence[StageCounts], title: str) -> Table:
+def kinds_table(role: str, stages: Sequence[StageCounts]) -> Table:
     columns = ("kind", "both verdicts", "agreement", "kappa", "rule yes", "Judger yes")
     columns += ("wrong yes", "wrong no", "judged", "Judger yes, all")
     rows: list[list[Cell]] = [
@@ -192,8 +191,8 @@ def kinds_table(run: RunFiles, role: str, stages: Sequence[StageCounts], title: 
         for kind, a in by_kind(stages).items()
     ]
     note = "Wrong yes: the Judger says yes where the rule says no"
-    name = f"Judger and rule by kind{title}"
-    return Table(f"{role}-kinds-table-{run.name}", name, columns, rows, note, role)
+    name = "Judger and rule by kind"
+    return Table(f"{role}-kinds-table", name, columns, rows, note, role)
 
 
 def auroc(no: Sequence[int], yes: Sequence[int]) -> float | None:
@@ -206,9 +205,7 @@ def auroc(no: Sequence[int], yes: Sequence[int]) -> float | None:
     return pairs / count if count else None
 
 
-def reliability(
-    run: RunFiles, role: str, stages: Sequence[StageCounts], title: str
-) -> Chart | None:
+def reliability(role: str, stages: Sequence[StageCounts]) -> Chart | None:
     """How often the rule says yes, by the Judger's p(yes)."""
     no, yes = (
         [sum(bins) for bins in zip(*(stage.probs[rule] for stage in stages), strict=True)]
@@ -230,4 +227,4 @@ def reliability(
     ranks = f"; area under the ROC curve {area:.2f}" if area is not None else ""
     alt = f"Rule says yes, by p(yes): {in_words(y)}{ranks}"
     note = f"On the dotted line p(yes) is a probability{ranks}"
-    return Chart(f"{role}-reliability-{run.name}", f"Calibration{title}", figure, alt, note, role)
+    return Chart(f"{role}-reliability", "Calibration", figure, alt, note, role)

@@ -51,6 +51,12 @@ def messages(
     return dialogue(prompts.system[kind], turns, shots, prompts.user(kind, seed=seed))
 
 
+def shown_constraints(shots: int, prompts: Prompts | None = None) -> list[str]:
+    """The constraints of the first `shots` examples of each variant: what may be copied."""
+    examples = (prompts or PACKAGED).shots.values()
+    return [text for shot_list in examples for s in shot_list[:shots] for text in s["constraints"]]
+
+
 def _reply(shot: Shot, format: str) -> str:
     """An example's reply: what `parse` takes apart again."""
     keyed = {f"c{i}": text for i, text in enumerate(shot["constraints"], 1)}

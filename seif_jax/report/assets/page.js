@@ -40,7 +40,7 @@
   /** A number of the headline: its last round, and the rounds before. */
   function card({ label, role, values }) {
     const [, now] = values[values.length - 1];
-    const before = values.map(([round, value]) => `round ${round}: ${format(value)}`).join(" · ");
+    const before = values.map(([when, value]) => `${when}: ${format(value)}`).join(" · ");
     return el("div", { class: "card" }, el("p", { class: "label" }, label),
       el("p", { class: `figure-now ${role}` }, format(now)), el("p", { class: "was" }, before));
   }
@@ -53,21 +53,33 @@
     note: (block) => el("p", { class: `note block ${block.kind}` }, block.text),
   };
 
-  function section({ id, title, lead, blocks, roles }) {
-    const made = blocks.map((block) => [block.role, makers[block.type](block)]);
-    const choose = (role) => made.forEach(([own, element]) => { element.hidden = Boolean(own) && own !== role; });
-    if (roles.length) choose(roles[0]);
+  function section({ id, title, lead, blocks, roles, runs }) {
+    const made = blocks.map((block) => [block, makers[block.type](block)]);
+    const chosen = { role: roles[0], run: runs[0] };
+    const choose = (what) => {
+      Object.assign(chosen, what);
+      for (const [block, element] of made)
+        element.hidden = ["role", "run"].some((key) => block[key] && block[key] !== chosen[key]);
+    };
+    choose({});
     return el("section", { id, "aria-labelledby": `${id}-title` },
       el("div", { class: "head" },
         el("div", null, el("h2", { id: `${id}-title` }, title), el("p", { class: "lead" }, lead)),
+        runs.length > 1 ? runSelect(title, runs, choose) : null,
         roles.length > 1 ? roleSwitch(id, title, roles, choose) : null),
       el("div", { class: "grid" }, made.map(([, element]) => element)));
+  }
+
+  function runSelect(title, runs, choose) {
+    const select = el("select", null, runs.map((run) => el("option", { value: run }, run)));
+    select.addEventListener("change", () => choose({ run: select.value }));
+    return el("label", { class: "pick" }, el("span", { class: "unseen" }, `${title} `), "Details of ", select);
   }
 
   function roleSwitch(id, title, roles, choose) {
     return el("fieldset", { class: "switch" }, el("legend", { class: "unseen" }, `${title} Role:`),
       roles.map((role, i) => el("label", null,
-        el("input", { type: "radio", name: `${id}-role`, value: role, checked: i === 0, onchange: () => choose(role) }),
+        el("input", { type: "radio", name: `${id}-role`, value: role, checked: i === 0, onchange: () => choose({ role }) }),
         el("span", null, role[0].toUpperCase() + role.slice(1)))));
   }
 

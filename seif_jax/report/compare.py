@@ -1,0 +1,152 @@
+"""Section 5: several runs or schedules side by side, with the mean and band over their seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seif_jax.report import figures
+from seif_jax.report.blocks import Block, Cell, Chart, Note, Row, Section, Table
+from seif_jax.report.figures import Line
+from seif_jax.report.health import by_step, in_words, labels, round_marks, series_colour, x_of
+from seif_jax.report.run_files import ROLES, RunFiles
+
+CURVES = ("reward", "followed", "kl", "reply_tokens")
+TITLES = {
+    "reward": "Reward",
+    "followed": "Constraints met",
+    "kl": "KL to the reference",
+    "reply_tokens": "Reply length",
+}
+SHARES = ("reward", "followed")
+SHOWN_KEYS = 3  # in a group's name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config that differ in their seed alone."""
+
+    name: str
+    runs: Sequence[RunFiles]
+
+
+def section(runs: Sequence[RunFiles]) -> Section:
+    grouped = groups(runs)
+    blocks: list[Block] = []
+    roles = [role for role in ROLES if any(run.steps(role) for run in runs)]
+    for role in roles:
+        charts = [curve(grouped, role, key) for key in CURVES]
+        blocks += [chart for chart in charts if chart]
+    blocks.append(group_table(grouped))
+    if all(len(group.runs) == 1 for group in grouped):
+        blocks.append(Note("No two of these runs differ in their seed alone: there are no bands."))
+    lead = (
+        "Runs that differ in their seed alone are one curve: the mean over seeds, within a band of "
+        "one standard deviation (n − 1)."
+    )
+    return Section("compare", "How do runs and schedules compare?", lead, blocks, roles)
+
+
+def flat(config: Row, prefix: str = "") -> dict[str, str]:
+    """{"optim.learning_rate": value as JSON} of a nested config."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = json.dumps(value, sort_keys=True)
+    return out
+
+
+def groups(runs: Sequence[RunFiles]) -> list[Group]:
+    """The runs by all keys of their configs but the seed, named after the keys that differ."""
+    configs = [flat(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
+    varied = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    members: dict[tuple[str | None, ...], list[RunFiles]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        members.setdefault(tuple(config.get(key) for key in varied), []).append(run)
+    return [Group(_name(varied, values, alike), alike) for values, alike in members.items()]
+
+
+def _name(keys: Sequence[str], values: Sequence[str | None], runs: Sequence[RunFiles]) -> str:
+    if len(runs) == 1:
+        return runs[0].name
+    if not keys:
+        return "all runs"
+    pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+    more = ", …" if len(pairs) > SHOWN_KEYS else ""
+    return ", ".join(pairs[:SHOWN_KEYS]) + more
+
+
+def curve(grouped: Sequence[Group], role: str, key: str) -> Chart | None:
+    """A metric by step, a line per group."""
+    drawn, marks, alts = [], {}, []
+    for i, group in enumerate(grouped):
+        runs = [run for run in group.runs if run.steps(role)]
+        rows = [by_step(run.steps(role), key) for run in runs]
+        if not any(value is not None for row in rows for value in row):
+            continue
+        longest = max(runs, key=lambda run: len(run.steps(role))).steps(role)
+        mean, low, high = mean_and_band(rows)
+        several = f" (n = {len(runs)})" if len(runs) > 1 else ""
+        line = Line(group.name + several, x_of(longest), mean, series_colour(i))
+        if len(runs) > 1:
+            line = Line(line.name, line.x, mean, line.colour, low, high, labels(longest))
+        drawn.append(line)
+        marks = max(marks, round_marks(longest), key=len)
+        alts.append(f"{line.name}: {in_words(mean)}")
+    if not drawn:
+        return None
+    figure = figures.lines(drawn, share=key in SHARES, marks=marks)
+    figure["layout"]["showlegend"] = True
+    figure["layout"]["height"] = 340 if key == CURVES[0] else 260
+    alt = f"{TITLES[key]} of the {role} by step. {'; '.join(alts)}."
+    width = "full" if key == CURVES[0] else ""
+    return Chart(f"compare-{role}-{key}", TITLES[key], figure, alt, "", role, width=width)
+
+
+def mean_and_band(
+    rows: Sequence[Sequence[float | None]],
+) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """Of runs' curves the mean at each step, and that less and plus a standard deviation (n − 1);
+    a run that has ended counts no longer, and one run alone has no deviation."""
+    steps = max(map(len, rows))
+    table = np.full((len(rows), steps), np.nan)
+    for row, values in zip(table, rows, strict=True):
+        row[: len(values)] = [np.nan if value is None else value for value in values]
+    out: tuple[list[float | None], ...] = ([], [], [])
+    for column in table.T:
+        present = column[~np.isnan(column)]
+        mean = present.mean() if len(present) else np.nan
+        spread = present.std(ddof=1) if len(present) > 1 else 0.0
+        for values, value in zip(out, (mean, mean - spread, mean + spread), strict=True):
+            values.append(None if np.isnan(value) else float(value))
+    return out[0], out[1], out[2]
+
+
+def group_table(grouped: Sequence[Group]) -> Table:
+    """What each group's last round came to: mean ± standard deviation over seeds."""
+    rows: list[list[Cell]] = []
+    for group in grouped:
+        for role in ROLES:
+            cells = [_last_round(group, role, key) for key in CURVES]
+            if any(cells):
+                seeds = ", ".join(str(run.config.get("seed")) for run in group.runs)
+                rows.append([group.name, role, len(group.runs), seeds, *cells])
+    columns = ("runs", "role", "n", "seeds", *(TITLES[key] for key in CURVES))
+    note = "Means over the steps of the last round, mean ± standard deviation over seeds"
+    return Table("compare-table", "Last round", columns, rows, note)
+
+
+def _last_round(group: Group, role: str, key: str) -> str | None:
+    means = []
+    for run in group.runs:
+        values = by_step(run.steps(role, max(run.rounds, default=0)), key)
+        present = [value for value in values if value is not None]
+        means += [sum(present) / len(present)] if present else []
+    if not means:
+        return None
+    spread = f" ± {np.std(means, ddof=1):.3g}" if len(means) > 1 else ""
+    return f"{np.mean(means):.3g}{spread}"
