@@ -40,7 +40,7 @@ class OptimizerConfig:
     eps: Annotated[float, Range(1e-30, 1)] = 1e-8
     weight_decay: Annotated[float, Range(0, 1)] = 0.01
     clip_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0  # global norm of the gradient
-    moments: Annotated[str, OneOf(quantized_adam.KINDS)] = "float32"  # bfloat16 and int8 take 1/2
+    moments: Annotated[str, OneOf(quantized_adam.MOMENTS)] = "float32"  # bfloat16 and int8 take 1/2
     # and 1/4 of the memory, with stochastic rounding
 
 
