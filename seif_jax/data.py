@@ -14,6 +14,7 @@ from seif_jax import processes, sources
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.instruction import Columns, Instruction, Seed
+from seif_jax.rewards.rule_library import NLTK_DATA, missing_data
 from seif_jax.rows import is_kept, read_instruction, read_prompt
 
 # Arguments of the IFEval rules, typed as in the IFEval file. A row uses a few, the others are null.
@@ -93,6 +94,7 @@ def load_instructions(
             for i, row in instructions.items()
         }
     _warn_of_cut(path, [read_prompt(*rows[i], "prompt").cut for i in kept], warn)
+    _warn_of_missing_data(path, list(instructions.values()), warn)
     return list(instructions.values())
 
 
@@ -102,6 +104,19 @@ def _warn_of_cut(source: str | Path, cut: Sequence[bool], warn: Callable[[str], 
             f"{source}: {sum(cut)} of {len(cut)} prompts are chats with a system turn or earlier "
             "turns; only the last user turn is read"
         )
+
+
+def _warn_of_missing_data(
+    path: Path, instructions: Sequence[Instruction], warn: Callable[[str], None]
+) -> None:
+    ids = [name for row in instructions for name in row.instruction_ids]
+    for name in NLTK_DATA:
+        missing = missing_data(name) if name in ids else None
+        if missing:
+            warn(
+                f"{path}: the rule {name} of {ids.count(name)} constraints cannot tell without "
+                f"NLTK's {missing}: run `python -m nltk.downloader {missing}`"
+            )
 
 
 def drop_reasons(path: str | Path) -> list[str]:

@@ -87,7 +87,7 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
     for name, arguments in zip(ids, kwargs, strict=True):
         _check_rule(where, name, arguments, seed)
     if not constraints:
-        constraints = [phrase.say(name, a) for name, a in zip(ids, kwargs, strict=True)]
+        constraints = [phrase.say(name, a, seed) for name, a in zip(ids, kwargs, strict=True)]
     texts = tuple(_text(where, column, text) for text in constraints)
     columns = {name: value for name, value in row.items() if name not in _READ}
     return Instruction(seed, texts, prompt, tuple(kwargs), tuple(ids), columns, where)

@@ -25,6 +25,7 @@ from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Item, Result
 from seif_jax.evaluate.verifiable import verifiable_scores
+from seif_jax.rewards import rule_library
 
 BENCH = [  # prompt, ids, kwargs, reply
     ("No commas, please.", ["punctuation:no_comma"], [{}], "None here."),
@@ -56,7 +57,8 @@ def write_bench(folder):
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    monkeypatch.setattr("seif_jax.evaluate.published._has_resource", lambda path: False)
+    rule_library.checkers()
+    monkeypatch.setattr(rule_library, "has_data", lambda path: False)
     return write_bench(tmp_path)
 
 

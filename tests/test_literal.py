@@ -39,10 +39,11 @@ def test_ifevals_check_of_the_same_rule(sentence, reply, met):
 
 def test_the_docs_list_how_each_rule_differs():
     page = (Path(__file__).parents[1] / "docs" / "rewards.md").read_text("utf-8")
-    assert set(re.findall(r"^\| `(\w+:\w+)`", page, re.MULTILINE)) == rules.IDS
+    section = page.partition("## Where the two checks differ")[2].partition("## IFBench")[0]
+    assert set(re.findall(r"^\| `(\w+:\w+)`", section, re.MULTILINE)) == rules.IFEVAL_IDS
     differ = {rule(sentence).instruction_id for sentence, _ in DIFFERS}
     # of letters only accents are another matter, which a judge decides
-    assert differ == rules.IDS - {"keywords:letter_frequency"}
+    assert differ == rules.IFEVAL_IDS - {"keywords:letter_frequency"}
 
 
 @pytest.mark.parametrize("sentence", CASES)
@@ -52,7 +53,7 @@ def test_an_empty_reply_meets_nothing(sentence):
 
 def test_every_rule_is_tested_with_replies_that_meet_it_and_that_do_not():
     tested = {(rule(sentence).instruction_id, met) for sentence, _, met in PAIRS}
-    assert tested >= {(name, met) for name in rules.IDS for met in (True, False)}
+    assert tested >= {(name, met) for name in rules.IFEVAL_IDS for met in (True, False)}
 
 
 def test_without_the_request_a_judge_decides_whether_it_is_repeated():

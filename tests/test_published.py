@@ -10,6 +10,7 @@ from seif_jax.errors import UserError
 from seif_jax.evaluate import published
 from seif_jax.evaluate.outcome import all_met
 from seif_jax.evaluate.published import PublishedPrompt, check, read
+from seif_jax.rewards import rule_library
 
 
 def one(instruction_id, **kwargs):
@@ -65,7 +66,7 @@ def test_a_reason_is_given_for_what_is_not_met():
 
 
 def test_a_checker_whose_data_are_absent_gives_no_verdict(monkeypatch):
-    monkeypatch.setattr(published, "_has_resource", lambda path: False)
+    monkeypatch.setattr(rule_library, "has_data", lambda path: False)
     (found,) = check(one("words:start_verb"), "Run.")
     assert (found.strict, found.loose) == (None, None)
     assert "nltk.downloader averaged_perceptron_tagger_eng" in found.reason
@@ -207,6 +208,6 @@ def test_verdicts_are_those_of_lm_eval():
 
 
 def test_every_checker_of_ifeval_is_compared():
-    registry = published._checkers()
+    registry = rule_library.checkers()
     assert len(registry) == 25 + 58
     assert all(name in registry for name in ARGUMENTS) and len(ARGUMENTS) == 25

@@ -10,6 +10,7 @@ from seif_jax import data, sources
 from seif_jax.errors import EXIT_CODES
 from seif_jax.instruction import SOFT
 from seif_jax.rewards import rules
+from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.score import REASONS
 from seif_jax.rows import read_prompt
 
@@ -29,12 +30,17 @@ def test_exit_codes():
 def test_rules_and_their_arguments():
     *_, table = pages.tables("Instructions and evaluation sets")
     assert {pages.names(name)[0]: tuple(pages.names(arguments)) for name, arguments in table} == {
-        name: rules.arguments(name) for name in rules.IDS
+        name: rules.arguments(name) for name in rules.IFEVAL_IDS
+    }
+    text = (pages.PAGE.parent / "rewards.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w:-]+)` \| (.*?) \|", text.partition("## IFBench")[2], re.MULTILINE)
+    assert {name: tuple(pages.names(arguments)) for name, arguments in rows} == {
+        name: rules.arguments(name) for name in rules.IFBENCH_IDS
     }
     listed = re.findall(
         "`language` is one of (.*?)\\.", pages.section("Instructions and evaluation sets")
     )
-    assert pages.names(listed[0]) == [*rules.LANGUAGES]
+    assert pages.names(listed[0]) == [*LANGUAGES]
 
 
 def test_file_formats():

@@ -276,7 +276,7 @@ ARGUMENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(rules.IDS))
+@pytest.mark.parametrize("name", sorted(rules.IFEVAL_IDS))
 def test_a_rule_without_a_constraint_gets_a_sentence(name):
     """As in IFEval's own file, where all arguments of all rules stand beside each other."""
     found = instruction(instruction_id_list=[name], kwargs=[ARGUMENTS])

@@ -1,13 +1,19 @@
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ifbench_cases import CASES as IFBENCH_CASES
 
+from seif_jax import data
 from seif_jax.errors import UserError
-from seif_jax.rewards import rules
+from seif_jax.rewards import rule_library, rules
+from seif_jax.rewards.rule_arguments import LANGUAGES
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "test.parquet"
 
@@ -61,8 +67,10 @@ def test_every_rule_of_the_package_is_known():
     from if_verifiable.ifeval import INSTRUCTION_DICT
     from if_verifiable.ifeval.instructions_util import LANGUAGE_CODES
 
-    assert {case[0] for case in CASES} == rules.IDS == set(INSTRUCTION_DICT)
-    assert dict(LANGUAGE_CODES) == rules.LANGUAGES
+    assert {case[0] for case in CASES} == rules.IFEVAL_IDS == set(INSTRUCTION_DICT)
+    assert {case[0] for case in IFBENCH_CASES} == rules.IFBENCH_IDS
+    assert rules.IDS == set(rule_library.checkers()) and len(rules.IFBENCH_IDS) == 58
+    assert dict(LANGUAGE_CODES) == LANGUAGES
     assert rules.known("punctuation:no_comma") and not rules.known("soft")
 
 
@@ -71,6 +79,132 @@ def test_rule(instruction_id, kwargs, good, bad):
     assert rules.check(instruction_id, kwargs, good) is True
     assert rules.check(instruction_id, kwargs, bad) is False
     assert rules.check(instruction_id, kwargs, " \n") is False
+
+
+@pytest.mark.parametrize(("instruction_id", "kwargs", "good", "bad"), IFBENCH_CASES)
+def test_rule_of_ifbench(instruction_id, kwargs, good, bad):
+    if rule_library.missing_data(instruction_id):
+        pytest.skip("NLTK's data are not here")
+    assert rules.check(instruction_id, kwargs, good) is True
+    assert rules.check(instruction_id, kwargs, bad) is False
+    assert rules.check(instruction_id, kwargs, "\n") is False
+
+
+def test_all_but_one_rule_of_ifbench_work_with_what_is_installed():
+    missing = {name for name in rules.IDS if rule_library.missing_data(name)}
+    assert missing <= {"words:start_verb"}  # its tagger may be here
+
+
+def test_a_rule_whose_data_are_missing_cannot_tell(monkeypatch, tmp_path):
+    monkeypatch.setattr(rule_library, "has_data", lambda path: False)
+    for name in rule_library.NLTK_DATA:
+        assert rules.check(name, {"percentage": 90}, "Run to the store.") is None
+        assert rules.check(name, {"percentage": 90}, " ") is False
+    with pytest.raises(UserError, match="'percentage' is missing"):
+        rules.check("ratio:stop_words", {}, "Run.")
+    path, lines = tmp_path / "a.jsonl", []
+    row = {"prompt": "Go?", "constraint": ["a", "b"], "kwargs": [{}, {}],
+           "instruction_id_list": ["words:start_verb"] * 2}  # fmt: skip
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "prompt": "No?"}) + "\n")
+    data.load_instructions(path, lines.append)
+    (line,) = lines
+    assert f"{path}: the rule words:start_verb of 4 constraints cannot tell" in line
+    assert "nltk.downloader averaged_perceptron_tagger_eng" in line
+
+
+def test_loading_the_rules_opens_no_connection(monkeypatch):
+    """IFBench's module downloads what it may need when it is imported."""
+    for name in [name for name in sys.modules if name.startswith("if_verifiable.ifbench")]:
+        monkeypatch.delitem(sys.modules, name)
+    rule_library.checkers.cache_clear()
+
+    def refuse(*arguments, **options):
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert rules.check("format:emoji", {}, "It rains 🌧.") is True
+    rule_library.checkers.cache_clear()
+
+
+CHARACTERS = "aB.!?,;:'\"*-()[]{}<>«“”\r\n\t\x00 1٣²é今😀"
+KWARGS_OF = {name: kwargs for name, kwargs, *_ in [*CASES, *IFBENCH_CASES]}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from(sorted(KWARGS_OF)),
+    st.text(
+        st.sampled_from("aB.!?,;:'\"*-()[]{}<>«“”\r\n\t\x00 1٣²é今😀") | st.characters(),
+        max_size=40,
+    ),
+)
+def test_any_reply_ends_in_a_verdict(name, reply):
+    verdict = rules.check(name, KWARGS_OF[name], reply)
+    assert verdict in (True, False) or rule_library.missing_data(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "reply"),
+    [
+        ("format:quote_unquote", "..."), ("format:quote_unquote", "12"),
+        ("custom:csv_city", "ID\x00\rCountry\r[x"), ("custom:csv_quotes", "StudentID\tSubject"),
+        ("custom:csv_quotes", "StudentID\tSubject\tGrade\tSemester\tScore" + "\n\t\t\t\t" * 3),
+        ("custom:sentence_alphabet", "A. " + "!" * 25),
+    ],
+)  # fmt: skip
+def test_replies_that_a_checker_cannot_take_apart_do_not_meet_its_rule(name, reply):
+    assert rules.check(name, {}, reply) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("count:word_count_range", {"min_words": 9, "max_words": 5},
+         "min_words must be at most max_words=5 (got 9)"),
+        ("count:numbers", {"N": "4"}, "N must be a whole number, 0 or more (got '4')"),
+        ("count:numbers", {}, "argument 'N' is missing"),
+        ("count:words_japanese", {"N": 0}, "N must be a whole number, 1 or more (got 0)"),
+        ("sentence:keyword", {"word": "cat", "N": 1.5}, "N must be a whole number, 1 or more"),
+        ("sentence:keyword", {"word": " ", "N": 1}, "word must be a text that is not empty"),
+        ("ratio:overlap", {"reference_text": "a", "percentage": 101},
+         "percentage must be a number from 0 to 100 (got 101)"),
+        ("ratio:stop_words", {"percentage": float("nan")}, "from 0 to 100 (got nan)"),
+        ("repeat:repeat_span", {"prompt_to_repeat": "a b", "n_start": 3, "n_end": 2},
+         "n_start must be at most n_end=2 (got 3)"),
+        ("repeat:repeat_change", {}, "argument 'prompt_to_repeat' is missing"),
+        ("format:emoji", {"emojis": 2}, "unknown argument 'emojis'; the rule takes none"),
+        ("format:list", {"sep": 3}, "sep must be a text that is not empty (got 3)"),
+        ("words:keywords_specific_position", {"keyword": "a", "n": 1}, "argument 'm' is missing"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_of_ifbench_are_refused(name, kwargs, message):
+    with pytest.raises(UserError) as caught:
+        rules.check(name, kwargs, "word")
+    assert str(caught.value).startswith(f"{name}: ") and message in str(caught.value)
+
+
+def test_arguments_of_ifbench_are_passed_on_as_they_are():
+    """The seed question stands for a request that the row does not repeat; a start may be 0."""
+    request = "Name one river. "
+    change, span = "repeat:repeat_change", "repeat:repeat_span"
+    assert rules.check(change, {}, "Tell one river.", request) is True
+    assert rules.check(change, {"prompt_to_repeat": "Go on."}, "Tell one river.", request) is False
+    for _ in range(5):  # the package would draw a start
+        assert rules.check(span, {"n_start": 0.0, "n_end": 2.0}, "name one", request) is True
+        assert rules.check(span, {"n_start": 1, "n_end": 2}, "name one", request) is False
+    assert rules.check("ratio:overlap", {"reference_text": " ab ", "percentage": 100.0}, " ab ")
+    assert rules.check("words:words_position", {"keyword": "C++"}, "a C++ or C++ b") is True
+    assert " index 0 and 2," in rules.describe(span, {"n_start": 0, "n_end": 2.0}, request)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [case[:2] for case in IFBENCH_CASES])
+def test_a_rule_of_ifbench_is_described_with_its_arguments(name, kwargs):
+    text = rules.describe(name, {key: float(v) if isinstance(v, int) else v for key, v in
+                                 kwargs.items()})  # fmt: skip
+    assert text == rules.describe(name, kwargs) and "None" not in text
+    for key, value in kwargs.items():
+        if key not in ("reference_text", "prompt_to_repeat"):
+            assert str(value) in text
 
 
 @pytest.mark.parametrize(("instruction_id", "kwargs", "good", "bad"), CASES)
@@ -96,7 +230,11 @@ def test_no_argument_is_ever_drawn(instruction_id, kwargs):
 @pytest.mark.parametrize(
     ("instruction_id", "kwargs", "message"),
     [
-        ("keywords:existance", {}, "'keywords:existance' is no IFEval instruction id"),
+        (
+            "keywords:existance",
+            {},
+            "'keywords:existance' is not the id of a rule of IFEval or",
+        ),
         (
             "punctuation:no_comma",
             {"commas": 0},
@@ -202,7 +340,7 @@ def test_verdicts_on_language_are_the_same_every_time():
     verdicts = {
         code: {rules.check("language:response_language", {"language": code}, unsure)
                for _ in range(10)}
-        for code in rules.LANGUAGES
+        for code in LANGUAGES
     }  # fmt: skip
     assert all(len(seen) == 1 for seen in verdicts.values())
 
@@ -229,11 +367,10 @@ def test_importing_the_module_imports_no_library():
 
 
 def test_without_punkt_both_ways_to_get_it_are_named(monkeypatch):
-    rules._library.cache_clear()
-    monkeypatch.setattr(rules, "_has_punkt", lambda nltk: False)
+    rule_library.checkers.cache_clear()
+    monkeypatch.setattr(rule_library, "has_data", lambda path: False)
     with pytest.raises(UserError, match="nltk.downloader punkt_tab.*llama-index-core"):
         rules.check("punctuation:no_comma", {}, "word")
-    rules._library.cache_clear()
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the IFEval prompts")
@@ -252,7 +389,7 @@ def test_every_ifeval_prompt_builds_its_checks():
 
 def own_verdict(instruction_id, kwargs, reply):
     """What the package itself says."""
-    checker = rules._library()[instruction_id](instruction_id)
+    checker = rule_library.checkers()[instruction_id](instruction_id)
     checker.build_description(**{key: value for key, value in kwargs.items() if value is not None})
     return bool(checker.check_following(reply))
 
@@ -290,3 +427,44 @@ def test_ifeval_verdicts_on_real_replies_are_the_packages_own():
                 assert rules.check(instruction_id, kwargs, reply) is expected, (row, reply)
                 compared += 1
     assert compared > 2400
+
+
+IFBENCH = DATA.parent / "ifbench"
+
+
+@pytest.mark.skipif(not IFBENCH.exists(), reason="needs IFBench's prompts and the replies to them")
+def test_ifbench_as_data_and_its_published_replies():
+    """The file is read as it is; verdicts on the replies are those of the package's evaluation."""
+    from if_verifiable.common import evaluate_instructions
+
+    rows = data.load_instructions(IFBENCH / "IFBench_test.jsonl")
+    assert len(rows) == 300 and {name for row in rows for name in row.instruction_ids} == (
+        rules.IFBENCH_IDS
+    )
+    for row in rows:  # the prompt asks for what the constraint says
+        assert len(row.constraints) == len(row.instruction_ids) and all(row.constraints)
+    asked = [row for row in rows if "count:keywords_multiple" in row.instruction_ids]
+    assert asked and all(row.constraints[0].rstrip(".") in row.prompt for row in asked)
+    texts = (IFBENCH / "sample_output.jsonl").read_text("utf-8").splitlines()
+    replies = {r["prompt"].strip(): r["response"] for r in map(json.loads, texts)}
+    met = compared = 0
+    for row in rows:
+        reply = replies.get(row.prompt.strip())
+        if reply is None:
+            continue
+        pairs = [
+            (name, kwargs)
+            for name, kwargs in zip(row.instruction_ids, row.kwargs, strict=True)
+            if not rule_library.missing_data(name)
+        ]
+        if not pairs:
+            continue
+        ids, arguments = map(list, zip(*pairs, strict=True))
+        results, _ = evaluate_instructions(
+            reply, ids, arguments, row.prompt, rule_library.checkers()
+        )
+        for (name, kwargs), result in zip(pairs, results, strict=True):
+            verdict = rules.check(name, kwargs, reply)
+            assert verdict is result.strict_pass, (name, reply)
+            met, compared = met + result.strict_pass, compared + 1
+    assert compared > 300 and 60 < met < compared / 2

@@ -535,5 +535,5 @@ def test_a_users_check_and_several_answers(place, tmp_path, refused, capsys):
     )
     assert re.search(rf"on {data_file}: row [12], constraint 'Say thanks.', reply ", line)
     assert not (tmp_path / "other").exists()
-    line = refused(*command, "--config.instructor.reward=my_checks:ends")
-    assert "config.instructor.reward: my_checks:ends: " in line and "did you mean" in line
+    line = refused(*command, "--config.instructor.reward=my_checks:ends_politly")
+    assert "config.instructor.reward: my_checks:ends_politly: " in line and "did you mean" in line

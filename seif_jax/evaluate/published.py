@@ -7,31 +7,20 @@ published one, and why.
 """
 
 import functools
-import importlib
-import importlib.util
 import inspect
 import json
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
+from seif_jax.rewards import rule_library
+from seif_jax.rewards.rule_library import RuleChecker
 
-# What a checker reads beyond the reply: its path inside NLTK's data, and its name there.
-RESOURCES = {
-    "words:start_verb": (
-        "taggers/averaged_perceptron_tagger_eng",
-        "averaged_perceptron_tagger_eng",
-    ),
-    "ratio:stop_words": ("corpora/stopwords", "stopwords"),
-}
 LISTS = {"keywords", "forbidden_words"}
 NUMBERS = {
     *("N", "small_n", "n", "m", "n_start", "n_end", "min_words", "max_words", "percentage"),
@@ -39,13 +28,6 @@ NUMBERS = {
     *("num_bullets", "num_highlights", "num_placeholders"),
     *("frequency", "let_frequency", "capital_frequency"),
 }
-
-
-class Checker(Protocol):
-    """An instruction of the published libraries."""
-
-    def build_description(self, **kwargs: Any) -> str: ...
-    def check_following(self, value: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def read_arguments(where: str, instruction_id: object, kwargs: object) -> dict[s
 
     Whole numbers that a file holds as floats become integers. Raises UserError if they do not fit.
     """
-    checkers = _checkers()
+    checkers = rule_library.checkers()
     if not isinstance(instruction_id, str) or instruction_id not in checkers:
         close = get_close_matches(str(instruction_id), checkers, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -132,14 +114,14 @@ def read_arguments(where: str, instruction_id: object, kwargs: object) -> dict[s
 @functools.cache
 def parameters(instruction_id: str) -> tuple[str, ...]:
     """The names of the arguments that a checker takes; all of them are needed."""
-    signature = inspect.signature(_checkers()[instruction_id].build_description)
+    signature = inspect.signature(rule_library.checkers()[instruction_id].build_description)
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(p.name for p in signature.parameters.values() if p.kind in kinds)[1:]
 
 
-def build(instruction_id: str, kwargs: Mapping[str, Any]) -> Checker:
+def build(instruction_id: str, kwargs: Mapping[str, Any]) -> RuleChecker:
     """The published checker of an instruction, with the file's arguments."""
-    checker = _checkers()[instruction_id](instruction_id)
+    checker = rule_library.checkers()[instruction_id](instruction_id)
     replaced = dict(kwargs)
     letter = replaced.get("letter", "a").lower()
     if not (len(letter) == 1 and "a" <= letter <= "z"):
@@ -166,7 +148,7 @@ def check(prompt: PublishedPrompt, reply: str) -> list[Outcome]:
 
 
 def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Outcome:
-    if missing := missing_resource(instruction_id):
+    if missing := rule_library.missing_data(instruction_id):
         reason = f"NLTK's {missing} is missing: python -m nltk.downloader {missing}"
         return Outcome(instruction_id, None, None, "rule", reason)
     checker = build(instruction_id, kwargs)
@@ -175,7 +157,7 @@ def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Outcom
     return Outcome(instruction_id, strict, loose, "rule", reason)
 
 
-def _meets(checker: Checker, text: str) -> tuple[bool, str]:
+def _meets(checker: RuleChecker, text: str) -> tuple[bool, str]:
     """Whether a text meets the instruction, and what to say if it does not."""
     if not text.strip():
         return False, "the reply is empty"
@@ -192,57 +174,6 @@ def loose_variants(reply: str) -> list[str]:
     lines = reply.split("\n")
     cuts = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     return [*cuts, *(text.replace("*", "") for text in (reply, *cuts))]
-
-
-def missing_resource(instruction_id: str) -> str | None:
-    """The NLTK package that a checker needs and that is not installed; None: nothing is missing."""
-    path, name = RESOURCES.get(instruction_id, ("", None))
-    return None if name is None or _has_resource(path) else name
-
-
-@functools.cache
-def _has_resource(path: str) -> bool:
-    import nltk
-
-    try:
-        nltk.data.find(path)
-    except LookupError:
-        return False
-    return True
-
-
-@functools.cache
-def _checkers() -> dict[str, Any]:
-    """The published checkers of both benchmarks by instruction id."""
-    import langdetect
-    import nltk
-
-    langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
-    logging.getLogger().addFilter(lambda record: "detect language" not in str(record.msg))
-    spec = importlib.util.find_spec("llama_index")  # its wheel holds punkt_tab and the stop words
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        bundled = str(Path(folder, "core", "_static", "nltk_cache"))
-        if bundled not in nltk.data.path:
-            nltk.data.path.append(bundled)
-    with _no_downloads():
-        libraries = [
-            importlib.import_module(f"if_verifiable.{name}.instructions_registry")
-            for name in ("ifeval", "ifbench")
-        ]
-    return {key: value for library in libraries for key, value in library.INSTRUCTION_DICT.items()}
-
-
-@contextmanager
-def _no_downloads() -> Iterator[None]:
-    """Keeps the import of IFBench's checkers from reaching for the network."""
-    import nltk
-
-    download = nltk.download
-    nltk.download = lambda *args, **kwargs: False
-    try:
-        yield
-    finally:
-        nltk.download = download
 
 
 def _argument(where: str, name: str, value: object) -> object:

@@ -28,7 +28,7 @@ _WORDS_PER_ENGLISH = 8  # there is one of them in so many words of English, at t
 def speaks(text: str, code: str) -> bool | None:
     """Whether the whole text is in the language; None if the text is too short or mixed to tell.
 
-    code: one of `rules.LANGUAGES`.
+    code: one of `rule_arguments.LANGUAGES`.
     """
     for line in text.splitlines():
         if _letters(line) >= 2 * MIN_LETTERS and _speaks(line, code) is False:

@@ -1,17 +1,18 @@
-"""Rule-checked constraints in plain words: the inverse of `recognise`, to train small models on.
+"""Rule-checked constraints in plain sentences, to train small models on.
 
-Each kind draws its arguments, modest enough for a reply of a few sentences, and one of several
-sentences that say it. What it writes, `recognise` reads back as the same id and arguments.
+Each kind of constraint draws its arguments, modest enough for a reply of a few sentences, and one
+of several sentences. `recognise` is the inverse: it reads back the same id and arguments.
 """
 
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from seif_jax.errors import UserError
 from seif_jax.rewards import rules
 from seif_jax.rewards.phrasings import PHRASINGS
+from seif_jax.rewards.rule_arguments import LANGUAGES, RELATIONS
 
 # Words that fit most subjects and are long enough not to be found inside others by accident.
 WORDS = tuple(
@@ -30,10 +31,21 @@ _NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _ORDINALS = ("first", "second", "third")
 _LANGUAGES = ("de", "es", "fr", "it", "pt")
 
-_Draw = Callable[[random.Random, Sequence[str]], dict[str, Any]]
+Arguments = Mapping[str, object]  # of a rule: texts, whole numbers, lists of words
+_Draw = Callable[[random.Random, Sequence[str]], Arguments]
 
 
-def _nothing(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+class InstructionRow(TypedDict):
+    """A row in the format of instructions.parquet."""
+
+    seed_question: str
+    constraint: list[str]
+    prompt: str
+    kwargs: list[Arguments]
+    instruction_id_list: list[str]
+
+
+def _nothing(rng: random.Random, words: Sequence[str]) -> Arguments:
     return {}
 
 
@@ -42,8 +54,8 @@ def _whole(key: str, low: int, high: int) -> _Draw:
 
 
 def _bounded(number: str, relation: str, at_least: range, less_than: range) -> _Draw:
-    def draw(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
-        chosen = rng.choice(rules.RELATIONS)
+    def draw(rng: random.Random, words: Sequence[str]) -> Arguments:
+        chosen = rng.choice(RELATIONS)
         return {
             number: rng.choice(at_least if chosen == "at least" else less_than),
             relation: chosen,
@@ -52,12 +64,12 @@ def _bounded(number: str, relation: str, at_least: range, less_than: range) -> _
     return draw
 
 
-def _frequency(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _frequency(rng: random.Random, words: Sequence[str]) -> Arguments:
     bound = _bounded("frequency", "relation", range(2, 4), range(3, 5))(rng, words)
     return {"keyword": rng.choice(words), **bound}
 
 
-def _letter(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _letter(rng: random.Random, words: Sequence[str]) -> Arguments:
     absent = [letter for letter in "jkqvxz" if letter not in "".join(words).lower()]
     # a letter to be rare must not be in the words that other constraints ask for
     if absent and rng.random() < 0.5:
@@ -66,23 +78,23 @@ def _letter(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
     return {"letter": rng.choice("aeiost"), "let_frequency": number, "let_relation": "at least"}
 
 
-def _keywords(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _keywords(rng: random.Random, words: Sequence[str]) -> Arguments:
     return {"keywords": rng.sample(words, min(len(words), rng.randint(1, 3)))}
 
 
-def _forbidden(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _forbidden(rng: random.Random, words: Sequence[str]) -> Arguments:
     asked = {word.lower() for word in words}
     free = [word for word in _FREQUENT.split() if word not in asked]
     return {"forbidden_words": rng.sample(free, rng.randint(1, 3))}
 
 
-def _first_word(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _first_word(rng: random.Random, words: Sequence[str]) -> Arguments:
     total = rng.randint(2, 3)
     word = rng.choice(words).capitalize()
     return {"num_paragraphs": total, "nth_paragraph": rng.randint(1, total), "first_word": word}
 
 
-def _sections(rng: random.Random, words: Sequence[str]) -> dict[str, Any]:
+def _sections(rng: random.Random, words: Sequence[str]) -> Arguments:
     return {"section_spliter": rng.choice(("Section", "Part")), "num_sections": rng.randint(2, 3)}
 
 
@@ -132,56 +144,59 @@ _BOUNDS = {  # how to say a relation, and what to add to the number
 
 def write(
     instruction_id: str, rng: random.Random, words: Sequence[str] = WORDS
-) -> tuple[str, dict[str, Any]]:
-    """A plain sentence that demands the rule, and the kwargs that check it.
+) -> tuple[str, Arguments]:
+    """A plain sentence that demands a rule of IFEval, and the arguments that check it.
 
-    `words` are what keywords are drawn from: at least one, of 4 letters or more each.
-    Raises UserError for an unknown id and for words that will not do.
+    Keywords are drawn from `words`, of which there is at least one; each has 4 letters or more.
+    Raises UserError for an unknown id and for other words.
     """
     if instruction_id not in KINDS:
-        raise UserError(f"{instruction_id!r} is no IFEval instruction id")
+        raise UserError(f"{instruction_id!r} is not the id of a rule of IFEval")
     bad = [word for word in words if len(word) < 4 or not word.isalpha()]
     if bad or not words:
-        raise UserError(f"keywords must be words of 4 letters or more, not {bad[:5]}")
+        raise UserError(f"keywords must be words of 4 letters or more (got {bad[:5]})")
     kwargs = _DRAWS[instruction_id](rng, list(dict.fromkeys(words)))
     return _sentence(instruction_id, kwargs, rng), kwargs
 
 
-def say(instruction_id: str, kwargs: Mapping[str, Any]) -> str:
-    """A plain sentence that demands the rule; arguments of other rules are ignored."""
-    own = {key: kwargs[key] for key in rules.arguments(instruction_id) if key in kwargs}
-    whole = {key: int(n) if isinstance(n, float) else n for key, n in own.items()}
-    return _sentence(instruction_id, whole, random.Random(0))
+def say(instruction_id: str, kwargs: Arguments, request: str = "") -> str:
+    """A sentence that demands a rule of IFEval or IFBench. Arguments of other rules are ignored;
+    `request` stands for a `prompt_to_repeat` that is missing."""
+    if instruction_id in rules.IFBENCH_IDS:
+        return rules.describe(instruction_id, kwargs, request)
+    names = [name for name in rules.arguments(instruction_id) if name in kwargs]
+    arguments = {name: kwargs[name] for name in names}
+    integers = {name: int(n) for name, n in arguments.items() if isinstance(n, float)}
+    return _sentence(instruction_id, {**arguments, **integers}, random.Random(0))
 
 
-def _sentence(instruction_id: str, kwargs: Mapping[str, Any], rng: random.Random) -> str:
+def _sentence(instruction_id: str, kwargs: Arguments, rng: random.Random) -> str:
     template = rng.choice(PHRASINGS[instruction_id])
     return template.format(**{**kwargs, **_helpers(kwargs, rng)})
 
 
-def _helpers(kwargs: Mapping[str, Any], rng: random.Random) -> dict[str, str]:
-    """What templates may name beside the arguments; small numbers are said in words or digits."""
+def _helpers(kwargs: Arguments, rng: random.Random) -> dict[str, str]:
+    """What templates may name besides the arguments. Small numbers are in words or in digits."""
     in_words = rng.random() < 0.5
 
     def say(number: int) -> str:
         return _NUMBERS[number] if in_words and number < len(_NUMBERS) else str(number)
 
     helpers = {key: say(value) for key, value in kwargs.items() if isinstance(value, int)}
-    relation = next(
-        (value for key, value in kwargs.items() if key.endswith("relation")), "at least"
-    )
+    relations = [str(value) for key, value in kwargs.items() if key.endswith("relation")]
+    relation = relations[0] if relations else "at least"
     number = next((value for value in kwargs.values() if isinstance(value, int)), None)
     if number is not None:
         phrase, step = rng.choice(_BOUNDS[relation])
         helpers["bound"] = f"{phrase} {say(number + step)}"
     words = kwargs.get("keywords") or kwargs.get("forbidden_words")
-    if words:
+    if isinstance(words, list):
         helpers |= {"all": _listed(words, "and"), "any": _listed(words, "or")}
-    if "nth_paragraph" in kwargs:
-        nth = kwargs["nth_paragraph"]
+    nth = kwargs.get("nth_paragraph")
+    if isinstance(nth, int):
         helpers["ordinal"] = _ORDINALS[nth - 1] if nth <= len(_ORDINALS) else f"{nth}th"
     if "language" in kwargs:
-        helpers["name"] = rules.LANGUAGES[kwargs["language"]]
+        helpers["name"] = LANGUAGES[str(kwargs["language"])]
     return helpers
 
 
@@ -196,19 +211,20 @@ def _listed(words: Sequence[str], joint: str) -> str:
 
 def instructions(
     seeds: Sequence[str], kinds: Sequence[str], per_prompt: int, seed: int
-) -> list[dict[str, Any]]:
-    """One row per seed question, in the format of instructions.parquet; a function of `seed`.
+) -> list[InstructionRow]:
+    """One row per seed question. The rows are a function of the arguments alone.
 
-    Each prompt is its seed question and `per_prompt` constraints of different kinds that go
-    together, one a line. Raises UserError for an unknown kind, or where too few go together.
+    A prompt is its seed question followed by `per_prompt` constraints of different kinds that do
+    not conflict, one per line. Raises UserError for an unknown kind, or if there are not so many
+    kinds that go together.
     """
     if per_prompt < 1:
         raise UserError(f"{per_prompt=} must be at least 1")
     kinds = list(dict.fromkeys(kinds))
     apart = {pair for pair in itertools.permutations(kinds, 2) if rules.conflict(*pair)}
-    rows = []
-    for place, question in enumerate(seeds):
-        rng = random.Random(f"{seed} {place}")
+    rows: list[InstructionRow] = []
+    for i, question in enumerate(seeds):
+        rng = random.Random(f"{seed} {i}")
         chosen = _together(rng.sample(kinds, len(kinds)), per_prompt, apart)
         written = [write(kind, rng) for kind in chosen]
         constraints = [sentence for sentence, _ in written]
@@ -232,4 +248,4 @@ def _together(kinds: Sequence[str], number: int, apart: set[tuple[str, str]]) ->
     for chosen in itertools.combinations(kinds, number):
         if not any(pair in apart for pair in itertools.combinations(chosen, 2)):
             return chosen
-    raise UserError(f"no {number} of these {len(kinds)} kinds go together: {', '.join(kinds)}")
+    raise UserError(f"no {number} of these kinds go together: {', '.join(kinds)}")

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from seif_jax.rewards import literal, rules
+from seif_jax.rewards import literal
 from seif_jax.rewards.literal import Check
+from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.sentences import SENTENCES
 from seif_jax.rewards.wording import DEMANDS, Wording, wordings
 
@@ -45,7 +46,7 @@ _RELATIONS = {
 _OPPOSITES = {"more than": "at most", "less than": "at least"}
 _POSTSCRIPTS = {"p.s": "P.S.", "p.p.s": "P.P.S"}
 _OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-_LANGUAGES = {name.lower(): code for code, name in rules.LANGUAGES.items()}
+_LANGUAGES = {name.lower(): code for code, name in LANGUAGES.items()}
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -4,7 +4,7 @@ One list per kind; the groups `rel`, `n`, `unit`, … carry what the rule needs.
 ("the response", "your answer"), ‹0› a quoted string. The pieces come first, the table after them.
 """
 
-from seif_jax.rewards import rules
+from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.wording import QUOTE
 
 _REL = r"(?P<rel>at least|at most|less than|more than)"
@@ -59,7 +59,7 @@ _NO_LOWER = r"no lowercase letters(?: are)?(?: allowed)?"
 _IN_CAPITALS = (
     r"(?:in|with|written in) (?:all (?:caps|capitals|uppercase|capital letters)|uppercase)"
 )
-_LANGUAGE = rf"(?P<language>{'|'.join(rules.LANGUAGES.values()).lower()})"
+_LANGUAGE = rf"(?P<language>{'|'.join(LANGUAGES.values()).lower()})"
 _NO_OTHER = r"[,;.]? (?:and )?no other languages? (?:is |are )?allowed"
 
 _NOUN = r"(?:word|keyword|phrase|term|expression)"

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from typing import Any, NamedTuple
 
-from seif_jax.rewards import rules
+from seif_jax.rewards.rule_library import find_punkt
 
 
 class Count(NamedTuple):
@@ -125,7 +125,7 @@ def _split_sentences(block: str) -> list[str]:
 @functools.cache
 def _punkt() -> Any:
     """Splits at ". ", "! " and "? ", but not after English abbreviations and initials."""
-    rules.find_punkt()
+    find_punkt()
     from nltk.tokenize.punkt import PunktTokenizer
 
     return PunktTokenizer("english")

@@ -1,0 +1,102 @@
+"""The checkers of `if-verifiable`: IFEval's 25 and IFBench's 58, loaded without a network.
+
+The package is imported at the first use, not with this module: it brings NLTK and `datasets`.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from seif_jax.errors import UserError
+
+PUNKT = "tokenizers/punkt_tab/english/"
+# The data of NLTK that two of IFBench's checkers need: their path, and their name for a download.
+NLTK_DATA = {
+    "ratio:stop_words": ("corpora/stopwords", "stopwords"),
+    "words:start_verb": (
+        "taggers/averaged_perceptron_tagger_eng",
+        "averaged_perceptron_tagger_eng",
+    ),
+}
+
+
+class RuleChecker(Protocol):
+    """A checker of the package."""
+
+    _letter: str  # of keywords:letter_frequency
+
+    def __init__(self, instruction_id: str) -> None: ...
+    def build_description(self, **kwargs: object) -> str: ...
+    def check_following(self, value: str) -> object: ...
+
+
+@functools.cache
+def checkers() -> dict[str, type[RuleChecker]]:
+    """The checkers of both benchmarks by instruction id. UserError: NLTK's punkt_tab is missing."""
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
+    logging.getLogger().addFilter(lambda record: "detect language" not in str(record.msg))
+    find_punkt()
+    with _no_downloads():
+        libraries = [
+            importlib.import_module(f"if_verifiable.{name}") for name in ("ifeval", "ifbench")
+        ]
+    return {name: one for library in libraries for name, one in library.INSTRUCTION_DICT.items()}
+
+
+def missing_data(instruction_id: str) -> str | None:
+    """The NLTK data that a checker needs and that are not installed; None: nothing is missing."""
+    path, name = NLTK_DATA.get(instruction_id, ("", None))
+    return None if name is None or has_data(path) else name
+
+
+def find_punkt() -> None:
+    """Makes sure that NLTK finds its punkt_tab, without a network; UserError if it is nowhere."""
+    if not has_data(PUNKT):
+        raise UserError(
+            "NLTK's punkt_tab is missing: run `python -m nltk.downloader punkt_tab`, or "
+            "`pip install --no-deps llama-index-core`, which holds it"
+        )
+
+
+@functools.cache
+def has_data(path: str) -> bool:
+    """Whether NLTK finds the data at this path of its folders."""
+    import nltk
+
+    _add_bundled_data()
+    try:
+        nltk.data.find(path)
+    except LookupError:
+        return False
+    return True
+
+
+@functools.cache
+def _add_bundled_data() -> None:
+    """Lets NLTK search the wheel of llama-index-core, which holds punkt_tab and the stop words."""
+    import nltk
+
+    spec = importlib.util.find_spec("llama_index")  # looked up, not imported
+    folders = spec.submodule_search_locations if spec else None
+    for folder in folders or ():
+        nltk.data.path.append(str(Path(folder, "core", "_static", "nltk_cache")))
+
+
+@contextlib.contextmanager
+def _no_downloads() -> Iterator[None]:
+    """Keeps IFBench's module, which downloads what it may need when it is imported, from that."""
+    import nltk
+
+    download = nltk.download
+    nltk.download = lambda *args, **kwargs: False
+    try:
+        yield
+    finally:
+        nltk.download = download
