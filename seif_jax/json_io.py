@@ -1,14 +1,15 @@
-"""JSON in and out.
+"""Reads and writes JSON, and checks the values in it.
 
-Files of other programs (such as config.json) may start with byte-order marks; a wrong value in one
-is reported in one line that names its key. NaN and infinities, which JSON lacks, are never written.
+Files of other programs (such as config.json) may start with byte-order marks. A wrong value in such
+a file is reported in one line that names its key. NaN and infinities, which JSON lacks, are never
+written.
 """
 
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeGuard, TypeVar, overload
 
 from seif_jax.errors import UserError
 
@@ -16,44 +17,68 @@ CONFIG = "config.json"
 SHOWN = 60  # characters of a refused value that a message shows
 REQUIRED = object()
 
+T = TypeVar("T")
+D = TypeVar("D")
 
-class Kind(NamedTuple):
+
+class Kind(NamedTuple, Generic[T]):
     """What a value must be: its description in messages, and the test."""
 
     description: str
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[object], TypeGuard[T]]
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: object, low: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-def _number(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+def _is_above(value: object, low: float) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < math.inf
 
 
-def _token_id(value: Any) -> bool:
-    return _whole(value) and value >= 0
+def _is_count(value: object) -> TypeGuard[int]:
+    return _is_int(value, 1)
 
 
-def _token_ids(value: Any) -> bool:
-    return _token_id(value) or (isinstance(value, list) and all(map(_token_id, value)))
+def _is_positive(value: object) -> TypeGuard[int | float]:
+    return _is_above(value, 0)
 
 
-COUNT = Kind("a whole number above 0", lambda value: _whole(value) and value > 0)
-POSITIVE = Kind("a number above 0", lambda value: _number(value) and value > 0)
-ABOVE_ONE = Kind("a number above 1", lambda value: _number(value) and value > 1)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("a string", lambda value: isinstance(value, str))
-TEXTS = Kind(
-    "a list of strings",
-    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-TOKEN_IDS = Kind("a token id or a list of token ids", _token_ids)
+def _is_above_one(value: object) -> TypeGuard[int | float]:
+    return _is_above(value, 1)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def _is_flag(value: object) -> TypeGuard[bool]:
+    return isinstance(value, bool)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_object(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
+
+
+def _is_token_ids(value: object) -> TypeGuard[int | list[int]]:
+    return all(_is_int(item, 0) for item in (value if isinstance(value, list) else [value]))
+
+
+COUNT = Kind("a whole number above 0", _is_count)
+POSITIVE = Kind("a number above 0", _is_positive)
+ABOVE_ONE = Kind("a number above 1", _is_above_one)
+FLAG = Kind("true or false", _is_flag)
+TEXT = Kind("a string", _is_text)
+TEXTS = Kind("a list of strings", _is_texts)
+OBJECT = Kind("an object", _is_object)
+TOKEN_IDS = Kind("a token id or a list of token ids", _is_token_ids)
+
+
+def read_object(path: Path) -> dict[str, object]:
     """Reads a JSON object from a file. Raises UserError, naming the file, if there is none."""
     try:
         value = json.loads(path.read_bytes())  # bytes: UTF-8 or UTF-16, with or without a mark
@@ -66,12 +91,25 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def dumps(value: Any, **options: Any) -> str:
+def dumps(
+    value: object,
+    *,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """`json.dumps` with null for NaN and infinities."""
-    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, **options)
+    return json.dumps(
+        _finite(value),
+        allow_nan=False,
+        ensure_ascii=False,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -88,9 +126,19 @@ def plain_utf8(content: bytes) -> bytes:
     return content if encoding == "utf-8" else content.decode(encoding, "replace").encode()
 
 
+@overload
+def field(values: Mapping[str, object], key: str, kind: Kind[T], *, where: str = CONFIG) -> T: ...
+@overload
 def field(
-    values: Mapping[str, Any], key: str, kind: Kind, default: Any = REQUIRED, where: str = CONFIG
-) -> Any:
+    values: Mapping[str, object], key: str, kind: Kind[T], default: D, where: str = CONFIG
+) -> T | D: ...
+def field(
+    values: Mapping[str, object],
+    key: str,
+    kind: Kind[T],
+    default: object = REQUIRED,
+    where: str = CONFIG,
+) -> object:
     """The value of `key`. A missing key or null gives `default`, or is refused if there is none.
 
     Raises UserError, which names `where`, the key, the value and what is allowed.
@@ -105,7 +153,7 @@ def field(
     return value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """The value as JSON, shortened to SHOWN characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

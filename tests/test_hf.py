@@ -284,13 +284,16 @@ def test_duplicated_weights(tmp_path):
     header = f'{{"a":{held},"a":{held}}}'.encode()
     second.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     assert f"{second}: broken or incomplete" in message(hf.open_hf, folder)
-    assert "a is there twice" in message(hf.open_hf, folder)
+    assert "a occurs twice" in message(hf.open_hf, folder)
 
 
 def test_dtypes_that_are_not_read(tmp_path):
     folder = write(tmp_path / "m", {"a": np.ones((2, 3), np.int8)})
     source = hf.open_hf(folder)
-    assert message(source.get, "a") == "weight a (2, 3) is I8, only BF16, F16, F32 are read"
+    assert (
+        message(source.get, "a")
+        == "weight a (2, 3) must have one of the dtypes BF16, F16, F32 (got I8)"
+    )
 
 
 def test_weights_at_odd_places(tmp_path):

