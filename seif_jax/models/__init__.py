@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -245,7 +245,7 @@ def export(model: Model, params: Params, dtype: Any) -> Iterator[tuple[str, np.n
     """Weights under their Hugging Face names and in their layout, one at a time."""
     flat = traverse_util.flatten_dict(params, sep="/")
     for one in stored_weights(model):
-        value = to_host(flat[one.key], one.layer)
+        value = to_host(cast(jax.Array, flat[one.key]), one.layer)
         yield one.name, value.reshape(one.flat).astype(dtype, copy=False)
 
 

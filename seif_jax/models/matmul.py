@@ -1,54 +1,55 @@
-"""Matrix products in a chosen dtype, and what XLA's CPU backend wants done otherwise."""
+"""Matrix products in a chosen dtype, with workarounds for XLA's CPU backend."""
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
-# The platform that programs are compiled for, if it is not the one they are compiled on.
+# The platform that programs are compiled for, if they do not run on this machine.
 target_platform = jax.make_user_context(None)
 
 
 def platform() -> str:
-    """Where programs run: "cpu", "gpu" or "tpu". All that depends on it asks here."""
+    """The platform that programs run on: "cpu", "gpu" or "tpu"."""
     return target_platform.value or jax.default_backend()
 
 
-def cache_dtype(dtype: Any) -> Any:
-    """In which attention is computed, and keys and values are held: XLA's CPU backend has no
-    bf16 x bf16 -> float32 for batched products."""
+def cache_dtype(dtype: DTypeLike) -> DTypeLike:
+    """The dtype of attention and of the key/value cache: `dtype`, but float32 on the CPU, where XLA
+    has no batched bf16 x bf16 -> float32 product."""
     return jnp.float32 if platform() == "cpu" else dtype
 
 
 def as_bits(x: Array) -> Array:
-    """On the CPU bf16 as uint16, all else as it is. XLA's CPU backend would convert a whole bf16
-    array to float32 to take rows or a slice of it, but not its bits."""
-    turn = platform() == "cpu" and x.dtype == jnp.bfloat16
-    return lax.bitcast_convert_type(x, jnp.uint16) if turn else x
+    """On the CPU, views bfloat16 as uint16; returns all else unchanged. To gather or slice a
+    bfloat16 array, XLA's CPU backend would convert all of it to float32."""
+    view = platform() == "cpu" and x.dtype == jnp.bfloat16
+    return lax.bitcast_convert_type(x, jnp.uint16) if view else x
 
 
 def from_bits(x: Array) -> Array:
-    """What `as_bits` was given."""
+    """The inverse of `as_bits`."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def matmul(x: Array, w: Array, axis: int, dtype: Any) -> Array:
-    """Matrix product of x's rows with the rows (axis -1) or the columns (-2) of w, batched over the
-    leading axis where there are three. Operands in `dtype`; the sum, the result and both gradients
-    in float32.
+def matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
+    """Multiplies the rows of x with the rows (axis -1) or the columns (axis -2) of w; with three
+    axes, batched over the leading one. The operands are cast to `dtype`; sums, the result and both
+    gradients are float32.
 
-    The casts sit inside, so float32 master weights get float32 gradients, while every matmul,
-    backward ones included, runs at the speed of `dtype`.
+    Because the casts are inside, float32 master weights get float32 gradients, while every matmul,
+    also in the backward pass, runs at the speed of `dtype`.
     """
     return cast(Array, _matmul(x, w, axis, dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _matmul(x: Array, w: Array, axis: int, dtype: Any) -> Array:
+def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = cache_dtype(dtype) if batch else dtype
     return lax.dot_general(
@@ -60,26 +61,27 @@ def _matmul(x: Array, w: Array, axis: int, dtype: Any) -> Array:
     )
 
 
-def _matmul_forward(x: Array, w: Array, axis: int, dtype: Any):
+def _matmul_forward(x: Array, w: Array, axis: int, dtype: DTypeLike):
     return _matmul(x, w, axis, dtype), (x, w)
 
 
-def _matmul_backward(axis: int, dtype: Any, saved: tuple[Array, Array], gradient: Array):
+def _matmul_backward(axis: int, dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array):
     x, w = saved
     dx = matmul(gradient, w, -3 - axis, dtype)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 
 
-def outer_sum(left: Array, right: Array, dtype: Any) -> Array:
-    """Sum over rows of the outer products of left's and right's, as `matmul` computes: what a
-    weight's gradient is."""
-    return matmul(_turned(left.astype(dtype)), right, -2, dtype)
+def outer_sum(left: Array, right: Array, dtype: DTypeLike) -> Array:
+    """Sums the outer products of left's and right's rows, which gives a weight's gradient. The
+    dtypes are those of `matmul`."""
+    return matmul(_transpose(left.astype(dtype)), right, -2, dtype)
 
 
-def _turned(x: Array) -> Array:
-    """x with its last two axes exchanged. On the CPU in two steps: its backend would fold one into
-    the matmul, as others do for nothing, and then take over twice as long for it."""
+def _transpose(x: Array) -> Array:
+    """Swaps the last two axes. On the CPU it takes two steps, because XLA would fold a single one
+    into the matmul. That costs nothing on other platforms, but makes this matmul take over twice
+    as long."""
     if platform() != "cpu":
         return x.swapaxes(-1, -2)
     rows, columns = x.shape[-2:]

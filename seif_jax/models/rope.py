@@ -1,86 +1,99 @@
-"""Rotary embedding: how fast each pair of dimensions turns, with the scalings of long contexts.
+"""Rotary embedding: the frequency of each pair of dimensions, with the scalings for long contexts.
 
-The angles are those of transformers 5 (modeling_rope_utils). What transformers would compute in
-another way, ignore with a warning, or fail on is refused by name.
+The frequencies equal those of transformers 5 (modeling_rope_utils). Settings that transformers
+would compute in another way, ignore with a warning, or fail on are refused by name.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from seif_jax.errors import UserError
 from seif_jax.json_io import ABOVE_ONE, COUNT, FLAG, OBJECT, POSITIVE, TEXT, field
 
-PLACES = ("rope_scaling", "rope_parameters")  # transformers 4's and 5's; the first one wins
+ROPE_KEYS = ("rope_scaling", "rope_parameters")  # transformers 4's and 5's; the first one wins
 ORIGINAL = "original_max_position_embeddings"
 POSITIONS = "max_position_embeddings"
 PARTIAL = "partial_rotary_factor"
 COMMON = {"rope_type", "type", "rope_theta", PARTIAL}  # settings of every rope type
 DEFAULT_THETA = 10_000.0
 
-Settings = Mapping[str, Any]  # of a scaling; ORIGINAL and POSITIONS are resolved
-Angles = tuple[np.ndarray, float]
+Settings = Mapping[str, object]  # of a scaling, as config.json has them
 
 
-def read(hf: Mapping[str, Any], head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Angle per position of each pair of dimensions [H/2], and the factor of cosine and sine.
+class Scaled(NamedTuple):
+    frequencies: np.ndarray  # [H/2] float64, radians per position
+    factor: float = 1.0  # of cosine and sine
 
-    Raises UserError, naming the key of config.json: a scaling that is not computed, a setting that
-    it does not have, a missing or impossible value.
+
+class Context(NamedTuple):
+    """What a scaling depends on besides its own settings."""
+
+    theta: float
+    positions: int  # max_position_embeddings
+    original: int  # original_max_position_embeddings
+
+
+def read(hf: Settings, head_dim: int) -> tuple[tuple[float, ...], float]:
+    """Reads the rotary embedding from the keys of config.json.
+
+    Returns the angle per position of each pair of dimensions [H/2], in radians, and the factor by
+    which cosine and sine are multiplied. Raises UserError, naming the key, for an unsupported
+    scaling, an unknown setting, or a missing or impossible value.
     """
-    place, given = _chosen(hf)
-    for factor in (given.get(PARTIAL, 1.0), field(hf, PARTIAL, POSITIVE, 1.0)):
+    rope_key, settings = _rope_settings(hf)
+    for factor in (settings.get(PARTIAL, 1.0), field(hf, PARTIAL, POSITIVE, 1.0)):
         if factor != 1.0:
             raise UserError(f"config.json: {PARTIAL}={factor!r} is not supported, only 1.0")
-    kind = _kind(place, given)
+    kind = _kind(rope_key, settings)
     scaling = SCALINGS[kind]
-    if unknown := sorted(given.keys() - COMMON - scaling.keys):
+    if unknown := sorted(settings.keys() - COMMON - scaling.keys):
         raise UserError(
-            f"config.json: {place}: {unknown[0]!r} is not a setting of rope type {kind!r} "
+            f"config.json: {rope_key}: {unknown[0]!r} is not a setting of rope type {kind!r} "
             f"(which has: {', '.join(sorted(scaling.keys)) or 'none'})"
         )
     original = positions = field(hf, POSITIONS, COUNT)
-    for values in (given, hf):  # of two, transformers takes the outer one
+    for values in (settings, hf):  # if both have it, transformers takes the outer one
         if ORIGINAL in values:
             original = field(values, ORIGINAL, COUNT)
-    theta = _theta(hf, given)
-    plain = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    settings = {**given, POSITIONS: positions, ORIGINAL: original}
-    angles, scale = scaling.compute(plain, theta, settings)
-    return tuple(angles.tolist()), scale
+    theta = _theta(hf, settings)
+    frequencies = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    scaled = scaling.compute(frequencies, Context(theta, positions, original), settings)
+    return tuple(scaled.frequencies.tolist()), scaled.factor
 
 
-def _chosen(hf: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The settings in force and where they are; {}: there are none."""
-    found = {place: field(hf, place, OBJECT, {}) for place in PLACES}
-    place = next((place for place in PLACES if found[place]), PLACES[-1])
-    given = found[place]
-    if nested := [key for key, value in given.items() if isinstance(value, dict)]:
-        raise UserError(f"config.json: {place} by layer type ({nested[0]!r}) is not supported")
-    other = found[PLACES[-1]]
-    theta = _theta(hf, given)
+def _rope_settings(hf: Settings) -> tuple[str, Settings]:
+    """The rotary settings that apply, {} if there are none, and their key in config.json."""
+    empty: dict[str, object] = {}
+    by_key = {key: field(hf, key, OBJECT, empty) for key in ROPE_KEYS}
+    rope_key = next((key for key in ROPE_KEYS if by_key[key]), ROPE_KEYS[-1])
+    settings = by_key[rope_key]
+    if nested := [key for key, value in settings.items() if isinstance(value, dict)]:
+        raise UserError(f"config.json: {rope_key} by layer type ({nested[0]!r}) is not supported")
+    other = by_key[ROPE_KEYS[-1]]
+    theta = _theta(hf, settings)
     if other.get("rope_theta", theta) != theta:
         raise UserError(
-            f"config.json: {place} replaces {PLACES[-1]}, so rope_theta is {theta} and not "
+            f"config.json: {rope_key} replaces {ROPE_KEYS[-1]}, so rope_theta is {theta} and not "
             f"{other['rope_theta']!r}; remove one of the two, or give both the same rope_theta"
         )
-    return place, given
+    return rope_key, settings
 
 
-def _theta(hf: Mapping[str, Any], given: Settings) -> float:
-    for values in (given, hf):
+def _theta(hf: Settings, settings: Settings) -> float:
+    for values in (settings, hf):
         if "rope_theta" in values:
             return float(field(values, "rope_theta", ABOVE_ONE))
     return DEFAULT_THETA
 
 
-def _kind(place: str, given: Settings) -> str:
+def _kind(rope_key: str, settings: Settings) -> str:
     """The rope type; `type` is its old name."""
-    names = {field(given, key, TEXT) for key in ("rope_type", "type") if key in given}
+    names = {field(settings, key, TEXT) for key in ("rope_type", "type") if key in settings}
     if len(names) > 1:
-        raise UserError(f"config.json: {place}: rope_type and type differ: {sorted(names)}")
+        raise UserError(f"config.json: {rope_key}: rope_type and type differ: {sorted(names)}")
     kind = names.pop() if names else "default"
     if kind not in SCALINGS:
         raise UserError(
@@ -89,65 +102,68 @@ def _kind(place: str, given: Settings) -> str:
     return kind
 
 
-def _default(plain: np.ndarray, theta: float, s: Settings) -> Angles:
-    return plain, 1.0
+def _default(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
+    return Scaled(frequencies)
 
 
-def _linear(plain: np.ndarray, theta: float, s: Settings) -> Angles:
-    """All positions closer together."""
-    return plain / field(s, "factor", POSITIVE), 1.0
+def _linear(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
+    """Position interpolation (arXiv 2306.15595): divides all frequencies by `factor`."""
+    return Scaled(frequencies / field(settings, "factor", POSITIVE))
 
 
-def _dynamic(plain: np.ndarray, theta: float, s: Settings) -> Angles:
-    """Changes nothing within max_position_embeddings, and no more is ever decoded here."""
-    field(s, "factor", POSITIVE)
-    return plain, 1.0
+def _dynamic(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
+    """Changes only positions after max_position_embeddings, which are never decoded here."""
+    field(settings, "factor", POSITIVE)
+    return Scaled(frequencies)
 
 
-def _llama3(plain: np.ndarray, theta: float, s: Settings) -> Angles:
-    """Long waves slower, short ones as they are, a smooth passage between (Llama 3.1)."""
+def _llama3(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
+    """Llama 3.1: divides low frequencies by `factor`, keeps high ones, interpolates between."""
     keys = ("factor", "low_freq_factor", "high_freq_factor")
-    factor, low, high = (field(s, key, POSITIVE) for key in keys)
+    factor, low, high = (field(settings, key, POSITIVE) for key in keys)
     if high <= low:
         raise UserError(
             f"config.json: high_freq_factor={high} must be more than low_freq_factor={low}"
         )
-    turns = s[ORIGINAL] * plain / (2 * math.pi)
+    turns = context.original * frequencies / (2 * math.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * (smooth + (1 - smooth) / factor), 1.0
+    return Scaled(frequencies * (smooth + (1 - smooth) / factor))
 
 
-def _yarn(plain: np.ndarray, theta: float, s: Settings) -> Angles:
-    """YaRN (arXiv 2309.00071): slower by dimension, between two numbers of turns; larger scores."""
-    original, pairs = s[ORIGINAL], len(plain)
-    if "factor" not in s:
+def _yarn(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
+    """YaRN (arXiv 2309.00071): keeps frequencies that make more than `beta_fast` turns over the
+    original context, divides those below `beta_slow` by `factor`, and scales cosine and sine."""
+    pairs = len(frequencies)
+    if "factor" not in settings:
         raise UserError("config.json has no 'factor'")
-    factor = field(s, "factor", POSITIVE, s[POSITIONS] / original)
+    factor = field(settings, "factor", POSITIVE, context.positions / context.original)
 
-    def dimension(turns: float) -> float:
-        """Where a wave turns so often over the original context."""
-        return pairs * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
+    def pair_index(turns: float) -> float:
+        """The index of the pair that makes `turns` turns over the original context."""
+        wavelengths = context.original / (turns * 2 * math.pi)
+        return pairs * math.log(wavelengths) / math.log(context.theta)
 
-    low = dimension(field(s, "beta_fast", POSITIVE, 32))
-    high = dimension(field(s, "beta_slow", POSITIVE, 1))
-    if field(s, "truncate", FLAG) if "truncate" in s else True:
+    low = pair_index(field(settings, "beta_fast", POSITIVE, 32))
+    high = pair_index(field(settings, "beta_slow", POSITIVE, 1))
+    if field(settings, "truncate", FLAG) if "truncate" in settings else True:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * pairs - 1)
     high += 0.001 * (high == low)
-    slowed = np.clip((np.arange(pairs) - low) / (high - low), 0.0, 1.0)
-    angles = plain * (1 - slowed) + plain / factor * slowed
+    ramp = np.clip((np.arange(pairs) - low) / (high - low), 0.0, 1.0)
+    scaled = frequencies * (1 - ramp) + frequencies / factor * ramp
 
-    def scale(weight: float) -> float:
+    def mscale(weight: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
-    whole, part = (field(s, key, POSITIVE, None) for key in ("mscale", "mscale_all_dim"))
-    default = scale(whole) / scale(part) if whole and part else scale(1)
-    return angles, float(field(s, "attention_factor", POSITIVE, default))
+    keys = ("mscale", "mscale_all_dim")
+    numerator, denominator = (field(settings, key, POSITIVE, None) for key in keys)
+    default = mscale(numerator) / mscale(denominator) if numerator and denominator else mscale(1)
+    return Scaled(scaled, float(field(settings, "attention_factor", POSITIVE, default)))
 
 
 class Scaling(NamedTuple):
-    compute: Callable[[np.ndarray, float, Settings], Angles]
-    keys: set[str]  # that it reads, or is known not to
+    compute: Callable[[np.ndarray, Context, Settings], Scaled]
+    keys: set[str]  # settings that it reads, or knows to have no effect
 
 
 SCALINGS = {
