@@ -1,4 +1,4 @@
-"""Where in a run's folder its models are."""
+"""Finds the models in a run's folder."""
 
 import json
 from collections.abc import Iterator
@@ -8,16 +8,16 @@ from typing import Any
 from seif_jax.errors import UserError
 from seif_jax.json_io import read_object
 
-ABOUT = "config.json"  # the config, what it was run with, and what of both has changed since
+ABOUT = "config.json"  # the config, versions, devices, and the history of their changes
 BASE = "model"  # the Hugging Face folder of the base model, without weights
 FOLDER = "checkpoints"  # in a stage's folder
-DONE = "stage.json"  # in a stage's folder, once it has ended: the means of its metrics
-EXPORT = "hf"  # in a Follower's: what it has trained, as a Hugging Face folder
+DONE = "stage.json"  # in the folder of a finished stage: the means of its metrics
+EXPORT = "hf"  # in the folder of a Follower stage: the trained model in Hugging Face format
 ADAPTER = "adapter_config.json"  # PEFT's
 
 
 def stage_of(path: Path) -> Path | None:
-    """The stage's folder if the path is one of a run, or its checkpoints folder."""
+    """The stage's folder, if the path is that folder or its checkpoints folder; else None."""
     path = path.resolve()
     if path.name == FOLDER:
         path = path.parent
@@ -32,17 +32,18 @@ def run_of(stage: Path) -> Path:
 
 
 def read_about(workdir: Path) -> Any:
-    """A run's config.json; None: there is none (a model's holds no "config")."""
+    """Reads a run's config.json. Returns None if the folder has none, or a model's config.json,
+    which has no key "config"."""
     try:
-        held = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
-        return held if held["config"] else None
+        about = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
+        return about if about["config"] else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 def check_model(path: Path) -> None:
-    """Raises UserError for a path where a run has saved no model, naming those that it has; and for
-    an adapter without its base. Says nothing of what is not a run's; `path` may be absent."""
+    """Raises UserError if `path` is in a run's folder and is no model of the run (naming those that
+    the run has), or is an adapter without its base. Accepts all other paths, also absent ones."""
     stage = stage_of(path)
     if stage:
         if not _steps(stage):
@@ -65,12 +66,12 @@ def check_model(path: Path) -> None:
 
 
 def _trained(run: Path) -> Iterator[Path]:
-    """Of each role, the stage of the last round that has saved a checkpoint."""
+    """The folder of each role's last stage that has saved a checkpoint."""
     for role in ("follower", "instructor"):
         stages = [stage for stage in run.glob(f"round_*/{role}") if _steps(stage)]
         rounds = {stage.parent.name.removeprefix("round_"): stage for stage in stages}
-        if numbers := [name for name in rounds if name.isdecimal()]:
-            yield rounds[max(numbers, key=int)]
+        if saved := [name for name in rounds if name.isdecimal()]:
+            yield rounds[max(saved, key=int)]
 
 
 def _steps(stage: Path) -> list[Path]:
