@@ -1,4 +1,4 @@
-"""Where the weights of every role come from; those that are only read are held once."""
+"""Loads the weights of every role; weights that are not trained are in memory once."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from seif_jax import models, settings, sharding
 from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
-from seif_jax.models import lora, resolve
+from seif_jax.models import Params, lora, resolve
 from seif_jax.models.io.to_device import ShardingRule
 from seif_jax.run_config import RunConfig
 from seif_jax.sampling import Engine
@@ -51,57 +51,58 @@ class RoleWeights:
             return self.workdir / f"round_{round}" / role
         return resolve(self.config.trained_role(role).init or self.config.model)
 
-    def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Any:
-        """Whole weights, where they are trained unless said; adapters are merged into their
-        base."""
+    def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Params:
+        """Loads all weights of a model, sharded for training unless `rule` says otherwise;
+        adapters are merged into their base."""
         kind, scan = settings.dtype(dtype), self.config.scan_weights
         rule = rule or sharding.sharding_rule(self.mesh)
         return load_params(path, self.base.model, kind, scan, rule)
 
-    def start(self, path: Path, key: jax.Array) -> Any:
-        """What to train, float32: whole weights, or adapters, new ones on the bare base."""
+    def start(self, path: Path, key: jax.Array) -> Params:
+        """The float32 weights that training starts from: those of a model, or with config.lora the
+        adapters at `path`, which are new ones if it is the base model."""
         if not self.lora:
             return self.load(path, "float32")
         if path == resolve(self.config.model):
             return lora.init(self.shapes, key)
         return load_adapter(path, self.base.model, self.lora, sharding.sharding_rule(self.mesh))
 
-    def frozen(self) -> Any:
-        """The rest of the model that is trained: the base, {} without adapters."""
+    def frozen(self) -> Params:
+        """The weights of the trained model that are not trained: the adapters' base, or {}."""
         return self._base(self.config.dtype, "shared") if self.lora else {}
 
     def engine(self, path: Path, dtype: str, devices: str) -> Engine:
-        """Weights that are only read; the same ones are held once, whoever asks for them."""
-        held = (str(path), dtype, devices)
-        if held not in self._engines:
+        """The engine that samples from a model; calls with the same arguments share one."""
+        key = (str(path), dtype, devices)
+        if key not in self._engines:
             rule = sharding.sharding_rule(self._meshes[devices], over=("tensor",))
             if self.lora and read_lora(path) == self.lora:
                 adapter = load_adapter(path, self.base.model, self.lora, rule)
                 params = lora.join(self._base(dtype, devices), adapter)
             else:
                 params = self.load(path, dtype, rule)
-            self._engines[held] = Engine(self.base.model.config, params, settings.dtype(dtype))
-        return self._engines[held]
+            self._engines[key] = Engine(self.base.model.config, params, settings.dtype(dtype))
+        return self._engines[key]
 
     def keep_only(self, *paths: Path) -> None:
-        """Lets go of weights that the coming stage does not use."""
+        """Frees the weights of all models except those at `paths` and the adapters' base."""
         names = {str(path) for path in paths}
         if self.lora:
             names.add(str(resolve(self.config.model)))
         self._engines = {key: engine for key, engine in self._engines.items() if key[0] in names}
 
-    def _base(self, dtype: str, devices: str) -> Any:
+    def _base(self, dtype: str, devices: str) -> Params:
         return self.engine(resolve(self.config.model), dtype, devices).params
 
     def _check_init(self, role: str) -> None:
-        """UserError: the role is to start from what is no adapter of this run's base."""
+        """Raises UserError if a role would start from anything but an adapter of the run's base."""
         init = self.config.trained_role(role).init
         if not self.lora or not init or role not in self.config.stages:
             return
-        found = read_lora(resolve(init))
-        if found != self.lora:
+        stored = read_lora(resolve(init))
+        if stored != self.lora:
             raise UserError(
-                f"config.{role}.init={init} holds {found or 'whole weights'}; with config.lora a "
+                f"config.{role}.init={init} holds {stored or 'whole weights'}; with config.lora a "
                 f"role can only go on with {self.lora}"
             )
 
