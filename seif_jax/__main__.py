@@ -211,7 +211,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax.card import card
     from seif_jax.checkpoint import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.json_io import TEXT, field
-    from seif_jax.run_paths import run_of, stage_of
+    from seif_jax.run_paths import RunPaths, run_of, stage_of
 
     if options.adapter and options.to != "hf":
         raise UserError("--adapter is a form of --to=hf")
@@ -225,7 +225,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
     dtype = options.dtype or (stored if stored in DTYPES else "bfloat16")
     stage = stage_of(models.resolve(options.src))
-    if stage and run_of(stage) != stage:
+    if stage and run_of(stage.folder) != RunPaths(stage.folder):  # not what --to=orbax made
         base = base.with_card(card(stage))
     if options.adapter:
         dtype = options.dtype or "float32"

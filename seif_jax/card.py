@@ -1,12 +1,11 @@
 """The model card of a trained model: its base model, rounds, config and metrics."""
 
 import json
-import re
 from pathlib import Path
 
 from seif_jax import __version__, metrics, models
 from seif_jax.errors import UserError
-from seif_jax.run_paths import run_of
+from seif_jax.run_paths import StagePaths, read_record, run_of
 
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded GGUF file is made from it
 METRICS = ("reward", "followed", "format_valid", "kept", "kl", "reply_tokens")
@@ -38,30 +37,29 @@ Means over the steps of each stage so far:
 """
 
 
-def card(stage: Path) -> str:
+def card(stage: StagePaths) -> str:
     """README.md for the model that a stage (RUN/round_N/ROLE) trained."""
-    match = re.fullmatch(r"round_(\d+)", stage.parent.name)
-    if not match or stage.name not in metrics.STAGES:
-        raise UserError(f"{stage}: not a stage of a run (RUN/round_N/ROLE)")
-    run, round = run_of(stage), int(match[1])
-    path = run / "config.json"
-    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    config = about.get("config", {})
+    role, round = stage.folder.name, stage.round
+    if round is None or role not in metrics.STAGES:
+        raise UserError(f"{stage.folder}: not a stage of a run (RUN/round_N/ROLE)")
+    run = run_of(stage.folder)
+    record = read_record(run.folder) or {}
+    config = record.get("config", {})
     base = config.get("model")
     if base in (None, models.EMBEDDED):
         base = EMBEDDED
-    was_local = base != EMBEDDED and "model" in about.get("fingerprints", {})
+    was_local = base != EMBEDDED and "model" in record.get("fingerprints", {})
     on_hub = not was_local and models.find_local(base) is None
     return CARD.format(
         front=f"base_model: {base}\n" if on_hub else "",
-        name=f"{Path(base).name} {stage.name} {round}",
-        role=stage.name.capitalize(),
+        name=f"{Path(base).name} {role} {round}",
+        role=role.capitalize(),
         round=round,
         rounds=config.get("rounds", round),
         base=f"`{base}`",
         version=__version__,
-        commit=about.get("git_commit"),
-        table=_table(run / "metrics.jsonl", (round, metrics.STAGES[stage.name])),
+        commit=record.get("git_commit"),
+        table=_table(run.metrics, (round, metrics.STAGES[role])),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
 
@@ -69,7 +67,7 @@ def card(stage: Path) -> str:
 def _table(path: Path, last: tuple[int, int]) -> str:
     """A Markdown table with a row per stage, up to `last` (round, index of the stage)."""
     steps: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for line in metrics.read(path) if path.is_file() else []:
+    for line in metrics.read(path):
         position = line["round"], metrics.STAGES[line["stage"]]
         if position <= last and line["stage"] != "evaluate":
             steps.setdefault((line["round"], line["stage"]), []).append(line)

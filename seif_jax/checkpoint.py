@@ -25,7 +25,7 @@ from seif_jax.models import Model, lora
 from seif_jax.models.io import hf
 from seif_jax.models.io.to_device import ShardingRule, finite, single_device
 from seif_jax.models.lora import Lora
-from seif_jax.run_paths import BASE, EXPORT, FOLDER, read_about, run_of, stage_of
+from seif_jax.run_paths import EXPORT, RunPaths, StagePaths, read_record, run_of, stage_of
 from seif_jax.tokenizer import Tokenizer
 
 # Orbax logs every step of a save, and logs a traceback for every error that it also raises.
@@ -39,7 +39,7 @@ class Checkpoints:
     weights of another model."""
 
     def __init__(self, folder: Path, keep: int):
-        self._folder = folder / FOLDER
+        self._folder = StagePaths(folder).checkpoints
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False
         )  # an asynchronous save would read buffers that the next step reuses
@@ -141,7 +141,7 @@ class ModelBundle:
         chat = chat or _chat_settings(path)
         stage = stage_of(path)
         if stage:
-            path = run_of(stage) / BASE
+            path = run_of(stage.folder).base_model
         if path.is_dir():
             config, carried = hf.read_config(path), hf.carried(path)
         else:
@@ -174,7 +174,7 @@ class ModelBundle:
             if occupied(folder):
                 raise UserError(f"{folder}: already exists, give another path")
             temporary.mkdir()
-            self.save(temporary / BASE)
+            self.save(RunPaths(temporary).base_model)
             with open_checkpoints(temporary) as checkpoints:
                 checkpoints.save(0, params=load())
 
@@ -204,11 +204,11 @@ class ModelBundle:
 def _chat_settings(path: Path) -> ChatSettings | None:
     """The chat settings of the run that `path` is a checkpoint or an export of, if any."""
     stage = stage_of(path) or (stage_of(path.parent) if path.name == EXPORT else None)
-    about = read_about(run_of(stage)) if stage else None
-    if not about or "started" not in about:  # no run, or one whose time was not recorded
+    record = read_record(run_of(stage.folder).folder) if stage else None
+    if not record or "started" not in record:  # no run, or one whose time was not recorded
         return None
-    arguments = about["config"].get("template_arguments", {})
-    return ChatSettings(arguments, datetime.fromisoformat(about["started"]))
+    arguments = record["config"].get("template_arguments", {})
+    return ChatSettings(arguments, datetime.fromisoformat(record["started"]))
 
 
 def scanned(
@@ -248,17 +248,17 @@ def load_params(
             return models.load(source, model, dtype, rule, scan)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    adapters = read_lora(stage)
+    adapters = read_lora(path)
     if adapters:
         base = _load_base(stage, adapters, model, dtype, scan, rule)
-        return lora.merge(base, load_adapter(stage, model, adapters, rule), adapters.scale)
+        return lora.merge(base, load_adapter(path, model, adapters, rule), adapters.scale)
     return _restore(stage, models.shapes(model, dtype, rule))
 
 
 def read_lora(path: Path) -> Lora | None:
     """The LoRA settings of a run's checkpoint; None if it holds all weights or is no checkpoint."""
     stage = stage_of(path)
-    file = run_of(stage) / BASE / hf.ADAPTER_CONFIG if stage else None
+    file = run_of(stage.folder).base_model / hf.ADAPTER_CONFIG if stage else None
     return Lora.from_peft(read_object(file), str(file)) if file and file.is_file() else None
 
 
@@ -286,22 +286,24 @@ def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any
 
 
 def _load_base(
-    stage: Path, adapters: Lora, model: Model, dtype: Any, scan: bool, rule: ShardingRule
+    stage: StagePaths, adapters: Lora, model: Model, dtype: Any, scan: bool, rule: ShardingRule
 ) -> Any:
     """The base weights of a stage's adapters. Raises UserError if they have been moved."""
     try:
         return load_params(adapters.base, model, dtype, scan, rule)
     except UserError as error:
-        file = run_of(stage) / BASE / hf.ADAPTER_CONFIG
-        raise UserError(f"{stage}: the base of its adapters, named in {file}: {error}") from None
+        file = run_of(stage.folder).base_model / hf.ADAPTER_CONFIG
+        raise UserError(
+            f"{stage.folder}: the base of its adapters, named in {file}: {error}"
+        ) from None
 
 
-def _restore(stage: Path, shapes: Any) -> Any:
+def _restore(stage: StagePaths, shapes: Any) -> Any:
     """The newest weights of a stage."""
-    with open_checkpoints(stage) as checkpoints:
+    with open_checkpoints(stage.folder) as checkpoints:
         step = checkpoints.latest()
         if step is None:
-            raise UserError(f"{stage}: the stage has saved no checkpoint yet")
+            raise UserError(f"{stage.folder}: the stage has saved no checkpoint yet")
         return checkpoints.restore(step, params=shapes)["params"]
 
 

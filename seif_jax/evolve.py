@@ -33,7 +33,7 @@ from seif_jax.role_weights import RoleWeights
 from seif_jax.rows import read_instruction
 from seif_jax.run_config import STAGES, RuleSetConfig, RunConfig
 from seif_jax.run_dir import open_run, start_time
-from seif_jax.run_paths import DONE, EXPORT
+from seif_jax.run_paths import RunPaths, StagePaths
 
 
 def run(
@@ -146,24 +146,24 @@ class Evolution:
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
-        folder = self.workdir / f"round_{round}" / name
-        if (folder / DONE).exists():
+        paths = RunPaths(self.workdir).stage(round, name)
+        if paths.done.exists():
             return
         index = STAGES.index(name)
         key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
         if name == "generate":
-            numbers = self.generate(round, folder, key, writer)
+            numbers = self.generate(round, paths, key, writer)
         else:
-            numbers = run_stage(self.training(round, name, folder, key), writer, self.display)
+            numbers = run_stage(self.training(round, name, paths, key), writer, self.display)
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
-            self.base.with_card(card(folder)).export(folder / EXPORT, params, "bfloat16")
+            self.base.with_card(card(paths)).export(paths.export, params, "bfloat16")
         if processes.first():
-            write_json(folder / DONE, numbers)
+            write_json(paths.done, numbers)
             page.write_in_run(self.workdir, self.warn)
 
-    def training(self, round: int, name: str, folder: Path, key: jax.Array) -> Stage:
+    def training(self, round: int, name: str, paths: StagePaths, key: jax.Array) -> Stage:
         c = self.config
         role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
@@ -172,7 +172,7 @@ class Evolution:
         )
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         return Stage(
-            info=StageInfo(name, round, c.rounds, folder),
+            info=StageInfo(name, round, c.rounds, paths),
             model=TrainedModel(
                 bundle=self.base,
                 mesh=self.weights.mesh,
@@ -281,10 +281,10 @@ class Evolution:
         return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
 
     def instructions(self, round: int) -> Path:
-        return self.workdir / f"round_{round}" / "instructions.parquet"
+        return RunPaths(self.workdir).instructions(round)
 
     def generate(
-        self, round: int, folder: Path, key: jax.Array, writer: Writer
+        self, round: int, paths: StagePaths, key: jax.Array, writer: Writer
     ) -> dict[str, float]:
         """I_t writes constraints for every seed; the Filter drops contradictory ones."""
         c = self.config
@@ -300,7 +300,7 @@ class Evolution:
             prompts=self.prompts["instructor"],
         )
         stage = propose.ProposeStage(
-            info=StageInfo("generate", round, c.rounds, folder),
+            info=StageInfo("generate", round, c.rounds, paths),
             chat_model=self.chat_model(author, c.dtype),
             task=task,
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),

@@ -9,13 +9,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from seif_jax import config_keys, models, settings
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.models.io import hf
 from seif_jax.run_config import RunConfig
-from seif_jax.run_paths import FOLDER, stage_of
+from seif_jax.run_paths import stage_of
 from seif_jax.user_functions import UserFunction
 
 MODELS = ("model", "instructor.init", "follower.init", "judger.model")
@@ -55,35 +54,6 @@ def of_run(
             sources = {function.name: function.source for function in used}
             prints[key] = _digest([config_keys.get(config, key), sources])
     return prints
-
-
-def changes(held: Any, wanted: Any) -> list[tuple[str, str | None, str | None]]:
-    """(key, JSON value there, JSON value here) of every key in which two runs differ.
-
-    held, wanted: {"config": nested dicts, "fingerprints": `of_run`}. A key with a fingerprint on
-    both sides is compared by it alone; its two values may then be equal, and the contents not.
-    """
-    there, here = _flat(held["config"]), _flat(wanted["config"])
-    before, now = held.get("fingerprints", {}), wanted["fingerprints"]
-    return [
-        (key, there.get(key), here.get(key))
-        for key in sorted(there.keys() | here.keys())
-        if (
-            before[key] != now[key]
-            if key in before and key in now
-            else there.get(key) != here.get(key)
-        )
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as {"a.b": JSON text}."""
-    if not isinstance(value, dict):
-        return {prefix: json.dumps(value)}
-    flat = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def of_rows(rows: Sequence[Seed | Instruction], columns: bool = False) -> str:
@@ -127,7 +97,7 @@ def _files(path: Path) -> list[tuple[str, Path]]:
         return [("", path)]
     stage = stage_of(path)
     if stage:
-        root = stage / FOLDER
+        root = stage.checkpoints
         found = [file for file in root.rglob("*") if file.is_file()]
     else:
         root = path

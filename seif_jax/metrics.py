@@ -20,6 +20,7 @@ from seif_jax import processes
 from seif_jax.errors import UserError
 from seif_jax.files import os_errors, write_text
 from seif_jax.json_io import dumps
+from seif_jax.run_paths import RunPaths
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
 STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
@@ -40,12 +41,12 @@ class Writer:
     """
 
     def __init__(self, workdir: str | Path):
-        self.path = Path(workdir) / "metrics.jsonl"
-        self.folder = Path(workdir) / "tensorboard"
+        self.path = RunPaths(Path(workdir)).metrics
+        self.folder = RunPaths(Path(workdir)).tensorboard
         self.writes = processes.first()
         self.written = False  # whether metrics.jsonl has any lines
         if self.writes:
-            self._open(read(self.path) if self.path.exists() else [])
+            self._open(read(self.path))
 
     def write(self, round: int, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends a line. metrics: Python, numpy or jax scalars; NaN and infinities become null."""
@@ -169,10 +170,12 @@ def host() -> dict[str, int]:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl. A last line that a kill left incomplete is dropped.
+    """Reads metrics.jsonl, [] if there is none. A last line that a kill left incomplete is dropped.
 
     Raises UserError, naming the line, if any other line is not JSON.
     """
+    if not Path(path).exists():
+        return []
     texts = Path(path).read_text(encoding="utf-8").split("\n")
     lines = []
     for number, text in enumerate(texts[:-1], 1):  # the last text follows the final newline

@@ -52,7 +52,7 @@ def propose_instructions(
     Resumes after the last step in the stage's samples.parquet. Returns shares of the instructions.
     """
     info = stage.info
-    samples_path = info.folder / "samples.parquet"
+    samples_path = info.paths.samples
     seeds = len(stage.task.rows)
     steps = -(-seeds // stage.seeds_per_step)
     done = 0

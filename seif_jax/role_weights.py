@@ -15,6 +15,7 @@ from seif_jax.errors import UserError
 from seif_jax.models import Params, lora, resolve
 from seif_jax.models.io.to_device import ShardingRule
 from seif_jax.run_config import RunConfig
+from seif_jax.run_paths import RunPaths
 from seif_jax.sampling import Engine
 
 
@@ -48,7 +49,7 @@ class RoleWeights:
     def path(self, role: str, round: int) -> Path:
         """`role` after round `round`, or what it starts from."""
         if round and role in self.config.stages:
-            return self.workdir / f"round_{round}" / role
+            return RunPaths(self.workdir).stage(round, role).folder
         return resolve(self.config.trained_role(role).init or self.config.model)
 
     def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Params:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import __version__, config_keys, fingerprints, metrics, processes, settings
+from seif_jax import __version__, config_keys, metrics, processes, settings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.files import (
@@ -26,23 +25,20 @@ from seif_jax.files import (
     write_text,
 )
 from seif_jax.metrics import Writer
+from seif_jax.resume import check_resumable, record_changes
 from seif_jax.run_config import RunConfig
-from seif_jax.run_paths import ABOUT, BASE, DONE, read_about
-from seif_jax.values import Resume
+from seif_jax.run_paths import RunPaths, read_record
 
-PROMPTS = "prompts"  # folder of the files that stand for the packaged prompts of some roles
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "if-verifiable")
-CONTENTS = (ABOUT, BASE, PROMPTS, "metrics.jsonl", "tensorboard", "report", "round_*")
-SHOWN = 3  # keys in a message
 
 
 def start_time(workdir: Path) -> str:
     """When the run began, in ISO format: as its folder says, or now. Chat templates that write the
     date write this one, so a run that is resumed on another day asks the same. Of several processes
     the first one's clock counts."""
-    held = read_about(workdir) or {}
+    record = read_record(workdir) or {}
     now = datetime.now().isoformat(timespec="seconds")
-    return processes.allgather_objects(held.get("started", now))[0]
+    return processes.allgather_objects(record.get("started", now))[0]
 
 
 @contextlib.contextmanager
@@ -93,9 +89,8 @@ def _alone(workdir: Path, new: bool) -> Iterator[None]:
 def _discard(workdir: Path, made: bool) -> None:
     """Removes what a run has written; also the folder, if the run `made` it and nothing else is
     there."""
-    for pattern in CONTENTS:
-        for path in workdir.glob(pattern):
-            remove(path)
+    for path in RunPaths(workdir).contents():
+        remove(path)
     if made:
         follow(workdir).rmdir()
 
@@ -104,8 +99,8 @@ def _make(
     config: RunConfig, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> None:
     """Makes what is missing of the folder, and records what is new."""
-    path, held = workdir / ABOUT, read_about(workdir)
-    about = {
+    run, before = RunPaths(workdir), read_record(workdir)
+    record = {
         "config": config_keys.as_json(config),
         "fingerprints": prints,
         "started": started,
@@ -116,23 +111,23 @@ def _make(
         "git_commit": _git_commit(),
         "devices": [str(device) for device in jax.devices()],
     }
-    if not held:
+    if not before:
         if occupied(workdir):
             what = "holds other files and no run" if workdir.is_dir() else "is a file"
             raise UserError(f"{workdir} {what}; give another --workdir")
-        write_json(path, {**about, "history": []})
+        write_json(run.config, {**record, "history": []})
     else:
-        check_resumable(held, about, workdir)
-        changes = _changes(held, about)
+        check_resumable(before, record, workdir)
+        changes = record_changes(before, record)
         if changes and not all(stages_done(config, workdir)):
             entry = {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "after": last_step(workdir),
                 "changes": changes,
             }
-            write_json(path, {**about, "history": [*held.get("history", []), entry]})
-    if not (workdir / BASE).is_dir():
-        base.save(workdir / BASE, settings.lora(config))
+            write_json(run.config, {**record, "history": [*before.get("history", []), entry]})
+    if not run.base_model.is_dir():
+        base.save(run.base_model, settings.lora(config))
     keep_prompts(config, workdir)
 
 
@@ -141,77 +136,20 @@ def keep_prompts(config: RunConfig, workdir: Path) -> None:
     for role in settings.ROLES:
         if path := config.role(role).prompts:
             path = Path(path).expanduser()
-            copy = workdir / PROMPTS / f"{role}{path.suffix}"
+            copy = RunPaths(workdir).prompts / f"{role}{path.suffix}"
             if not copy.exists():
                 write_text(copy, read_text(path))
 
 
-def check_resumable(held: Any, wanted: Any, workdir: Path) -> None:
-    """Raises UserError if a run's config differs in keys that decide the results it already has.
-
-    held, wanted: {"config": nested dicts, "fingerprints": dict} of the run and of the config that
-    is to go on with it.
-    """
-    refused = []
-    for key, there, here in fingerprints.changes(held, wanted):
-        entry = config_keys.key(key)
-        resume = entry.resume if entry else Resume.FIXED
-        if resume is Resume.FREE:
-            continue
-        reason = f"{there} there, {here} here"
-        if there == here:
-            reason = f"{there} with other contents there, {here} here"
-        if resume is Resume.LATER and there and here:
-            begun = _begun(workdir, key.rpartition(".")[0] or "*")
-            values = json.loads(there), json.loads(here)
-            changed = [round for round in begun if not _same(round, *values)]
-            if not changed:
-                continue
-            reason += f", and round {changed[0]} has begun"
-        refused.append(f"{key} is {reason}")
-    if refused:
-        more = f" (and {len(refused) - SHOWN} more keys)" if len(refused) > SHOWN else ""
-        raise UserError(
-            f"{workdir} holds a run of another config: {'; '.join(refused[:SHOWN])}{more}; "
-            "give another --workdir"
-        )
-
-
-def _same(round: int, there: Any, here: Any) -> bool:
-    """Whether two values of `rounds`, or of a role's `epochs`, ask the same of a round."""
-    if isinstance(here, list):
-        return settings.epochs(there, round) == settings.epochs(here, round)
-    return round <= here
-
-
-def _begun(workdir: Path, stage: str) -> list[int]:
-    """The rounds in which a stage has begun, in order; stage "*": any."""
-    names = {path.parent.name for path in workdir.glob(f"round_*/{stage}")}
-    numbers = [name.removeprefix("round_") for name in names]
-    return sorted(int(number) for number in numbers if number.isdecimal())
-
-
-def _changes(held: Any, about: Any) -> dict[str, tuple[Any, Any]]:
-    """{"config.rounds": (before, now)} of everything that config.json says of a run."""
-    before, now = config_keys.flat(held), config_keys.flat(about)
-    names = sorted(before.keys() | now.keys())
-    changes = {name: (before.get(name), now.get(name)) for name in names}
-    return {
-        name: pair for name, pair in changes.items() if pair[0] != pair[1] and name != "history"
-    }
-
-
 def stages_done(config: RunConfig, workdir: Path) -> list[bool]:
-    """Of every stage of the run, in order, whether it has ended."""
-    return [
-        (workdir / f"round_{round}" / stage / DONE).exists() for round, stage in config.schedule
-    ]
+    """Whether each stage of the run has ended, in order."""
+    run = RunPaths(workdir)
+    return [run.stage(round, stage).done.exists() for round, stage in config.schedule]
 
 
 def last_step(workdir: Path) -> dict[str, Any] | None:
     """Where the run is: round, stage and step of its last line of metrics; None: nowhere yet."""
-    path = workdir / "metrics.jsonl"
-    lines = metrics.read(path) if path.exists() else []
+    lines = metrics.read(RunPaths(workdir).metrics)
     return {key: lines[-1][key] for key in ("round", "stage", "step")} if lines else None
 
 

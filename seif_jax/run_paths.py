@@ -1,42 +1,147 @@
-"""Finds the models in a run's folder."""
+"""Every path in a run's folder, and what lies at a path that may be in one."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seif_jax.errors import UserError
 from seif_jax.json_io import read_object
 
-ABOUT = "config.json"  # the config, versions, devices, and the history of their changes
-BASE = "model"  # the Hugging Face folder of the base model, without weights
-FOLDER = "checkpoints"  # in a stage's folder
-DONE = "stage.json"  # in the folder of a finished stage: the means of its metrics
-EXPORT = "hf"  # in the folder of a Follower stage: the trained model in Hugging Face format
 ADAPTER = "adapter_config.json"  # PEFT's
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
+EXPORT = "hf"
 
 
-def stage_of(path: Path) -> Path | None:
-    """The stage's folder, if the path is that folder or its checkpoints folder; else None."""
+@dataclass(frozen=True)
+class StagePaths:
+    """The files of one stage, in RUN/round_N/STAGE."""
+
+    folder: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Orbax checkpoints, one folder per step."""
+        return self.folder / CHECKPOINTS
+
+    @property
+    def samples(self) -> Path:
+        """One row per completion."""
+        return self.folder / "samples.parquet"
+
+    @property
+    def evaluations(self) -> Path:
+        """One row per reply to an evaluation set, of a Follower stage."""
+        return self.folder / "evaluations.parquet"
+
+    @property
+    def done(self) -> Path:
+        """The means of the stage's metrics; written when it has ended."""
+        return self.folder / "stage.json"
+
+    @property
+    def export(self) -> Path:
+        """The trained Follower as a Hugging Face folder."""
+        return self.folder / EXPORT
+
+    @property
+    def round(self) -> int | None:
+        """The number of the stage's round; None if the folder is not in one."""
+        return _round_number(self.folder.parent)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        names = [path.name for path in self.checkpoints.glob("*")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files of a run, in the folder that `seif run --workdir` names."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The config, versions, devices, and the history of their changes."""
+        return self.folder / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
+
+    @property
+    def base_model(self) -> Path:
+        """The Hugging Face folder of the base model, without weights."""
+        return self.folder / "model"
+
+    @property
+    def prompts(self) -> Path:
+        """Copies of the files that replace the packaged prompts of some roles."""
+        return self.folder / "prompts"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    def round(self, round: int) -> Path:
+        return self.folder / f"round_{round}"
+
+    def instructions(self, round: int) -> Path:
+        """What the data stage of a round wrote."""
+        return self.round(round) / "instructions.parquet"
+
+    def stage(self, round: int, name: str) -> StagePaths:
+        return StagePaths(self.round(round) / name)
+
+    def rounds(self, stage: str = "") -> list[int]:
+        """The rounds that have begun, or in which this stage has, in order."""
+        numbers = [_round_number(path) for path in self.folder.glob("round_*")]
+        return sorted(n for n in numbers if n is not None and (self.round(n) / stage).exists())
+
+    def contents(self) -> Iterator[Path]:
+        """The files and folders in the run's folder that a run writes."""
+        files = (self.config, self.metrics)
+        folders = (self.tensorboard, self.base_model, self.prompts, self.report)
+        for path in (*files, *folders, *self.folder.glob("round_*")):
+            if path.exists():
+                yield path
+
+
+def _round_number(folder: Path) -> int | None:
+    prefix, _, number = folder.name.partition("_")
+    return int(number) if prefix == "round" and number.isdecimal() else None
+
+
+def stage_of(path: Path) -> StagePaths | None:
+    """The stage whose folder, or checkpoints folder, `path` is; else None."""
     path = path.resolve()
-    if path.name == FOLDER:
-        path = path.parent
-    return path if (path / FOLDER).is_dir() else None
+    stage = StagePaths(path.parent if path.name == CHECKPOINTS else path)
+    return stage if stage.checkpoints.is_dir() else None
 
 
-def run_of(stage: Path) -> Path:
-    for folder in (stage, *stage.parents):
-        if (folder / BASE / "config.json").is_file():
-            return folder
-    raise UserError(f"{stage}: not inside a run's folder (no {BASE}/config.json above it)")
+def run_of(path: Path) -> RunPaths:
+    """The run that a path lies in, which may be a copy of it without its config.json."""
+    for folder in (path, *path.parents):
+        run = RunPaths(folder)
+        if (run.base_model / "config.json").is_file():
+            return run
+    base = RunPaths(Path()).base_model
+    raise UserError(f"{path}: not inside a run's folder (no {base}/config.json above it)")
 
 
-def read_about(workdir: Path) -> Any:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """Reads a run's config.json. Returns None if the folder has none, or a model's config.json,
     which has no key "config"."""
     try:
-        about = json.loads((workdir / ABOUT).read_text(encoding="utf-8"))
-        return about if about["config"] else None
+        record = json.loads(RunPaths(folder).config.read_text(encoding="utf-8"))
+        return record if record["config"] else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
@@ -46,10 +151,10 @@ def check_model(path: Path) -> None:
     the run has), or is an adapter without its base. Accepts all other paths, also absent ones."""
     stage = stage_of(path)
     if stage:
-        if not _steps(stage):
+        if not stage.steps():
             raise UserError(f"{path}: the stage has saved no checkpoint yet")
         return
-    if path.is_file() or (path / "config.json").is_file() and not read_about(path):
+    if path.is_file() or (path / "config.json").is_file() and not read_record(path):
         return
     if (path / ADAPTER).is_file():
         base = read_object(path / ADAPTER).get("base_model_name_or_path")
@@ -57,23 +162,16 @@ def check_model(path: Path) -> None:
             f"{path} is an adapter without the model that it belongs to ({base}); convert the "
             "run's stage without --adapter, or merge the two with PEFT's merge_and_unload"
         )
-    for run in (path, *path.parents, *path.absolute().parents):
-        if read_about(run):
-            newest = list(dict.fromkeys(_trained(run)))
-            names = " or ".join(map(str, newest)) or "none, no stage has saved a checkpoint yet"
-            what = "is a run's folder" if run == path else f"is not a model of the run {run}"
+    for folder in (path, *path.parents, *path.absolute().parents):
+        if read_record(folder):
+            newest = [str(stage.folder) for stage in _trained(RunPaths(folder))]
+            names = " or ".join(newest) or "none, no stage has saved a checkpoint yet"
+            what = "is a run's folder" if folder == path else f"is not a model of the run {folder}"
             raise UserError(f"{path} {what}; models that it has trained: {names}")
 
 
-def _trained(run: Path) -> Iterator[Path]:
-    """The folder of each role's last stage that has saved a checkpoint."""
+def _trained(run: RunPaths) -> Iterator[StagePaths]:
+    """The stage of each role's last round that has saved a checkpoint."""
     for role in ("follower", "instructor"):
-        stages = [stage for stage in run.glob(f"round_*/{role}") if _steps(stage)]
-        rounds = {stage.parent.name.removeprefix("round_"): stage for stage in stages}
-        if saved := [name for name in rounds if name.isdecimal()]:
-            yield rounds[max(saved, key=int)]
-
-
-def _steps(stage: Path) -> list[Path]:
-    """The checkpoints of a stage."""
-    return [path for path in stage.glob(f"{FOLDER}/*") if path.name.isdecimal()]
+        stages = [run.stage(round, role) for round in run.rounds(role)]
+        yield from [stage for stage in stages if stage.steps()][-1:]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seif_jax import data
-from seif_jax.run_paths import DONE
+from seif_jax.run_paths import StagePaths
 
 KINDS = {  # constraint, by the id of its rule
     "punctuation:no_comma": "Do not use any commas.",
@@ -67,7 +67,7 @@ def make(
             ]
             rows = _rows(rng, stage, count, prompts, group, words, reply)
             _write(path / "samples.parquet", rows)
-            (path / DONE).write_text(json.dumps(metrics[-1]))
+            StagePaths(path).done.write_text(json.dumps(metrics[-1]))
         data.save_instructions(
             folder / f"round_{round}" / "instructions.parquet",
             [_instruction(rng, round) for _ in range(prompts * 4)],

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from seif_jax.card import card
+from seif_jax.run_paths import RunPaths
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_the_base_model(model, prints, base, front, tmp_path):
     (tmp_path / "model" / "config.json").write_text("{}")
     about = {"config": {"model": model, "rounds": 2}, "fingerprints": prints}
     (tmp_path / "config.json").write_text(json.dumps(about))
-    text = card(tmp_path / "round_1" / "follower")
+    text = card(RunPaths(tmp_path).stage(1, "follower"))
     assert f"Trained from `{base}` by seif_jax" in text
     assert (f"base_model: {base}\n" in text) == front
     assert f"# {base.split('/')[-1]} follower 1" in text

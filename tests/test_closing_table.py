@@ -11,7 +11,7 @@ import pytest
 from seif_jax.display import Display
 from seif_jax.report import closing_table
 from seif_jax.run_config import RunConfig
-from seif_jax.run_paths import DONE
+from seif_jax.run_paths import StagePaths
 
 
 @pytest.mark.parametrize("installed", [True, False])
@@ -23,7 +23,7 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
         monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace(__spec__=spec))
     folder = tmp_path / "round_1" / "follower"
     folder.mkdir(parents=True)
-    (folder / DONE).write_text(json.dumps({"reward": 0.5}))
+    StagePaths(folder).done.write_text(json.dumps({"reward": 0.5}))
     (tmp_path / "metrics.jsonl").touch()
     text = io.StringIO()
     config = RunConfig(rounds=1, stages=("follower",))
@@ -43,7 +43,7 @@ def test_the_table_says_whether_a_round_learned(tmp_path):
             lines.append({"round": round, "stage": "evaluate", "step": step, **numbers})
         folder = tmp_path / f"round_{round}" / "follower"
         folder.mkdir(parents=True)
-        (folder / DONE).write_text(json.dumps({"reward": 0.1 * round, "kl": None}))
+        StagePaths(folder).done.write_text(json.dumps({"reward": 0.1 * round, "kl": None}))
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = io.StringIO()
     config = RunConfig(rounds=2, stages=("follower",))
@@ -61,7 +61,9 @@ def test_the_table_says_whether_a_round_learned(tmp_path):
 def test_without_evaluations_the_table_has_means_alone(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "round_1" / "generate").mkdir(parents=True)
-    (tmp_path / "round_1" / "generate" / DONE).write_text('{"kept": 0.75, "instructions": 6}')
+    StagePaths(tmp_path / "round_1" / "generate").done.write_text(
+        '{"kept": 0.75, "instructions": 6}'
+    )
     results = io.StringIO()
     config = RunConfig(rounds=1, stages=("generate",))
     closing_table.show(config, tmp_path, Display(io.StringIO(), results))

@@ -6,10 +6,8 @@ from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 
-import pytest
-
 from seif_jax import config_keys, fingerprints, models
-from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, changes, of_model, of_rows
+from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, of_model, of_rows
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.run_config import RewardConfig, RuleSetConfig, RunConfig
 from seif_jax.user_functions import UserFunction
@@ -93,29 +91,6 @@ def test_large_files_are_sampled_from_end_to_end(tmp_path):
         before = of_model(path)
     os.truncate(path, size - 1)
     assert of_model(path) != before
-
-
-@pytest.mark.parametrize(
-    ("held", "wanted", "expected"),
-    [
-        (({"a": 1}, {}), ({"a": 1}, {}), []),
-        (({"a": {"b": 1}}, {}), ({"a": {"b": 2}}, {}), [("a.b", "1", "2")]),
-        (({"a": 1}, {}), ({"a": 1, "c": 0}, {}), [("c", None, "0")]),
-        (({"f": "x/s"}, {"f": "1"}), ({"f": "../x/s"}, {"f": "1"}), []),
-        (({"f": "s"}, {"f": "1"}), ({"f": "s"}, {"f": "2"}), [("f", '"s"', '"s"')]),
-        (({"f": "s"}, {"f": "1"}), ({"f": "org/s"}, {}), [("f", '"s"', '"org/s"')]),
-        (({"f": None}, {}), ({"f": "s"}, {"f": "1"}), [("f", "null", '"s"')]),
-    ],
-)
-def test_what_differs_between_two_runs(held, wanted, expected):
-    runs = [{"config": config, "fingerprints": prints} for config, prints in (held, wanted)]
-    assert changes(*runs) == expected
-
-
-def test_a_run_without_fingerprints_is_compared_by_its_config():
-    held = {"config": {"data": {"seeds": "a"}}}
-    wanted = {**held, "fingerprints": {"data.seeds": "1"}}
-    assert changes(held, wanted) == []
 
 
 def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):

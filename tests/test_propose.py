@@ -18,6 +18,7 @@ from seif_jax.instruction import Seed
 from seif_jax.metrics import Writer, read
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposer
+from seif_jax.run_paths import StagePaths
 
 KIND, BRIEF, COMMA = "Be kind.", "Be brief.", "Do not use any commas."
 
@@ -68,7 +69,7 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
         soft_share=0.0,
         seed="0",
     )
-    info = StageInfo("generate", 1, 1, folder / "generate")
+    info = StageInfo("generate", 1, 1, StagePaths(folder / "generate"))
     stage = propose.ProposeStage(
         info, chat_model, task, Decoding(99, 9, 4), batch, 2, jax.random.key(0)
     )

@@ -1,13 +1,15 @@
 """Paths in a run's folder that are no models, and what they should have been."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
+import seif_jax
 from seif_jax.errors import UserError
 from seif_jax.models.io import hf
-from seif_jax.run_paths import check_model, stage_of
+from seif_jax.run_paths import RunPaths, StagePaths, check_model, stage_of
 
 
 @pytest.fixture
@@ -100,7 +102,8 @@ def test_commands_say_it_and_ask_no_hub(run, refused, monkeypatch):
         )
         assert line.startswith("seif run: config.judger.model: ") and NEWEST in line
     assert not Path("new").exists()
-    assert stage_of(run / "round_1/follower") == (run / "round_1/follower").absolute()
+    stage = stage_of(run / "round_1/follower")
+    assert stage and stage.folder == (run / "round_1/follower").absolute()
 
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "smollm2.py")
@@ -116,3 +119,38 @@ def test_an_adapter_without_its_base(tmp_path, refused, held):
     ):
         line = refused(*command)
         assert f"{tmp_path} is an adapter without the model that it belongs to (org/base)" in line
+
+
+def test_rounds_and_steps_are_sorted_by_number(run):
+    paths = RunPaths(run)
+    (run / "round_old").mkdir()
+    (run / "round_9_old").mkdir()
+    assert paths.rounds() == [1, 2, 10, 11]
+    assert (paths.rounds("instructor"), paths.rounds("evaluate")) == ([1], [])
+    stage = paths.stage(2, "follower")
+    for name in ("10", "5", "7.tmp"):
+        (stage.checkpoints / name).mkdir()
+    assert (stage.steps(), stage.round) == ([4, 5, 10], 2)
+    assert StagePaths(Path("elsewhere/follower")).round is None
+
+
+def test_what_a_run_writes_is_found_and_nothing_else(run):
+    (run / "notes.txt").write_text("mine")
+    (run / "metrics.jsonl").touch()
+    assert {path.name for path in RunPaths(run).contents()} == {
+        "config.json", "metrics.jsonl", "model", "round_1", "round_2", "round_10", "round_11",
+    }  # fmt: skip
+
+
+def test_paths_of_a_run_are_written_in_one_place():
+    """No other module spells a file name of a run's folder in an expression."""
+    names = {"round_", "metrics.jsonl", "instructions.parquet", "samples.parquet", "stage.json"}
+    names |= {"evaluations.parquet", "checkpoints", "tensorboard"}
+    package = Path(seif_jax.__file__).parent
+    spelled = []
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+                right = ast.unparse(node.right).strip("f'\"")
+                spelled += [f"{path.name}: {right}" for name in names if right.startswith(name)]
+    assert {line.split(":")[0] for line in spelled} == {"run_paths.py"}, spelled

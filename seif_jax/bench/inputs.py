@@ -24,6 +24,7 @@ from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.roles import judger
 from seif_jax.roles.format import Message
 from seif_jax.run_config import DType, RunConfig
+from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine
 from seif_jax.tokenizer import Tokenizer
 
@@ -191,7 +192,7 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
     rule = sharding.sharding_rule(mesh)
     rollout = settings.rollout(config, role)
     stage = Stage(
-        info=StageInfo("bench", round=1, rounds=1, folder=Path()),
+        info=StageInfo("bench", round=1, rounds=1, paths=StagePaths(Path())),
         model=TrainedModel(
             bundle=replace(model.bundle, tokenizer=tokenizer),
             mesh=mesh,

@@ -31,8 +31,7 @@ from seif_jax.evaluate.suite import Respondent
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts
-from seif_jax.run_dir import PROMPTS
-from seif_jax.run_paths import DONE, read_about
+from seif_jax.run_paths import RunPaths, read_record
 from seif_jax.sampling import Engine
 from seif_jax.settings import dtype as dtype_of
 
@@ -61,7 +60,7 @@ def candidates(paths: Sequence[str], format: str | None, prefix: str = "") -> li
     for i, path in enumerate(paths):
         name = f"{prefix}{path}" if len(paths) > 1 or prefix else ""
         local = models.find_local(path)
-        about = read_about(local) if local else None
+        about = read_record(local) if local else None
         found += _of_run(i, name, local, about) if local and about else [_of_path(i, name, path)]
     if format:
         found = [replace(c, form=replace(c.form, format=format)) for c in found]
@@ -69,10 +68,10 @@ def candidates(paths: Sequence[str], format: str | None, prefix: str = "") -> li
 
 
 def _of_run(i: int, name: str, workdir: Path, about: Mapping[str, Any]) -> list[Candidate]:
-    config = about["config"]
+    run, config = RunPaths(workdir), about["config"]
     rounds = range(1, config["rounds"] + 1)
-    stages = {f"round_{round}": workdir / f"round_{round}" / "follower" for round in rounds}
-    trained = {role: stage for role, stage in stages.items() if (stage / DONE).exists()}
+    stages = {run.round(round).name: run.stage(round, "follower") for round in rounds}
+    trained = {role: stage.folder for role, stage in stages.items() if stage.done.exists()}
     base = config["follower"]["init"] or config["model"] or models.EMBEDDED
     roles = {"base": base} | {role: str(stage) for role, stage in trained.items()}
     form, prefill, chat = _as_asked(workdir, about)
@@ -86,7 +85,7 @@ def _of_path(i: int, name: str, path: str) -> Candidate:
     local = models.find_local(path)
     above = [] if not local else [local.resolve(), *local.resolve().parents]
     for folder in above:
-        if about := read_about(folder):
+        if about := read_record(folder):
             return Candidate(name or path, i, "model", path, *_as_asked(folder, about))
     return Candidate(name or path, i, "model", path, Form(), "", None)
 
@@ -95,7 +94,7 @@ def _as_asked(workdir: Path, about: Mapping[str, Any]) -> tuple[Form, str, ChatS
     """How a run asks its Follower: form, prefill, and what its chat template is told."""
     config = about["config"]
     role = config["follower"]
-    files = sorted((workdir / PROMPTS).glob("follower.*")) if role["prompts"] else []
+    files = sorted(RunPaths(workdir).prompts.glob("follower.*")) if role["prompts"] else []
     told = load_prompts(follower.SCHEMA, str(files[0]), follower.PACKAGED) if files else None
     chat = ChatSettings(config["template_arguments"], datetime.fromisoformat(about["started"]))
     return Form(config["format"], role["shots"], told), role["prefill"], chat

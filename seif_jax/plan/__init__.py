@@ -27,7 +27,7 @@ from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import Program, programs
 from seif_jax.plan.text import gib, tell
 from seif_jax.run_config import RunConfig
-from seif_jax.run_paths import BASE, run_of, stage_of
+from seif_jax.run_paths import run_of, stage_of
 
 HALVINGS = 5  # of a knob that counts
 
@@ -244,7 +244,7 @@ def describe(path: str | None) -> Model:
             f"{error}; a folder with its config.json is enough: --config.model=FOLDER"
         ) from None
     stage = stage_of(found)
-    found = run_of(stage) / BASE if stage else found
+    found = run_of(stage.folder).base_model if stage else found
     config = hf.read_config(found) if found.is_dir() else models.open_source(found).config
     return models.describe(config)
 

@@ -7,6 +7,7 @@ from seif_jax.display import Display
 from seif_jax.report import round_means
 from seif_jax.report.blocks import columns_and_rows
 from seif_jax.run_config import RunConfig
+from seif_jax.run_paths import RunPaths
 
 
 def show(config: RunConfig, workdir: Path, display: Display) -> None:
@@ -17,12 +18,13 @@ def show(config: RunConfig, workdir: Path, display: Display) -> None:
     if any(name.startswith("eval ") for name in columns):
         title += "; of evaluation sets the share of constraints met, before → after the Follower"
     display.table(title, columns, cells)
-    last = workdir / f"round_{config.rounds}" / config.stages[-1]
+    run = RunPaths(workdir)
+    last = run.stage(config.rounds, config.stages[-1])
     board = f"tensorboard --logdir {workdir}"
     if importlib.util.find_spec("tensorboard") is None:
         board += " (first: pip install 'seif_jax[tensorboard]')"
-    display.note(f"report       {workdir}/report/index.html")
-    display.note(f"numbers      {workdir}/metrics.jsonl, or: {board}")
-    display.note(f"completions  {last}/samples.parquet")
+    display.note(f"report       {run.report}/index.html")
+    display.note(f"numbers      {run.metrics}, or: {board}")
+    display.note(f"completions  {last.samples}")
     if "follower" in config.stages:
-        display.note(f"try it       seif generate --model={last}/hf --prompt='…'")
+        display.note(f"try it       seif generate --model={last.export} --prompt='…'")

@@ -23,7 +23,6 @@ from seif_jax.report.trust import kind_name
 from seif_jax.rewards.recognise import recognise
 from seif_jax.roles import instructor, prompts
 
-FILE = "instructions.parquet"  # in a round's folder
 COLUMNS = ("constraint", "instruction_id_list", "kept", "reason")
 CHANGED = 6  # kinds that grew, and that shrank, most
 REPEATED = 30  # constraints in the table of repeated ones
@@ -63,7 +62,7 @@ class RoundInstructions:
 def load(run: RunFiles) -> list[RoundInstructions]:
     """The instructions of every round that has some."""
     shown = examples(run)
-    files = {round: run.folder / f"round_{round}" / FILE for round in run.rounds}
+    files = {round: run.paths.instructions(round) for round in run.rounds}
     return [read(path, round, shown) for round, path in files.items() if path.is_file()]
 
 

@@ -16,10 +16,8 @@ from seif_jax.report import samples
 from seif_jax.report.blocks import Row, script
 from seif_jax.report.content import content
 from seif_jax.report.counts import StageCounts
-from seif_jax.report.run_files import MARK, RunFiles
-from seif_jax.run_paths import ABOUT, DONE
+from seif_jax.report.run_files import MARK, ORDER, RunFiles
 
-FOLDER = "report"  # in a run's folder
 INDEX = "index.html"
 ASSETS = ("style.css", "dom.js", "charts.js", "sample.js", "samples.js", "page.js")
 
@@ -44,8 +42,8 @@ def default_folder(runs: Sequence[RunFiles]) -> Path:
     """Inside the folder of a single run; beside several runs."""
     folders = [run.folder.resolve() for run in runs]
     if len(folders) == 1:
-        return runs[0].folder / FOLDER
-    return Path(os.path.commonpath([folder.parent for folder in folders])) / FOLDER
+        return runs[0].paths.report
+    return Path(os.path.commonpath([folder.parent for folder in folders])) / "report"
 
 
 def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
@@ -53,17 +51,17 @@ def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
     Whatever goes wrong is told to `warn`: a page must not end a run."""
     run = RunFiles(workdir.resolve().name, workdir)
     try:
-        if not _is_current(run, workdir / FOLDER):
-            write([run], workdir / FOLDER)
+        if not _is_current(run):
+            write([run], run.paths.report)
     except Exception as error:
         warn(f"the report was not written: {type(error).__name__}: {error}")
 
 
-def _is_current(run: RunFiles, folder: Path) -> bool:
-    """Whether the report is younger than all that it is made from."""
-    page = folder / "data" / MARK
-    sources = [run.folder / ABOUT, run.folder / "metrics.jsonl"]
-    sources += [*run.folder.glob(f"round_*/*/{DONE}"), *(f.path for f in run.sample_files())]
+def _is_current(run: RunFiles) -> bool:
+    """Whether the report in the run's folder is younger than all that it is made from."""
+    page = run.paths.report / "data" / MARK
+    sources = [run.paths.config, run.paths.metrics, *(file.path for file in run.sample_files())]
+    sources += [run.paths.stage(round, stage).done for round in run.rounds for stage in ORDER]
     changed = max(path.stat().st_mtime_ns for path in sources if path.exists())
     return page.exists() and page.stat().st_mtime_ns > changed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from seif_jax import metrics
 from seif_jax.display import compact
 from seif_jax.report.blocks import Cell
-from seif_jax.run_paths import DONE
+from seif_jax.run_paths import RunPaths
 
 COLUMNS = {  # of the table: stage and metric, of which it has the mean over the stage's steps
     "instr. reward": ("instructor", "reward"),
@@ -23,8 +23,7 @@ COLUMNS = {  # of the table: stage and metric, of which it has the mean over the
 
 def rows(workdir: Path, rounds: Sequence[int], stages: Sequence[str]) -> list[dict[str, Cell]]:
     """A row per round; a stage that has not ended has the means of its steps so far."""
-    path = workdir / "metrics.jsonl"
-    lines = metrics.read(path) if path.exists() else []
+    lines = metrics.read(RunPaths(workdir).metrics)
     table: list[dict[str, Cell]] = []
     for round in rounds:
         means = {name: stage_means(workdir, lines, round, name) for name in stages}
@@ -37,7 +36,7 @@ def rows(workdir: Path, rounds: Sequence[int], stages: Sequence[str]) -> list[di
 def stage_means(
     workdir: Path, lines: Sequence[Mapping[str, float]], round: int, stage: str
 ) -> Mapping[str, float]:
-    done = workdir / f"round_{round}" / stage / DONE
+    done = RunPaths(workdir).stage(round, stage).done
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     here = [line for line in lines if (line["round"], line["stage"]) == (round, stage)]

@@ -9,12 +9,10 @@ from pathlib import Path
 from seif_jax import metrics
 from seif_jax.errors import UserError
 from seif_jax.report.blocks import Row
-from seif_jax.run_paths import ABOUT, read_about
+from seif_jax.run_paths import CONFIG, RunPaths, read_record
 
 ROLES = ("follower", "instructor")  # the stages that train, the one of interest first
 ORDER = ("instructor", "generate", "follower", "evaluate")  # of the stages within a round
-SAMPLES = "samples.parquet"  # in a stage's folder
-EVALUATIONS = "evaluations.parquet"  # in a Follower stage's folder
 MARK = "report.js"  # a folder that holds it is a report
 
 Metrics = Row  # a line of metrics.jsonl
@@ -40,10 +38,14 @@ class RunFiles:
     name: str
     folder: Path
 
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(self.folder)
+
     @cached_property
     def about(self) -> Row:
         """config.json: the config, package versions, devices, when the run began."""
-        return read_about(self.folder)
+        return read_record(self.folder) or {}
 
     @property
     def config(self) -> Row:
@@ -52,15 +54,12 @@ class RunFiles:
     @cached_property
     def lines(self) -> list[Metrics]:
         """The lines of metrics.jsonl in the order of the run."""
-        path = self.folder / "metrics.jsonl"
-        return metrics.read(path) if path.exists() else []
+        return metrics.read(self.paths.metrics)
 
     @property
     def rounds(self) -> list[int]:
         """The rounds that have begun."""
-        names = [path.name.removeprefix("round_") for path in self.folder.glob("round_*")]
-        begun = {int(name) for name in names if name.isdecimal()}
-        return sorted(begun | {line["round"] for line in self.lines})
+        return sorted({*self.paths.rounds(), *(line["round"] for line in self.lines)})
 
     def steps(self, stage: str, round: int | None = None) -> list[Metrics]:
         """The metrics of a stage's steps, in one round or in all of them."""
@@ -74,9 +73,8 @@ class RunFiles:
         """The samples of all stages, in the order of the run; evaluations come last in a round."""
         files = []
         for round in self.rounds:
-            folder = self.folder / f"round_{round}"
-            named = {stage: folder / stage / SAMPLES for stage in ORDER}
-            named["evaluate"] = folder / "follower" / EVALUATIONS
+            named = {stage: self.paths.stage(round, stage).samples for stage in ORDER}
+            named["evaluate"] = self.paths.stage(round, "follower").evaluations
             files += [
                 SampleFile(path, round, stage) for stage, path in named.items() if path.is_file()
             ]
@@ -99,14 +97,14 @@ def open_runs(paths: Sequence[Path]) -> list[RunFiles]:
 
 
 def _runs_at(path: Path) -> list[Path]:
-    if read_about(path):
+    if read_record(path):
         return [path]
     if (path / "data" / MARK).exists():
         return []
-    inside = sorted(run.parent for run in path.glob(f"*/{ABOUT}") if read_about(run.parent))
+    inside = sorted(run.parent for run in path.glob(f"*/{CONFIG}") if read_record(run.parent))
     if not inside:
         found = "no such folder" if not path.exists() else "not a run's folder, nor one of runs"
-        raise UserError(f"{path}: {found} (a run's folder holds {ABOUT})")
+        raise UserError(f"{path}: {found} (a run's folder holds {CONFIG})")
     return sorted(inside, key=lambda run: natural(run.name))
 
 

@@ -25,17 +25,18 @@ from seif_jax.rl.learner import Learner, LearnerConfig
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import RolloutConfig, rollout
 from seif_jax.rl.tasks import Task
+from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine
 
 
 @dataclass(frozen=True)
 class StageInfo:
-    """Which stage this is, and the folder that it writes to."""
+    """Which stage this is, and the files that it writes."""
 
     name: str  # "instructor", "generate" or "follower": also its group in the config
     round: int  # from 1
     rounds: int
-    folder: Path
+    paths: StagePaths
 
     def __str__(self) -> str:
         return f"round {self.round} {self.name}"
@@ -95,9 +96,9 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             f"{batching.rollout_prompts}, each step trains on these"
         )
     learner = make_learner(stage, updates=steps * -(-prompts // batching.optimizer_prompts))
-    samples_path = info.folder / "samples.parquet"
+    samples_path = info.paths.samples
     compiles = Compiles(main_programs(stage), display)
-    with open_checkpoints(info.folder) as checkpoints, compiles:
+    with open_checkpoints(info.paths.folder) as checkpoints, compiles:
         done, state = restore(stage, learner, checkpoints, steps)
         writer.resume(info.round, info.name, done + 1 if done else 0)
         data.cut_samples(samples_path, done + 1)
@@ -123,7 +124,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
                 checkpoints.save(step, params=state.params, optimizer=state.opt_state)
         if done < steps:  # the next stage needs no optimizer state
             checkpoints.save(steps, params=state.params)
-    processes.wait(f"{info.folder}: trained")
+    processes.wait(f"{info.paths.folder}: trained")
     means = summary(writer.path, info)
     display.end_stage(means)
     return means
@@ -270,7 +271,7 @@ def evaluate(
     policy = make_policy(stage, learner, state)
     # With the same key at every step, scores differ only because the policy does.
     eval_metrics, samples = in_run.score_sets(policy, evaluation, stage.key)
-    data.append_samples(info.folder / "evaluations.parquet", samples, step)
+    data.append_samples(info.paths.evaluations, samples, step)
     writer.write(info.round, "evaluate", step, eval_metrics)
     if processes.first():
         shares = metrics.evaluations(metrics.read(writer.path), info.round)

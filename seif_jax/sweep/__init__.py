@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from seif_jax import config_keys, metrics, run_dir, run_paths, shipped
+from seif_jax import config_keys, metrics, resume, run_dir, run_paths, shipped
 from seif_jax.display import Display, count
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -67,7 +67,7 @@ class Run:
         ended = run_dir.stages_done(self.config, self.folder)
         if all(ended):
             return "finished"
-        begun = (self.folder / "config.json").exists()
+        begun = run_paths.RunPaths(self.folder).config.exists()
         return f"{sum(ended)} of {len(ended)} stages" if begun else "not begun"
 
 
@@ -148,7 +148,7 @@ def _name(values: dict[str, Any]) -> str:
 
 
 def _run(r: SweepOptions, folder: Path, values: dict[str, Any], read: Read) -> Run:
-    held = run_paths.read_about(folder)
+    held = run_paths.read_record(folder)
     if held and r.launcher == "table":  # whatever overrides it was started with
         rounds, stages = held["config"]["rounds"], tuple(held["config"]["stages"])
         return Run(folder.name, folder, replace(RunConfig(), rounds=rounds, stages=stages), ())
@@ -162,7 +162,7 @@ def _run(r: SweepOptions, folder: Path, values: dict[str, Any], read: Read) -> R
             raise UserError(f"{key}={value!r} is read as {config_keys.get(config, key)!r}")
     if held:
         wanted = {"config": config_keys.as_json(config), "fingerprints": {}}
-        run_dir.check_resumable(held, wanted, folder)
+        resume.check_resumable(held, wanted, folder)
     place = (f"--config={r.config}", f"--workdir={folder}")
     return Run(folder.name, folder, config, ("run", *place, *r.overrides, *changes))
 
@@ -177,7 +177,7 @@ SHOWN = {  # column: stage, and its number
 
 def compare(runs: Sequence[Run]) -> None:
     """A line a run: how far it is, and its last numbers."""
-    found = [numbers(one.folder / "metrics.jsonl") for one in runs]
+    found = [numbers(run_paths.RunPaths(one.folder).metrics) for one in runs]
     names = list(dict.fromkeys(name for row in found for name in row))
     rows = [
         [one.name, one.status, *(row.get(name) for name in names)]
@@ -190,7 +190,7 @@ def compare(runs: Sequence[Run]) -> None:
 
 def numbers(path: Path) -> dict[str, float]:
     """What of a metrics.jsonl is compared: columns and their numbers; nothing without a file."""
-    lines = metrics.read(path) if path.exists() else []
+    lines = metrics.read(path)
     rounds = {line["stage"]: line["round"] for line in lines}  # of each stage, the last
     means = {
         stage: metrics.means([x for x in lines if (x["stage"], x["round"]) == (stage, round)])

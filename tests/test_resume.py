@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from test_config import LEAVES, ROOT, with_a_set
 
-from seif_jax import config_keys, run_dir
+from seif_jax import config_keys
 from seif_jax.errors import UserError
+from seif_jax.resume import MISSING, check_resumable, config_changes
 from seif_jax.values import Choice, Flag, Many, Number, Resume
 
 
@@ -24,7 +25,7 @@ def about(**changes: Any) -> Any:
 def refusal(workdir: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
     """Why a run of one config does not go on with another; "": it does."""
     try:
-        run_dir.check_resumable(about(**before), about(**now), workdir)
+        check_resumable(about(**before), about(**now), workdir)
     except UserError as error:
         return str(error)
     return ""
@@ -121,12 +122,35 @@ def test_keys_that_one_of_the_configs_lacks(tmp_path):
         for held, wanted in ((less, whole), (whole, less)):
             if refused:
                 with pytest.raises(UserError, match=name):
-                    run_dir.check_resumable(held, wanted, tmp_path)
+                    check_resumable(held, wanted, tmp_path)
             else:
-                run_dir.check_resumable(held, wanted, tmp_path)
+                check_resumable(held, wanted, tmp_path)
     old = {"config": {**whole["config"], "gone": 1}, "fingerprints": {}}
     with pytest.raises(UserError, match="gone is 1 there, None here"):
-        run_dir.check_resumable(old, whole, tmp_path)
+        check_resumable(old, whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "expected"),
+    [
+        (({"a": 1}, {}), ({"a": 1}, {}), {}),
+        (({"a": {"b": 1}}, {}), ({"a": {"b": 2}}, {}), {"a.b": (1, 2)}),
+        (({"a": 1}, {}), ({"a": 1, "c": 0}, {}), {"c": (MISSING, 0)}),
+        (({"f": "x/s"}, {"f": "1"}), ({"f": "../x/s"}, {"f": "1"}), {}),
+        (({"f": "s"}, {"f": "1"}), ({"f": "s"}, {"f": "2"}), {"f": ("s", "s")}),
+        (({"f": "s"}, {"f": "1"}), ({"f": "org/s"}, {}), {"f": ("s", "org/s")}),
+        (({"f": None}, {}), ({"f": "s"}, {"f": "1"}), {"f": (None, "s")}),
+    ],
+)
+def test_what_differs_between_two_runs(held, wanted, expected):
+    runs = [{"config": config, "fingerprints": prints} for config, prints in (held, wanted)]
+    assert config_changes(*runs) == expected
+
+
+def test_a_run_without_fingerprints_is_compared_by_its_config():
+    held = {"config": {"data": {"seeds": "a"}}}
+    wanted = {**held, "fingerprints": {"data.seeds": "1"}}
+    assert config_changes(held, wanted) == {}
 
 
 def test_the_docs_say_which_keys_may_change():
