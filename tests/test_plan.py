@@ -200,7 +200,7 @@ def test_sizes_that_sessions_grow_to():
         (["--topology=v5e:3x5"], "v5e: 2x2, 2x4, 4x4,"),
         (["--config.mesh.fsdp=3"], "config.mesh: data=1, fsdp=3, sequence=1, tensor=1 does not"),
         (["--config.judger.devices=1"], "config.judger.devices='1': takes 1 of 1 devices; each"),
-        (["--config.follower.max_prompt_tokens=4000"], "config.follower: max_prompt_tokens=4000"),
+        (["--config.follower.max_prompt_tokens=4000"], "config.follower.max_prompt_tokens=4000"),
         (["--config.model=no/where"], "a folder with its config.json is enough"),
         (["--jason"], "unknown argument --jason"),
     ],
