@@ -46,7 +46,11 @@ def known() -> dict[str, tuple[int, int]]:
 def beside(config: RunConfig) -> dict[str, list[str]]:
     """What lies beside each program where two of the devices are the Judger's."""
     judger = {"judger.devices": "2", "judger.max_prompt_tokens": 400, "judger.max_tokens": 8}
-    judged = {"judger.mode": "verdict", "judger.batch_size": 4, "reward.checks": ("ifeval", "judge")}
+    judged = {
+        "judger.mode": "verdict",
+        "judger.batch_size": 4,
+        "reward.checks": ("ifeval", "judge"),
+    }
     mesh = {"mesh.fsdp": 2, "mesh.tensor": 1}
     config = config_keys.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
