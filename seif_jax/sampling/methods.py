@@ -71,7 +71,7 @@ def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Arr
     """Inverse of the cumulative distribution: first the block of tokens, then the token in it.
 
     One random number a column, where Gumbel noise would need V of them; two short sums, where one
-    cumulative sum over V would be long. RoleWeights need not add up to 1.
+    cumulative sum over V would be long. Weights need not add up to 1.
     """
     V, B = weights.shape
     blocks = jnp.pad(weights, ((0, -V % BLOCK), (0, 0))).reshape(-1, BLOCK, B)

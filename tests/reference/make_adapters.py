@@ -4,7 +4,7 @@
     V/bin/python tests/reference/make_adapters.py
 
 Each file holds config.json, PEFT's config, the seeds of weights and adapter, the names and shapes
-under which peft saves an adapter, input ids and float32 logits. RoleWeights as in make_logits.py.
+under which peft saves an adapter, input ids and float32 logits. Weights as in make_logits.py.
 """
 
 import importlib
