@@ -175,7 +175,10 @@ def test_weights_that_cannot_be(place, refused, capsys):
         ({norm: bad[:3]}, f"weight {norm} has shape (3,), not (32,)"),
         ({norm: None}, f"weight {norm} is missing, of shape (32,)"),
         ({"x.bias": bad}, "weight x.bias of shape (32,) is not one of this model's (1 such)"),
-        ({name: whole[name].astype(np.int8)}, f"weight {name} (336, 32) is I8, only BF16"),
+        (
+            {name: whole[name].astype(np.int8)},
+            f"weight {name} (336, 32) must have one of the dtypes BF16",
+        ),
     ):
         held = {key: value for key, value in {**whole, **changed}.items() if value is not None}
         save_file(held, path)

@@ -95,7 +95,7 @@ def test_a_process_that_dies_ends_the_other(place):
     "flags, message",
     [
         (["--processes=2"], "--coordinator, --processes and --process must be set together"),
-        (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process=2 is none of 0"),
+        (["--coordinator=localhost:1", "--processes=2", "--process=2"], "--process must be 0 to 1"),
     ],
 )
 def test_flags_that_cannot_be(place, capsys, flags, message):

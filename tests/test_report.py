@@ -196,6 +196,20 @@ def test_a_run_that_has_just_begun(tmp_path):
     assert content["stages"] == []
 
 
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ([], "no values"),
+        ([None, None], "no values"),
+        ([None, 0.25], "0.25 at the only step"),
+        ([0.5, None, 2, 1], "0.5 at first, 1 at last, between 0.5 and 2"),
+    ],
+)
+def test_curves_in_words(values, words):
+    """A run that has not come so far yet has curves without values."""
+    assert health.in_words(values) == words
+
+
 def test_scripts_escape_what_could_end_them():
     text = script("report", {"</script><!--\u2028": ["\u2029<", float("nan")]})
     assert "<" not in text and text.isascii()

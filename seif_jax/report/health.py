@@ -107,8 +107,10 @@ def series_colour(i: int) -> str:
 
 
 def in_words(y: Sequence[float | None]) -> str:
-    """How a curve runs: for those who do not see it."""
+    """A curve in words, for readers who do not see it."""
     values = [value for value in y if value is not None]
+    if not values:
+        return "no values"
     if len(values) == 1:
         return f"{values[0]:.3g} at the only step"
     return (
