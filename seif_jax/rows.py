@@ -1,7 +1,7 @@
 """What a row of data means: a prompt, or an instruction with its constraints and their rules.
 
-Texts are never changed. Whatever cannot be used is refused with a UserError that begins with
-`where`, the file and row, and quotes the value, cut short.
+Texts are never changed. A value that cannot be used raises a UserError that begins with `where`,
+the file and row, and quotes the value, cut short.
 """
 
 import difflib
@@ -9,19 +9,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from seif_jax.errors import UserError, shown
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import phrase, rules
 from seif_jax.sources import need
 
-# How chats and lists begin (and end) where they are written as text. What looks so and is not JSON
-# is mostly Python's own notation, and must not pass for a text.
+Row = Mapping[str, object]
+
+# How chats and lists begin (and end) if they are written as text. What looks like one and is not
+# JSON is mostly Python's notation, and must not pass for a text.
 _CHAT = re.compile(r"\s*\[\s*\{\s*[\"'](role|content)[\"']\s*:")
 _LIST = re.compile(r"\s*\[\s*[\"'{].*[\"'}]\s*\]\s*", re.DOTALL)
 
-# Columns that fields of `Instruction` are read from; the others are its `columns`.
+# Columns that fields of `Instruction` are read from; all others are its `columns`.
 _READ = {"seed_question", "prompt", "constraint", "constraints", "instruction_id_list", "kwargs"}
 
 
@@ -31,11 +32,12 @@ class Prompt:
     cut: bool = False  # it is from a chat with a system turn or earlier turns, which are left out
 
 
-def read_prompt(where: str, row: Mapping[str, Any], column: str) -> Prompt:
-    """A prompt: a text, or a chat (also as JSON text), of which it is the last user turn.
+def read_prompt(where: str, row: Row, column: str) -> Prompt:
+    """The prompt in a column: a text, or a chat (also as JSON text), of which it is the last user
+    turn.
 
     A chat is a list of messages {"role": "user" | …, "content": text}. The assistant's reply to the
-    last user turn counts for nothing; neither do system turns and earlier turns (`Prompt.cut`).
+    last user turn is ignored. So are a system turn and earlier turns (`Prompt.cut`).
     """
     need(column, row, where)
     value = row[column]
@@ -50,22 +52,22 @@ def read_prompt(where: str, row: Mapping[str, Any], column: str) -> Prompt:
     for message in value:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise UserError(
-                f"{where}: {column!r}: a chat message is an object with 'role' and 'content', not "
-                f"{shown(message)}"
+                f"{where}: {column!r}: a chat message must be an object with 'role' and 'content' "
+                f"(got {shown(message)})"
             )
-    last = max((i for i, one in enumerate(value) if one["role"] == "user"), default=None)
+    last = max((i for i, message in enumerate(value) if message["role"] == "user"), default=None)
     if last is None:
         raise UserError(f"{where}: {column!r} has no message with the role 'user': {shown(value)}")
     content = value[last]["content"]
     return Prompt(_text(where, f"{column}: content", content), cut=last > 0)
 
 
-def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
+def read_instruction(where: str, row: Row) -> Instruction:
     """An instruction, in our format or the authors' (docs/reference.md).
 
-    The arguments of rules are checked. A rule without a constraint, as in IFEval's own file, gets a
-    sentence that asks for it. If `recognised` is true, the rule was read in the constraint, which
-    will be read again: the data do not name it.
+    The arguments of rules are validated. A rule without a constraint, as in IFEval's own file, gets
+    a sentence that asks for it. Where `recognised` is true, the rule was recognised in the
+    constraint, so the data do not name it, and it will be recognised again.
     """
     seed = read_prompt(where, row, "seed_question").text if row.get("seed_question") else ""
     prompt = read_prompt(where, row, "prompt").text
@@ -84,40 +86,42 @@ def read_instruction(where: str, row: Mapping[str, Any]) -> Instruction:
             ids[i], kwargs[i] = SOFT, {}
     if not constraints and (not ids or SOFT in ids):
         raise UserError(f"{where}: no constraints in {column!r}")
-    for name, arguments in zip(ids, kwargs, strict=True):
-        _check_rule(where, name, arguments, seed)
+    rule_ids = tuple(
+        _rule_id(where, name, arguments, seed) for name, arguments in zip(ids, kwargs, strict=True)
+    )
     if not constraints:
-        constraints = [phrase.say(name, a, seed) for name, a in zip(ids, kwargs, strict=True)]
+        pairs = zip(rule_ids, kwargs, strict=True)
+        constraints = [phrase.say(name, arguments, seed) for name, arguments in pairs]
     texts = tuple(_text(where, column, text) for text in constraints)
     columns = {name: value for name, value in row.items() if name not in _READ}
-    return Instruction(seed, texts, prompt, tuple(kwargs), tuple(ids), columns, where)
+    return Instruction(seed, texts, prompt, tuple(kwargs), rule_ids, columns, where)
 
 
-def is_kept(where: str, row: Mapping[str, Any]) -> bool:
+def is_kept(where: str, row: Row) -> bool:
     """The column `kept`: true or false (in CSV as text); null, empty or absent is true."""
     value = row.get("kept")
     return value in (None, "") or _is_true(where, "kept", value)
 
 
-def _is_true(where: str, column: str, value: Any) -> bool:
+def _is_true(where: str, column: str, value: object) -> bool:
     word = {"true": True, "false": False}.get(str(value).lower(), value)
     if word not in (True, False):
         raise UserError(f"{where}: {column!r} must be true or false (got {shown(value)})")
     return bool(word)
 
 
-def _text(where: str, column: str, value: Any) -> str:
+def _text(where: str, column: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {column!r} must be text (got {shown(value)})")
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can say "\ud800"
+    except UnicodeEncodeError as error:  # JSON can spell half a character, "\ud800"
         raise UserError(f"{where}: {column!r} is not text: {error}") from error
     return value
 
 
-def _length(where: str, lists: Mapping[str, Sequence[Any]]) -> int:
-    """The length that all of the lists have, those left out being empty."""
+def _length(where: str, lists: Mapping[str, Sequence[object]]) -> int:
+    """The length that all lists have, except for empty ones."""
     lengths = {column: len(items) for column, items in lists.items() if items}
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{length} in {column!r}" for column, length in lengths.items())
@@ -125,9 +129,9 @@ def _length(where: str, lists: Mapping[str, Sequence[Any]]) -> int:
     return max(lengths.values(), default=0)
 
 
-def _list(where: str, row: Mapping[str, Any], column: str) -> list[Any]:
-    """A column that holds a list, which may be written as JSON text. One text or object alone is a
-    list of one; null, empty or absent is no list: []."""
+def _list(where: str, row: Row, column: str) -> list[object]:
+    """A column that holds a list, which may be written as JSON text. A single text or object is a
+    list of one; null, empty or absent is []."""
     value = row.get(column)
     if value is None or value == "":
         return []
@@ -140,7 +144,7 @@ def _list(where: str, row: Mapping[str, Any], column: str) -> list[Any]:
     return value
 
 
-def _list_in_text(where: str, column: str, text: str) -> list[Any]:
+def _list_in_text(where: str, column: str, text: str) -> list[object]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -148,26 +152,25 @@ def _list_in_text(where: str, column: str, text: str) -> list[Any]:
     return value if isinstance(value, list) else [text]
 
 
-def _arguments(where: str, value: Any) -> dict[str, Any]:
+def _arguments(where: str, value: object) -> dict[str, object]:
     """The arguments of one rule, which may be written as JSON text; nulls are left out."""
-    given = value
-    if isinstance(value, str):
-        value = _json(f"{where}: 'kwargs' is text", value)
-    if not isinstance(value, dict | None):
-        raise UserError(f"{where}: 'kwargs' must hold objects (got {shown(given)})")
-    return {key: inner for key, inner in (value or {}).items() if inner is not None}
+    arguments = _json(f"{where}: 'kwargs' is text", value) if isinstance(value, str) else value
+    if not isinstance(arguments, dict | None):
+        raise UserError(f"{where}: 'kwargs' must hold objects (got {shown(value)})")
+    return {name: inner for name, inner in (arguments or {}).items() if inner is not None}
 
 
-def _json(what: str, text: str) -> Any:
+def _json(what: str, text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise UserError(f"{what}, but not JSON: {shown(text)}") from None
 
 
-def _check_rule(where: str, name: Any, kwargs: Mapping[str, Any], seed: str) -> None:
+def _rule_id(where: str, name: object, kwargs: Mapping[str, object], seed: str) -> str:
+    """The id of a rule that takes these arguments, or SOFT."""
     if name == SOFT:
-        return
+        return SOFT
     if not isinstance(name, str) or not rules.known(name):
         close = difflib.get_close_matches(str(name), [SOFT, *rules.IDS], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -176,3 +179,4 @@ def _check_rule(where: str, name: Any, kwargs: Mapping[str, Any], seed: str) -> 
         rules.read_arguments(name, kwargs, seed)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    return name

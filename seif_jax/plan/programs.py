@@ -96,7 +96,8 @@ def questions(config: RunConfig, stage: str) -> Iterator[Asked]:
         answers = settings.decoding(
             config, config.follower, config.answer.temperature, settings.ANSWER_SALT
         )
-        yield Asked("answers", samples, 1, answers, "follower", dtype)
+        yield Asked("answers", samples, config.answer.samples, answers, "follower", dtype)
+        samples *= config.answer.samples
     if "judge" in config.reward.checks and j.mode != "random":
         how = settings.verdict_decoding(j, settings.JUDGER_SALT)
         kind = settings.dtype(j.dtype or config.dtype)
