@@ -1,10 +1,9 @@
-"""Seed questions, instructions and samples: files read and written; the order of training rows."""
+"""Reads and writes files of seed questions, instructions and samples; orders the training rows."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ from seif_jax.instruction import Columns, Instruction, Seed
 from seif_jax.rewards.rule_library import NLTK_DATA, missing_data
 from seif_jax.rows import is_kept, read_instruction, read_prompt
 
-# Arguments of the IFEval rules, typed as in the IFEval file. A row uses a few, the others are null.
+# Arguments of IFEval's rules, typed as in IFEval's file. A row uses a few; the others are null.
 _KWARG_TYPES = {
     pa.int64(): "capital_frequency frequency let_frequency nth_paragraph num_bullets "
     "num_highlights num_paragraphs num_placeholders num_sections num_sentences num_words",
@@ -42,7 +41,7 @@ INSTRUCTIONS = pa.schema(
 
 
 def ignore(text: str) -> None:
-    """Tells nobody."""
+    """A warning that nobody reads."""
 
 
 def load_seeds(
@@ -75,7 +74,7 @@ def load_instructions(
     warn: Callable[[str], None] = ignore,
     columns: Sequence[Columns] = (),
 ) -> list[Instruction]:
-    """Instructions of a data file, ours or the authors'; rows whose `kept` is false are left out.
+    """The instructions of a data file, ours or the authors', without rows whose `kept` is false.
 
     columns: further columns for the file's rows, in order, if there are as many.
     Raises UserError naming the row that `rows.read_instruction` cannot read.
@@ -120,41 +119,42 @@ def _warn_of_missing_data(
 
 
 def drop_reasons(path: str | Path) -> list[str]:
-    """Why each row of an instructions.parquet was dropped, "" if it was kept; [] if the file does
-    not say, as the authors' files do not."""
+    """Why each row of an instructions.parquet was dropped; "" if it was kept. [] if the file has no
+    reasons, like the authors' files."""
     file = pq.ParquetFile(path)
     if "reason" not in file.schema_arrow.names:
         return []
     return [reason or "" for reason in file.read(["reason"])["reason"].to_pylist()]
 
 
-def all_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """With every rule's argument, those not used null: parquet needs one type for all rows."""
+def all_kwargs(kwargs: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of every rule, null if they are not used: parquet needs one type per column."""
     return {field.name: kwargs.get(field.name) for field in KWARGS}
 
 
-def save_instructions(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows with the columns of INSTRUCTIONS; a column that a row lacks is null there.
+def save_instructions(path: str | Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Writes rows with the columns of INSTRUCTIONS; a column that a row lacks is null.
 
-    Raises ValueError on a column or a rule's argument that the schema does not have.
+    Raises ValueError for a column or an argument that the schema does not have.
     """
     rows = list(rows)
     for row in rows:
-        strange = set(row) - set(INSTRUCTIONS.names)
-        for kwargs in row.get("kwargs") or ():
-            strange |= set(kwargs) - {field.name for field in KWARGS}
-        if strange:
-            raise ValueError(f"instructions.parquet has no columns or kwargs {sorted(strange)}")
+        unknown = set(row) - set(INSTRUCTIONS.names)
+        kwargs = row.get("kwargs")
+        for arguments in kwargs if isinstance(kwargs, list) else ():
+            unknown |= set(arguments) - {field.name for field in KWARGS}
+        if unknown:
+            raise ValueError(f"instructions.parquet has no columns or kwargs {sorted(unknown)}")
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=INSTRUCTIONS), temporary)
 
 
-def append_samples(path: str | Path, rows: Sequence[dict[str, Any]], step: int) -> None:
-    """Adds the samples of one step to the stage's one file; each row gets `step`.
+def append_samples(path: str | Path, rows: Sequence[Mapping[str, object]], step: int) -> None:
+    """Appends the samples of one step to the stage's file, with the column `step`.
 
-    What the file holds of this step or later ones is dropped first, so that a step done again
-    after a resume is there once. Earlier rows have nulls in a column that comes later. Of several
-    processes the first alone writes.
+    The file's samples of this step and later ones are dropped first, so that a step that is
+    repeated after a resume is there once. In a new column, earlier rows are null. Only the first of
+    several processes writes.
     """
     if not processes.first():
         return
@@ -169,20 +169,20 @@ def append_samples(path: str | Path, rows: Sequence[dict[str, Any]], step: int) 
 
 
 def cut_samples(path: str | Path, step: int) -> None:
-    """Drops the samples of `step` and later ones; a file that is not there stays so."""
+    """Drops the samples of `step` and later ones, if there is a file."""
     if Path(path).exists():
         append_samples(path, [], step)
 
 
 def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
-    """Which rows each step reads: `order(...)[step]` holds `batch` row numbers in 0..n-1.
+    """The rows of each step: `order(...)[step]` has `batch` row numbers in 0..n-1.
 
-    Every epoch has its own permutation; no row comes twice in an epoch, and the n % batch rows left
-    over are dropped; of fewer than `batch` rows every step reads all. A function of its arguments,
-    so a resumed run needs no state.
+    Every epoch has its own permutation, in which no row comes twice and the last n % batch rows are
+    dropped. If there are fewer than `batch` rows, every step has all of them. The order is a
+    function of the arguments, so a resumed run needs no state.
     """
     batch = min(batch, n)
-    import grain  # takes 2 seconds: only stages that train need it
+    import grain  # here, because it takes 2 seconds and only training needs it
 
     rows = grain.MapDataset.range(n).shuffle(seed=seed % 2**32)  # grain takes no larger ones
     batches = rows.batch(batch, drop_remainder=True).repeat(epochs)

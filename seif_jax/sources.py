@@ -1,7 +1,7 @@
 """Rows of data files, of Hugging Face data sets and of TFDS data sets, as plain Python values.
 
-Rows are numbered from 1, as messages name them: in JSONL and text files by their lines; the header
-of a CSV file is not counted.
+Row numbers, which error messages name, start at 1. In JSONL and text files they are line numbers;
+the header of a CSV file does not count.
 """
 
 import csv
@@ -19,30 +19,32 @@ from seif_jax.errors import UserError, quiet
 from seif_jax.files import read_text
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-Row = dict[str, Any]
-Rows = list[tuple[int, Row]]  # with their numbers
+Row = dict[str, Any]  # a column may hold anything
+Rows = list[tuple[int, Row]]  # with row numbers
+UncheckedRows = Iterable[tuple[int, object]]  # the values need not be rows
 
 csv.field_size_limit(2**31 - 1)  # characters of a cell; the default is 131,072
 
 
 def read(source: str, split: str | None = None) -> Rows:
-    """All rows of a source, in its order.
+    """All rows of a source, in order.
 
     source: a .parquet, .jsonl, .json, .csv or .txt file; `tfds:NAME` or `tfds:NAME/SPLIT`; a data
       set's folder, or its name on the Hugging Face hub.
-    split: of a data set, as its library takes it ("test", "train[:500]"); None: "train".
-    Raises UserError naming the source, and the row that cannot be read.
+    split: the split of a data set, in its library's notation ("test", "train[:500]"); None:
+      "train".
+    Raises UserError naming the source, and the row if one cannot be read.
     """
     path = Path(source).expanduser()
     if source.startswith("tfds:"):
         rows = _tfds_rows(source, split)
     elif path.is_file() or path.suffix.lower() in READERS:
         if split:
-            raise UserError(f"{source}: split={split!r} is for data sets, and this is a file")
+            raise UserError(f"{source} is a file, which has no splits (got split={split!r})")
         return read_file(path)
     else:
         rows = _dataset_rows(source, path, split)
-    return [(number, _plain(row)) for number, row in rows]
+    return _as_rows(source, rows)
 
 
 def read_file(path: Path) -> Rows:
@@ -51,46 +53,51 @@ def read_file(path: Path) -> Rows:
         raise UserError(f"{path}: no such file")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: data files are {', '.join(READERS)}")
-    rows = reader(path)
+        raise UserError(f"{path}: a data file must be one of: {', '.join(READERS)}")
+    return _as_rows(str(path), reader(path))
+
+
+def _as_rows(source: str, rows: UncheckedRows) -> Rows:
+    plain: Rows = []
     for number, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number} is not an object with columns")
-    return [(number, _plain(row)) for number, row in rows]
+            raise UserError(f"{source}: row {number} must be an object with columns")
+        plain.append((number, {str(name): _plain(value) for name, value in row.items()}))
+    return plain
 
 
 def need(column: str, names: Iterable[str], where: str) -> None:
-    """UserError beginning with `where` unless the column is one of these."""
+    """Raises UserError, which begins with `where`, if the column is not one of these."""
     names = list(names)
     if column not in names:
-        found = ", ".join(map(repr, names)) or "none"
-        raise UserError(f"{where}: no column {column!r}, the columns are {found}")
+        columns = ", ".join(map(repr, names)) or "none"
+        raise UserError(f"{where}: no column {column!r}, the columns are {columns}")
 
 
-def _parquet_rows(path: Path) -> Rows:
-    try:  # not read_table, which takes columns from the names of folders like "a=b"
-        return list(enumerate(pq.ParquetFile(path).read().to_pylist(), 1))
+def _parquet_rows(path: Path) -> UncheckedRows:
+    try:  # not read_table, which makes columns of the names of folders like "a=b"
+        return enumerate(pq.ParquetFile(path).read().to_pylist(), 1)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a parquet file: {_one_line(error)}") from error
 
 
-def _jsonl_rows(path: Path) -> Rows:
-    # files that were joined have byte-order marks inside
-    found = [(n, line.strip("\ufeff")) for n, line in enumerate(lines(read_text(path)), 1)]
-    return [(n, _json(line, f"{path}: line {n}")) for n, line in found if line.strip()]
+def _jsonl_rows(path: Path) -> UncheckedRows:
+    # Concatenated files have byte-order marks inside.
+    numbered = [(n, line.strip("\ufeff")) for n, line in enumerate(lines(read_text(path)), 1)]
+    return [(n, _json(line, f"{path}: line {n}")) for n, line in numbered if line.strip()]
 
 
-def _json_rows(path: Path) -> Rows:
+def _json_rows(path: Path) -> UncheckedRows:
     value = _json(read_text(path), str(path))
-    return list(enumerate(value if isinstance(value, list) else [value], 1))
+    return enumerate(value if isinstance(value, list) else [value], 1)
 
 
-def _text_rows(path: Path) -> Rows:
-    found = enumerate(lines(read_text(path)), 1)
-    return [(n, {"prompt": line}) for n, line in found if line.strip()]
+def _text_rows(path: Path) -> UncheckedRows:
+    numbered = enumerate(lines(read_text(path)), 1)
+    return [(n, {"prompt": line}) for n, line in numbered if line.strip()]
 
 
-def _csv_rows(path: Path) -> Rows:
+def _csv_rows(path: Path) -> UncheckedRows:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: Rows = []
     try:
@@ -110,7 +117,7 @@ def _csv_rows(path: Path) -> Rows:
     return rows
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {
+READERS: dict[str, Callable[[Path], UncheckedRows]] = {
     ".parquet": _parquet_rows,
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
@@ -120,11 +127,11 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 
 
 def lines(text: str) -> list[str]:
-    """Lines as files have them: str.splitlines would cut at U+2028 and others inside a text."""
+    """The lines of a file. str.splitlines would also split at U+2028 and others inside a text."""
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -134,7 +141,7 @@ def _json(text: str, where: str) -> Any:
         raise UserError(f"{where} cannot be read as JSON: {error}") from error
 
 
-def _dataset_rows(name: str, folder: Path, split: str | None) -> Iterable[tuple[int, Row]]:
+def _dataset_rows(name: str, folder: Path, split: str | None) -> UncheckedRows:
     if not folder.is_dir() and not HUB_NAME.fullmatch(name):
         raise UserError(f"{name}: no such file")
     import datasets  # takes a second, and is needed for this source only
@@ -151,7 +158,7 @@ def _dataset_rows(name: str, folder: Path, split: str | None) -> Iterable[tuple[
     return enumerate((dict(row) for row in rows), 1)
 
 
-def _tfds_rows(source: str, split: str | None) -> Iterable[tuple[int, Row]]:
+def _tfds_rows(source: str, split: str | None) -> UncheckedRows:
     name = source.removeprefix("tfds:")
     if split is None:
         name, _, last = name.rpartition("/")
@@ -164,16 +171,17 @@ def _tfds_rows(source: str, split: str | None) -> Iterable[tuple[int, Row]]:
         raise UserError(f"{source}: {_one_line(error)}") from error
 
 
-def _plain(value: Any) -> Any:
-    """The same value of Python's own types: TFDS gives texts as bytes and lists as arrays. Bytes
-    that are no text, as those of an image in a column that nobody reads, stay bytes."""
+def _plain(value: object) -> object:
+    """The same value in Python's own types: TFDS has bytes for texts and arrays for lists. Bytes
+    that are not text, such as an image in a column that nobody reads, stay bytes."""
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             return value
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list):
+        return _plain(to_list())
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -96,7 +96,7 @@ def test_splits_of_a_data_set_folder(tmp_path, monkeypatch):
 def test_a_file_has_no_splits(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", SEEDS)
     for source in (path, str(tmp_path / "absent.parquet"), None):
-        told("split='test' is for data sets", data.load_seeds, source, "prompt", "test")
+        told("which has no splits (got split='test')", data.load_seeds, source, "prompt", "test")
 
 
 def test_hub_failure_is_one_line(monkeypatch):
@@ -159,7 +159,7 @@ def test_seeds_from_tfds_are_decoded(tmp_path, monkeypatch):
             "row 1: no column 'prompt', the columns are 'question', 'n'",
         ),
         ('{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
-        ('{"prompt": "a"}\n[1]\n', "row 2 is not an object"),
+        ('{"prompt": "a"}\n[1]\n', "row 2 must be an object"),
     ],
 )
 def test_bad_seed_files(tmp_path, text, message):
@@ -182,7 +182,7 @@ def test_bad_seed_sources(tmp_path):
     told("torn.parquet: not a parquet file", data.load_seeds, str(tmp_path / "torn.parquet"))
     (tmp_path / "seeds.tsv").write_text("a")
     told(
-        "seeds.tsv: data files are .parquet, .jsonl, .json, .csv, .txt",
+        "seeds.tsv: a data file must be one of: .parquet, .jsonl, .json, .csv, .txt",
         data.load_seeds,
         str(tmp_path / "seeds.tsv"),
     )

@@ -193,9 +193,9 @@ def test_each_variant_wants_its_number() -> None:
     ]  # fmt: skip
     assert refused(five)[0] == "count"
     assert refused(THREE, "soft") == ("count", "found c1, c2, c3, expected c1 to c5")
-    with pytest.raises(UserError, match="variant='mild'"):
+    with pytest.raises(UserError, match="variant must be one of: soft, hard .got 'mild'"):
         parse(THREE, "mild", SEED, format="plain")
-    with pytest.raises(UserError, match="format='xml'"):
+    with pytest.raises(UserError, match="format must be one of"):
         parse(THREE, "hard", SEED, format="xml")
 
 

@@ -223,17 +223,17 @@ def test_quote() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    with pytest.raises(UserError, match="format='xml' is unknown, .* plain, think_answer"):
+    with pytest.raises(UserError, match="format must be one of: plain, think_answer .got 'xml'"):
         follower.messages("Q", format="xml", shots=0)
-    with pytest.raises(UserError, match="format='xml'"):
+    with pytest.raises(UserError, match="format must be one of"):
         instructor.messages("Q", "hard", format="xml", shots=0)
-    with pytest.raises(UserError, match="format='xml'"):
+    with pytest.raises(UserError, match="format must be one of"):
         format.read("a", "xml")
-    with pytest.raises(UserError, match="variant='mild' is unknown, .* soft, hard"):
+    with pytest.raises(UserError, match="variant must be one of: soft, hard .got 'mild'"):
         instructor.messages("Q", "mild", format="plain", shots=0)
     with pytest.raises(UserError, match="mode must be one of: generate, verdict .got 'guess'"):
         judger.messages("Q", "A", "C", shots=0, mode="guess")
-    with pytest.raises(UserError, match="shots=5 .* 0 to 4"):
+    with pytest.raises(UserError, match="shots must be from 0 to 4 .got 5"):
         filter.messages("Q", shots=5, mode="verdict")
-    with pytest.raises(UserError, match="shots=-1"):
+    with pytest.raises(UserError, match="shots must be from 0 to 2 .got -1"):
         follower.messages("Q", format="plain", shots=-1)

@@ -97,13 +97,13 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path):
         ("a.csv", 'prompt\na\n"b\n', "row 2 is not CSV: unexpected end of data"),
         ("a.csv", "prompt,prompt\na,b\n", "the header names a column twice: prompt, prompt"),
         ("a.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not JSON: Expecting value at character 7"),
-        ("a.jsonl", "[1]\n", "row 1 is not an object with columns"),
+        ("a.jsonl", "[1]\n", "row 1 must be an object with columns"),
         ("a.jsonl", "[" * 100_000, "line 1 cannot be read as JSON"),
         ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "line 1 cannot be read as JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}\n', "a.json is not JSON: Extra data at character 10"),
-        ("a.json", "[1, 2]", "row 1 is not an object with columns"),
+        ("a.json", "[1, 2]", "row 1 must be an object with columns"),
         ("a.parquet", "PAR1", "not a parquet file"),
-        ("a.xlsx", "a", "a.xlsx: data files are .parquet, .jsonl, .json, .csv, .txt"),
+        ("a.xlsx", "a", "a.xlsx: a data file must be one of: .parquet, .jsonl, .json, .csv, .txt"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, text, message):

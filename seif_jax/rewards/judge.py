@@ -15,6 +15,7 @@ MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, the model was
 # The rooms of text pass these two on, and must not import JAX.
 Key = Any  # jax.Array
 Decoding = Any  # chat.Decoding
+Ids = Sequence[int | tuple[int, ...]]  # addresses of what is drawn at random
 
 
 class ReplyLike(Protocol):
@@ -36,7 +37,7 @@ class ChatModelLike(Protocol):
         key: Key,
         group: int = ...,
         ended: Callable[[int, ReplyLike | None], None] = ...,
-        numbers: Sequence[Any] | None = ...,
+        numbers: Ids | None = ...,
     ) -> Sequence[ReplyLike | None]: ...
     def next_token_probs(
         self,
@@ -47,9 +48,7 @@ class ChatModelLike(Protocol):
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
-    def coin_flips(
-        self, numbers: Sequence[Any], decoding: Decoding, key: Key
-    ) -> Sequence[bool]: ...
+    def coin_flips(self, numbers: Ids, decoding: Decoding, key: Key) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Judge:
         self,
         messages: Callable[..., list[Message]],
         questions: Sequence[tuple[str, ...]],
-        question_ids: Sequence[int | tuple[int, ...]],
+        question_ids: Ids,
         key: Key,
     ) -> list[Verdict]:
         """One verdict per question. `messages(*question, shots=…, mode=…, prompts=…)` makes its

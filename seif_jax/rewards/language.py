@@ -1,9 +1,7 @@
-"""Whether a text is written in one language: by its script, then by langdetect on long text."""
+"""Whether a text is in a language: judged by its script, then by langdetect if it is long."""
 
-import functools
 import re
 import unicodedata
-from typing import Any
 
 MIN_LETTERS = 50  # langdetect guesses on less
 SURE = 0.9  # probability
@@ -22,11 +20,11 @@ _ENGLISH = frozenset(
     the their them there these they this those what when where which who with would yes you
     your""".split()
 )
-_WORDS_PER_ENGLISH = 8  # there is one of them in so many words of English, at the least
+_WORDS_PER_ENGLISH = 8  # English has at least one of them per so many words
 
 
 def speaks(text: str, code: str) -> bool | None:
-    """Whether the whole text is in the language; None if the text is too short or mixed to tell.
+    """Whether the entire text is in the language; None if it is too short or too mixed to tell.
 
     code: one of `rule_arguments.LANGUAGES`.
     """
@@ -61,7 +59,9 @@ def _has_english_words(text: str) -> bool:
 
 
 def _detect(text: str, code: str) -> bool | None:
-    langdetect = _langdetect()
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
     try:  # in lower case: it passes over words in capital letters
         probs = {each.lang: each.prob for each in langdetect.detect_langs(text.lower())}
     except langdetect.LangDetectException:  # no letter that it knows
@@ -70,11 +70,3 @@ def _detect(text: str, code: str) -> bool | None:
     if prob >= SURE:
         return True
     return False if max(probs.values(), default=0.0) >= SURE else None
-
-
-@functools.cache
-def _langdetect() -> Any:
-    import langdetect
-
-    langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
-    return langdetect

@@ -1,8 +1,8 @@
 """Checks that a reply does what a recognised sentence literally says.
 
-Each function makes the check of one demand: (reply, request) to True, False, or None where readers
-of the sentence can disagree about the reply, so that a judge must read it. The IFEval checks of
-`rules` differ from these in many cases: docs/rewards.md lists them.
+Each function returns the check of one demand. A check maps (reply, request) to True or False, or to
+None if readers of the sentence can disagree about the reply, so that a judge must decide. IFEval's
+own checks (`rules`) differ from these in many cases, which docs/rewards.md lists.
 """
 
 import re
@@ -23,7 +23,7 @@ from seif_jax.rewards.text_units import (
     words,
 )
 
-Check = Callable[[str, str], bool | None]
+SentenceCheck = Callable[[str, str], bool | None]
 
 UNITS = {"word": count_words, "sentence": count_sentences}
 _DIVIDER = re.compile(r"(?<!\S)\*{3}(?!\S)")
@@ -38,31 +38,31 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
     return False if False in seen else None if None in seen else True
 
 
-def _compared(count: Callable[[str], Count | int], relation: str, number: int) -> Check:
+def _compared(count: Callable[[str], Count | int], relation: str, number: int) -> SentenceCheck:
     def check(reply: str, request: str) -> bool | None:
-        found = count(reply)
-        found = Count(found, found) if isinstance(found, int) else found
-        return found.at_least(number) if relation == "at least" else found.less_than(number)
+        counted = count(reply)
+        total = Count(counted, counted) if isinstance(counted, int) else counted
+        return total.at_least(number) if relation == "at least" else total.less_than(number)
 
     return check
 
 
-def _exactly(count: Callable[[str], Count | int], number: int) -> Check:
+def _exactly(count: Callable[[str], Count | int], number: int) -> SentenceCheck:
     checks = (_compared(count, "at least", number), _compared(count, "less than", number + 1))
     return lambda reply, request: _all(check(reply, request) for check in checks)
 
 
-def length(unit: str, relation: str, number: int) -> Check:
-    """unit: a key of UNITS; relation: "at least" or "less than", as everywhere below."""
+def length(unit: str, relation: str, number: int) -> SentenceCheck:
+    """unit: a key of UNITS; relation: "at least" or "less than", as in all functions below."""
     return _compared(UNITS[unit], relation, number)
 
 
-def exactly_one(unit: str) -> Check:
+def exactly_one(unit: str) -> SentenceCheck:
     return _exactly(UNITS[unit], 1)
 
 
-def paragraphs(number: int) -> Check:
-    """So many parts with *** between them, which stands alone between white space."""
+def paragraphs(number: int) -> SentenceCheck:
+    """`number` parts, divided by *** between white space."""
 
     def check(reply: str, request: str) -> bool:
         parts = markup.parts(reply, _DIVIDER)
@@ -71,9 +71,9 @@ def paragraphs(number: int) -> Check:
     return check
 
 
-def first_word(total: int, nth: int, word: str) -> Check:
-    """So many paragraphs with blank lines between them; the nth begins with the word."""
-    wanted = straighten(word).casefold()
+def first_word(total: int, nth: int, word: str) -> SentenceCheck:
+    """`total` paragraphs, divided by blank lines, of which the nth begins with the word."""
+    expected = straighten(word).casefold()
 
     def check(reply: str, request: str) -> bool:
         blocks = filter(has_word, re.split(r"\n\s*\n", straighten(reply)))
@@ -81,30 +81,30 @@ def first_word(total: int, nth: int, word: str) -> Check:
         if len(firsts) != total:
             return False
         first = re.sub(r"^[\W_]+|[\W_]+$", "", firsts[nth - 1]).casefold()
-        more = first[len(wanted) :]
-        whole = not more or not (more[0] in "-'" or joined(wanted[-1] + more[0]))
-        return first.startswith(wanted) and whole
+        rest = first[len(expected) :]
+        is_whole_word = not rest or not (rest[0] in "-'" or joined(expected[-1] + rest[0]))
+        return first.startswith(expected) and is_whole_word
 
     return check
 
 
-def bullets(number: int, markdown: bool) -> Check:
+def bullets(number: int, markdown: bool) -> SentenceCheck:
     return _exactly(lambda reply: markup.count_bullets(reply, markdown), number)
 
 
-def highlights(number: int, asterisks: bool) -> Check:
+def highlights(number: int, asterisks: bool) -> SentenceCheck:
     return _compared(lambda reply: markup.count_highlights(reply, asterisks), "at least", number)
 
 
-def sections(marker: str, number: int) -> Check:
+def sections(marker: str, number: int) -> SentenceCheck:
     return _compared(lambda reply: markup.count_sections(reply, marker), "at least", number)
 
 
-def placeholders(number: int) -> Check:
+def placeholders(number: int) -> SentenceCheck:
     return _compared(markup.count_placeholders, "at least", number)
 
 
-def title(angles: bool) -> Check:
+def title(angles: bool) -> SentenceCheck:
     return lambda reply, request: markup.has_title(reply, angles)
 
 
@@ -117,27 +117,27 @@ def valid_json(reply: str, request: str) -> bool:
 
 
 def two_responses(reply: str, request: str) -> bool:
-    """Two parts that differ in their words, with ****** between them."""
+    """Two parts, divided by ******, that differ in their words."""
     parts = markup.parts(reply, _SIX_STARS)
     plain = [re.findall(r"\w+", part.casefold()) or [part] for part in parts]
     return all(parts) and len(plain) == 2 and plain[0] != plain[1]
 
 
 def repeat(reply: str, request: str) -> bool | None:
-    """The request first, whatever its white space, case and quotation marks; then an answer."""
+    """The request, in any white space, case and quotation marks, followed by an answer."""
     if not request.strip():
         return None
     unquoted = re.sub(r"^\s*>+", "", reply, flags=re.MULTILINE)
-    said, wanted = (
+    text, expected = (
         re.sub(r"^\W+", "", " ".join(straighten(text).split()).casefold())
         for text in (unquoted, request)
     )
-    rest = said[len(wanted) :]
-    whole = not joined(said[len(wanted) - 1 : len(wanted) + 1])
-    return said.startswith(wanted) and whole and has_word(rest)
+    end = len(expected)
+    ends_with_word = not joined(text[end - 1 : end + 1])
+    return text.startswith(expected) and ends_with_word and has_word(text[end:])
 
 
-def postscript(marker: str) -> Check:
+def postscript(marker: str) -> SentenceCheck:
     """The marker at the start of a line or after a sentence, with text before and after it."""
     pattern = re.compile(
         rf"(?:^|(?<=[.!?…。！？\"”’)*_])[^\S\n])[^\w\n]{{0,9}}{_POSTSCRIPTS[marker]}",
@@ -149,32 +149,33 @@ def postscript(marker: str) -> Check:
     )
 
 
-def ending(phrase: str) -> Check:
-    """The exact phrase last, whatever white space, closing quotation marks and markup."""
-    wanted = " ".join(straighten(phrase).split())
+def ending(phrase: str) -> SentenceCheck:
+    """The exact phrase at the end, but for white space, closing quotation marks and markup."""
+    expected = " ".join(straighten(phrase).split())
 
     def check(reply: str, request: str) -> bool:
         text = " ".join(straighten(reply).split())
         for candidate in (text, text.rstrip(_CLOSING)):
-            start = len(candidate) - len(wanted)
-            if candidate.endswith(wanted) and not joined(candidate[max(start - 1, 0) : start + 1]):
+            start = len(candidate) - len(expected)
+            starts_word = not joined(candidate[max(start - 1, 0) : start + 1])
+            if candidate.endswith(expected) and starts_word:
                 return True
         return False
 
     return check
 
 
-def one_of(options: Sequence[str]) -> Check:
-    """One of the options in the reply, and none of the others."""
+def one_of(options: Sequence[str]) -> SentenceCheck:
+    """Exactly one of the options occurs in the reply."""
     return lambda reply, request: sum(count_phrase(reply, o).low > 0 for o in options) == 1
 
 
 def _is_digraph(character: str) -> bool:
-    """Whether it is one character for a capital and a lowercase letter, as "ǅ" is."""
+    """Whether it is one character for a capital and a lowercase letter, such as "ǅ"."""
     return unicodedata.category(character) == "Lt"
 
 
-def lowercase(english: bool) -> Check:
+def lowercase(english: bool) -> SentenceCheck:
     """No capital letters; None for text whose script has no case."""
 
     def check(reply: str, request: str) -> bool | None:
@@ -187,7 +188,7 @@ def lowercase(english: bool) -> Check:
     return check
 
 
-def uppercase(english: bool) -> Check:
+def uppercase(english: bool) -> SentenceCheck:
     """No lowercase letter that has a capital form; None for text whose script has no case."""
 
     def check(reply: str, request: str) -> bool | None:
@@ -200,7 +201,7 @@ def uppercase(english: bool) -> Check:
     return check
 
 
-def language(code: str) -> Check:
+def language(code: str) -> SentenceCheck:
     return lambda reply, request: speaks(reply, code)
 
 
@@ -211,7 +212,7 @@ def no_comma(reply: str, request: str) -> bool:
     )
 
 
-def capital_words(relation: str, number: int) -> Check:
+def capital_words(relation: str, number: int) -> SentenceCheck:
     """Words of two or more letters, all of them capitals: "NASA", not "I"."""
 
     def count(reply: str) -> int:
@@ -221,17 +222,17 @@ def capital_words(relation: str, number: int) -> Check:
     return _compared(count, relation, number)
 
 
-def keywords(phrases: Sequence[str]) -> Check:
+def keywords(phrases: Sequence[str]) -> SentenceCheck:
     return lambda reply, request: _all(count_phrase(reply, p).at_least(1) for p in phrases)
 
 
-def forbidden(phrases: Sequence[str]) -> Check:
+def forbidden(phrases: Sequence[str]) -> SentenceCheck:
     return lambda reply, request: _all(count_phrase(reply, p).less_than(1) for p in phrases)
 
 
-def frequency(phrase: str, relation: str, number: int) -> Check:
+def frequency(phrase: str, relation: str, number: int) -> SentenceCheck:
     return _compared(lambda reply: count_phrase(reply, phrase), relation, number)
 
 
-def letter(which: str, relation: str, number: int) -> Check:
+def letter(which: str, relation: str, number: int) -> SentenceCheck:
     return _compared(lambda reply: count_letter(reply, which), relation, number)

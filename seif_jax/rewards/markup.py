@@ -1,8 +1,8 @@
-"""Finds what replies are laid out with: bullets, emphasis, headings, brackets, quotation marks."""
+"""Finds the layout of replies: bullets, emphasis, headings, brackets, quotation marks."""
 
 import json
 import re
-from typing import Any
+from typing import Never
 
 _BULLET = re.compile(r"\s*[*+•◦▪‣-]\s+\S")
 _MARKDOWN_BULLET = re.compile(r"\s*[*+-]\s+\S")
@@ -28,14 +28,14 @@ def has_word(text: str) -> bool:
 
 
 def count_bullets(text: str, markdown: bool) -> int:
-    """Lines that begin with a bullet and a space; markdown: only *, + and - are bullets."""
+    """Lines that begin with a bullet and a space; if `markdown`, only *, + and - are bullets."""
     bullet = _MARKDOWN_BULLET if markdown else _BULLET
     lines = text.splitlines()
     return sum(bullet.match(line) is not None and not _RULE.fullmatch(line) for line in lines)
 
 
 def count_highlights(text: str, asterisks: bool) -> int:
-    """Spans of Markdown emphasis; asterisks: not those with underscores."""
+    """Spans of Markdown emphasis; if `asterisks`, not those with underscores."""
     patterns = (_STARRED,) if asterisks else (_STARRED, _UNDERLINED)
     return sum(has_word(span[2]) for pattern in patterns for span in pattern.finditer(text))
 
@@ -53,20 +53,20 @@ def count_placeholders(text: str) -> int:
 
 
 def has_title(text: str, angles: bool) -> bool:
-    """A title in double angle brackets; angles: only <<title>>, not 《title》 on its line."""
+    """A title in double angle brackets; if `angles`, only <<title>> and not a line of 《title》."""
     patterns = (_TITLE,) if angles else (_TITLE, _OTHER_TITLE)
     return any(has_word(title) for pattern in patterns for title in pattern.findall(text))
 
 
 def parts(text: str, divider: re.Pattern[str]) -> list[str]:
     """The text between dividers, which Markdown may have escaped; no empty part at an end."""
-    found = [part.strip() for part in divider.split(text.replace("\\*", "*"))]
-    ends = (0, len(found) - 1)
-    return [part for i, part in enumerate(found) if part or i not in ends]
+    stripped = [part.strip() for part in divider.split(text.replace("\\*", "*"))]
+    ends = (0, len(stripped) - 1)
+    return [part for i, part in enumerate(stripped) if part or i not in ends]
 
 
 def is_quoted(text: str) -> bool:
-    """Whether one pair of double quotation marks, of any kind, is around the whole text."""
+    """Whether one pair of double quotation marks, of any kind, encloses the entire text."""
     text = text.strip()
     first, inner, last = text[:1], text[1:-1], text[-1:]
     closing = _QUOTATION_MARKS.get(first, "")
@@ -85,7 +85,7 @@ def is_quoted(text: str) -> bool:
 
 
 def is_json(text: str) -> bool:
-    """Whether it is JSON by RFC 8259, which has no NaN; it may stand in one code fence."""
+    """Whether it is JSON by RFC 8259, which has no NaN, alone or in one code fence."""
     text = text.strip()
     fenced = _FENCED.fullmatch(text)
     try:
@@ -96,5 +96,5 @@ def is_json(text: str) -> bool:
     return True
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> Never:
     raise ValueError(constant)

@@ -14,7 +14,7 @@ from seif_jax.rewards import rules
 from seif_jax.rewards.phrasings import PHRASINGS
 from seif_jax.rewards.rule_arguments import LANGUAGES, RELATIONS
 
-# Words that fit most subjects and are long enough not to be found inside others by accident.
+# Words that fit most subjects and are too long to occur inside others by accident.
 WORDS = tuple(
     """answer better careful choose common discover enough example friend future gentle golden
     history journey kitchen language lesson matter moment morning nature pattern picture promise
@@ -83,8 +83,8 @@ def _keywords(rng: random.Random, words: Sequence[str]) -> Arguments:
 
 
 def _forbidden(rng: random.Random, words: Sequence[str]) -> Arguments:
-    asked = {word.lower() for word in words}
-    free = [word for word in _FREQUENT.split() if word not in asked]
+    required = {word.lower() for word in words}
+    free = [word for word in _FREQUENT.split() if word not in required]
     return {"forbidden_words": rng.sample(free, rng.randint(1, 3))}
 
 

@@ -1,7 +1,7 @@
-"""How `phrase` says each rule: templates over the rule's arguments and a few helpers.
+"""Sentences in which `phrase` states each rule: templates over its arguments and a few helpers.
 
-`{bound}` is a relation with its number ("at most 30"), `{bound}` the same where the rule knows only
-"at least", `{all}` and `{any}` are quoted words joined by "and" or "or".
+`{bound}` is a relation with its number ("at most 30"; if the rule has no relation, "at least 30").
+`{all}` and `{any}` are quoted words joined by "and" or "or".
 """
 
 _OPTIONS = "'My answer is yes.', 'My answer is no.', 'My answer is maybe.'"

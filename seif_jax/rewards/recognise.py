@@ -1,18 +1,18 @@
-"""From a plain sentence to the rule that means exactly that, or None.
+"""Recognises the rule that a plain sentence states.
 
-A wrong rule is worse than none, so a pattern must match the whole sentence (in the canonical form
-of `wording`), and what IFEval's rules cannot say ("exactly 50 words", "at least 3 bullet points",
-two demands in one sentence) matches nothing. To teach it a sentence, add a pattern to `sentences`.
+A wrong rule is worse than none. So a pattern must match the entire sentence (in the canonical form
+of `wording`), and what IFEval's rules cannot express ("exactly 50 words", "at least 3 bullet
+points", two demands in one sentence) matches nothing. To add a sentence, add a pattern to
+`sentences`.
 """
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from seif_jax.rewards import literal
-from seif_jax.rewards.literal import Check
+from seif_jax.rewards.literal import SentenceCheck
 from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.sentences import SENTENCES
 from seif_jax.rewards.wording import DEMANDS, Wording, wordings
@@ -20,23 +20,23 @@ from seif_jax.rewards.wording import DEMANDS, Wording, wordings
 
 @dataclass(frozen=True)
 class Rule:
-    """What a sentence demands: named as the nearest IFEval rule, checked as the sentence says."""
+    """What a sentence demands, with the nearest rule of IFEval."""
 
     instruction_id: str
-    kwargs: dict[str, Any]
-    _check: Check = field(repr=False, compare=False)
+    kwargs: Mapping[str, object]
+    _check: SentenceCheck = field(repr=False, compare=False)
 
     def check(self, reply: str, request: str = "") -> bool | None:
-        """Whether `reply` does what the sentence says; None where a judge must decide.
+        """Whether `reply` does what the sentence says; None if a judge must decide.
 
-        An empty reply never does. request: what was asked, without the constraints; "" if unknown.
+        An empty reply never does. request: what was asked, without constraints; "" if unknown.
         """
         return self._check(reply, request) if reply.strip() else False
 
 
 _Build = Callable[[re.Match[str], Wording], Rule | None]
 
-# relation → (IFEval relation, what to add to the number)
+# relation → (relation of IFEval, what to add to the number)
 _RELATIONS = {
     "at least": ("at least", 0),
     "more than": ("at least", 1),
@@ -51,7 +51,7 @@ _LANGUAGES = {name.lower(): code for code, name in LANGUAGES.items()}
 
 @functools.lru_cache(maxsize=1 << 16)
 def recognise(sentence: str) -> Rule | None:
-    """The rule that the sentence states, or None: a judge must read it."""
+    """The rule that the sentence states; None if a judge must decide."""
     for wording in wordings(sentence):
         for kind, pattern in _TABLE:
             match = pattern.fullmatch(wording.skeleton)
@@ -61,7 +61,7 @@ def recognise(sentence: str) -> Rule | None:
 
 
 def _bound(match: re.Match[str]) -> tuple[str, int] | None:
-    """Relation and number of a match in IFEval's terms; None where they make no sense."""
+    """Relation and number of a match in IFEval's terms; None if they make no sense."""
     groups = match.groupdict()
     relation, number = groups["rel"], int(groups["n"])
     if groups.get("not"):
@@ -73,21 +73,21 @@ def _bound(match: re.Match[str]) -> tuple[str, int] | None:
 
 
 def _plain_words(quotes: tuple[str, ...]) -> list[str] | None:
-    """The quoted words; None where a full stop may be either the word's or the sentence's."""
+    """The quoted words; None if a full stop may belong to a word or to the sentence."""
     if not all(quotes) or any(word.endswith((".", ":", ";")) for word in quotes):
         return None
     return list(dict.fromkeys(quotes))
 
 
-def _names(wording: Wording, word: str) -> bool:
+def _mentions(wording: Wording, word: str) -> bool:
     return word in f"{wording.label} {wording.skeleton}"
 
 
-def _plain(instruction_id: str, check: Check) -> _Build:
+def _plain(instruction_id: str, check: SentenceCheck) -> _Build:
     return lambda match, wording: Rule(instruction_id, {}, check)
 
 
-def _number(instruction_id: str, key: str, make: Callable[[int, Wording], Check]) -> _Build:
+def _number(instruction_id: str, key: str, make: Callable[[int, Wording], SentenceCheck]) -> _Build:
     def build(match: re.Match[str], wording: Wording) -> Rule | None:
         number = int(match["n"])
         return Rule(instruction_id, {key: number}, make(number, wording)) if number else None
@@ -112,8 +112,8 @@ def _one(match: re.Match[str], wording: Wording) -> Rule | None:
     return Rule(f"length_constraints:number_{unit}s", kwargs, literal.exactly_one(unit))
 
 
-def _case(instruction_id: str, make: Callable[[bool], Check]) -> _Build:
-    return lambda match, wording: Rule(instruction_id, {}, make(_names(wording, "english")))
+def _case(instruction_id: str, make: Callable[[bool], SentenceCheck]) -> _Build:
+    return lambda match, wording: Rule(instruction_id, {}, make(_mentions(wording, "english")))
 
 
 def _capital_words(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -218,12 +218,12 @@ _BUILDERS: dict[str, _Build] = {
     "bullets": _number(
         "detectable_format:number_bullet_lists",
         "num_bullets",
-        lambda number, wording: literal.bullets(number, _names(wording, "markdown")),
+        lambda number, wording: literal.bullets(number, _mentions(wording, "markdown")),
     ),
     "highlights": _number(
         "detectable_format:number_highlighted_sections",
         "num_highlights",
-        lambda number, wording: literal.highlights(number, _names(wording, "asterisks")),
+        lambda number, wording: literal.highlights(number, _mentions(wording, "asterisks")),
     ),
     "sections": _sections,
     "placeholders": _number(
@@ -232,7 +232,7 @@ _BUILDERS: dict[str, _Build] = {
         lambda number, wording: literal.placeholders(number),
     ),
     "title": lambda match, wording: Rule(
-        "detectable_format:title", {}, literal.title(not _names(wording, "double"))
+        "detectable_format:title", {}, literal.title(not _mentions(wording, "double"))
     ),
     "quotation": _plain("startend:quotation", literal.quotation),
     "json": _plain("detectable_format:json_format", literal.valid_json),

@@ -1,7 +1,8 @@
 """The sentences that `recognise` knows: regular expressions over the canonical form of `wording`.
 
-One list per kind; the groups `rel`, `n`, `unit`, … carry what the rule needs. `@` is the reply
-("the response", "your answer"), ‹0› a quoted string. The pieces come first, the table after them.
+There is one list per kind. The groups `rel`, `n`, `unit`, … are what the rule needs. `@` is the
+reply ("the response", "your answer"), ‹0› a quoted string. The parts of the expressions come first,
+then the table.
 """
 
 from seif_jax.rewards.rule_arguments import LANGUAGES

@@ -1,13 +1,13 @@
 """Counts words, sentences, phrases and letters in text of any language.
 
-Where competent readers can disagree on a count, such as the words of a Chinese sentence, the count
-is a range: the lowest and the highest that a reader could come to.
+If competent readers can disagree on a count, such as the words of a Chinese sentence, the count is
+a range: the lowest and the highest number that a reader could arrive at.
 """
 
 import functools
 import re
 import unicodedata
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from seif_jax.rewards.rule_library import find_punkt
 
@@ -60,9 +60,9 @@ def straighten(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """What stands between spaces and dashes and holds a letter or digit: "don't", "3.14", "24/7".
+    """The parts between spaces and dashes that have a letter or digit: "don't", "3.14", "24/7".
 
-    Runs of characters of scripts without spaces are in it as one word.
+    A run of characters of a script without spaces is one word.
     """
     return [word for word in _BETWEEN_WORDS.split(text) if any(map(str.isalnum, word))]
 
@@ -79,7 +79,7 @@ def count_words(text: str) -> Count:
 
 
 def count_sentences(text: str) -> Count:
-    """The number of sentences; a range where lines without a full stop may be sentences or not.
+    """The number of sentences; a range if lines without a full stop may be sentences or not.
 
     Such lines are headings, list items and verses. In Thai and Lao, spaces may end sentences.
     """
@@ -96,7 +96,7 @@ def count_sentences(text: str) -> Count:
 
 
 def _blocks(text: str) -> list[str]:
-    """Paragraphs, list items and headings that hold a letter or digit, each on one line."""
+    """Paragraphs, list items and headings that have a letter or digit, each on one line."""
     blocks = [""]
     for line in text.splitlines():
         mark = _MARK.match(line)
@@ -109,21 +109,25 @@ def _blocks(text: str) -> list[str]:
 
 
 def _split_sentences(block: str) -> list[str]:
-    pieces: list[str] = []
+    parts: list[str] = []
     for part in _punkt().tokenize(block):
-        if pieces and part[:1].islower() and _NO_END.search(pieces[-1]):
-            part = f"{pieces.pop()} {part}"
+        if parts and part[:1].islower() and _NO_END.search(parts[-1]):
+            part = f"{parts.pop()} {part}"
         start = 0
         for end in _END_BEFORE_NEXT.finditer(part):
-            pieces.append(part[start : end.end()])
+            parts.append(part[start : end.end()])
             start = end.end()
-        pieces.append(part[start:])
-    # the number of a list item, which punkt takes for a sentence, is none
-    return [piece for piece in pieces if any(map(str.isalpha, piece))] or [block]
+        parts.append(part[start:])
+    # Punkt takes the number of a list item for a sentence.
+    return [part for part in parts if any(map(str.isalpha, part))] or [block]
+
+
+class SentenceTokenizer(Protocol):
+    def tokenize(self, text: str) -> list[str]: ...
 
 
 @functools.cache
-def _punkt() -> Any:
+def _punkt() -> SentenceTokenizer:
     """Splits at ". ", "! " and "? ", but not after English abbreviations and initials."""
     find_punkt()
     from nltk.tokenize.punkt import PunktTokenizer
@@ -132,19 +136,20 @@ def _punkt() -> Any:
 
 
 def count_phrase(text: str, phrase: str) -> Count:
-    """How often the word or phrase occurs, whole, in any case, and across line breaks.
+    """How often the word or phrase occurs, not inside a longer word, in any case, and across line
+    breaks.
 
-    Scripts without spaces have no whole words. In scripts that attach particles to words, a word
-    with something attached may or may not count.
+    In scripts without spaces it is found anywhere. In scripts that attach particles to words, a
+    word with something attached may or may not count.
     """
     pattern = r"\s+".join(map(re.escape, straighten(phrase).split()))
     text = straighten(text)
     low = high = 0
     for match in re.finditer(pattern, text, re.IGNORECASE):
         start, end = match.span()
-        whole = not joined(text[start - 1 : start + 1]) and not joined(text[end - 1 : end + 1])
-        low += whole
-        high += whole or _ATTACHING.search(match.group()) is not None
+        inside = joined(text[start - 1 : start + 1]) or joined(text[end - 1 : end + 1])
+        low += not inside
+        high += not inside or _ATTACHING.search(match.group()) is not None
     return Count(low, high)
 
 

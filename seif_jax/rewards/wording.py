@@ -1,8 +1,8 @@
-"""One wording for many: a canonical form of English constraints, so that few patterns do.
+"""A canonical form of English constraints, so that few patterns cover many wordings.
 
 "Your answer shouldn't contain more than fifty words." becomes "@ must have at most 50 words". The
-rewrites are a table, applied in order; each keeps the meaning, whatever else the sentence says.
-What no rewrite knows stays as it is, and no pattern of `sentences` will match it.
+rewrites are a table, applied in order. Each of them keeps the meaning of any sentence. What no
+rewrite covers stays as it is, and no pattern of `sentences` will match it.
 """
 
 import re
@@ -24,18 +24,18 @@ _NUMBERS |= {
 _NUMBERS |= {f"{one} hundred": 100 for one in ("a", "one")}
 _ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
 
-# a single quote inside a word is an apostrophe
+# A single quote inside a word is an apostrophe.
 _QUOTED = re.compile(r"\"([^\"]+)\"|`([^`]+)`|(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)")
 QUOTE = r"‹\d+›"
 
 # Labels that name a kind of constraint and no part of the reply: "Sentence length: at most 20
-# words" and "Title: in all caps" are not about the whole reply and keep their label.
+# words" and "Title: in all caps" are not about the entire reply and keep their label.
 _LABELS = r"""(?:word|sentence|paragraph|bullet(?: point)?) count(?: constraint| limit)?|word limit
 (?:response |word )?length(?: constraint| limit)?|(?:letter|keyword|word) frequency
 lexical(?: content)? constraint|(?:element|format|rule|language)(?: constraint)|fundamental format
 (?:response|output) (?:format|language)|punctuation|exact ending
 (?:required )?(?:key)?words?(?=.*‹)""".replace("\n", "|")
-# labels that are demands themselves, with the kind of sentence that repeats the same demand
+# Labels that are demands themselves, with the kind of sentence that repeats the demand.
 DEMANDS = {
     "no comma": "no_comma",
     "no commas": "no_comma",
@@ -123,12 +123,12 @@ _NUMBER_WORD = re.compile(
 
 class Wording(NamedTuple):
     skeleton: str  # canonical, lower case; ‹0›, ‹1›, … stand for the quoted strings
-    quotes: tuple[str, ...]  # what was quoted, as written
-    label: str = ""  # what was taken off the front
+    quotes: tuple[str, ...]  # the quoted strings, as written
+    label: str = ""  # the label that was removed from the front
 
 
 def wordings(sentence: str) -> list[Wording]:
-    """The sentence in canonical form: as it stands, then without its label ("Word Count: …")."""
+    """The sentence in canonical form, with and without its label ("Word Count: …")."""
     text = " ".join(straighten(sentence).split())
     if "‹" in text or "@" in text:
         return []
@@ -153,8 +153,8 @@ def wordings(sentence: str) -> list[Wording]:
 def _canonical(text: str) -> str:
     text = text.rstrip(" .!;")
     text = _NUMBER_WORD.sub(lambda match: str(_NUMBERS[match.group()]), text)
-    for place, word in enumerate(_ORDINALS, start=1):
-        text = re.sub(rf"\b(?:the )?{word} paragraph\b", f"paragraph {place}", text)
+    for n, word in enumerate(_ORDINALS, start=1):
+        text = re.sub(rf"\b(?:the )?{word} paragraph\b", f"paragraph {n}", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
     return text

@@ -21,9 +21,10 @@ def messages(
 ) -> list[Message]:
     """The chat that asks whether `instruction` (seed and constraints) is free of contradiction.
 
-    mode "generate": analysis, then the verdict; "verdict": the verdict alone, to be read from the
-    next token after the prefill "[[". The first `shots` examples, of either outcome in turn in the
-    packaged prompts, come before it. UserError for other values, and for more shots than there are.
+    mode "generate": analysis, then the verdict; "verdict": the verdict alone, which is read from
+    the next token after the prefill "[[". The first `shots` examples come before it; in the
+    packaged prompts the two outcomes alternate. Raises UserError for other values, and for more
+    shots than there are.
     """
     check_mode(mode)
     prompts = prompts or PACKAGED

@@ -1,4 +1,4 @@
-"""What the Filter is told, by mode: after an analysis ("generate"), or at once ("verdict")."""
+"""The prompts of the Filter, by mode: after an analysis ("generate"), or at once ("verdict")."""
 
 _TASK = """\
 You check whether an instruction contradicts itself. An instruction is a request followed by \

@@ -1,9 +1,9 @@
-"""Reads the flat JSON object in a model's reply, as models really write it, or says what is wrong.
+"""Reads the flat JSON object in a model's reply, as models really write it.
 
-Tolerated, since only one reading exists: text, braces and code fences around the object, newlines
+Tolerated, because only one reading exists: text, braces and code fences around the object, newlines
 inside strings, a comma too many or missing between entries, single or typographic quotes, bare keys
 like c1, single backslashes of LaTeX, and unescaped quotes inside a value where they open and close
-like quotes. Refused: an object that does not end, a second object, anything that has two readings.
+like quotes. Refused: an object that does not end, a second object, anything with two readings.
 """
 
 import json
@@ -33,14 +33,14 @@ _LATEX = re.compile(
 
 
 class NotFlat(ValueError):
-    """The text holds no readable flat object; the message says what is wrong, naming the key."""
+    """The text has no readable flat object; the message says what is wrong, and names the key."""
 
 
 def read_pairs(text: str) -> list[tuple[str, object]]:
-    """The (key, value) pairs of the one object in `text`, in its order, doubled keys included.
+    """The (key, value) pairs of the one object in `text`, in order, doubled keys included.
 
-    An object without a letter or digit in its strings is an example of the format, and is passed
-    over if there is another. Values are strings, or whatever else proper JSON has there. Takes time
+    An object without a letter or digit in its strings is an example of the format, and is ignored
+    if there is another one. Values are strings, or whatever else proper JSON has there. Takes time
     linear in the length. Raises NotFlat for anything unreadable.
     """
     text = _ESCAPE.sub(_proper_escape, text)
@@ -52,13 +52,13 @@ def read_pairs(text: str) -> list[tuple[str, object]]:
         pairs, end = _read_object(text, start)
         objects.append(pairs)
         start = _START.search(text, end)
-    candidates = [pairs for pairs in objects if _says_something(pairs)] or objects[:1]
+    candidates = [pairs for pairs in objects if _has_words(pairs)] or objects[:1]
     if start or len(candidates) > 1:
         raise NotFlat("there is more than one JSON object")
     return candidates[0]
 
 
-def _says_something(pairs: list[tuple[str, object]]) -> bool:
+def _has_words(pairs: list[tuple[str, object]]) -> bool:
     return any(isinstance(value, str) and _WORD.search(value) for _, value in pairs)
 
 
@@ -78,7 +78,7 @@ def _proper_escape(match: re.Match[str]) -> str:
 
 
 def _read_object(text: str, start: re.Match[str]) -> tuple[list[tuple[str, object]], int]:
-    """The pairs of the object that begins there, and where it ends in `text`."""
+    """The pairs of the object that begins at the match, and where it ends in `text`."""
     decoder = json.JSONDecoder(strict=False, object_pairs_hook=list)
     try:
         return decoder.raw_decode(text, start.start())
@@ -90,7 +90,7 @@ def _read_object(text: str, start: re.Match[str]) -> tuple[list[tuple[str, objec
 
 
 def _salvage(text: str) -> tuple[list[tuple[str, object]], int]:
-    """Cuts the malformed object that `text` begins with at its keys; the pairs, and its end."""
+    """Splits the malformed object that `text` begins with at its keys: its pairs, and its end."""
     last_line = _END_OF_LINE.search(text)
     if last_line:  # braces in prose below the object are not part of it
         text = text[: last_line.end()]
@@ -100,7 +100,7 @@ def _salvage(text: str) -> tuple[list[tuple[str, object]], int]:
     pairs: list[tuple[str, object]] = []
     for match, following in zip(keys, keys[1:], strict=False):
         name = match[2] or match[3]
-        # A quote in front of the next key closes this value; a comma is cut off.
+        # A quote before the next key closes this value; a comma is cut off.
         raw = text[match.end() : following.end(1)]
         pairs.append((name, _value(raw.strip().rstrip(",，").rstrip(), name)))
     last = keys[-1]
@@ -130,7 +130,7 @@ def _value(raw: str, name: str) -> str:
 
 
 def _paired(inner: str, family: str) -> bool:
-    """Whether the unescaped quotes of one family open and close in turn, apostrophes aside."""
+    """Whether the unescaped quotes of one family open and close in turn, apostrophes excepted."""
     is_open, padded = False, f" {inner} "
     for match in re.finditer(rf"(?<!\\){_Q}", inner):
         if _FAMILY[match[0]] != family:

@@ -1,4 +1,4 @@
-"""The Follower: answers a constrained instruction. The evaluator answers through the same chat."""
+"""The Follower: answers a constrained instruction. The frozen Follower is asked the same way."""
 
 from seif_jax.roles import follower_prompts, format
 from seif_jax.roles.format import Message, dialogue, system, write
@@ -30,7 +30,7 @@ def messages(
 ) -> list[Message]:
     """The chat that asks for an answer to `instruction`, in "think_answer" or "plain" format.
 
-    The first `shots` example turns come before it. UserError for other values, and for more shots
+    The first `shots` examples come before it. Raises UserError for other values, and for more shots
     than there are.
     """
     system(format)

@@ -1,4 +1,4 @@
-"""What the Follower is told, by reply format."""
+"""The prompts of the Follower, by reply format."""
 
 from seif_jax.roles import format
 

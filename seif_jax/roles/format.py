@@ -1,4 +1,4 @@
-"""What the roles share: the reply formats, putting a chat together, quoting data in it."""
+"""What the roles share: reply formats, assembling a chat, quoting data in it."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from seif_jax.errors import UserError
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Turn = tuple[str, str]  # user text, assistant text
 
-# One system prompt a format; an empty one leaves the system turn out.
+# The system prompt of each format; an empty one leaves the system turn out.
 SYSTEM = {
     "think_answer": (
         "Reason first, then answer. Put your reasoning inside <think> and </think>, then the "
@@ -21,20 +21,20 @@ SYSTEM = {
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 THOUGHTS = re.compile(r"\A(?:\s*<think>.*?</think>)*\s*", re.DOTALL)
-# What chat templates begin a reply with: a thought (DeepSeek-R1), or an empty one, so that the
+# Chat templates may begin the reply with a thought (DeepSeek-R1), or with an empty one, so that the
 # model does not think (Qwen3 with enable_thinking=False).
 OPENING = re.compile(r"<think>\s*(?:</think>\s*(?:<answer>\s*)?)?\Z")
 
 
 def choose(table: dict[str, str], key: str, what: str) -> str:
-    """The entry of a table of texts; UserError names an unknown key and those that exist."""
+    """The entry of a table of texts. Raises UserError for an unknown key."""
     if key not in table:
-        raise UserError(f"{what}={key!r} is unknown, it is one of {', '.join(sorted(table))}")
+        raise UserError(f"{what} must be one of: {', '.join(sorted(table))} (got {key!r})")
     return table[key]
 
 
 def system(format: str) -> str:
-    """The system prompt of "think_answer" or "plain" ("": none); UserError for another name."""
+    """The system prompt of "think_answer" or "plain" ("": none). UserError for another name."""
     return choose(SYSTEM, format, "format")
 
 
@@ -45,17 +45,16 @@ def opening(prompt: str) -> str:
 
 
 def whole_reply(opened: str, written: str) -> str:
-    """The reply from its first tag on: what the prompt has `opened` counts as written.
+    """The reply from its first tag on: tags that the prompt has `opened` are part of it.
 
-    After a thought that is over already, the model may write its own all the same: then that one
-    counts.
+    If the prompt has closed a thought and the model still writes its own, the model's counts.
     """
-    own = "</think>" in opened and written.lstrip().startswith("<think>")
-    return written if own else opened + written
+    has_own_thought = "</think>" in opened and written.lstrip().startswith("<think>")
+    return written if has_own_thought else opened + written
 
 
 def after_thought(opened: str, prefill: str) -> str:
-    """The prefill of a reply without a thought: one that the prompt has opened is closed first."""
+    """The prefill of a reply without a thought: a thought that the prompt has opened is closed."""
     is_open = "<think>" in opened and "</think>" not in opened + prefill
     return f"\n</think>\n\n{prefill}" if is_open else prefill
 
@@ -66,21 +65,20 @@ def opens_twice(opened: str, prefill: str) -> bool:
 
 
 def strip_thoughts(text: str) -> str:
-    """The text without the <think>…</think> that it begins with, and without white space around it.
+    """The text without the <think>…</think> that it begins with, stripped of white space.
 
-    A thought that the prompt has opened is part of the text (`whole_reply`), so tags further on are
-    text like any other. A text that begins with a thought and never closes it is empty.
+    A thought that the prompt has opened is part of the text (`whole_reply`), so later tags are
+    ordinary text. A text that begins with a thought and never closes it becomes empty.
     """
     text = THOUGHTS.sub("", text, count=1).strip()
     return "" if text.startswith("<think>") else text
 
 
 def read(reply: str, format: str) -> str | None:
-    """The answer part of a whole reply (prefill included), or None if it is not in the format.
+    """The answer in a complete reply (prefill included), or None if it is not in the format.
 
-    "think_answer": each tag once, in order, nothing but white space outside; "plain": everything
-    but the thoughts before it, so never None. White space around the answer is dropped; it may be
-    empty.
+    "think_answer": each tag once, in order, and only white space outside. "plain": everything after
+    the thoughts, so never None. The answer is stripped of white space, and may be empty.
     """
     system(format)
     if format == "plain":
@@ -92,7 +90,7 @@ def read(reply: str, format: str) -> str | None:
 
 
 def write(thought: str, answer: str, format: str) -> str:
-    """A few-shot reply in the format: what `read` takes apart again; "plain" has no thought."""
+    """A few-shot reply in the format, the inverse of `read`. "plain" has no thought."""
     system(format)
     if format == "plain":
         return answer
@@ -100,20 +98,20 @@ def write(thought: str, answer: str, format: str) -> str:
 
 
 def quote(text: str) -> str:
-    """Every line of the text behind "> ", so that no data can end its own block in a prompt.
+    """The text with "> " before every line, so that no data can end its own block in a prompt.
 
-    All line breaks that Unicode knows become newlines. An empty text is one empty quoted line.
+    All line breaks of Unicode become newlines. An empty text becomes one empty quoted line.
     """
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])
 
 
 def dialogue(system_text: str, turns: Sequence[Turn], shots: int, user: str) -> list[Message]:
-    """System turn (if any), the first `shots` few-shot turns, then the user turn to be answered.
+    """The system turn (if any), the first `shots` few-shot turns, and the user turn.
 
-    UserError if there are fewer turns than `shots`.
+    Raises UserError if there are fewer turns than `shots`.
     """
     if not 0 <= shots <= len(turns):
-        raise UserError(f"{shots=} few-shot turns were asked for, there are 0 to {len(turns)}")
+        raise UserError(f"shots must be from 0 to {len(turns)} (got {shots})")
     messages = [{"role": "system", "content": system_text}] if system_text else []
     for question, answer in turns[:shots]:
         messages.append({"role": "user", "content": question})

@@ -19,29 +19,30 @@ WORD = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Parsed:
-    """What a reply holds: its constraints, or the reason (one of REASONS) why there are none."""
+    """The constraints of a reply, or the reason (one of REASONS) why there are none."""
 
     constraints: list[str] | None
     reason: str | None = None
     detail: str = ""  # one line for the samples file, naming the key at fault
 
 
-def _known(variant: str) -> None:
+def _check_variant(variant: str) -> None:
     if variant not in VARIANTS:
-        raise UserError(f"{variant=} is unknown, it is one of {', '.join(VARIANTS)}")
+        raise UserError(f"variant must be one of: {', '.join(VARIANTS)} (got {variant!r})")
 
 
 def messages(
     seed: str, variant: str, *, format: str, shots: int, prompts: Prompts | None = None
 ) -> list[Message]:
-    """The chat that asks for the constraints of the "soft" or "hard" variant on `seed`.
+    """The chat that asks for the constraints of the "soft" or "hard" variant for `seed`.
 
-    prompts: none: the packaged ones. There, "think_answer" has the full guide in its system turn;
-    "plain" has one line in every user turn, short enough for a 135M model. The first `shots`
-    examples come before the seed. Reasoning models' chat templates cut the thoughts out of
-    examples: use 0 shots with those. UserError for other values, and for more shots than there are.
+    prompts: None for the packaged ones. Of these, "think_answer" has the full guide in its system
+    turn, and "plain" has one line in every user turn, short enough for a 135M model. The first
+    `shots` examples come before the seed. Chat templates of reasoning models remove the thoughts of
+    examples, so use 0 shots with these models. Raises UserError for other values, and for more
+    shots than there are.
     """
-    _known(variant)
+    _check_variant(variant)
     system(format)
     prompts, kind = prompts or PACKAGED, f"{format}.{variant}"
     turns = [
@@ -58,48 +59,49 @@ def shown_constraints(shots: int, prompts: Prompts | None = None) -> list[str]:
 
 
 def _reply(shot: Shot, format: str) -> str:
-    """An example's reply: what `parse` takes apart again."""
+    """The reply of an example, the inverse of `parse`."""
     keyed = {f"c{i}": text for i, text in enumerate(shot["constraints"], 1)}
     return write(shot["thought"], json.dumps(keyed, ensure_ascii=False), format)
 
 
 def instruction(seed: str, constraints: Sequence[str]) -> str:
-    """The constrained instruction: the seed as it is, then one constraint a line."""
+    """The constrained instruction: the unchanged seed, then one constraint per line."""
     return "\n".join([seed, *constraints])
 
 
 def parse(reply: str, variant: str, seed: str, *, format: str) -> Parsed:
-    """The constraints of a whole reply (prefill included), each one line, in the order c1, c2, …
+    """The constraints of a complete reply (prefill included), in the order c1, c2, …; each is one
+    line.
 
-    Never raises on a reply: `reason` is "format" (tags), "parse" (no readable object of non-empty
-    strings, unknown or doubled keys), "count" (not exactly c1 to c5, or c3), "duplicate" or
-    "repeats_seed" (same words, whatever the case and punctuation). UserError for an unknown
-    variant or format.
+    Never raises because of a reply. Instead, `reason` is "format" (tags), "parse" (no readable
+    object of non-empty strings, unknown or doubled keys), "count" (not exactly c1 to c5, or c3),
+    "duplicate" or "repeats_seed" (same words, whatever the case and punctuation). Raises UserError
+    for an unknown variant or format.
     """
-    _known(variant)
-    wanted = _keys(variant)
+    _check_variant(variant)
+    expected = _keys(variant)
     answer = read(reply, format)
     if answer is None:
         return Parsed(None, "format", "the reply is not <think>…</think><answer>…</answer>")
     try:
-        found = _named(answer)
+        constraints = _by_key(answer)
     except NotFlat as error:
         return Parsed(None, "parse", str(error))
-    if sorted(found) != wanted:
-        names = ", ".join(found)
-        return Parsed(None, "count", f"found {names}, expected c1 to {wanted[-1]}")
-    constraints = {name: found[name] for name in wanted}
+    if sorted(constraints) != expected:
+        names = ", ".join(constraints)
+        return Parsed(None, "count", f"found {names}, expected c1 to {expected[-1]}")
+    constraints = {name: constraints[name] for name in expected}
     return _repetition(constraints, seed) or Parsed(list(constraints.values()))
 
 
-def _named(answer: str) -> dict[str, str]:
-    """The constraints by key, each on one line; NotFlat for keys and values that are none."""
-    found: dict[str, str] = {}
+def _by_key(answer: str) -> dict[str, str]:
+    """The constraints by key, each on one line. NotFlat for other keys and values."""
+    constraints: dict[str, str] = {}
     for key, value in read_pairs(answer):
         name = key.strip().casefold()
         if not re.fullmatch(r"c\d+", name):
             raise NotFlat(f"unknown key {key!r}")
-        if name in found:
+        if name in constraints:
             raise NotFlat(f"{name} occurs twice")
         if not isinstance(value, str):
             raise NotFlat(f"{name} is not a string")
@@ -108,18 +110,18 @@ def _named(answer: str) -> dict[str, str]:
         # JSON can spell half a character (\ud83d), which cannot be encoded as text.
         value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         # One line each: a line break inside would read as a further constraint.
-        found[name] = " ".join(value.split())
-    return found
+        constraints[name] = " ".join(value.split())
+    return constraints
 
 
 def _words(text: str) -> str:
-    """The words in lower case with single spaces between and around, for comparison."""
+    """The words in lower case, with single spaces between and around them, for comparison."""
     text = unicodedata.normalize("NFKC", text).casefold()
     return f" {' '.join(WORD.findall(text))} "
 
 
 def _repetition(constraints: dict[str, str], seed: str) -> Parsed | None:
-    """The refusal if a constraint repeats an earlier one or a stretch of the seed, else None."""
+    """The reason if a constraint repeats an earlier one or a part of the seed; else None."""
     seen: dict[str, str] = {}
     for name, text in constraints.items():
         words = _words(text)

@@ -1,4 +1,4 @@
-"""What the Instructor is told, by reply format and variant; examples by variant."""
+"""The prompts of the Instructor, by reply format and variant; examples by variant."""
 
 from seif_jax.roles import format
 

@@ -33,23 +33,23 @@ def messages(
 ) -> list[Message]:
     """The chat that asks whether `reply` (the answer part) to `prompt` satisfies `constraint`.
 
-    mode "generate": analysis, then the verdict; "verdict": the verdict alone, to be read from the
-    next token after the prefill "[[". The first `shots` examples, of either outcome in turn in the
-    packaged prompts, come before it; there, chats for one reply differ only after "Constraint:".
-    UserError for other values, and for more shots than there are.
+    mode "generate": analysis, then the verdict; "verdict": the verdict alone, which is read from
+    the next token after the prefill "[[". The first `shots` examples come before it; in the
+    packaged prompts the two outcomes alternate, and chats about one reply differ only after
+    "Constraint:". Raises UserError for other values, and for more shots than there are.
     """
     check_mode(mode)
-    told = prompts or PACKAGED
+    used = prompts or PACKAGED
 
     def user(instruction: str, reply: str, constraint: str) -> str:
         data = {"instruction": instruction, "reply": reply, "constraint": constraint}
-        return told.user(mode, **{name: quote(text) for name, text in data.items()})
+        return used.user(mode, **{name: quote(text) for name, text in data.items()})
 
     turns = [
         (
             user(shot["instruction"], shot["reply"], shot["constraint"]),
             written(shot["analysis"], shot["satisfied"], mode),
         )
-        for shot in told.shots[""]
+        for shot in used.shots[""]
     ]
-    return dialogue(told.system[mode], turns, shots, user(prompt, reply, constraint))
+    return dialogue(used.system[mode], turns, shots, user(prompt, reply, constraint))

@@ -1,4 +1,4 @@
-"""What the Judger is told, by mode: after an analysis ("generate"), or at once ("verdict")."""
+"""The prompts of the Judger, by mode: after an analysis ("generate"), or at once ("verdict")."""
 
 _TASK = """\
 You check one reply against one constraint. The instruction, the reply and the constraint are \

@@ -1,7 +1,7 @@
-"""What a role is told: the packaged prompts, or a user's own (docs/prompts.md).
+"""The prompts of a role: the packaged ones, or a user's own (docs/prompts.md).
 
-Prompts are three tables. SYSTEM and ASK hold a text for each kind of dialogue that the role has;
-ASK names the data that go into the user turn, as {seed} or {reply}. SHOTS are examples.
+Prompts are three tables. SYSTEM and ASK have a text for each kind of dialogue of the role. ASK
+names the data that go into the user turn, such as {seed} or {reply}. SHOTS are examples.
 """
 
 import difflib
@@ -16,7 +16,11 @@ from typing import Any
 from seif_jax.errors import UserError, shown
 
 NAMES = ("SYSTEM", "ASK", "SHOTS")
-TYPES = {"text": str, "true or false": bool, "a list": (list, tuple)}
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "text": str,
+    "true or false": bool,
+    "a list": (list, tuple),
+}
 Shot = dict[str, Any]
 
 
@@ -33,19 +37,19 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Schema:
-    """What the prompts of one role must hold."""
+    """What the prompts of one role must contain."""
 
     kinds: tuple[str, ...]  # keys of SYSTEM and ASK; "a.b" is key b of a nested table a
-    data: tuple[str, ...]  # names that every text of ASK must have in braces
-    mentions: Callable[[str], Sequence[str]]  # what SYSTEM or ASK of a kind must ask for
-    shot: dict[str, str]  # entries of an example, and what they must be: keys of TYPES
+    data: tuple[str, ...]  # names that every text of ASK must contain in braces
+    mentions: Callable[[str], Sequence[str]]  # what SYSTEM or ASK of a kind must mention
+    shot: dict[str, str]  # entries of an example with their types, keys of TYPES
     fault: Callable[[str, Shot], str]  # what is wrong with an example of a variant; "": nothing
     variants: tuple[str, ...] = ("",)  # keys of SHOTS; ("",): SHOTS is a list
 
-    def read(self, tables: Mapping[str, Any], base: Prompts | None = None) -> Prompts:
-        """Prompts of tables called as NAMES; what they leave out is that of `base`.
+    def read(self, tables: Mapping[str, object], base: Prompts | None = None) -> Prompts:
+        """The prompts in tables with the names NAMES; what they leave out comes from `base`.
 
-        Raises UserError naming the text or example that is not as it must be.
+        Raises UserError naming the text or example that does not fit.
         """
         system, ask = (self._texts(name, tables.get(name, {})) for name in ("SYSTEM", "ASK"))
         shots = self._shots(tables.get("SHOTS", {}))
@@ -62,21 +66,23 @@ class Schema:
                     raise UserError(f"SYSTEM.{kind} or ASK.{kind} must mention {mention}")
         return Prompts(system, ask, shots)
 
-    def _texts(self, name: str, table: Any) -> dict[str, str]:
+    def _texts(self, name: str, table: object) -> dict[str, str]:
         if not isinstance(table, Mapping):
             raise UserError(f"{name} must be a table with the keys {', '.join(self.kinds)}")
-        texts = _flat(table)
-        for key, text in texts.items():
+        texts: dict[str, str] = {}
+        for key, text in _flat(table).items():
             _check_known(f"{name}.{key}", f"{name}.", key, self.kinds)
             if not isinstance(text, str):
                 raise UserError(f"{name}.{key} must be text (got {shown(text)})")
+            texts[key] = text
         return texts
 
-    def _shots(self, table: Any) -> dict[str, list[Shot]]:
+    def _shots(self, table: object) -> dict[str, list[Shot]]:
         if self.variants == ("",):
             table = {"": table} if table else {}
         if not isinstance(table, Mapping):
             raise UserError(f"SHOTS must be a table with the keys {', '.join(self.variants)}")
+        examples: dict[str, list[Shot]] = {}
         for variant, shots in table.items():
             _check_known(f"SHOTS.{variant}", "SHOTS.", variant, self.variants)
             where = f"SHOTS.{variant}" if variant else "SHOTS"
@@ -84,9 +90,10 @@ class Schema:
                 raise UserError(f"{where} must be a list of examples (got {shown(shots)})")
             for number, shot in enumerate(shots, 1):
                 self._check_shot(f"{where}: example {number}", variant, shot)
-        return {variant: list(shots) for variant, shots in table.items()}
+            examples[variant] = list(shots)
+        return examples
 
-    def _check_shot(self, where: str, variant: str, shot: Any) -> None:
+    def _check_shot(self, where: str, variant: str, shot: object) -> None:
         if not isinstance(shot, Mapping) or shot.keys() != self.shot.keys():
             raise UserError(
                 f"{where} must have the keys {', '.join(self.shot)} (got {shown(shot)})"
@@ -99,9 +106,9 @@ class Schema:
 
 
 def load(schema: Schema, path: str | Path, base: Prompts) -> Prompts:
-    """Prompts of a TOML file or Python module; what it leaves out is that of `base`.
+    """The prompts in a TOML file or Python module; what it leaves out comes from `base`.
 
-    Raises UserError, which begins with the path, for a file that cannot be read or used.
+    Raises UserError, which begins with the path, for a file that cannot be read or does not fit.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -112,8 +119,8 @@ def load(schema: Schema, path: str | Path, base: Prompts) -> Prompts:
         raise UserError(f"{path}: {error}") from None
 
 
-def _tables(path: Path) -> dict[str, Any]:
-    """The file's tables, called as NAMES; in TOML their names may be in lower case."""
+def _tables(path: Path) -> dict[str, object]:
+    """The file's tables by name; in TOML the names may be in lower case."""
     if path.suffix == ".toml":
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -124,20 +131,20 @@ def _tables(path: Path) -> dict[str, Any]:
             _check_known(name, "", name, NAMES)
     elif path.suffix == ".py":
         try:
-            found = runpy.run_path(str(path))
+            module = runpy.run_path(str(path))
         except Exception as error:  # whatever the user's code raises
             raise UserError(f"{type(error).__name__}: {error}") from error
-        tables = {name: found[name] for name in NAMES if name in found}
+        tables = {name: module[name] for name in NAMES if name in module}
     else:
-        raise UserError("prompts are a .toml or .py file")
+        raise UserError("prompts must be a .toml or .py file")
     if not tables:
-        raise UserError(f"it holds none of {', '.join(NAMES)}")
+        raise UserError(f"it must contain one or more of: {', '.join(NAMES)}")
     return tables
 
 
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(table: Mapping[str, object]) -> dict[str, object]:
     """Nested tables as {"a.b": value}."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in table.items():
         nested = isinstance(value, Mapping)
         flat |= {f"{key}.{k}": v for k, v in _flat(value).items()} if nested else {key: value}
@@ -147,5 +154,6 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 def _check_known(shown_name: str, prefix: str, key: str, known: Collection[str]) -> None:
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {prefix}{close[0]}?" if close else f"it takes {', '.join(known)}"
+        names = f"known are {', '.join(known)}"
+        hint = f"did you mean {prefix}{close[0]}?" if close else names
         raise UserError(f"{shown_name} is unknown; {hint}")

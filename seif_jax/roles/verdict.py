@@ -1,4 +1,4 @@
-"""Reads the verdict [[1]] or [[0]] that Filter and Judger write after their analysis."""
+"""Reads the verdict, [[1]] or [[0]], that Filter and Judger write after their analysis."""
 
 import re
 
@@ -17,14 +17,14 @@ WORD = re.compile(r"\w")
 def verdict(text: str) -> bool | None:
     """The last well-formed [[1]] (True) or [[0]] (False) of the text; None if there is none.
 
-    Verdicts on one line, or on lines with no words between them, are one statement. The last
+    Verdicts on one line, or on lines with no words between them, are one statement. Only the last
     statement counts, and only if it is unanimous: '[[0]] (not [[1]])' and 'not [[1]]' are no
-    verdict.
+    verdicts.
 
-    Spaces inside the brackets are tolerated. A quoted verdict with words after it, as in
-    'the reply says "[[1]]" itself', is the analysis speaking of one, and is passed over; so
-    is all that stands in a thought, or before a lone </think>. A text cut at its token limit has no
-    verdict either, which the caller must see to: the cut cannot be told from the text.
+    Spaces inside the brackets are tolerated. A quoted verdict with words after it, as in 'the reply
+    says "[[1]]" itself', is one that the analysis talks about, and is ignored. So is everything
+    in a thought, or before a lone </think>. A text that was cut at its token limit has no verdict
+    either; the caller must check this, because the text does not show it.
     """
     text = strip_thoughts(text).rpartition("</think>")[2]
     verdicts = [match for match in VERDICT.finditer(text) if not _quoted(text, match)]
@@ -42,7 +42,7 @@ def verdict(text: str) -> bool | None:
 
 
 def _quoted(text: str, match: re.Match[str]) -> bool:
-    """Whether the verdict stands in quotation marks and the analysis goes on after it."""
+    """Whether the verdict is in quotation marks and the analysis goes on after it."""
     start, end = match.span()
     quoted = start > 0 and text[start - 1] in QUOTES and text[end : end + 1] in QUOTES
     return quoted and WORD.search(text, end) is not None
@@ -55,12 +55,12 @@ def check_mode(mode: str) -> None:
 
 
 def written(analysis: str, value: bool, mode: str) -> str:
-    """A few-shot reply: what `verdict` reads as `value`."""
+    """A few-shot reply that `verdict` reads as `value`."""
     return f"[[{int(value)}]]" if mode == "verdict" else f"{analysis}\n[[{int(value)}]]"
 
 
 def analysis_fault(analysis: str) -> str:
-    """What keeps the verdict after this analysis from being read; "": nothing."""
+    """Why a verdict after this analysis cannot be read; "" if it can."""
     read = [verdict(written(analysis, value, "generate")) for value in (True, False)]
     return (
         "" if read == [True, False] else f"no verdict can be read after the analysis {analysis!r}"
