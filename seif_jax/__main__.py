@@ -250,9 +250,18 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def report(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax.report import page, run_files
 
-    folders = [Path(name) for name in options.dirs]
-    runs = run_files.open_runs(folders)
+    if options.matrix is not None and options.matrix < 1:
+        raise UserError(f"--matrix must be 1 or more (got {options.matrix})")
+    runs = run_files.open_runs([Path(name) for name in options.dirs])
     folder = local_path(options.out) if options.out else page.default_folder(runs)
+    if options.matrix or options.pca:
+        use_compilation_cache()
+        from seif_jax import accelerators
+        from seif_jax.report import coevolution
+
+        accelerators.skip_absent()
+        accelerators.warn_if_unused(options.command)
+        coevolution.compute(runs, options.matrix, options.pca)
     print(page.write(runs, folder))
 
 

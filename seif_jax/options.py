@@ -94,6 +94,8 @@ index.html from disk; it loads nothing from a network. A run writes its own afte
   seif report runs/mine                     runs/mine/report/index.html
   seif report runs/seed_0 runs/seed_1       side by side: runs/report/index.html
   seif report SWEEP --out=page              the runs of a sweep
+  seif report runs/mine --matrix=20 --pca   with what needs the models: computed once, and kept in
+                                            the run's folder
 
 Without --out the page of one run lies in its folder, that of several beside them.
 """
@@ -151,6 +153,15 @@ def run(add: argparse.ArgumentParser) -> None:
 def report(add: argparse.ArgumentParser) -> None:
     add.add_argument("dirs", nargs="+", metavar="DIR", help="a run's folder, or a folder of runs")
     add.add_argument("--out", metavar="DIR", help="where the page is written")
+    add.add_argument(
+        "--matrix",
+        type=int,
+        metavar="N",
+        help="first ask every round's Follower N instructions of every round",
+    )
+    add.add_argument(
+        "--pca", action="store_true", help="first map the instructions by their hidden states"
+    )
 
 
 def generate(add: argparse.ArgumentParser) -> None:

@@ -90,6 +90,16 @@ class RunPaths:
     def report(self) -> Path:
         return self.folder / "report"
 
+    @property
+    def coevolution(self) -> Path:
+        """Every Follower on every round's instructions: `seif report --matrix`."""
+        return self.folder / "coevolution.json"
+
+    @property
+    def instruction_map(self) -> Path:
+        """Where instructions lie by their hidden states: `seif report --pca`."""
+        return self.folder / "instruction_map.json"
+
     def round(self, round: int) -> Path:
         return self.folder / f"round_{round}"
 

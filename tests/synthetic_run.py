@@ -76,7 +76,12 @@ def make(
             rows = _evaluations(rng, round, steps, prompts)
             _write(folder / f"round_{round}" / "follower" / "evaluations.parquet", rows)
             lines += [
-                {"round": round, "stage": "evaluate", "step": s, "eval/held_out/followed": s / 10}
+                {
+                    "round": round,
+                    "stage": "evaluate",
+                    "step": s,
+                    "eval/held_out/followed": 0.4 + 0.02 * s,
+                }
                 for s in (0, steps)
             ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -10,8 +10,8 @@ import pytest
 import synthetic_run
 
 from seif_jax.__main__ import main
-from seif_jax.report import compare, health, instructions, page, samples, scores, trust
-from seif_jax.report.blocks import script
+from seif_jax.report import compare, health, instructions, page, samples, scores, suites, trust
+from seif_jax.report.blocks import Chart, Table, script
 from seif_jax.report.counts import Agreement, StageCounts
 from seif_jax.report.figures import Line, lines
 from seif_jax.report.run_files import RunFiles, open_runs
@@ -56,6 +56,8 @@ def test_counts_survive_json(run):
     for row in pq.read_table(run / "round_1/follower/evaluations.parquet").to_pylist():
         counts.add(row)
     assert counts.prompts["held_out"].keys() == {0, 4} and counts.samples == 32
+    prob = counts.squared_error / sum(map(sum, counts.probs))
+    assert 0.2 < prob < 0.5  # of a Judger that guesses: 1/3
     assert StageCounts.from_json(json.loads(json.dumps(counts.as_json()))) == counts
 
 
@@ -252,6 +254,7 @@ def test_what_cannot_be_reported(tmp_path, refused, run):
     samples_file = run / "round_1/generate/samples.parquet"
     samples_file.write_bytes(samples_file.read_bytes()[:500])
     assert "generate/samples.parquet cannot be read: " in refused("report", run)
+    assert "--matrix must be 1 or more (got 0)" in refused("report", run, "--matrix=0")
     (run / "metrics.jsonl").write_text("{nonsense\n")
     assert "metrics.jsonl: line 1 is not JSON" in refused("report", run)
 
@@ -368,3 +371,36 @@ def test_difficulty_is_the_first_and_last_step_of_each_round(run):
         steps = files.steps("follower", round)
         assert before["y"][round - 1] == steps[0]["followed"]
         assert after["y"][round - 1] == steps[-1]["followed"]
+
+
+def test_suites_are_read_where_they_were_scored(run):
+    """In the run itself, model by model, or by the command, all at once; not those of others."""
+
+    def scored(folder, **models):
+        estimates = {
+            model: {"scores": {"strict": value, "strict/kind": value, "loose": value}}
+            for model, value in models.items()
+        }
+        folder.mkdir(parents=True)
+        (folder / "scores.json").write_text(json.dumps({"ifeval": {"models": estimates}}))
+
+    def estimate(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    files = RunFiles("r", run)
+    assert suites.load(files) == {} and suites.blocks([files]) == []
+    scored(run / "base/evaluate", base=estimate(0.2))
+    scored(run / "round_2/evaluate", round_2=estimate(0.4))
+    assert list(suites.load(files)["ifeval"]) == ["base", "round_2"]
+    rounds = {f"round_{n}": estimate(0.3) for n in (10, 1)}
+    scored(run / "evaluate", **rounds, other=estimate(0.9))
+    models = suites.load(files)["ifeval"]
+    assert list(models) == ["base", "round_1", "round_2", "round_10"]
+    assert suites.main_scores(models) == ["strict", "loose"]
+    chart, table = suites.blocks([files])
+    assert isinstance(chart, Chart) and isinstance(table, Table)
+    (trace,) = chart.figure["data"]
+    assert list(trace["y"]) == [0.2, 0.3, 0.4, 0.3]
+    assert list(trace["error_y"]["array"]) == pytest.approx([0.1] * 4)
+    assert list(table.columns) == ["suite", "score", "base", "round 1", "round 2", "round 10"]
+    assert table.rows[1][:3] == ["ifeval", "loose", "0.2 (0.1 to 0.3)"]

@@ -238,7 +238,13 @@ def test_charts_say_in_words_and_numbers_what_they_show(opened):
 
 
 def test_several_runs_side_by_side(browser, tmp_path):
-    runs = [synthetic_run.make(tmp_path / f"seed_{n}", seed=n, rounds=1, prompts=2) for n in (0, 1)]
+    """Also those whose names look like markup."""
+    names = ["<b>one</b> &amp; <i>1", "seed_1"]
+    runs = [
+        synthetic_run.make(tmp_path / name.replace("/", "∕"), seed=n, rounds=1, prompts=2)
+        for n, name in enumerate(names)
+    ]
+    names = [run.name for run in runs]
     path = report_page.write(open_runs(runs), tmp_path / "page")
     page = browser.new_context(offline=True).new_page()
     errors: list[str] = []
@@ -247,9 +253,28 @@ def test_several_runs_side_by_side(browser, tmp_path):
     page.wait_for_selector("h1")
     assert page.locator("h1").inner_text() == "2 runs"
     legend = page.locator("#follower-reward .legend button")
-    assert legend.all_inner_texts() == ["seed_0", "seed_1"]
+    assert legend.all_inner_texts() == names
+    legend.first.click()
+    assert legend.first.get_attribute("aria-pressed") == "false"
+    health = page.locator("#health")
+    health.scroll_into_view_if_needed()
+    shown = [f"#follower-reasons-{name}" for name in names]
+    visible = [page.locator(f"[id='{name[1:]}']").is_visible() for name in shown]
+    assert visible == [True, False]
+    health.get_by_label("Details of").select_option(names[1])
+    visible = [page.locator(f"[id='{name[1:]}']").is_visible() for name in shown]
+    assert visible == [False, True]
+    scores = page.locator("#score-held_out .plot")
+    scores.scroll_into_view_if_needed()
+    scores.hover()
+    hover = scores.locator(".hoverlayer")
+    hover.get_by_text("1").first.wait_for()
+    page.wait_for_timeout(200)
+    assert names[0] in hover.text_content()
+    page.locator("#compare").scroll_into_view_if_needed()
+    page.wait_for_selector("#compare-follower-reward .main-svg")
     open_samples(page)
-    choose(page, run="seed_0", round="1", stage="follower")
+    choose(page, run=names[0], round="1", stage="follower")
     assert status(page).startswith("16 samples")
     assert errors == []
     page.context.close()

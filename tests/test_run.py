@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pages
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_run
@@ -23,6 +25,7 @@ import seif_jax.rl.stage
 from seif_jax import checkpoint, data, metrics, propose
 from seif_jax.__main__ import main
 from seif_jax.checkpoint import ModelBundle, load_params
+from seif_jax.report import coevolution
 from seif_jax.rl import optim
 
 STAGES = ("instructor", "generate", "follower")
@@ -133,6 +136,39 @@ def test_report_has_all_samples(finished):
         counts = json.loads((folder / name / "counts.json").read_text())["counts"]
         source = finished / "_".join(name.split("_")[:2]) / name.split("_")[2]
         assert counts["samples"] == len(rows(source, "samples.parquet")) > 0
+
+
+def test_report_asks_every_follower_every_rounds_instructions(
+    finished, place, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    command = ["report", str(run), "--pca"]
+    assert main([*command, "--matrix=3"]) == 0
+    cells = json.loads((run / "coevolution.json").read_text())["cells"]
+    places = [(cell["follower"], cell["instructions"]) for cell in cells]
+    assert places == [(follower, round) for follower in range(3) for round in (1, 2)]
+    for cell in cells:
+        assert len(cell["followed"]) == 3 and all(0 <= share <= 1 for share in cell["followed"])
+    found = json.loads((run / "instruction_map.json").read_text())
+    tables = [pq.read_table(run / f"round_{n}/instructions.parquet") for n in (1, 2)]
+    kept = [table.filter(pc.field("kept")) for table in tables]
+    questions = {q for table in kept for q in table["seed_question"].to_pylist()}
+    assert {name: len(points) for name, points in found["points"].items()} == {
+        "0": len(questions), "1": len(kept[0]), "2": len(kept[1]),
+    }  # fmt: skip
+    blocks = (run / "report/data/report.js").read_text()
+    assert '"id":"matrix"' in blocks and '"id":"map"' in blocks
+    asked = []
+    ask = coevolution.ask
+    monkeypatch.setattr(
+        coevolution, "ask", lambda *each: asked.append(sorted(each[2])) or ask(*each)
+    )
+    monkeypatch.setattr(coevolution, "mean_states", None)
+    assert main([*command, "--matrix=3"]) == 0 and asked == []
+    pq.write_table(kept[1].slice(0, 2), run / "round_2/instructions.parquet")
+    assert main([*command[:2], "--matrix=3"]) == 0 and asked == [[2]] * 3
+    again = json.loads((run / "coevolution.json").read_text())["cells"]
+    assert [cell for cell in again if cell["instructions"] == 1] == cells[::2]
 
 
 def test_metrics(finished):

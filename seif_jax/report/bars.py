@@ -110,7 +110,7 @@ def heatmap(
         texttemplate="%{text}",
         hovertemplate=f"{y}: %{{y}}<br>{x}: %{{x}}<br>%{{text}}<extra></extra>",
         colorscale="Viridis",
-        colorbar={"tickformat": ".0%", "thickness": 12},
+        colorbar={"tickformat": ".1~%", "thickness": 12},
         xgap=3,
         ygap=3,
     )

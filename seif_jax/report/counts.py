@@ -82,6 +82,7 @@ class StageCounts:
 
     kinds   agreement by the id of the constraint's rule
     probs   [rule no, rule yes]: how often the Judger's p(yes) fell into each of PROB_BINS bins
+    squared_error  summed over those: (p(yes) − rule)², the Brier score's sum
     prompts {evaluation set: {step: share of constraints met, per prompt}}
     """
 
@@ -91,6 +92,7 @@ class StageCounts:
     steps: dict[int, StepCounts] = field(default_factory=dict)
     kinds: dict[str, Agreement] = field(default_factory=dict)
     probs: list[list[int]] = field(default_factory=lambda: [[0] * PROB_BINS, [0] * PROB_BINS])
+    squared_error: float = 0.0
     prompts: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
@@ -106,6 +108,7 @@ class StageCounts:
             prob, rule = verdict["judge_prob"], verdict["rule"]
             if prob is not None and rule is not None:
                 self.probs[rule][min(int(prob * PROB_BINS), PROB_BINS - 1)] += 1
+                self.squared_error += (prob - rule) ** 2
         if row.get("set") is not None:
             shares = self.prompts.setdefault(row["set"], {}).setdefault(row["step"], [])
             shares.append(row.get("followed") or 0.0)

@@ -196,7 +196,7 @@ def axes(x: str, y: str, legend: bool, share: bool) -> Row:
         "yaxis": {"title": {"text": y}},
     }
     if share:
-        layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+        layout["yaxis"] |= {"tickformat": ".1~%", "rangemode": "tozero"}
     return layout
 
 

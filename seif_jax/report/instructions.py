@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from seif_jax import diversity
 from seif_jax.errors import UserError
 from seif_jax.instruction import SOFT
-from seif_jax.report import bars, figures
+from seif_jax.report import bars, figures, instruction_map, matrix
 from seif_jax.report.bars import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Row, Section, Table, of_run
 from seif_jax.report.counts import StageCounts
@@ -94,7 +94,7 @@ def examples(run: RunFiles) -> list[str]:
     run's own count if they are TOML: a report runs no code."""
     config, told = run.config["instructor"], None
     if config.get("prompts"):
-        copy = run.folder / "prompts" / "instructor.toml"
+        copy = run.paths.prompts / "instructor.toml"
         if not copy.exists():
             return []
         told = prompts.load(instructor.SCHEMA, copy, instructor.PACKAGED)
@@ -115,7 +115,8 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     if with_some:
         blocks += [trend(with_some, written, *measure) for measure in MEASURES]
     for run in with_some:
-        blocks += of_run(of_rounds(written[run.name]), run.name, len(runs) > 1)
+        own = [*of_rounds(written[run.name]), *from_models(run)]
+        blocks += of_run(own, run.name, len(runs) > 1)
     if not with_some:
         blocks.append(Note("No round has written instructions: they were given, or are to come."))
     lead = (
@@ -212,6 +213,13 @@ def of_rounds(rounds: Sequence[RoundInstructions]) -> list[Block]:
     """The charts and the table of one run."""
     changed = [changes_chart(rounds)] if len(rounds) > 1 else []
     return [outcomes_chart(rounds), *changed, kinds_chart(rounds), repeated_table(rounds)]
+
+
+def from_models(run: RunFiles) -> list[Block]:
+    """What `seif report --matrix=N --pca` has computed."""
+    cells, found = matrix.load(run), instruction_map.load(run)
+    charts = [matrix.chart(cells), instruction_map.chart(found) if found else None]
+    return [chart for chart in charts if chart]
 
 
 def outcomes_chart(rounds: Sequence[RoundInstructions]) -> Chart:

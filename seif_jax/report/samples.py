@@ -19,7 +19,7 @@ from seif_jax.report.blocks import Cell, Row, script
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import SampleFile
 
-FORMAT = 1  # of the folder; another one is made anew
+FORMAT = 2  # of the folder; another one is made anew
 PART_ROWS = 500
 PART_CHARACTERS = 4_000_000  # a part of longer texts has fewer rows
 BATCH_ROWS = 250  # read at a time

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
-from seif_jax.report import bars, figures, round_means
+from seif_jax.report import bars, figures, round_means, suites
 from seif_jax.report.bars import Bars
 from seif_jax.report.blocks import (
     Block,
@@ -39,12 +39,15 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     widths = {1: ("full",), 2: ("", "double")}.get(len(sets), ("",) * len(sets))
     charts = [score_chart(runs, scores, name) for name in sets]
     blocks += [replace(chart, width=width) for chart, width in zip(charts, widths, strict=True)]
-    if not sets:
+    from_suites = suites.blocks(runs)
+    blocks += from_suites
+    if not sets and not from_suites:
         blocks.append(
             Note(
-                "No evaluation set was scored in this run, so whether the model got better is "
-                "unknown: the rewards below are measured on each round's own instructions. "
-                "config.eval.sets names evaluation sets."
+                "No evaluation set or suite was scored in this run, so whether the model got "
+                "better is unknown: the rewards below are measured on each round's own "
+                "instructions. Set config.eval.sets, or call seif evaluate --model=DIR "
+                "--out=DIR/evaluate for the run's folder DIR, and then seif report."
             )
         )
     blocks.append(rounds_table(runs))

@@ -225,6 +225,8 @@ def reliability(role: str, stages: Sequence[StageCounts]) -> Chart | None:
     figure["layout"]["xaxis"] |= {"tickformat": ".0%", "range": [0, 1]}
     area = auroc(no, yes)
     ranks = f"; area under the ROC curve {area:.2f}" if area is not None else ""
+    count = sum(no) + sum(yes)
+    ranks += f"; Brier score {sum(stage.squared_error for stage in stages) / count:.2f}"
     alt = f"Rule says yes, by p(yes): {in_words(y)}{ranks}"
     note = f"On the dotted line p(yes) is a probability{ranks}"
     return Chart(f"{role}-reliability", "Calibration", figure, alt, note, role)

@@ -19,6 +19,14 @@
     return value;
   }
 
+  /** A trace whose texts plotly, which reads some markup, shows as they are. */
+  function plain(trace) {
+    const escape = (text) => (typeof text === "string" ? text.replaceAll("&", "&amp;").replaceAll("<", "&lt;") : text);
+    const own = { ...trace, name: escape(trace.name) };
+    for (const key of ["x", "y", "text"]) if (Array.isArray(own[key])) own[key] = own[key].map(escape);
+    return own;
+  }
+
   function axis(own) {
     const line = color("--line");
     return {
@@ -37,7 +45,7 @@
     const { data, layout } = isDark ? recolored(figure, seif.data.dark) : figure;
     const clear = "rgba(0,0,0,0)";
     const text = color("--text");
-    return [data, {
+    return [data.map(plain), {
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
       paper_bgcolor: clear, plot_bgcolor: clear, margin: { l: 44, r: 10, t: 16, b: 36 },
       hoverlabel: { bgcolor: color("--card"), bordercolor: color("--line"), font: { color: text } },

@@ -1,0 +1,208 @@
+"""Computes what section 4 shows and a model is needed for: `seif report --matrix=N --pca`."""
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from seif_jax import config_keys, data, models
+from seif_jax.chat_template import ChatSettings
+from seif_jax.checkpoint import ModelBundle
+from seif_jax.display import Display
+from seif_jax.errors import UserError
+from seif_jax.evaluate.in_run import score_sets
+from seif_jax.evolve import Evolution
+from seif_jax.instruction import Instruction
+from seif_jax.report import instruction_map, matrix
+from seif_jax.report.blocks import Row
+from seif_jax.report.instruction_map import InstructionMap
+from seif_jax.report.matrix import BASE, Cell
+from seif_jax.report.run_files import RunFiles
+from seif_jax.rl.tasks import FollowerTask
+from seif_jax.sampling import Engine
+from seif_jax.sampling.shapes import Ids, pad, round_up
+from seif_jax.sharding import use_mesh_of
+from seif_jax.tokenizer import Tokenizer
+
+MAP_TEXTS = 300  # per round, at most
+MAP_TOKENS = 1024  # of a text, at most
+BATCH_TOKENS = 4096  # of a forward pass, padding included
+
+
+def compute(runs: Sequence[RunFiles], count: int | None, map_too: bool) -> None:
+    """The matrix of `count` instructions per round, if it is given, and the map, if it is wanted,
+    of each run; what was computed before is not computed again."""
+    with Display() as display:
+        for run in runs:
+            evolution = open_evolution(run, display)
+            if count:
+                compute_matrix(run, evolution, count)
+            if map_too:
+                compute_map(run, evolution)
+
+
+def open_evolution(run: RunFiles, display: Display) -> Evolution:
+    """The run's models and checks. Paths in its config are relative to the current folder, as they
+    are when the run is resumed. UserError: something that the config names is not there."""
+    config = config_keys.parse(with_tuples(run.config))
+    started = datetime.fromisoformat(run.about["started"])
+    chat = ChatSettings(dict(config.template_arguments), started)
+    return Evolution(config, run.folder, ModelBundle.load(config.model, chat), display)
+
+
+def with_tuples(config: Row) -> Row:
+    """A config as JSON keeps it, whose lists are tuples again."""
+    out: Row = {}
+    for key, value in config.items():
+        kept = tuple(value) if isinstance(value, list) else value
+        out[key] = with_tuples(kept) if isinstance(kept, dict) else kept
+    return out
+
+
+def written(run: RunFiles, evolution: Evolution) -> dict[int, list[Instruction]]:
+    """The kept instructions of every round that has some. UserError: there are none."""
+    paths = {round: evolution.instructions(round) for round in run.rounds}
+    found = {}
+    for round, path in paths.items():
+        reasons = data.drop_reasons(path) if path.exists() else []
+        if path.exists() and not (reasons and all(reasons)):
+            found[round] = data.load_instructions(path)
+    if not found:
+        raise UserError(f"{run.folder}: the run has written no instructions to be asked")
+    return found
+
+
+def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
+    """Asks every Follower `count` instructions of every round, and keeps the shares met in the
+    run's folder; cells that are there already are not computed again.
+
+    One reply each at config.eval.temperature; all Followers are asked the same with the same random
+    numbers, and judged by the first round's Judger, so that rows differ by the Follower alone.
+    """
+    picked = {round: pick(rows, count) for round, rows in written(run, evolution).items()}
+    texts = {round: _digest(*(row.prompt for row in rows)) for round, rows in picked.items()}
+    known = {(c.follower, c.instructions, c.asked, *c.sources): c for c in matrix.load(run)}
+    cells: list[Cell] = []
+    for follower, path in followers(run, evolution).items():
+        done = run.paths.stage(follower, "follower").done  # its means tell Followers apart
+        trained = _digest(str(path) if follower == BASE else done.read_text(encoding="utf-8"))
+        left = {}
+        for round, rows in picked.items():
+            if cell := known.get((follower, round, count, trained, texts[round])):
+                cells.append(cell)
+            else:
+                left[round] = rows
+        if left:
+            asked = f"{sum(map(len, left.values()))} instructions for the Follower"
+            evolution.display.note(f"{run.name}: {asked} {matrix.name(follower)}")
+            shares = ask(evolution, path, left)
+            cells += [Cell(follower, r, count, (trained, texts[r]), s) for r, s in shares.items()]
+        matrix.save(run, cells)
+
+
+def pick(rows: Sequence[Instruction], count: int) -> list[Instruction]:
+    """`count` of the rows, or all of them if there are fewer, always the same ones."""
+    chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
+    return [rows[i] for i in sorted(chosen)]
+
+
+def followers(run: RunFiles, evolution: Evolution) -> dict[int, Path]:
+    """The base and the Follower of every round whose stage has ended."""
+    ended = [round for round in run.rounds if run.paths.stage(round, "follower").done.exists()]
+    return {round: evolution.weights.path("follower", round) for round in (BASE, *ended)}
+
+
+def ask(
+    evolution: Evolution, path: Path, rounds: Mapping[int, Sequence[Instruction]]
+) -> dict[int, list[float | None]]:
+    """The share of constraints that one Follower meets, per instruction of each round."""
+    config = evolution.config
+    evolution.weights.keep_only(path, evolution.judger_path(1))
+    checker, prompts = evolution.checker(1), evolution.prompts["follower"]
+    tasks = {
+        str(round): FollowerTask(rows, checker, config.format, config.follower.shots, prompts)
+        for round, rows in rounds.items()
+    }
+    evaluation = replace(evolution.evaluation(1, follower=False), sets=tasks)
+    policy = evolution.chat_model(path, config.dtype)
+    _, samples = score_sets(policy, evaluation, evolution.key)
+    shares: dict[int, list[float | None]] = {r: [None] * len(rows) for r, rows in rounds.items()}
+    for sample in samples:
+        place, share = shares[int(str(sample["set"]))], sample["followed"]
+        place[int(str(sample["row"]))] = share if isinstance(share, float) else None
+    return shares
+
+
+def compute_map(run: RunFiles, evolution: Evolution) -> None:
+    """Places the instructions of every round, and the seed questions, on the two principal
+    components of their mean hidden states in the base model; kept in the run's folder."""
+    rounds = {round: pick(rows, MAP_TEXTS) for round, rows in written(run, evolution).items()}
+    seeds = dict.fromkeys(row.seed_question for rows in rounds.values() for row in rows)
+    texts = {instruction_map.SEEDS: list(seeds)[:MAP_TEXTS]}
+    texts |= {round: [row.prompt for row in rows] for round, rows in rounds.items()}
+    base = evolution.weights.path("follower", BASE)
+    sources = (_digest(str(base)), _digest(*(text for some in texts.values() for text in some)))
+    before = instruction_map.load(run)
+    if before and tuple(before.sources) == sources:
+        return
+    evolution.display.note(f"{run.name}: hidden states of {sum(map(len, texts.values())):,} texts")
+    evolution.weights.keep_only(base)
+    engine = evolution.weights.engine(base, evolution.config.dtype, "shared")
+    every = [text for some in texts.values() for text in some]
+    states = mean_states(engine, evolution.base.tokenizer, every)
+    places, explained = principal_components(states)
+    ends = np.cumsum([len(some) for some in texts.values()])
+    clouds = np.split(places.round(3), ends[:-1])
+    points = {r: [(x, y) for x, y in c.tolist()] for r, c in zip(texts, clouds, strict=True)}
+    instruction_map.save(run, InstructionMap(points, explained, sources))
+
+
+def mean_states(
+    engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]
+) -> Float[np.ndarray, "n D"]:
+    """Of each text the mean over its tokens of the last hidden state; long texts are cut."""
+    limit = min(MAP_TOKENS, engine.config.max_positions)
+    ids: list[Ids] = [tokenizer.encode(text)[:limit] for text in texts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    states = np.zeros((len(ids), engine.config.width), np.float32)
+    params = engine.replicas[0]
+
+    @jax.jit
+    def run(tokens: Int[Array, "B T"], lengths: Int[Array, "B"]) -> Float[Array, "B D"]:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden, _ = models.forward(engine.config, params, tokens, positions, dtype=engine.dtype)
+        inside = (positions < lengths[:, None])[..., None]
+        return (hidden * inside).sum(1) / lengths[:, None]
+
+    while order:
+        width = round_up(len(ids[order[-1]]))
+        rows = max(BATCH_TOKENS // width, 1)
+        batch, order = order[-rows:], order[:-rows]
+        tokens, lengths = pad([ids[i] for i in batch] + [[0]] * (rows - len(batch)), width)
+        with use_mesh_of(params):
+            states[batch] = np.asarray(run(tokens, lengths))[: len(batch)]
+    return states
+
+
+def principal_components(
+    states: Float[np.ndarray, "n D"],
+) -> tuple[Float[np.ndarray, "n 2"], tuple[float, float]]:
+    """Where the rows lie on the two directions of most variance, and the shares of it."""
+    centred = states - states.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    shares = s**2 / max(float((s**2).sum()), 1e-30)
+    places = np.zeros((len(states), 2))
+    places[:, : min(2, len(s))] = (u * s)[:, :2]
+    first, second = (*shares[:2].tolist(), 0.0)[:2]
+    return places, (first, second)
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""The map of instructions of section 4: two principal components of their mean hidden states.
+
+`embeddings` computes it and keeps it in the run's folder; here it is read and drawn.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from seif_jax.files import write_json
+from seif_jax.report import figures
+from seif_jax.report.blocks import Chart
+from seif_jax.report.figures import Line
+from seif_jax.report.health import series_colour
+from seif_jax.report.run_files import RunFiles
+
+SEEDS = 0  # the seed questions, before any round
+
+
+@dataclass(frozen=True)
+class InstructionMap:
+    """Where the texts of each round, or the seed questions, lie; and whose they are.
+
+    points    {round, or SEEDS: [(first component, second component) of each text]}
+    explained the share of the variance in each of the two components
+    sources   what model and texts are known by
+    """
+
+    points: dict[int, list[tuple[float, float]]]
+    explained: tuple[float, float]
+    sources: Sequence[str]
+
+
+def load(run: RunFiles) -> InstructionMap | None:
+    """What was computed; None if nothing was."""
+    try:
+        found = json.loads(run.paths.instruction_map.read_text(encoding="utf-8"))
+        points = {int(round): points for round, points in found.pop("points").items()}
+        return InstructionMap(points=points, **found)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def save(run: RunFiles, found: InstructionMap) -> None:
+    write_json(run.paths.instruction_map, asdict(found))
+
+
+def chart(found: InstructionMap) -> Chart:
+    """A cloud per round, and the seed questions behind them (as the paper's figure 3)."""
+    drawn, words = [], []
+    for round, points in sorted(found.points.items()):
+        name = "seed questions" if round == SEEDS else f"round {round}"
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        colour = figures.GREY if round == SEEDS else series_colour(round)
+        drawn.append(Line(name, x, y, colour))
+        words.append(f"{name} around ({sum(x) / len(x):.2g}, {sum(y) / len(y):.2g})")
+    first, second = found.explained
+    titles = [
+        f"component {n}: {share:.0%} of the variance" for n, share in ((1, first), (2, second))
+    ]
+    figure = figures.points(drawn, x=titles[0], y=titles[1])
+    note = "Principal components of the base model's mean hidden states: what lies near is alike"
+    alt = f"{len(drawn)} clouds: {'; '.join(words)}."
+    return Chart("map", "Map of the instructions", figure, alt, note, width="full")

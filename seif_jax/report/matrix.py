@@ -1,0 +1,91 @@
+"""The co-evolution matrix of section 4: every Follower on every round's instructions.
+
+`coevolution` computes it and keeps it in the run's folder; here it is read and drawn.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from seif_jax.files import write_json
+from seif_jax.report import bars
+from seif_jax.report.blocks import Chart
+from seif_jax.report.run_files import RunFiles
+from seif_jax.report.scores import interval
+
+BASE = 0  # the Follower that the first round starts from
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One Follower's replies to a sample of one round's instructions.
+
+    sources   what both are known by: cells of an older model or file do not count
+    followed  per instruction, the share of constraints met; None: no verdict, or no reply
+    """
+
+    follower: int  # the round that it ended with, or BASE
+    instructions: int  # the round that wrote them
+    asked: int  # instructions that were to be sampled, at most
+    sources: Sequence[str]
+    followed: Sequence[float | None]
+
+    @property
+    def values(self) -> list[float]:
+        return [share for share in self.followed if share is not None]
+
+
+def load(run: RunFiles) -> list[Cell]:
+    """What was computed; [] if nothing was."""
+    try:
+        text = run.paths.coevolution.read_text(encoding="utf-8")
+        return [Cell(**cell) for cell in json.loads(text)["cells"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+
+
+def save(run: RunFiles, cells: Sequence[Cell]) -> None:
+    order = sorted(cells, key=lambda cell: (cell.follower, cell.instructions))
+    write_json(run.paths.coevolution, {"cells": [asdict(cell) for cell in order]})
+
+
+def name(follower: int) -> str:
+    return "base" if follower == BASE else f"after round {follower}"
+
+
+def chart(cells: Sequence[Cell]) -> Chart | None:
+    """Rows are Followers, columns the rounds that wrote the instructions."""
+    by_place = {(cell.follower, cell.instructions): cell.values for cell in cells}
+    followers = sorted({cell.follower for cell in cells})
+    rounds = sorted({cell.instructions for cell in cells})
+    if not any(by_place.values()):
+        return None
+    values, texts, words = [], [], []
+    for follower in followers:
+        row = [by_place.get((follower, round)) or [] for round in rounds]
+        values.append([sum(shares) / len(shares) if shares else None for shares in row])
+        texts.append([_text(shares) for shares in row])
+        said = ", ".join(f"round {r}: {t}" for r, t in zip(rounds, texts[-1], strict=True))
+        words.append(f"{name(follower)}: {said}")
+    figure = bars.heatmap(
+        values,
+        texts,
+        [name(follower) for follower in followers],
+        [f"round {round}" for round in rounds],
+        x="instructions of",
+        y="Follower",
+    )
+    most = max(len(shares) for shares in by_place.values())
+    note = (
+        f"Share of constraints met, 95 % bootstrap intervals over at most {most} instructions each;"
+        " one Judger for all. Lower to the right: harder instructions. Higher downwards: better "
+        "Followers"
+    )
+    return Chart("matrix", "Co-evolution matrix", figure, "; ".join(words), note, width="full")
+
+
+def _text(shares: Sequence[float]) -> str:
+    if not shares:
+        return "–"
+    low, high = interval(shares)
+    return f"{sum(shares) / len(shares):.0%} ({low:.0%} to {high:.0%})"

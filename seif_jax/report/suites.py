@@ -1,0 +1,110 @@
+"""The suites of `seif evaluate` in section 1, as they were scored in the run or by the command."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from seif_jax.report import bars, figures
+from seif_jax.report.bars import Bars
+from seif_jax.report.blocks import Block, Cell, Chart, Row, Table, columns_and_rows
+from seif_jax.report.health import series_colour
+from seif_jax.report.run_files import RunFiles, natural
+
+SCORES = "evaluate/scores.json"  # in a run's folder, or in that of the base or of a round
+BASE = "base"
+
+Estimates = Mapping[str, float]  # "value", "low", "high": a score with its 95 % interval
+Models = dict[str, dict[str, Estimates]]  # {"base" or "round_N": {score: its estimate}}
+
+
+def load(run: RunFiles) -> dict[str, Models]:
+    """{suite: its scores by model}; {} if no suite was scored."""
+    suites: dict[str, Models] = {}
+    for path in (run.folder / SCORES, *sorted(run.folder.glob(f"*/{SCORES}"))):
+        for suite, found in _read(path).items():
+            for model, about in found["models"].items():
+                if model == BASE or model.startswith("round_"):
+                    suites.setdefault(suite, {})[model] = about["scores"]
+    return {
+        suite: {model: models[model] for model in sorted(models, key=_order)}
+        for suite, models in suites.items()
+    }
+
+
+def _read(path: Path) -> dict[str, Row]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _order(model: str) -> tuple[bool, list[tuple[bool, str]]]:
+    return model != BASE, natural(model)
+
+
+def main_scores(models: Models) -> list[str]:
+    """The scores of a suite without those of single kinds; the first one is the one to quote."""
+    names = dict.fromkeys(name for scores in models.values() for name in scores)
+    return [name for name in names if "/" not in name]
+
+
+def blocks(runs: Sequence[RunFiles]) -> list[Block]:
+    """A chart of each suite's first score, and a table of all of them."""
+    found = {run.name: load(run) for run in runs}
+    names = list(dict.fromkeys(name for suites in found.values() for name in suites))
+    if not names:
+        return []
+    charts = [suite_chart(runs, found, name) for name in names]
+    return [*charts, suite_table(runs, found)]
+
+
+def shown(model: str) -> str:
+    return model.replace("_", " ")
+
+
+def suite_chart(
+    runs: Sequence[RunFiles], found: Mapping[str, Mapping[str, Models]], suite: str
+) -> Chart:
+    drawn, words, score = [], [], ""
+    for i, run in enumerate(runs):
+        models = found[run.name].get(suite, {})
+        score = score or next(iter(main_scores(models)), "")
+        estimates = {model: scores[score] for model, scores in models.items() if score in scores}
+        if not estimates:
+            continue
+        base = figures.GREY if len(runs) == 1 else series_colour(i)
+        drawn.append(
+            Bars(
+                run.name,
+                [shown(model) for model in estimates],
+                [each["value"] for each in estimates.values()],
+                [base if model == BASE else series_colour(i) for model in estimates],
+                [each["low"] for each in estimates.values()],
+                [each["high"] for each in estimates.values()],
+            )
+        )
+        words += [f"{run.name} {shown(m)}: {e['value']:.3g}" for m, e in estimates.items()]
+    figure = bars.bars(drawn, y=score)
+    note = f"{score.replace('_', ' ')}, with 95 % bootstrap intervals"
+    return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
+
+
+def suite_table(runs: Sequence[RunFiles], found: Mapping[str, Mapping[str, Models]]) -> Table:
+    rows: list[dict[str, Cell]] = []
+    for run in runs:
+        for suite, models in found[run.name].items():
+            for score in main_scores(models):
+                row: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
+                row |= {"suite": suite, "score": score}
+                for model, scores in models.items():
+                    row[shown(model)] = _interval(scores.get(score))
+                rows.append(row)
+    columns, cells = columns_and_rows(rows)
+    return Table("suites", "Suites", columns, cells, "With 95 % bootstrap intervals")
+
+
+def _interval(estimate: Estimates | None) -> str | None:
+    if not estimate:
+        return None
+    value, low, high = (estimate.get(key) for key in ("value", "low", "high"))
+    return None if value is None else f"{value:.3g} ({low:.3g} to {high:.3g})"
