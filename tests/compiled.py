@@ -25,17 +25,18 @@ def compile_all(topology: str, names: list[str], text: str) -> dict[str, Any]:
         "smollm2", HEADS, stages=("follower",), instructor__epochs=(1,), lora__rank=int(rank or 0),
         **sizes,
     )  # fmt: skip
-    devices, found = chips.devices_of(topology), {}
+    devices, largest = chips.devices_of(topology), {}
     for p in shrunk.programs(config, model, devices, chips.host_of(topology)):
         if p.name in names or names == ["all"]:
             print(f"{topology} {text} {p.name}", file=sys.stderr, flush=True)
             program = hlo.parse(shrunk.trace(p).lower().compile().as_text())
-            looped = [size for _, times, size, _ in hlo._collectives(program) if times > 1]
-            found[p.name] = max(looped, default=0)
-    return found
+            looped = [x.bytes for x in hlo.each_collective(program) if x.runs > 1]
+            largest[p.name] = max(looped, default=0)
+    return largest
 
 
 if __name__ == "__main__":
-    topology, names, *each = sys.argv[1:]
+    topology, names, *mesh_texts = sys.argv[1:]
     with chips.compiling_for(topology):
-        print(json.dumps({mesh: compile_all(topology, names.split(","), mesh) for mesh in each}))
+        results = {text: compile_all(topology, names.split(","), text) for text in mesh_texts}
+        print(json.dumps(results))

@@ -24,24 +24,24 @@ def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[s
     """Programs of one config on so many devices; `known` keeps those of others that are equal."""
     changes: dict[str, Any] = {} if count > 1 else {f"mesh__{axis}": 1 for axis in AXES}
     config, model = shrunk.read(name, **changes)
-    devices, found = jax.devices()[:count], {}
+    devices, kernels = jax.devices()[:count], {}
     for p in shrunk.programs(config, model, devices, devices):
-        key = str((platform, p.name.split(": ")[-1], p.arguments, p.options, p.inside))
+        key = f"{platform} {p.key}"
         if key not in known:
             lowered = shrunk.trace(p).lower(lowering_platforms=(LOWERED[platform],))
             kernel = re.search(KERNELS[platform], lowered.as_text())
             known[key] = kernel[0] if kernel else ""
-        found[f"{p.stage} {p.name}"] = known[key]
-    return found
+        kernels[f"{p.stage} {p.name}"] = known[key]
+    return kernels
 
 
 if __name__ == "__main__":
     known: dict[str, str] = {}
-    found = {}
+    result = {}
     for platform in LOWERED:
         with target_platform(platform), gpus.assumed_cudnn():
-            found[platform] = {
+            result[platform] = {
                 count: {name: lower(platform, count, name, known) for name in shrunk.names()}
                 for count in (1, 8)
             }
-    print(json.dumps(found))
+    print(json.dumps(result))

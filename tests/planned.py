@@ -40,11 +40,11 @@ def known() -> dict[str, tuple[int, int]]:
         each, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec("data"), check_vma=False
     )
     x = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
-    return compile_cost(jax.jit(around), (x,), {}, [0] * 4).links
+    return compile_cost(jax.jit(around), (x,), {}, [0] * 4).collectives
 
 
-def beside(config: RunConfig) -> dict[str, list[str]]:
-    """What lies beside each program where two of the devices are the Judger's."""
+def resident(config: RunConfig) -> dict[str, list[str]]:
+    """What is in memory besides each program's arguments if the Judger has two of the devices."""
     judger = {"judger.devices": "2", "judger.max_prompt_tokens": 400, "judger.max_tokens": 8}
     judged = {
         "judger.mode": "verdict",
@@ -55,13 +55,12 @@ def beside(config: RunConfig) -> dict[str, list[str]]:
     config = config_keys.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
     layout = plan.Layout(config, model, jax.devices(), jax.devices())
-    found = plan.programs(config, layout)
-    return {each.name: sorted(each.beside) for each in found}
+    return {p.name: sorted(p.resident_bytes) for p in plan.programs(config, layout)}
 
 
 if __name__ == "__main__":
     plan.chip_of = lambda devices, dtype: Chip(1e9, 1e10, 1e11, 1e9)
     config = read_config(sys.argv[1], sys.argv[2:])
     with tiny.jax_settings(jax_disable_most_optimizations=True):
-        found = {"known": known(), "plan": plan.plan(config, None), "beside": beside(config)}
-        print(json.dumps(found))
+        result = {"known": known(), "plan": plan.plan(config, None), "resident": resident(config)}
+        print(json.dumps(result))

@@ -43,9 +43,10 @@ def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tupl
     config = read_config(str(CONFIGS / f"{name}.py"), [])
     changes = SMALL | {k.replace("__", "."): x for k, x in changes.items()}
     config = config_keys.replace(config, changes)
-    given = _hf_config(config.model)
-    head_dim = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
-    return config, models.describe({**given, "head_dim": head_dim, **NARROW, **(shape or {})})
+    hf_config = _hf_config(config.model)
+    heads = hf_config["num_attention_heads"]
+    head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // heads
+    return config, models.describe({**hf_config, "head_dim": head_dim, **NARROW, **(shape or {})})
 
 
 def programs(config: Any, model: Model, devices: list[Any], host: list[Any]) -> list[Program]:

@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_run
 from tiny import CHATML
 
 from seif_jax import run_dir
@@ -47,7 +47,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stage]]:
     yield stages
 
 
-def with_template(place: SimpleNamespace, name: str, template: Any) -> Path:
+def with_template(place: tiny_run.Place, name: str, template: Any) -> Path:
     """A copy of the model with another chat template: a text, or named ones."""
     folder = place.folder / name
     if not folder.exists():
@@ -58,7 +58,7 @@ def with_template(place: SimpleNamespace, name: str, template: Any) -> Path:
     return folder
 
 
-def run(place: SimpleNamespace, model: Path, workdir: Path, *more: str) -> list[str]:
+def run(place: tiny_run.Place, model: Path, workdir: Path, *more: str) -> list[str]:
     options = [f"--config={place.config}", f"--config.model={model}", f"--workdir={workdir}"]
     return ["run", *options, "--config.stages=instructor", *more]
 

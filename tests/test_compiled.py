@@ -40,17 +40,17 @@ def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, 
 @pytest.mark.parametrize("topology", COMPILERS)
 def test_the_learner_compiles_on_meshes_of_several_axes(topology):
     """And nothing as large as the output head goes between devices for each of its chunks."""
-    found = compiled(topology, "gradient", *MESHES)
-    assert [*found] == MESHES
+    largest = compiled(topology, "gradient", *MESHES)
+    assert [*largest] == MESHES
     head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
-    for mesh, programs in found.items():
+    for mesh, programs in largest.items():
         assert programs["gradient"] < head / DEVICES, mesh
 
 
 @pytest.mark.parametrize("topology", COMPILERS)
 def test_all_programs_compile_over_several_axes(topology):
     meshes = ["data=2,tensor=4", "fsdp=2,sequence=2,tensor=2,lora=4"]
-    found = compiled(topology, "all", *meshes)
+    largest = compiled(topology, "all", *meshes)
     names = {"cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
              "rollout: decode", "judge: verdicts"}  # fmt: skip
-    assert {mesh: {*programs} for mesh, programs in found.items()} == dict.fromkeys(meshes, names)
+    assert {mesh: {*programs} for mesh, programs in largest.items()} == dict.fromkeys(meshes, names)

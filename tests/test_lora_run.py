@@ -1,8 +1,8 @@
 """Two tiny rounds of a Follower with adapters: resuming, what is held, the ways out of a run."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -45,6 +45,15 @@ ROWS = [
 ]
 
 
+@dataclass(frozen=True)
+class Place:
+    folder: Path
+    model: Path
+    config: Path
+    run: Path  # a finished one
+    options: list[str]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, compiled_programs):
     """A finished run of two rounds with adapters."""
@@ -54,12 +63,10 @@ def place(tmp_path_factory, compiled_programs):
         config = tiny_run.config_file(folder, model)
         data = folder / "data.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        found = SimpleNamespace(
-            folder=folder, model=model, run=folder / "run",
-            options=[*FOLLOWER, f"--config.data.instructions={data}"], config=config,
-        )  # fmt: skip
-        assert seif(found, found.run) == 0
-        yield found
+        options = [*FOLLOWER, f"--config.data.instructions={data}"]
+        place = Place(folder, model, config, folder / "run", options)
+        assert seif(place, place.run) == 0
+        yield place
 
 
 def seif(place, workdir: Path) -> int:

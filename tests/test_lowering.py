@@ -18,9 +18,9 @@ def lowered():
 def test_every_program_of_every_shipped_config_lowers(lowered, name, platform, count):
     """With the platform's kernel, forward and backward, where whole prompts or samples are read."""
     programs = lowered[platform][count][name]
-    whole = ("log-probabilities", "gradient", "prefill", "verdicts")
-    wanted = {p: KERNELS[platform] if p.endswith(whole) else "" for p in programs}
-    assert programs == wanted
+    with_kernel = ("log-probabilities", "gradient", "prefill", "verdicts")
+    expected = {p: KERNELS[platform] if p.endswith(with_kernel) else "" for p in programs}
+    assert programs == expected
     config, _ = shrunk.read(name)
     trained = [stage for stage in ("instructor", "follower") if stage in config.stages]
     needed = ("log-probabilities", "gradient", "update", "rollout: prefill", "rollout: decode")

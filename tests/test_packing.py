@@ -40,7 +40,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(
-    "limit, wanted",
+    "limit, expected",
     [
         (20, [[0, 1, 2, 4]]),
         (19, [[0, 2], [1, 4]]),
@@ -49,9 +49,9 @@ def test_sizes():
         (-5, [[0], [1], [2], [4]]),
     ],
 )
-def test_shares_by_hand(limit, wanted):
-    found = share(np.array([8, 5, 3, 0, 4]), limit)
-    assert [part.tolist() for part in found] == wanted
+def test_shares_by_hand(limit, expected):
+    parts = share(np.array([8, 5, 3, 0, 4]), limit)
+    assert [part.tolist() for part in parts] == expected
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,9 +69,9 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         none[:, 0], rng.random(P * group) < 0.7,
     )  # fmt: skip
     parts = pack(batch, tokens)
-    said = [micro.packed.targets[micro.packed.rows[micro.mask]] for _, micro in parts]
-    wanted = batch.completions[batch.mask()]
-    assert sorted(np.concatenate([*said, []]).tolist()) == wanted.tolist()
+    targets = [micro.packed.targets[micro.packed.rows[micro.mask]] for _, micro in parts]
+    expected = batch.completions[batch.mask()]
+    assert sorted(np.concatenate([*targets, []]).tolist()) == expected.tolist()
     for samples, micro in parts:
         width = micro.mask.shape[1]
         np.testing.assert_array_equal(micro.mask[: len(samples)], batch.mask()[samples, :width])

@@ -22,8 +22,10 @@ from seif_jax.models.attention import cudnn, splash
 from seif_jax.models.io import hf
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import assumptions, chips, cost, gpus, hlo
+from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
+from seif_jax.plan.estimate import Estimate
 from seif_jax.plan.programs import Program
 from seif_jax.sampling import prefill
 
@@ -98,10 +100,13 @@ def test_what_a_gpu_can_do(
     for name in gpus.FRACTION:
         monkeypatch.delenv(name, raising=False)
 
-    class Device:
-        device_kind = gpus.TARGETS[kind].name
+    class Gpu:
+        device_kind, platform, process_index = gpus.TARGETS[kind].name, "gpu", 0
 
-    chip = chips.chip_of([Device()], jnp.bfloat16)
+        def memory_stats(self) -> dict[str, int]:
+            raise AssertionError("the data sheet says it")
+
+    chip = chips.chip_of([Gpu()], jnp.bfloat16)
     assert chip.hbm_bytes / GIB == pytest.approx(gib, abs=0.01)
     assert chip.bytes_per_sec == pytest.approx(tb_per_sec * 1e12, rel=0.02)
     assert chip.flops_per_sec == pytest.approx(tflops * 1e12, rel=0.001)
@@ -146,10 +151,10 @@ def test_both_names_of_the_pool_are_refused(monkeypatch):
 H100 = chips.GPUS["NVIDIA H100 80GB HBM3"]
 
 
-def planned(gib: float, fraction: float, **links: Any) -> plan.Planned:
+def planned(gib: float, fraction: float, **costs: Any) -> Estimate:
     chip = chips.replace(H100, pool_fraction=fraction)
-    program = Program("follower", "gradient", None, (), 1, {"policy": 8 * GIB}, 8)
-    return plan.Planned(program, Cost(0, int((gib - 8) * GIB), 0, 1e12, 1e9, **links), chip)
+    program = Program("follower", "gradient", jax.jit(abs), (), 1, {"policy": 8 * GIB}, 8)
+    return Estimate(program, Cost(0, int((gib - 8) * GIB), 0, 1e12, 1e9, **costs), chip)
 
 
 @pytest.mark.parametrize(
@@ -165,22 +170,22 @@ def planned(gib: float, fraction: float, **links: Any) -> plan.Planned:
 )
 def test_programs_fit_into_the_pool(gib, fraction, fits, flag, monkeypatch):
     """And the flag that makes it larger is the first knob, where that is enough."""
-    monkeypatch.setattr(plan, "knobs", lambda *_: [])
-    one = planned(gib, fraction, links={})
+    monkeypatch.setattr("seif_jax.plan.advice.changes", lambda *_: [])
+    one = planned(gib, fraction, collectives={})
     assert one.fits == fits
     if not fits:
         nothing: Any = None
-        assert plan.knob(one, nothing, "h100:8", nothing, nothing) == flag
+        assert find_change(one, nothing, "h100:8", nothing, nothing) == flag
     assert one.row()["share_of_memory"] == pytest.approx(gib / (79.11 * fraction), rel=1e-3)
 
 
 def test_a_plan_for_gpus_says_what_is_not_known():
-    said = " ".join(assumptions.of("h100:2x8", chips.replace(H100, pool_fraction=0.9)))
+    sentences = " ".join(assumptions.of("h100:2x8", chips.replace(H100, pool_fraction=0.9)))
     for fact in (
         "90% of a GPU's memory", "default being 75%", "XLA_CLIENT_MEM_FRACTION", "autotuning",
         "workspace of cuDNN", "unknown", "NVLink", "400 Gb/s",
     ):  # fmt: skip
-        assert fact in said
+        assert fact in sentences
     here = " ".join(assumptions.of(None, H100))  # a GPU that is there
     assert "400 Gb/s" in here and "autotuning" not in here
     of_tpus = " ".join(assumptions.of("v5p:2x2x2", chips.TPUS["TPU v5"]))
@@ -221,8 +226,8 @@ def test_operations_of_attention_kernels(name, shape, batched):
             text = both.lower(lowering_platforms=("cuda",)).as_text()
             calls = set(re.findall(r"__cudnn\$fmha\w+", text))
             assert len(calls) == 2 and sum("Backward" in call for call in calls) == 1
-    assert cost.operations(forward.jaxpr.jaxpr) == 2 * product
-    assert cost.operations(both.jaxpr.jaxpr) == 2 * product + backward
+    assert cost.count_flops(forward.jaxpr.jaxpr) == 2 * product
+    assert cost.count_flops(both.jaxpr.jaxpr) == 2 * product + backward
 
 
 @pytest.mark.parametrize("tensor, sequence", [(1, 1), (2, 1), (2, 2), (1, 4)])
@@ -235,7 +240,7 @@ def test_operations_of_attention_over_a_mesh(tensor, sequence):
     attend = partial(sharding.shard_over_heads, partial(cudnn, before=128))
     with gpus.assumed_cudnn(), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(attend).trace(q, k, k, seen)
-    assert cost.operations(traced.jaxpr.jaxpr) == 2 * 2 * 2 * 8 * 128 * 256 * 64
+    assert cost.count_flops(traced.jaxpr.jaxpr) == 2 * 2 * 2 * 8 * 128 * 256 * 64
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
@@ -251,8 +256,8 @@ def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
             model.config, models.shapes(model, jnp.bfloat16), [], tokens,
             tokens.update(shape=(B,)), dtype=jnp.bfloat16,
         )  # fmt: skip
-    wanted = roofline.forward_flops(model.config, B * T, B * T * T, 0)
-    assert cost.operations(traced.jaxpr.jaxpr) == wanted
+    expected = roofline.forward_flops(model.config, B * T, B * T * T, 0)
+    assert cost.count_flops(traced.jaxpr.jaxpr) == expected
 
 
 def collective(text: str) -> hlo.HloProgram:
@@ -284,13 +289,13 @@ def collective(text: str) -> hlo.HloProgram:
 def test_bytes_between_hosts(text, share):
     """A ring's way between hosts is shared by a host's members; an all-reduce counts twice."""
     program = collective(f"  ROOT %x = f32[64] {text}")
-    assert hlo.between_hosts(program, [0] * 4 + [1] * 4) == share * 256
-    assert hlo.between_hosts(program, [0] * 8) == 0
+    assert hlo.bytes_between_hosts(program, [0] * 4 + [1] * 4) == share * 256
+    assert hlo.bytes_between_hosts(program, [0] * 8) == 0
 
 
 def test_the_way_between_hosts_is_what_limits(monkeypatch):
     """NVLink has nine times the rate of the network."""
-    one = planned(20, 0.75, links={"all-gather": (1, 450_000_000_000)}, network=100e9)
+    one = planned(20, 0.75, collectives={"all-gather": (1, 450_000_000_000)}, network_bytes=100e9)
     assert one.secs["links"] == 1 and one.secs["network"] == 2
     assert (one.row()["limit"], one.row()["secs"]) == ("network", 2)
 
@@ -319,7 +324,7 @@ def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
     ],
 )
 def test_meshes_that_gpus_cannot_have(topology, mesh, message, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "compile_cost", None)
+    monkeypatch.setattr("seif_jax.plan.estimate.compile_cost", None)
     config = f"--config={CONFIGS / 'qwen2_5_1_5b.py'}"
     assert main(["plan", config, f"--topology={topology}", f"--config.mesh.{mesh}"]) == 2
     assert f"{message}\n" in capsys.readouterr().err
@@ -342,11 +347,11 @@ def test_a_plan_for_gpus(tmp_path, capfd):
     config = f"--config={CONFIGS / 'default.py'}"
     assert main(["plan", config, "--topology=h100:2x2", "--json", *arguments]) == 0
     out, err = capfd.readouterr()
-    found = json.loads(out)  # one object, and nothing else
+    result = json.loads(out)  # one object, and nothing else
     assert "plugin" not in err and "cuda drivers" not in err
-    assert found["device"] == "NVIDIA H100 80GB HBM3"
-    assert found["chip"]["pool_fraction"] == 0.75 and found["fits"]
-    rows = {row["program"]: row for row in found["programs"]}
+    assert result["device"] == "NVIDIA H100 80GB HBM3"
+    assert result["chip"]["pool_fraction"] == 0.75 and result["fits"]
+    rows = {row["program"]: row for row in result["programs"]}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
     between = {name: row["bytes_between_hosts"] for name, row in rows.items()}
     assert between["gradient"] > 4 * rows["gradient"]["bytes"]["output"]  # gathered, and summed

@@ -135,8 +135,8 @@ def test_skip_equal_leaves_groups_without_a_difference_out() -> None:
 
 
 def test_reply_metrics() -> None:
-    found = [Score(0.0, r) for r in ("", "format", "truncated", "empty", "no_verdict", "count")]
-    assert reply_metrics(REPLIES, found) == pytest.approx(
+    scored = [Score(0.0, r) for r in ("", "format", "truncated", "empty", "no_verdict", "count")]
+    assert reply_metrics(REPLIES, scored) == pytest.approx(
         {
             "format_valid": 0.5,  # "", empty, no_verdict
             "reply_tokens": 14 / 6,
@@ -150,7 +150,7 @@ def test_reply_metrics() -> None:
 
 
 def test_kept_is_a_share_of_what_the_filter_saw() -> None:
-    found = [
+    scored = [
         Score(1.0, filter=Verdict(True)),
         Score(0.0, "contradiction", filter=Verdict(False)),
         Score(0.0, "no_verdict", filter=Verdict(None)),
@@ -158,8 +158,8 @@ def test_kept_is_a_share_of_what_the_filter_saw() -> None:
         Score(0.0, "empty", filter=Verdict(True)),
         Score(0.0, "repeats_seed"),
     ]
-    numbers = reply_metrics(REPLIES, found)
-    assert numbers["kept"] == 0.5 and numbers["format_valid"] == pytest.approx(4 / 6)
+    metrics = reply_metrics(REPLIES, scored)
+    assert metrics["kept"] == 0.5 and metrics["format_valid"] == pytest.approx(4 / 6)
     assert "kept" not in reply_metrics(REPLIES, [Score(0.0, "parse")] * 6)
 
 
@@ -172,7 +172,7 @@ ROWS = [
 
 
 class Policy:
-    """Gives fixed replies, and remembers what it was asked."""
+    """Gives fixed replies and remembers its call."""
 
     def __init__(self, replies: list[Reply]):
         self.replies = replies
@@ -181,7 +181,7 @@ class Policy:
         self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any
     ) -> list[Reply]:
         assert [*numbers] == [*range(len(dialogues))]
-        self.asked = (dialogues, decoding, group)
+        self.call = (dialogues, decoding, group)
         return report(self.replies, ended)
 
 
@@ -198,14 +198,14 @@ def test_rollout() -> None:
     decoding = Decoding(max_prompt_tokens=50, max_tokens=20, batch_size=4)
     phases = Phases()
     config = RolloutConfig(decoding, grouping(skip_equal=True), chunks=1, max_no_verdict=1.0)
-    found = rollout(task, policy, [0, 1], 7, jax.random.key(0), config, phases)
-    assert policy.asked == ([task.dialogue(0, 7), task.dialogue(1, 7)], decoding, 3)
+    result = rollout(task, policy, [0, 1], 7, jax.random.key(0), config, phases)
+    assert policy.call == ([task.dialogue(0, 7), task.dialogue(1, 7)], decoding, 3)
     assert set(phases.take()) == {"secs/sample", "secs/reward"}
     # rewards: 1 (kind, no comma), 0.5 (kind, comma), 0 (cut); three without a verdict
-    assert found.batch.advantages.tolist() == pytest.approx([1, 0, -1, 0, 0, 0], abs=1e-5)
-    assert found.batch.trained.tolist() == [True] * 3 + [False] * 3
-    assert found.batch.completions.shape == (6, 20)
-    assert found.metrics == pytest.approx(
+    assert result.batch.advantages.tolist() == pytest.approx([1, 0, -1, 0, 0, 0], abs=1e-5)
+    assert result.batch.trained.tolist() == [True] * 3 + [False] * 3
+    assert result.batch.completions.shape == (6, 20)
+    assert result.metrics == pytest.approx(
         {
             "reward": 0.5,
             "unscored": 0.5,
@@ -228,7 +228,7 @@ def test_rollout() -> None:
             "trained_samples": 0.5,
         }
     )
-    assert [(s["row"], s["sample"], s["reward"], s["reason"]) for s in found.samples] == [
+    assert [(s["row"], s["sample"], s["reward"], s["reason"]) for s in result.samples] == [
         (0, 0, 1.0, ""),
         (0, 1, 0.5, ""),
         (0, 2, 0.0, "truncated"),
@@ -236,20 +236,20 @@ def test_rollout() -> None:
         (1, 1, None, "no_verdict"),
         (1, 2, None, "no_verdict"),
     ]
-    second = found.samples[1]
+    second = result.samples[1]
     assert (second["completion"], second["answer"], second["tokens"]) == ("Yes, so", "Yes, so", 2)
     assert (second["finish_reason"], second["logp"], second["advantage"]) == ("stop", -1.0, 0.0)
     assert (second["seed_question"], second["instruction"]) == ("Why?", ROWS[0].prompt)
     assert [verdict["value"] for verdict in second["verdicts"]] == [True, False]
-    assert found.samples[2]["finish_reason"] == "length"
+    assert result.samples[2]["finish_reason"] == "length"
 
 
 def test_without_a_judger_no_verdict_of_it_is_counted() -> None:
     policy: Any = Policy([reply(FIRST, [1, 2], text="Yes"), reply(FIRST, [1, 2], text="Yes, so")])
     task = FollowerTask(ROWS, Checker(("ifeval",)), "plain", 0)
-    found = rollout(task, policy, [0], 1, jax.random.key(0), configured(grouping(2)), Phases())
-    assert found.metrics["reward"] == 0.5 and found.metrics["equal_groups"] == 0.0
-    assert not {"no_verdict", "judge_agreement", "judge_yes"} & set(found.metrics)
+    result = rollout(task, policy, [0], 1, jax.random.key(0), configured(grouping(2)), Phases())
+    assert result.metrics["reward"] == 0.5 and result.metrics["equal_groups"] == 0.0
+    assert not {"no_verdict", "judge_agreement", "judge_yes"} & set(result.metrics)
 
 
 class Waits(Policy):
@@ -260,10 +260,10 @@ class Waits(Policy):
     def reply(
         self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any
     ) -> list[Reply]:
-        for i, each in enumerate(self.replies):
+        for i, reply in enumerate(self.replies):
             if i == len(self.replies) - 1:
                 assert self.scored.wait(60)
-            ended(i, each)
+            ended(i, reply)
         return self.replies
 
 

@@ -113,8 +113,8 @@ def step(batch, on_policy=False, micro_tokens=100, loss=LOSS):
     return jax.tree.map(np.asarray, gradient), state.params, metrics
 
 
-def close(got, wanted, **tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
+def close(actual, expected, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), actual, expected)
 
 
 @pytest.mark.parametrize("micro_tokens, count", [(41, 1), (24, 2)])
@@ -147,8 +147,8 @@ def test_padding_cannot_be_seen():
     samples, micro = pack(BATCH.take(np.array([3, 0, 1])), 100)[0]
     assert len(samples) == 6 and micro.mask.shape[0] == 8
     logp = jax.jit(packed_logp)(PARAMS, micro.packed)
-    wanted, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
-    np.testing.assert_allclose(logp[:6][mask], wanted[mask], atol=1e-5)
+    expected, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
+    np.testing.assert_allclose(logp[:6][mask], expected[mask], atol=1e-5)
 
 
 def test_gradient_is_that_of_the_plain_formula():
@@ -162,10 +162,10 @@ def test_gradient_is_that_of_the_plain_formula():
         terms = -ADVANTAGES[:, None] * logp + 0.1 * (jnp.exp(d) - d - 1)
         return jnp.sum(jnp.where(mask, terms, 0.0)) / 29
 
-    wanted = jax.jit(jax.grad(objective))(PARAMS)
+    expected = jax.jit(jax.grad(objective))(PARAMS)
     gradient, _, metrics = step(BATCH, on_policy=True)
-    close(gradient, wanted, atol=2e-6)
-    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(wanted)), rel=1e-5)
+    close(gradient, expected, atol=2e-6)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(expected)), rel=1e-5)
 
 
 def test_numbers_of_an_update():

@@ -4,8 +4,8 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -86,13 +86,22 @@ def config_file(folder: Path, model: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a test module are, and what they read."""
+
+    folder: Path
+    model: Path
+    config: Path
+    variables: dict[str, str]  # the environment of a subprocess
+
+
 @contextlib.contextmanager
-def place(folder: Path, compiled_programs: Path) -> Iterator[SimpleNamespace]:
-    """Model and config of a module's runs, and the variables for a subprocess."""
+def place(folder: Path, compiled_programs: Path) -> Iterator[Place]:
     with quick_compiles(compiled_programs) as variables:
         model = model_folder(folder / "model")
         config = config_file(folder, model)
-        yield SimpleNamespace(folder=folder, model=model, config=config, variables=variables)
+        yield Place(folder, model, config, variables)
 
 
 @contextlib.contextmanager

@@ -1,34 +1,35 @@
-"""The chips that are planned for: those present, or TPU slices and GPUs that need not be there."""
+"""The devices that are planned for: this machine's, or TPU slices and GPUs it does not have."""
 
 import contextlib
 import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import psutil
+from jax.typing import DTypeLike
 
 from seif_jax import accelerators
 from seif_jax.bench import roofline
 from seif_jax.errors import UserError
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
+from seif_jax.plan.device import Device
 
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What one device has, by its maker or as measured."""
+    """What one device can do, from the data sheet or as measured."""
 
     hbm_bytes: float
     bytes_per_sec: float
     flops_per_sec: float  # bf16, dense
-    link_bytes_per_sec: float  # to the devices that it is linked to, over all links, one direction
-    network_bytes_per_sec: float | None = None  # to other hosts; None: the links reach those, too
-    pool_fraction: float = 1.0  # of hbm_bytes, that JAX allocates arrays from
+    link_bytes_per_sec: float  # to other devices, over all links, in one direction
+    network_bytes_per_sec: float | None = None  # to other hosts; None: the links reach those too
+    pool_fraction: float = 1.0  # of hbm_bytes, which JAX allocates arrays from
 
     @property
     def pool_bytes(self) -> float:
@@ -56,21 +57,23 @@ GPUS = {
     gpus.TARGETS[kind].name: Chip(gpus.TARGETS[kind].device_memory_size, *rates)
     for kind, rates in GPU_RATES.items()
 }
-FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-SLICES = {  # the smaller ones first
-    "v5e": FLAT,
+TORUS_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+SLICES = {  # by kind of TPU, from small to large
+    "v5e": TORUS_2D,
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8"),
-    "v6e": FLAT,
+    "v6e": TORUS_2D,
 }
-NODE = re.compile(r"(?:([1-9]\d*)x)?([1-9]\d*)")  # hosts (one, if not given) and GPUs per host
+GPU_SHAPE = re.compile(r"(?:([1-9]\d*)x)?([1-9]\d*)")  # hosts (default: 1) and GPUs per host
+BENCH_LIMITS = ("bytes_per_sec", "flops_per_sec")
 MAX_HOSTS, MAX_PER_HOST = 128, 8  # HGX boards have up to 8 GPUs
 
 
-def devices_of(topology: str | None) -> list[Any]:
-    """The devices present, or those of a TPU slice or GPU hosts that need not be there: for these
-    programs can be compiled, inside of `compiling_for`, and nothing else.
+def devices_of(topology: str | None) -> list[Device]:
+    """The devices of a TPU slice or of GPU hosts; None: those of this machine.
 
-    UserError: no such topology, its compiler is not installed.
+    Inside `compiling_for`, programs can be compiled for devices that are not there; nothing else
+    can be done with them. Raises UserError if there is no such topology, or its compiler is not
+    installed.
     """
     if topology is None:
         return jax.devices()
@@ -86,13 +89,13 @@ def devices_of(topology: str | None) -> list[Any]:
 
 
 def _parse(topology: str) -> tuple[str, str | tuple[int, int]]:
-    """The kind of chip and the slice's shape, or the number of hosts and GPUs per host."""
+    """The kind of chip, and the shape of the slice or the numbers of hosts and of GPUs per host."""
     kind, _, shape = topology.partition(":")
     if shape in SLICES.get(kind, ()):
         return kind, shape
-    node = NODE.fullmatch(shape)
-    if kind in gpus.TARGETS and node:
-        hosts, per_host = int(node[1] or 1), int(node[2])
+    match = GPU_SHAPE.fullmatch(shape)
+    if kind in gpus.TARGETS and match:
+        hosts, per_host = int(match[1] or 1), int(match[2])
         if hosts <= MAX_HOSTS and per_host <= MAX_PER_HOST:
             return kind, (hosts, per_host)
     slices = "; ".join(f"{kind}: {', '.join(shapes)}" for kind, shapes in SLICES.items())
@@ -104,15 +107,18 @@ def _parse(topology: str) -> tuple[str, str | tuple[int, int]]:
 
 
 def platform_of(topology: str | None) -> str | None:
-    """ "tpu" or "gpu"; None: that of the devices present."""
+    """ "tpu" or "gpu"; None: this machine's."""
     if topology is None:
         return None
     return "gpu" if topology.partition(":")[0] in gpus.TARGETS else "tpu"
 
 
-def host_of(topology: str | None) -> list[Any]:
-    """Devices that stand for those of one host: libtpu compiles for some devices of a larger slice
-    only where all of its chips can reach each other."""
+def host_of(topology: str | None) -> list[Device]:
+    """Devices like those of one host of the topology.
+
+    They are of a topology of their own, because libtpu compiles for a part of a larger slice only
+    if all chips of the part can reach each other.
+    """
     if topology is None:
         return jax.local_devices()
     kind, shape = _parse(topology)
@@ -121,7 +127,7 @@ def host_of(topology: str | None) -> list[Any]:
 
 
 def larger(topology: str) -> str | None:
-    """The next slice of this kind, or twice the GPUs."""
+    """The next larger slice of the same kind, or twice the GPUs; None if there is none."""
     kind, shape = _parse(topology)
     if isinstance(shape, tuple):
         hosts, per_host = shape
@@ -133,8 +139,8 @@ def larger(topology: str) -> str | None:
     return f"{kind}:{after[0]}" if after else None
 
 
-def chip_of(devices: Sequence[Any], dtype: Any) -> Chip:
-    """By the tables, or as measured here: virtual devices share the machine evenly."""
+def chip_of(devices: Sequence[Device], dtype: DTypeLike) -> Chip:
+    """From the tables, or measured here. Virtual devices of the CPU share the machine evenly."""
     device = devices[0]
     if device.device_kind in TPUS:
         return TPUS[device.device_kind]
@@ -142,17 +148,17 @@ def chip_of(devices: Sequence[Any], dtype: Any) -> Chip:
         return replace(GPUS[device.device_kind], pool_fraction=gpus.pool_fraction())
     rates = roofline.measure(dtype, repeats=1)
     if device.platform == "cpu":
-        n, held = len(devices), psutil.virtual_memory().total
+        sharing, memory_bytes = len(devices), psutil.virtual_memory().total
     else:
-        n, held = 1, device.memory_stats()["bytes_limit"]
-    memory, flops = rates["bytes_per_sec"] / n, rates["flops_per_sec"] / n
-    return Chip(held / n, memory, flops, memory)
+        sharing, memory_bytes = 1, device.memory_stats()["bytes_limit"]
+    bytes_per_sec, flops_per_sec = (rates[name] / sharing for name in BENCH_LIMITS)
+    return Chip(memory_bytes / sharing, bytes_per_sec, flops_per_sec, bytes_per_sec)
 
 
 @contextlib.contextmanager
 def compiling_for(topology: str | None) -> Iterator[None]:
-    """Programs traced here are for the topology's platform. JAX itself stays on the CPU if the
-    devices are not there, and does not look for TPUs or GPUs."""
+    """Within it, programs are traced for the platform of the topology. JAX itself runs on the CPU
+    and does not look for TPUs or GPUs, unless the topology is this machine's."""
     if topology is None:
         yield
         return

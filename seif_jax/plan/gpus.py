@@ -1,7 +1,7 @@
-"""NVIDIA GPUs to compile for without having one.
+"""Compiling for NVIDIA GPUs on a machine that has none.
 
-XLA's CUDA compiler needs no GPU: it takes a text description of one (a `GpuTargetConfigProto`) and
-a topology. Install `jax-cuda12-pjrt` (the compiler) and `nvidia-cuda-nvcc-cu12` (ptxas, libdevice):
+XLA's CUDA compiler needs no GPU, only the text description of one (a `GpuTargetConfigProto`) and a
+topology. Install `jax-cuda12-pjrt` (the compiler) and `nvidia-cuda-nvcc-cu12` (ptxas, libdevice):
 `pip install 'seif_jax[gpu-plan]'`.
 """
 
@@ -10,22 +10,22 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from seif_jax.errors import UserError
+from seif_jax.plan.device import Device
 
-# https://docs.jax.dev/en/latest/gpu_memory_allocation.html; jaxlib reads both names, and calls the
-# second one deprecated.
+# https://docs.jax.dev/en/latest/gpu_memory_allocation.html; jaxlib reads both names, the second one
+# is deprecated.
 FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 DEFAULT_FRACTION = 0.75
-MOST = 0.9  # that leaves room for CUDA's context, its modules and NCCL's buffers
-CUDNN = (9, 10)  # the version to compile for
-PLUGINS = ("xla_cuda12", "xla_cuda13")  # of the namespace package jax_plugins
+LARGEST_FRACTION = 0.9  # leaves room for CUDA's context, its modules and NCCL's buffers
+CUDNN = (9, 10)  # the version that is compiled for
+PLUGINS = ("xla_cuda12", "xla_cuda13")  # in the namespace package jax_plugins
 
 
 @dataclass(frozen=True)
-class Target:
-    """What XLA's compiler wants to know about a GPU. The numbers are those that CUDA reports."""
+class GpuTarget:
+    """What XLA's compiler needs to know about a GPU, with the numbers that CUDA reports."""
 
     name: str  # JAX's device_kind
     capability: str
@@ -40,10 +40,11 @@ class Target:
 
     def config(self) -> str:
         """The text form of a `stream_executor.GpuTargetConfigProto`."""
-        numbers = {k: v for k, v in vars(self).items() if k not in ("name", "capability")}
-        own = " ".join(f"{key}: {value}" for key, value in numbers.items())
+        limits = {k: v for k, v in vars(self).items() if k not in ("name", "capability")}
+        device = " ".join(f"{key}: {value}" for key, value in limits.items())
         return (
-            f"gpu_device_info {{ {own} cuda_compute_capability {{ {self.capability} }} {COMMON} }} "
+            f"gpu_device_info {{ {device} "
+            f"cuda_compute_capability {{ {self.capability} }} {COMMON} }} "
             f'platform_name: "CUDA" device_description_str: "{self.name}" '
             f"dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }} "
             "runtime_version { major: 12 minor: 9 }"
@@ -60,19 +61,19 @@ HOPPER = "major: 9 feature_extension: ACCELERATED_FEATURES"
 BLACKWELL = "major: 10 feature_extension: ACCELERATED_FEATURES"
 # Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb.
 TARGETS = {
-    "a100": Target(
+    "a100": GpuTarget(
         "NVIDIA A100-SXM4-80GB", AMPERE, 108, 64, 167936, 166912, 2039040000000, 41943040, 1.41,
         85100068864,
     ),
-    "h100": Target(
+    "h100": GpuTarget(
         "NVIDIA H100 80GB HBM3", HOPPER, 132, 128, 233472, 232448, 3352320000000, 52428800, 1.98,
         84942979072,
     ),
-    "h200": Target(
+    "h200": GpuTarget(
         "NVIDIA H200 141GB HBM3e", HOPPER, 132, 128, 233472, 232448, 4800000000000, 52428800, 1.98,
         151397597184,
     ),
-    "b200": Target(
+    "b200": GpuTarget(
         "NVIDIA B200", BLACKWELL, 148, 128, 233472, 232448, 7672320000000, 132644864, 1.965,
         191514411008,
     ),
@@ -80,17 +81,16 @@ TARGETS = {
 
 
 def installed() -> bool:
-    """Whether XLA's CUDA compiler is."""
+    """Whether XLA's CUDA compiler is installed."""
     if importlib.util.find_spec("jax_plugins") is None:
         return False
     return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS)
 
 
-def devices(kind: str, hosts: int, per_host: int) -> list[Any]:
-    """The GPUs of so many hosts, which can be compiled for and nothing else. Call it inside of
-    `chips.compiling_for`.
+def devices(kind: str, hosts: int, per_host: int) -> list[Device]:
+    """GPUs that can be compiled for, and nothing else, inside `chips.compiling_for`.
 
-    UserError: the compiler is not installed.
+    Raises UserError if the compiler is not installed.
     """
     if not installed():
         raise UserError(
@@ -98,38 +98,38 @@ def devices(kind: str, hosts: int, per_host: int) -> list[Any]:
         )
     from jax.experimental import topologies
 
-    # The topology: partitions, hosts in each, GPUs of a host.
-    found = topologies.get_topology_desc(
+    # The topology: partitions, hosts per partition, GPUs per host.
+    description = topologies.get_topology_desc(
         platform="cuda", target_config=TARGETS[kind].config(), topology=f"1x{hosts}x{per_host}"
     )
-    return list(found.devices)
+    return list(description.devices)
 
 
 def pool_fraction() -> float:
-    """Share of a GPU's memory that JAX sets aside when it starts and allocates arrays from.
+    """Share of a GPU's memory that JAX reserves when it starts and allocates arrays from.
 
-    UserError: the environment says something else than one number.
+    Raises UserError if the environment sets it to something else than one number.
     """
-    given = [name for name in FRACTION if os.environ.get(name)]
-    if not given:
+    names = [name for name in FRACTION if os.environ.get(name)]
+    if not names:
         return DEFAULT_FRACTION
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are both set, which JAX refuses: unset the second")
-    text = os.environ[given[0]]
+    if len(names) > 1:
+        raise UserError(f"{' and '.join(names)} are both set, which JAX refuses: unset the second")
+    text = os.environ[names[0]]
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:
-        raise UserError(f"{given[0]} must be a number above 0 and up to 1 (got {text!r})")
+        raise UserError(f"{names[0]} must be a number above 0 and up to 1 (got {text!r})")
     return value
 
 
 @contextlib.contextmanager
 def assumed_cudnn() -> Iterator[None]:
-    """Lets cuDNN's attention be lowered where cuDNN is not installed."""
+    """Lowers cuDNN's attention on machines that have no cuDNN."""
     # `jax.nn.dot_product_attention` asks the installed cuDNN for its version, and there is no
-    # public way to name one. The compiler does not need cuDNN: the call stays a custom call.
+    # public way to name one. The compiler needs no cuDNN: the call stays a custom call.
     import jax._src.cudnn.fused_attention_stablehlo as cudnn
 
     before = cudnn.check_cudnn_version

@@ -1,20 +1,23 @@
-"""What an optimized program moves, read from its text: XLA's own analysis runs every loop once."""
+"""The bytes that an optimized program moves, read from its text.
+
+XLA's own analysis counts the body of a loop once.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-FREE = {  # move nothing by themselves
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+FREE = {  # opcodes that move nothing by themselves
     "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "while",
     "conditional", "call", "after-all", "partition-id",
 }  # fmt: skip
-CONTROL = {"while", "conditional", "call"}  # what they call is a program, no part of an instruction
+CONTROL = {"while", "conditional", "call"}  # what they call are programs, not parts of them
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*)$")
 ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")  # bits, shape, layout
 CALLED = re.compile(r"(?:calls|to_apply|branch_computations|\w+_computation)=\{?(%?[\w.%, -]+)")
@@ -22,207 +25,230 @@ LOOP = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
 NAME = re.compile(r"%([\w.-]+)")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
-# {{0,1},{2,3}}; [2,8]<=[8,2]T(1,0): iota, reshaped, transposed, reshaped; mesh['a'=8,'b'=2] {'a'}
+# Three ways of writing groups of devices: {{0,1},{2,3}}; [2,8]<=[8,2]T(1,0), an iota that is
+# reshaped, transposed and reshaped; mesh['a'=8,'b'=2] {'a'}.
 LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{([\d,{}]*)\}")
 IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
-# On TPUs one collective may run step by step inside of several fusions, each of which has a copy.
+# On TPUs one collective may run in steps inside several fusions, each of which has a copy of it.
 CHAIN = re.compile(r'chain_id="(\d+)"')
-SCATTERED = "all-reduce-scatter"  # computations of a TPU that keep a slice of what they sum
-ON_CHIP = "S(1)"  # in the layout of what a TPU holds beside its arithmetic, not in its memory
+REDUCE_SCATTER = "all-reduce-scatter"  # TPU computations that keep a slice of an all-reduce
+ON_CHIP = "S(1)"  # in the layout of an array in a TPU's on-chip memory
 
 
 @dataclass
 class HloInstruction:
-    line: str
-    made: str  # type of the result
-    kind: str
-    given: list[str]  # types of the operands
-    called: list[str]  # computations
+    text: str
+    result: str  # its type
+    opcode: str
+    operands: list[str]  # their types
+    called: list[str]  # names of computations
 
 
 @dataclass
 class HloProgram:
+    """The computations of a program by name, and how often each of them runs."""
+
     computations: dict[str, list[HloInstruction]] = field(default_factory=dict)
-    times: Counter[str] = field(default_factory=Counter)  # that each computation runs
-    trips: dict[str, int] = field(default_factory=dict)  # of each loop, by its body
-    parts: dict[str, int] = field(default_factory=dict)  # computations inside of an instruction,
-    # and how often an instruction that calls it runs
+    runs: Counter[str] = field(default_factory=Counter)
+    trips: dict[str, int] = field(default_factory=dict)  # of a loop, by its body
+    fused: dict[str, int] = field(default_factory=dict)  # computations that are a part of an
+    # instruction, with how often that instruction runs
 
 
 def parse(text: str) -> HloProgram:
-    out, entry, types = HloProgram(), "", {}
-    lines: list[HloInstruction] = []
+    program, entry, types = HloProgram(), "", {}
+    instructions: list[HloInstruction] = []
     for line in text.splitlines():
         if line.endswith("{") and ") -> " in line:
             name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
             entry = name if line.startswith("ENTRY") else entry
-            lines, types = out.computations.setdefault(name, []), {}
-        elif m := INSTRUCTION.match(line):
-            name, made, kind, rest = m.groups()
-            types[name] = made
-            given = [types[x] for x in NAME.findall(_operands(rest)) if x in types]
+            instructions, types = program.computations.setdefault(name, []), {}
+        elif match := INSTRUCTION.match(line):
+            name, result, opcode, rest = match.groups()
+            types[name] = result
+            operands = [types[x] for x in NAME.findall(_operands(rest)) if x in types]
             called = [x for names in CALLED.findall(rest) for x in NAME.findall(names)]
-            lines.append(HloInstruction(line, made, kind, given, called))
-    _run(out, entry, 1)
-    return out
+            instructions.append(HloInstruction(line, result, opcode, operands, called))
+    _count_runs(program, entry, 1)
+    return program
 
 
-def _run(out: HloProgram, name: str, n: int) -> None:
-    out.times[name] += n
-    for each in out.computations.get(name, ()):
-        if loop := LOOP.search(each.line):
-            out.trips[loop[2]] = _trips(each.line, out.computations.get(loop[1], ()))
-            _run(out, loop[2], n * out.trips[loop[2]])
-        elif not each.kind.endswith(("-update", "-done")):
-            if each.kind not in CONTROL:
-                out.parts |= dict.fromkeys(each.called, n)
-            for called in each.called:
-                _run(out, called, n)
+def _count_runs(program: HloProgram, name: str, runs: int) -> None:
+    program.runs[name] += runs
+    for instruction in program.computations.get(name, ()):
+        if loop := LOOP.search(instruction.text):
+            condition, body = loop.groups()
+            program.trips[body] = _trips(instruction, program.computations.get(condition, ()))
+            _count_runs(program, body, runs * program.trips[body])
+        elif not instruction.opcode.endswith(("-update", "-done")):
+            if instruction.opcode not in CONTROL:
+                program.fused |= dict.fromkeys(instruction.called, runs)
+            for called in instruction.called:
+                _count_runs(program, called, runs)
 
 
-def _trips(line: str, condition: Sequence[HloInstruction]) -> int:
-    """XLA writes them down, or they are what the counter is compared with."""
-    if known := TRIPS.search(line):
+def _trips(loop: HloInstruction, condition: Sequence[HloInstruction]) -> int:
+    """The known trip count if XLA wrote it down, else what the loop's counter is compared with."""
+    if known := TRIPS.search(loop.text):
         return int(known[1])
-    limits = [LIMIT.search(each.line) for each in condition]
-    return max((int(m[1]) for m in limits if m), default=1)
+    limits = [LIMIT.search(instruction.text) for instruction in condition]
+    return max((int(match[1]) for match in limits if match), default=1)
 
 
-def links(program: HloProgram) -> dict[str, tuple[int, int]]:
-    """Collectives by kind: how many, and bytes that leave a device."""
+def collectives(program: HloProgram) -> dict[str, tuple[int, int]]:
+    """By kind of collective: their number, and the bytes that leave a device."""
     count: Counter[str] = Counter()
     moved: Counter[str] = Counter()
-    for kind, times, size, _ in _collectives(program):
-        count[kind] += times
-        moved[kind] += times * size
-    return {kind: (count[kind], moved[kind]) for kind in KINDS if count[kind]}
+    for collective in each_collective(program):
+        count[collective.kind] += collective.runs
+        moved[collective.kind] += collective.runs * collective.bytes
+    return {kind: (count[kind], moved[kind]) for kind in COLLECTIVES if count[kind]}
 
 
-def between_hosts(program: HloProgram, hosts: Sequence[int]) -> float:
-    """Bytes that a device sends to other hosts. hosts: the host of each partition.
+def bytes_between_hosts(program: HloProgram, hosts: Sequence[int]) -> float:
+    """Bytes that a device sends to other hosts. hosts: of each partition.
 
-    Devices of a host that take part in one collective share its way out: each has a network adapter
-    of its own. An all-to-all sends what is meant for each other device straight there.
+    The devices of a host that take part in a collective share its way out, because each has its own
+    network adapter. An all-to-all sends what is meant for another device straight there.
     """
     return sum(
-        times * size * _share(kind, line, hosts)
-        for kind, times, size, line in _collectives(program)
+        collective.runs * collective.bytes * _share_between_hosts(collective, hosts)
+        for collective in each_collective(program)
     )
 
 
-def _collectives(program: HloProgram) -> Iterator[tuple[str, int, int, str]]:
-    """Kind, how often it runs, bytes that leave a device each time, the instruction's text."""
+class Collective(NamedTuple):
+    kind: str  # one of COLLECTIVES
+    runs: int
+    bytes: int  # that leave a device each time
+    text: str
+
+
+def each_collective(program: HloProgram) -> Iterator[Collective]:
     chains = set()
     for name, instructions in program.computations.items():
-        for each in instructions:
-            kind, times = each.kind.removesuffix("-start"), program.times[name]
-            if kind == "all-reduce" and name.startswith(SCATTERED):
+        for instruction in instructions:
+            opcode, runs = instruction.opcode, program.runs[name]
+            kind = opcode.removesuffix("-start")
+            if kind == "all-reduce" and name.startswith(REDUCE_SCATTER):
                 kind = "reduce-scatter"
-            if kind in KINDS:
-                if chain := CHAIN.search(each.line):
-                    if chain[1] in chains:
-                        continue
-                    chains.add(chain[1])
-                    times = program.parts.get(name, times)
-                given = sum(map(_size, each.given))
-                made = _size(each.made) - (given if each.kind.endswith("-start") else 0)
-                size = {"all-reduce": 2 * given, "all-gather": made}.get(kind, given)
-                yield kind, times, size, each.line
+            if kind not in COLLECTIVES:
+                continue
+            if chain := CHAIN.search(instruction.text):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
+                runs = program.fused.get(name, runs)
+            sent = sum(map(_size, instruction.operands))
+            # The result of a "-start" has the operands in it.
+            received = _size(instruction.result) - (sent if opcode.endswith("-start") else 0)
+            size = {"all-reduce": 2 * sent, "all-gather": received}.get(kind, sent)
+            yield Collective(kind, runs, size, instruction.text)
 
 
-def _share(kind: str, line: str, hosts: Sequence[int]) -> float:
-    """Of a collective's bytes, those that a device sends to other hosts."""
+def _share_between_hosts(collective: Collective, hosts: Sequence[int]) -> float:
+    """The part of a collective's bytes that a device sends to other hosts."""
     shares = [0.0]
-    for group in _groups(line, len(hosts)):
+    for group in _groups(collective.text, len(hosts)):
         members = Counter(hosts[device] for device in group)
         if len(members) > 1:
-            here = min(members.values())
-            shares.append(1 - here / len(group) if kind == "all-to-all" else 1 / here)
+            fewest = min(members.values())
+            is_direct = collective.kind == "all-to-all"
+            shares.append(1 - fewest / len(group) if is_direct else 1 / fewest)
     return max(shares)
 
 
-def _groups(line: str, devices: int) -> list[Any]:
-    """Lists of the devices that a collective connects, in any of the ways that XLA writes them."""
+def _groups(text: str, devices: int) -> list[list[int]]:
+    """The groups of devices that a collective connects."""
     ids = np.arange(devices)
-    if m := MESH_GROUPS.search(line):
-        axes = re.findall(r"'([^']+)'=(\d+)", m[1])
+    if match := MESH_GROUPS.search(text):
+        axes = re.findall(r"'([^']+)'=(\d+)", match[1])
         names, shape = [name for name, _ in axes], [int(size) for _, size in axes]
-        along = [names.index(name) for name in re.findall(r"'([^']+)'", m[2])]
+        along = [names.index(name) for name in re.findall(r"'([^']+)'", match[2])]
         ids = np.moveaxis(ids.reshape(shape), along, range(-len(along), 0))
         return ids.reshape(-1, math.prod(shape[i] for i in along)).tolist()
-    if m := IOTA_GROUPS.search(line):
-        shape, source, order = (_ints(part) for part in m.groups())
+    if match := IOTA_GROUPS.search(text):
+        shape, source, order = (_ints(part) for part in match.groups())
         return ids.reshape(source).transpose(order or None).reshape(shape).tolist()
-    found = LISTED_GROUPS.search(line)
-    listed = re.findall(r"\{([\d,]+)\}", found[1]) if found else []
-    if not listed:
-        return [[*range(devices)]]
-    return [_ints(group) for group in listed]
+    match = LISTED_GROUPS.search(text)
+    listed = re.findall(r"\{([\d,]+)\}", match[1]) if match else []
+    return [_ints(group) for group in listed] or [[*range(devices)]]
 
 
 def _ints(text: str | None) -> list[int]:
     return [int(x) for x in text.split(",")] if text else []
 
 
-def accessed(program: HloProgram) -> float:
+def accessed_bytes(program: HloProgram) -> float:
     """Bytes of the device's memory that instructions read and write, each operand and result once.
 
-    Of a stack that a loop goes through, a slice a trip; of what is written over in place, and of
-    tables that rows are taken from, what is touched.
+    Of a stack that a loop iterates over, one slice per trip counts; of arrays that are updated in
+    place, and of tables that rows are gathered from, the part that is touched.
     """
     total = 0.0
     for name, instructions in program.computations.items():
-        if name not in program.parts:
+        if name not in program.fused:
             trips = program.trips.get(name, 0)
-            each = (_moved(program, one, trips) for one in instructions if one.kind not in FREE)
-            total += program.times[name] * sum(each)
+            moved = (_moved(program, x, trips) for x in instructions if x.opcode not in FREE)
+            total += program.runs[name] * sum(moved)
     return total
 
 
-def _moved(program: HloProgram, one: HloInstruction, trips: int) -> float:
-    if one.kind.endswith("-done"):
+def _moved(program: HloProgram, instruction: HloInstruction, trips: int) -> float:
+    """Bytes that an instruction reads and writes. trips: of the loop whose body it is in."""
+    opcode = instruction.opcode
+    if opcode.endswith("-done"):
         return 0.0
-    if one.kind.endswith("-start"):  # between the memory and the chip, or the others
-        given = sum(map(_size, one.given))
-        # Of a slice its operand is among the results.
-        return _size(one.made) - given if "slice" in one.kind else given
-    inner = {each.kind for name in one.called for each in program.computations.get(name, ())}
-    kinds = inner | {one.kind}
-    made, given = list(_arrays(one.made, trips)), [y for x in one.given for y in _arrays(x, trips)]
-    if "dynamic-update-slice" in kinds:
-        for shape, size, sliced in list(made):
-            same = next((y for y in given if y[0] == shape), None)
+    if opcode.endswith("-start"):  # a copy between memory and chip, or a collective
+        operands = sum(map(_size, instruction.operands))
+        # The result of a slice has its operand in it.
+        return _size(instruction.result) - operands if "slice" in opcode else operands
+    opcodes = {opcode} | {
+        inner.opcode for name in instruction.called for inner in program.computations.get(name, ())
+    }
+    results = list(_arrays(instruction.result, trips))
+    operands = [x for operand in instruction.operands for x in _arrays(operand, trips)]
+    if "dynamic-update-slice" in opcodes:
+        for result in list(results):
+            same = next((x for x in operands if x.shape == result.shape), None)
             if same:
-                made.remove((shape, size, sliced))
-                given.remove(same)
-                made += [((), size, True)] if sliced else []
-    written = sum(size for _, size, _ in made)
-    takes = kinds & {"gather", "dynamic-slice"} and not kinds & {"dot", "convolution"}
-    read = (min(size, written) if takes and not sliced else size for _, size, sliced in given)
+                results.remove(result)
+                operands.remove(same)
+                results += [result._replace(shape=(), sliced=True)] * result.sliced
+    written = sum(x.bytes for x in results)
+    gathers = opcodes & {"gather", "dynamic-slice"} and not opcodes & {"dot", "convolution"}
+    read = (min(x.bytes, written) if gathers and not x.sliced else x.bytes for x in operands)
     return written + sum(read)
 
 
-def _arrays(text: str, trips: int) -> Iterator[tuple[tuple[int, ...], float, bool]]:
-    """Shape, bytes in memory, and whether it is a stack that the loop goes through."""
-    for bits, shape, layout in ARRAY.findall(text):
-        if shape and ON_CHIP not in layout:
-            sizes = tuple(map(int, shape.split(",")))
-            sliced = trips > 1 and len(sizes) > 1 and sizes[0] == trips
-            size = math.prod(sizes) * int(bits or 8) / 8
-            yield sizes, size / trips if sliced else size, sliced
+class ArrayType(NamedTuple):
+    shape: tuple[int, ...]
+    bytes: float  # of a slice, if it is sliced
+    sliced: bool  # a stack that a loop iterates over
 
 
-def _size(text: str) -> int:
-    """Bytes of all arrays of a type, numbers by themselves left out."""
+def _arrays(type: str, trips: int) -> Iterator[ArrayType]:
+    """The arrays of a type that are in the device's memory. Scalars are left out."""
+    for bits, dims, layout in ARRAY.findall(type):
+        if dims and ON_CHIP not in layout:
+            shape = tuple(map(int, dims.split(",")))
+            sliced = trips > 1 and len(shape) > 1 and shape[0] == trips
+            size = math.prod(shape) * int(bits or 8) / 8
+            yield ArrayType(shape, size / trips if sliced else size, sliced)
+
+
+def _size(type: str) -> int:
+    """Bytes of all arrays of a type. Scalars are left out."""
     return sum(
-        math.prod(map(int, shape.split(","))) * int(bits or 8) // 8
-        for bits, shape, _ in ARRAY.findall(text)
-        if shape
+        math.prod(map(int, dims.split(","))) * int(bits or 8) // 8
+        for bits, dims, _ in ARRAY.findall(type)
+        if dims
     )
 
 
 def _operands(rest: str) -> str:
+    """The part of an instruction's text up to the parenthesis that closes its operands."""
     depth = 1
     for i, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")

@@ -1,35 +1,44 @@
-"""Where a config's arrays live, and what of them lies in a device's memory while a stage runs."""
+"""Shapes and shardings of a config's arrays, and what is in a device's memory during a stage."""
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from seif_jax import models, settings, sharding
-from seif_jax.models import Model, lora
-from seif_jax.plan.cost import held
+from seif_jax.models import Model, Params, lora
+from seif_jax.plan.cost import device_bytes
+from seif_jax.plan.device import Device
 from seif_jax.rl import optim
 from seif_jax.role_weights import meshes
 from seif_jax.run_config import RunConfig
 
+Bytes = dict[str, int]  # of a device's memory, by what they hold
+
 
 class Layout:
-    """Shapes of a config's arrays on some devices, and where they live; nothing is allocated.
+    """The arrays of a config on some devices, as `jax.ShapeDtypeStruct`: nothing is allocated.
 
-    host: devices to compile for what one copy of the weights does. UserError: a mesh or a dimension
-    that does not fit."""
+    host_devices: to compile for where one copy of the weights works by itself. Raises UserError if
+    a mesh or a dimension does not fit the devices.
+    """
 
     def __init__(
-        self, config: RunConfig, model: Model, devices: Sequence[Any], host: Sequence[Any]
+        self,
+        config: RunConfig,
+        model: Model,
+        devices: Sequence[Device],
+        host_devices: Sequence[Device],
     ):
         settings.check_lengths(config, model.config.max_positions)
-        self.config, self.dtype, self.host = config, settings.dtype(config.dtype), host
-        found = meshes(config, devices)
-        self.mesh, self.judging = found["shared"], found[config.judger.devices]
-        for mesh in found.values():
-            sharding.replica_devices(mesh)  # each copy of the weights on one host
+        self.config, self.dtype = config, settings.dtype(config.dtype)
+        self.host_devices = host_devices
+        by_name = meshes(config, devices)
+        self.mesh, self.judger_mesh = by_name["shared"], by_name[config.judger.devices]
+        for mesh in by_name.values():
+            sharding.replica_devices(mesh)  # each copy of the weights is on one host
         self.lora = settings.lora(config)
         rule = sharding.sharding_rule(self.mesh)
         if self.lora:
@@ -37,63 +46,70 @@ class Layout:
             self.trained = lora.shapes(model, self.lora, rule)
         else:
             self.model, self.trained = model, models.shapes(model, rule=rule)
-        optimizer = optim.make_optimizer(config.optim, 1)
-        self.moments = optim.shapes(optimizer, self.trained)
+        self.opt_state = optim.shapes(optim.make_optimizer(config.optim, 1), self.trained)
 
     def one_copy(self, mesh: Mesh) -> Mesh:
-        """Devices that hold one copy of the weights on a mesh."""
+        """A mesh of devices that hold one copy of the weights."""
         tensor = mesh.shape["tensor"]
-        one = dict.fromkeys(sharding.AXES, 1) | {"tensor": tensor}
-        return sharding.make_mesh(one, self.host[:tensor])
+        sizes = dict.fromkeys(sharding.AXES, 1) | {"tensor": tensor}
+        return sharding.make_mesh(sizes, self.host_devices[:tensor])
 
-    def base(self, mesh: Mesh, dtype: Any) -> Any:
+    def base(self, mesh: Mesh, dtype: DTypeLike) -> Params:
+        """The model's own weights as they are sampled from."""
         return models.shapes(self.model, dtype, sharding.sharding_rule(mesh, over=("tensor",)))
 
-    def adapters(self, mesh: Mesh, dtype: Any) -> Any:
+    def adapters(self, mesh: Mesh, dtype: DTypeLike) -> Params:
         assert self.lora
-        found = lora.shapes(self.model, self.lora, sharding.sharding_rule(mesh))
-        return jax.tree.map(lambda x: x.update(dtype=dtype), found)
+        shapes = lora.shapes(self.model, self.lora, sharding.sharding_rule(mesh))
+        return jax.tree.map(lambda x: x.update(dtype=dtype), shapes)
 
-    def weights(self, mesh: Mesh, dtype: Any) -> Any:
-        """As they are sampled from."""
-        whole = self.base(mesh, dtype)
-        return lora.join(whole, self.adapters(mesh, dtype)) if self.lora else whole
+    def sampling_weights(self, mesh: Mesh, dtype: DTypeLike) -> Params:
+        """All weights as they are sampled from."""
+        base = self.base(mesh, dtype)
+        return lora.join(base, self.adapters(mesh, dtype)) if self.lora else base
 
     @cached_property
-    def frozen(self) -> Any:
-        """What is not trained of the model that is."""
+    def frozen(self) -> Params:
+        """The base of adapters; {} if all weights are trained."""
         return self.base(self.mesh, self.dtype) if self.lora else {}
 
-    def copy_bytes(self, mesh: Mesh, dtype: Any) -> int:
-        """What one more set of weights takes: with adapters these alone, if the base has the
-        dtype."""
-        shared = self.lora and dtype == self.dtype
-        return held((self.adapters if shared else self.weights)(mesh, dtype))
+    def copy_bytes(self, mesh: Mesh, dtype: DTypeLike) -> int:
+        """Bytes of one more set of weights: of the adapters alone if these can share the base."""
+        if self.lora and dtype == self.dtype:
+            return device_bytes(self.adapters(mesh, dtype))
+        return device_bytes(self.sampling_weights(mesh, dtype))
 
-    def base_bytes(self, mesh: Mesh) -> dict[str, int]:
-        """What adapters belong to, on a mesh."""
-        return {"base": held(self.base(mesh, self.dtype))} if self.lora else {}
+    def base_bytes(self, mesh: Mesh) -> Bytes:
+        """Bytes of the base of adapters, if there are any."""
+        return {"base": device_bytes(self.base(mesh, self.dtype))} if self.lora else {}
 
 
-def residents(config: RunConfig, layout: Layout, stage: str) -> dict[Mesh, dict[str, int]]:
-    """Bytes on a device of all that a stage holds while it samples, in a round after the first; on
-    the Judger's own devices, where it has some, what these hold."""
-    mesh, dtype, judger = layout.mesh, layout.dtype, config.judger
-    copy, judged = layout.copy_bytes(mesh, dtype), "judge" in config.reward.checks
-    found = {
-        "master weights": held(layout.trained),
-        "moments": held(layout.moments),
-        "policy": copy,
+def has_own_weights(config: RunConfig) -> bool:
+    """Whether the Judger's weights are not those of the last round's Follower."""
+    judger = config.judger
+    return judger.model is not None or judger.dtype not in (None, config.dtype)
+
+
+def resident_bytes(config: RunConfig, layout: Layout, stage: str) -> dict[Mesh, Bytes]:
+    """What is in a device's memory while a stage samples, in a round after the first, by mesh: that
+    of training, and the Judger's if it has its own."""
+    mesh, judger_mesh, dtype = layout.mesh, layout.judger_mesh, layout.dtype
+    resident = {
+        "master weights": device_bytes(layout.trained),
+        "moments": device_bytes(layout.opt_state),
+        "policy": layout.copy_bytes(mesh, dtype),
         **layout.base_bytes(mesh),
     }
-    there = layout.base_bytes(layout.judging) if layout.judging is not mesh else found
+    judger_resident = resident if judger_mesh is mesh else layout.base_bytes(judger_mesh)
     if config.grpo.kl_coef:
-        other = config.rounds > 1 or config.instructor.init != config.follower.init
-        found["reference" if stage == "instructor" and other else "follower"] = copy
-    kind = settings.dtype(judger.dtype or config.dtype)
-    own = judger.model is not None or kind != dtype
-    if stage == "instructor" or (judged and not own):
-        there["follower"] = layout.copy_bytes(layout.judging, dtype)
-    if judged and own:
-        there["judger"] = layout.copy_bytes(layout.judging, kind)
-    return {mesh: found, layout.judging: there}
+        # The Follower's stage starts from the frozen Follower. So does the Instructor's, at first.
+        is_follower = config.rounds == 1 and config.instructor.init == config.follower.init
+        reference = "follower" if stage == "follower" or is_follower else "reference"
+        resident[reference] = layout.copy_bytes(mesh, dtype)
+    judged, own_weights = "judge" in config.reward.checks, has_own_weights(config)
+    if stage == "instructor" or (judged and not own_weights):
+        judger_resident["follower"] = layout.copy_bytes(judger_mesh, dtype)
+    if judged and own_weights:
+        judger_dtype = settings.dtype(config.judger.dtype or config.dtype)
+        judger_resident["judger"] = layout.copy_bytes(judger_mesh, judger_dtype)
+    return {mesh: resident, judger_mesh: judger_resident}

@@ -1,18 +1,21 @@
-"""The programs that a config's stages run, at their largest, with what lies in memory meanwhile."""
+"""The programs that a config's stages run, at their largest, and what is in memory meanwhile."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
+from jax.typing import DTypeLike
 
 from seif_jax import settings, sharding
 from seif_jax.chat import Decoding, Reply
-from seif_jax.plan.cost import held
-from seif_jax.plan.layout import Layout, residents
+from seif_jax.models import Params
+from seif_jax.models.layers import ModelConfig
+from seif_jax.plan.cost import device_bytes
+from seif_jax.plan.layout import Bytes, Layout, has_own_weights, resident_bytes
 from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
@@ -24,188 +27,246 @@ from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.trees import prompt_trees
 
-CONSTRAINTS = 5  # of an instruction: the most that a variant asks for
-OPTIONS = (0, 1)  # tokens; which ones they are changes no shape
+Tree = TypeVar("Tree")
+CONSTRAINTS = 5  # per instruction: the most that a variant asks for
+OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
 
 
 @dataclass(frozen=True)
 class Program:
+    """A jitted function with the shapes that it is called with."""
+
     stage: str
     name: str
-    function: Any  # jitted
-    arguments: tuple
-    calls: float  # in a step of the stage, one after another
-    beside: dict[str, int]  # bytes on a device of what is no argument, by what it is
-    devices: int  # that one call runs on
+    function: jax.stages.Wrapped
+    arguments: tuple[object, ...]  # arrays as `jax.ShapeDtypeStruct` with shardings
+    calls_per_step: float  # one after another
+    resident_bytes: Bytes  # per device, besides the arguments
+    num_devices: int  # that one call runs on
     mesh: Mesh | None = None  # that it is traced under
-    inside: Any = None  # what the function knows beside its arguments
-    options: dict[str, Any] = field(default_factory=dict)
-    tokens: int = 0  # that all devices sample in a step with this program
+    closure: object = None  # what tells it from functions of the same name and arguments
+    options: Mapping[str, object] = field(default_factory=dict)
+    sampled_tokens: int = 0  # on all devices, per step
+
+    @property
+    def full_name(self) -> tuple[str, str]:
+        return self.stage, self.name
+
+    @property
+    def key(self) -> str:
+        """Equal for programs that compile to the same thing."""
+        kind = self.name.split(": ")[-1]
+        return str((kind, self.arguments, dict(self.options), self.closure))
 
     @property
     def hosts(self) -> list[int]:
-        """The host of each device; without a mesh they are all of one."""
+        """The host of each device. Without a mesh all devices are on one."""
         if self.mesh is None:
-            return [0] * self.devices
+            return [0] * self.num_devices
         return [device.process_index for device in self.mesh.devices.flat]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is sampled, or judged, with one call of an engine."""
+class EngineCall:
+    """What a step samples, or gets verdicts on, with one call of an engine."""
 
     name: str
     prompts: int
-    group: int
+    group_size: int
     decoding: Decoding
-    weights: str  # whose
-    dtype: Any
+    weights: str  # whose: a key of `resident_bytes`
+    dtype: DTypeLike
     mode: str = "generate"
 
 
 def programs(config: RunConfig, layout: Layout) -> Iterator[Program]:
-    """Of the stages that train; the data that Instructors write are sampled as their rollouts are,
-    with less beside."""
-    for name in ("instructor", "follower"):
-        if name in config.stages:
-            resident = residents(config, layout, name)
-            yield from learning(config, layout, name, resident[layout.mesh])
-            for asked in questions(config, name):
-                yield from sampling(layout, name, asked, resident)
+    """The programs of the stages that train, and of the data stage if no Instructor is trained: an
+    Instructor's rollouts sample the same way, with more in memory."""
+    for stage in ("instructor", "follower"):
+        if stage in config.stages:
+            resident = resident_bytes(config, layout, stage)
+            yield from learner_programs(config, layout, stage, resident[layout.mesh])
+            for call in engine_calls(config, stage):
+                yield from engine_programs(layout, stage, call, resident)
     if "instructor" not in config.stages and "generate" in config.stages:
-        role, d = config.instructor, settings.dtype(config.dtype)
-        resident: dict[Mesh, dict[str, int]] = {layout.mesh: {}, layout.judging: {}}
-        for mesh, whose in ((layout.mesh, "author"), (layout.judging, "follower")):
-            resident[mesh] |= layout.base_bytes(mesh) | {whose: layout.copy_bytes(mesh, d)}
-        decoding = settings.decoding(config, role, config.generate.temperature)
-        asked = Asked("write", config.generate.prompts, 1, decoding, "author", d)
-        yield from sampling(layout, "generate", asked, resident)
+        dtype = layout.dtype
+        resident: dict[Mesh, Bytes] = {layout.mesh: {}, layout.judger_mesh: {}}
+        for mesh, weights in ((layout.mesh, "author"), (layout.judger_mesh, "follower")):
+            resident[mesh] |= layout.base_bytes(mesh) | {weights: layout.copy_bytes(mesh, dtype)}
+        decoding = settings.decoding(config, config.instructor, config.generate.temperature)
+        call = EngineCall("write", config.generate.prompts, 1, decoding, "author", dtype)
+        yield from engine_programs(layout, "generate", call, resident)
 
 
-def questions(config: RunConfig, stage: str) -> Iterator[Asked]:
-    """All that is sampled and judged in a step."""
-    role, dtype, j = config.trained_role(stage), settings.dtype(config.dtype), config.judger
+def engine_calls(config: RunConfig, stage: str) -> Iterator[EngineCall]:
+    """All that a step of a stage samples and judges."""
+    role, dtype = config.trained_role(stage), settings.dtype(config.dtype)
     decoding = settings.decoding(config, role, role.temperature)
-    samples = role.rollout_prompts * role.group_size
-    yield Asked("rollout", role.rollout_prompts, role.group_size, decoding, "policy", dtype)
+    answers = role.rollout_prompts * role.group_size  # that are judged
+    yield EngineCall("rollout", role.rollout_prompts, role.group_size, decoding, "policy", dtype)
     if stage == "instructor":
-        f = config.filter
-        if f.on:
-            how = settings.verdict_decoding(f, settings.FILTER_SALT)
-            yield Asked("filter", samples, 1, how, "follower", dtype, f.mode)
-        answers = settings.decoding(
-            config, config.follower, config.answer.temperature, settings.ANSWER_SALT
-        )
-        yield Asked("answers", samples, config.answer.samples, answers, "follower", dtype)
-        samples *= config.answer.samples
-    if "judge" in config.reward.checks and j.mode != "random":
-        how = settings.verdict_decoding(j, settings.JUDGER_SALT)
-        kind = settings.dtype(j.dtype or config.dtype)
-        own = "judger" if j.model is not None or kind != dtype else "follower"
-        yield Asked("judge", samples * CONSTRAINTS, 1, how, own, kind, j.mode)
+        proposals, filter = answers, config.filter
+        if filter.on:
+            decoding = settings.verdict_decoding(filter, settings.FILTER_SALT)
+            yield EngineCall("filter", proposals, 1, decoding, "follower", dtype, filter.mode)
+        follower, answer = config.follower, config.answer
+        decoding = settings.decoding(config, follower, answer.temperature, settings.ANSWER_SALT)
+        yield EngineCall("answers", proposals, answer.samples, decoding, "follower", dtype)
+        answers = proposals * answer.samples
+    judger = config.judger
+    if "judge" in config.reward.checks and judger.mode != "random":
+        decoding = settings.verdict_decoding(judger, settings.JUDGER_SALT)
+        weights = "judger" if has_own_weights(config) else "follower"
+        dtype = settings.dtype(judger.dtype or config.dtype)
+        questions = answers * CONSTRAINTS
+        yield EngineCall("judge", questions, 1, decoding, weights, dtype, judger.mode)
 
 
-def sampling(
-    layout: Layout, stage: str, asked: Asked, resident: dict[Mesh, dict[str, int]]
+def engine_programs(
+    layout: Layout, stage: str, call: EngineCall, resident: Mapping[Mesh, Bytes]
 ) -> Iterator[Program]:
-    """The programs that answer a question: each copy of the weights has its share."""
-    whole = layout.judging if asked.weights in ("follower", "judger") else layout.mesh
-    c, d, mesh, dtype = layout.model.config, asked.decoding, layout.one_copy(whole), asked.dtype
-    params = layout.weights(mesh, dtype)
-    given = ("base", asked.weights)
-    others = {name: size for name, size in resident[whole].items() if name not in given}
-    mine = -(-asked.prompts * mesh.size // whole.size)
-    if asked.mode == "verdict":
-        prompts = [[i, *[0] * (d.max_prompt_tokens - 1)] for i in range(min(mine, d.batch_size))]
-        part = next(prompt_trees(prompts, d.batch_size))
-        calls = -(-mine // len(prompts))
-        yield Program(
-            stage, f"{asked.name}: verdicts", prefill.next_logp,
-            (c, params, shapes(part.tree), shapes(part.ends)), calls, others, mesh.size, mesh,
-            options={"options": OPTIONS, "dtype": dtype},
-        )  # fmt: skip
+    """The programs of an engine call. Each copy of the weights serves its share of the prompts."""
+    all_devices = layout.judger_mesh if call.weights in ("follower", "judger") else layout.mesh
+    mesh, decoding = layout.one_copy(all_devices), call.decoding
+    config, params = layout.model.config, layout.sampling_weights(mesh, call.dtype)
+    others = without(resident[all_devices], "base", call.weights)
+    prompts = -(-call.prompts * mesh.size // all_devices.size)  # of one copy
+    if call.mode == "verdict":
+        yield _verdict_program(stage, call, prompts, config, params, others, mesh)
         return
-    big = worst_case.arguments(
-        c, params, dtype, prompts=mine, prompt_tokens=d.max_prompt_tokens, group=asked.group,
-        max_tokens=d.max_tokens, slots=d.batch_size,
+    worst = worst_case.arguments(
+        config, params, call.dtype, prompts=prompts, prompt_tokens=decoding.max_prompt_tokens,
+        group=call.group_size, max_tokens=decoding.max_tokens, slots=decoding.batch_size,
     )  # fmt: skip
-    _, _, unstacked, _, _, pool, _, cache, _ = big.decode
-    session = {"weights by layer": held(unstacked), "prompts": held(pool), "cache": held(cache)}
-    waves = -(-mine * asked.group // big.slots)
+    _, _, unstacked, _, _, pool, _, cache, _ = worst.decode
+    session = {
+        "weights by layer": device_bytes(unstacked),
+        "prompts": device_bytes(pool),
+        "cache": device_bytes(cache),
+    }
     yield Program(
-        stage, f"{asked.name}: prefill", prefill.prefill, big.prefill, -(-mine // big.prompts),
-        others | session, mesh.size, mesh, options={"dtype": dtype},
-    )  # fmt: skip
+        stage,
+        f"{call.name}: prefill",
+        prefill.prefill,
+        worst.prefill,
+        calls_per_step=-(-prompts // worst.prompts),
+        resident_bytes=others | session,
+        num_devices=mesh.size,
+        mesh=mesh,
+        options={"dtype": call.dtype},
+    )
+    waves = -(-prompts * call.group_size // worst.slots)
     yield Program(
-        stage, f"{asked.name}: decode", decode, big.decode, waves * -(-d.max_tokens // CHUNK),
-        others | {asked.weights: held(params["layers"])}, mesh.size,
-        options={"method": d.method, "stop_ids": OPTIONS[:1], "dtype": dtype},
-        tokens=asked.prompts * asked.group * d.max_tokens,
-    )  # fmt: skip
+        stage,
+        f"{call.name}: decode",
+        decode,
+        worst.decode,
+        calls_per_step=waves * -(-decoding.max_tokens // CHUNK),
+        resident_bytes=others | {call.weights: device_bytes(params["layers"])},
+        num_devices=mesh.size,
+        options={"method": decoding.method, "stop_ids": OPTION_IDS[:1], "dtype": call.dtype},
+        sampled_tokens=call.prompts * call.group_size * decoding.max_tokens,
+    )
 
 
-def learning(
-    config: RunConfig, layout: Layout, name: str, resident: dict[str, int]
+def _verdict_program(
+    stage: str,
+    call: EngineCall,
+    prompts: int,
+    config: ModelConfig,
+    params: Params,
+    others: Bytes,
+    mesh: Mesh,
+) -> Program:
+    """One forward pass over a batch of prompts that differ from their first token on."""
+    batch_size, length = call.decoding.batch_size, call.decoding.max_prompt_tokens
+    size = min(prompts, batch_size)
+    batch = next(prompt_trees([[i, *[0] * (length - 1)] for i in range(size)], batch_size))
+    return Program(
+        stage,
+        f"{call.name}: verdicts",
+        prefill.next_logp,
+        (config, params, shapes_of(batch.tree), shapes_of(batch.ends)),
+        calls_per_step=-(-prompts // size),
+        resident_bytes=others,
+        num_devices=mesh.size,
+        mesh=mesh,
+        options={"options": OPTION_IDS, "dtype": call.dtype},
+    )
+
+
+def learner_programs(
+    config: RunConfig, layout: Layout, stage: str, resident: Bytes
 ) -> Iterator[Program]:
-    """What turns a rollout into an update."""
-    role, mesh = config.trained_role(name), layout.mesh
+    """The programs that turn a rollout into updates."""
+    role, mesh, params = config.trained_role(stage), layout.mesh, layout.trained
     learner = Learner(
-        layout.model.config, mesh, layout.trained, settings.learner(config, role),
+        layout.model.config, mesh, params, settings.learner(config, role),
         temperature=role.temperature, updates=1, frozen=layout.frozen,
     )  # fmt: skip
-    micro, passes = largest_pass(config, role, learner)
+    micros, passes = worst_case_pass(config, role, learner)
     updates = role.rollout_prompts // role.optimizer_prompts
-    trained = layout.trained
-    gradient = jax.tree.map(lambda x: x.update(), trained)
-    policy = layout.weights(mesh, layout.dtype)
 
-    def program(what: str, function: Any, arguments: tuple, calls: float, given: Sequence[str]):
-        kept = {key: size for key, size in beside.items() if key not in given}
+    def program(
+        name: str,
+        function: jax.stages.Wrapped,
+        arguments: tuple[object, ...],
+        calls: float,
+        resident: Bytes,
+    ) -> Program:
         return Program(
-            name, what, function, arguments, calls, kept, mesh.size, mesh, role.temperature
+            stage,
+            name,
+            function,
+            arguments,
+            calls,
+            resident,
+            num_devices=mesh.size,
+            mesh=mesh,
+            closure=role.temperature,
         )
 
-    beside = {key: size for key, size in resident.items() if key != "policy"}
-    yield program("cast", learner.cast, (trained,), 1, ["master weights"])
-    beside = resident
-    logp = (passes * (updates if config.grpo.kl_coef else 0)) + passes * (updates - 1)
-    if logp:
-        yield program("log-probabilities", learner.packed_logp, (policy, micro.packed), logp,
-                      ["policy", "base"])  # fmt: skip
-    beside = {key: size for key, size in resident.items() if key != "policy"}
-    whole = held(gradient)
-    step = (micro, *shapes((np.bool_(False), BatchTotals.of([], 0))))
-    beside = beside | ({"gradient so far": whole} if passes > 1 else {})
-    yield program("gradient", learner.gradient, (trained, layout.frozen, *step),
-                  passes * updates, ["master weights", "base"])  # fmt: skip
+    in_updates = without(resident, "policy")
+    yield program("cast", learner.cast, (params,), 1, without(in_updates, "master weights"))
+    logp_calls = passes * (updates * bool(config.grpo.kl_coef) + updates - 1)
+    if logp_calls:
+        policy = layout.sampling_weights(mesh, layout.dtype)
+        others = without(resident, "policy", "base")
+        arguments = (policy, micros.packed)
+        yield program("log-probabilities", learner.packed_logp, arguments, logp_calls, others)
+    grads = copy_of(params)
+    gradient_sum = {"gradient so far": device_bytes(grads)} if passes > 1 else {}
+    others = without(in_updates, "master weights", "base") | gradient_sum
+    on_policy, totals = shapes_of((np.bool_(False), BatchTotals.of([], 0)))
+    arguments = (params, layout.frozen, micros, on_policy, totals)
+    yield program("gradient", learner.gradient, arguments, passes * updates, others)
     if passes > 1:
-        other = jax.tree.map(lambda x: x.update(), trained)
-        yield program("sum", learner.add, (gradient, other), (passes - 1) * updates,
-                      ["gradient so far"])  # fmt: skip
-    weights, moments = (
-        jax.tree.leaves(trained),
-        jax.tree.structure(trained).flatten_up_to(layout.moments),
-    )
-    i = max(range(len(weights)), key=lambda i: held(weights[i]))
-    scale = jax.ShapeDtypeStruct((), jnp.float32)
-    own = {"master weights": weights[i], "moments": moments[i], "gradient": weights[i]}
-    rest = {key: beside[key] - held(own[key]) for key in ("master weights", "moments")}
-    rest["gradient"] = whole - held(weights[i])
-    beside = {key: size for key, size in beside.items() if key != "gradient so far"} | rest
-    yield program("update", optim.make_change(learner.optimizer),
-                  (weights[i], moments[i], weights[i].update(), scale),
-                  updates * sum(map(held, weights)) / held(weights[i]), [])  # fmt: skip
+        arguments = (grads, copy_of(params))
+        yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
+
+    weights = jax.tree.leaves(params)
+    opt_states = jax.tree.structure(params).flatten_up_to(layout.opt_state)
+    largest = max(range(len(weights)), key=lambda i: device_bytes(weights[i]))
+    weight, opt_state = weights[largest], opt_states[largest]
+    others = in_updates | {  # less what one weight's update is given as arguments
+        "master weights": in_updates["master weights"] - device_bytes(weight),
+        "moments": in_updates["moments"] - device_bytes(opt_state),
+        "gradient": device_bytes(grads) - device_bytes(weight),
+    }
+    arguments = (weight, opt_state, copy_of(weight), jax.ShapeDtypeStruct((), jnp.float32))
+    calls = updates * sum(map(device_bytes, weights)) / device_bytes(weight)
+    yield program("update", optim.make_change(learner.optimizer), arguments, calls, others)
 
 
-def largest_pass(
+def worst_case_pass(
     config: RunConfig, role: TrainedRoleConfig, learner: Learner
 ) -> tuple[MicroBatch, int]:
-    """What one pass computes of an optimizer batch whose prompts and samples are all as long as may
-    be, as `jax.ShapeDtypeStruct`; and how many there are."""
-    grouping, width = settings.grouping(config, role), role.max_response_tokens
+    """A pass of an optimizer batch in which every prompt and sample has the maximum length, as
+    `jax.ShapeDtypeStruct`; and the number of passes per optimizer batch."""
+    width, grouping = role.max_response_tokens, settings.grouping(config, role)
     ids, logp = np.zeros(width, np.int32), np.zeros(width, np.float32)
     replies = [
-        Reply("", [i, *[0] * (role.max_prompt_tokens - 1)], ids, logp, True)
+        Reply("", [i, *[0] * (role.max_prompt_tokens - 1)], ids, logp, finished=True)
         for i in range(role.optimizer_prompts)
         for _ in range(role.group_size)
     ]
@@ -213,13 +274,23 @@ def largest_pass(
     passes = learner.passes(make_batch(replies, scores, grouping, width))
     micros = [part.micro for part in passes[0]]
     if len(micros) == 1:
-        return shapes(sharding.stack_micro_batches(micros)), len(passes)
+        return shapes_of(sharding.stack_micro_batches(micros)), len(passes)
 
-    def shape(x: np.ndarray, sharding: Any) -> jax.ShapeDtypeStruct:
+    def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return sharding.shard_micro_batches(learner.mesh, micros, shape), len(passes)
+    return sharding.shard_micro_batches(learner.mesh, micros, shape_of), len(passes)
 
 
-def shapes(tree: Any) -> Any:
+def without(sizes: Bytes, *names: str) -> Bytes:
+    return {name: size for name, size in sizes.items() if name not in names}
+
+
+def copy_of(tree: Tree) -> Tree:
+    """The same shapes, for other arrays."""
+    return jax.tree.map(lambda x: x.update(), tree)
+
+
+def shapes_of(tree: Tree) -> Tree:
+    """The host's arrays as `jax.ShapeDtypeStruct`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), tree)

@@ -1,15 +1,16 @@
 """A plan as text."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = (
-    "program", "arguments", "temporary", "output", "beside", "sum", "share", "FLOP", "bytes",
-    "to others", "calls", "s a step", "limit",
+    "program", "arguments", "temporary", "output", "resident", "sum", "share", "FLOPs", "bytes",
+    "to others", "calls", "s per step", "limit",
 )  # fmt: skip
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -17,44 +18,47 @@ def gib(size: float) -> str:
     return f"{size / (1 << 30):.2f} GiB"
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """For a terminal or a file; numbers are of one device and one call."""
-    model, mesh = found["model"], ", ".join(f"{k}={n}" for k, n in found["mesh"].items())
-    where = f"{found['topology'] or 'here'}: {found['devices']} x {found['device']}"
-    memory = gib(found["chip"]["hbm_bytes"])
-    if found["chip"]["pool_fraction"] < 1:
-        memory += f" ({found['chip']['pool_fraction']:.0%} for JAX)"
-    out = [
+def lines(plan: Mapping[str, Any]) -> list[str]:
+    """A plan for a terminal or a file. Numbers are per device and per call."""
+    model, chip = plan["model"], plan["chip"]
+    mesh = ", ".join(f"{axis}={size}" for axis, size in plan["mesh"].items())
+    devices = f"{plan['topology'] or 'here'}: {plan['devices']} x {plan['device']}"
+    memory = gib(chip["hbm_bytes"])
+    if chip["pool_fraction"] < 1:
+        memory += f" ({chip['pool_fraction']:.0%} for JAX)"
+    head = (
         f"{model['name'] or 'SmolLM2-135M-Instruct'} ({model['model_type']}, "
-        f"{model['parameters']:,} parameters) on {where} of {memory}; mesh {mesh}",
+        f"{model['parameters']:,} parameters) on {devices} of {memory}; mesh {mesh}"
+    )
+    stages = [line for stage in plan["stages"] for line in _stage_lines(plan, stage)]
+    does_not_fit = [
+        f"DOES NOT FIT: {entry['program']}, {gib(entry['total_bytes'])}, most of it "
+        f"{entry['largest']}; {entry['knob'] or 'none of the changes that were tried makes it fit'}"
+        for entry in plan["does_not_fit"]
     ]
-    for stage, numbers in found["stages"].items():
-        rows = [row for row in found["programs"] if row["stage"] == stage]
-        out += ["", f"{stage} (GiB on a device; FLOP and bytes of a call)", *_table(rows)]
-        kinds = {kind for row in rows for kind in row["collectives"]}
-        for kind in sorted(kinds):
-            having = [(row["program"], row["collectives"].get(kind)) for row in rows]
-            counts = (f"{name} {n['count']} ({n['bytes']:.3g} B)" for name, n in having if n)
-            out.append(f"  {kind}: {', '.join(counts)}")
-        network = [(row["program"], row["bytes_between_hosts"]) for row in rows]
-        if found["chip"]["network_bytes_per_sec"] and any(size for _, size in network):
-            counts = ", ".join(f"{name} {size:.3g} B" for name, size in network if size)
-            out.append(f"  between hosts: {counts}")
-        rate = numbers.get("rollout_tokens_per_sec")
-        said = f", rollouts {rate:,.0f} tokens/s" if rate else ""
-        out.append(f"  a step takes at least {numbers['step_secs']:,.1f} s{said}")
-    out += [""]
-    for each in found["does_not_fit"]:
-        advice = each["knob"] or "none of the knobs that were tried makes it fit"
-        out.append(
-            f"DOES NOT FIT: {each['program']}, {gib(each['total_bytes'])}, most of it "
-            f"{each['largest']}; {advice}"
-        )
-    out += ["everything fits"] if found["fits"] else []
-    return [*out, "assumptions:", *(f"- {text}" for text in found["assumptions"])]
+    fits = ["everything fits"] if plan["fits"] else []
+    assumptions = ["assumptions:", *(f"- {text}" for text in plan["assumptions"])]
+    return [head, *stages, "", *does_not_fit, *fits, *assumptions]
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
+    rows = [row for row in plan["programs"] if row["stage"] == stage]
+    out = ["", f"{stage} (GiB per device; FLOPs and bytes per call)", *_table(rows)]
+    for kind in sorted({kind for row in rows for kind in row["collectives"]}):
+        of_kind = {row["program"]: row["collectives"].get(kind) for row in rows}
+        counts = (f"{name} {n['count']} ({n['bytes']:.3g} B)" for name, n in of_kind.items() if n)
+        out.append(f"  {kind}: {', '.join(counts)}")
+    sent = {row["program"]: row["bytes_between_hosts"] for row in rows}
+    if plan["chip"]["network_bytes_per_sec"] and any(sent.values()):
+        sizes = ", ".join(f"{name} {size:.3g} B" for name, size in sent.items() if size)
+        out.append(f"  between hosts: {sizes}")
+    step = plan["stages"][stage]
+    rate = step.get("rollout_tokens_per_sec")
+    rollouts = f", rollouts {rate:,.0f} tokens/s" if rate else ""
+    return [*out, f"  a step takes at least {step['step_secs']:,.1f} s{rollouts}"]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = [COLUMNS, *map(_cells, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
@@ -63,16 +67,16 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    size = dict(row["bytes"])
-    own = [size.pop(name) for name in ("arguments", "temporaries", "output")]
-    moved = sum(each["bytes"] for each in row["collectives"].values())
-    memory = [*own, sum(size.values()), row["total_bytes"]]
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    resident = dict(row["bytes"])
+    own = [resident.pop(name) for name in ("arguments", "temporaries", "output")]
+    sent = sum(entry["bytes"] for entry in row["collectives"].values())
+    memory = [*own, sum(resident.values()), row["total_bytes"]]
     return (
         row["program"],
-        *(f"{x / (1 << 30):.2f}" for x in memory),
+        *(f"{size / (1 << 30):.2f}" for size in memory),
         f"{row['share_of_memory']:.0%}",
-        *(f"{x:.3g}" for x in (row["flops"], row["accessed_bytes"], moved)),
+        *(f"{x:.3g}" for x in (row["flops"], row["accessed_bytes"], sent)),
         f"{row['calls_per_step']:,.0f}",
         f"{row['secs_per_step']:.3g}",
         row["limit"],

@@ -116,17 +116,16 @@ def _all_finite(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
-Change = Callable[
-    [Float[Array, "*S"], optax.OptState, Float[Array, "*S"], Float[Array, ""] | np.float32],
-    tuple[Float[Array, "*S"], optax.OptState],
-]
-
-
-def make_change(optimizer: optax.GradientTransformation) -> Change:
+def make_change(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
     """The jitted update of one weight: (weight, its optimizer state, gradient, factor of the
     gradient) to the new weight and state, in the buffers of the old ones."""
 
-    def change(weight, opt_state, gradient, scale):
+    def change(
+        weight: Float[Array, "*S"],
+        opt_state: optax.OptState,
+        gradient: Float[Array, "*S"],
+        scale: Float[Array, ""],
+    ) -> tuple[optax.Params, optax.OptState]:
         step, opt_state = optimizer.update(gradient * scale, opt_state, weight)
         return optax.apply_updates(weight, step), opt_state
 

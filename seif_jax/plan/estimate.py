@@ -1,0 +1,100 @@
+"""What a program takes on a chip: memory, and a lower bound of the time."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from seif_jax.plan.assumptions import USABLE
+from seif_jax.plan.chips import Chip
+from seif_jax.plan.cost import Cost, compile_cost
+from seif_jax.plan.programs import Program
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A compiled program on a chip."""
+
+    program: Program
+    cost: Cost
+    chip: Chip
+
+    @property
+    def name(self) -> str:
+        return f"{self.program.stage} {self.program.name}"
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes of a device's memory, by what they hold."""
+        cost = self.cost
+        return {
+            "arguments": cost.argument_bytes,
+            "temporaries": cost.temporary_bytes,
+            "output": cost.output_bytes,
+            **self.program.resident_bytes,
+        }
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(self.bytes.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= USABLE * self.chip.pool_bytes
+
+    @property
+    def secs(self) -> dict[str, float]:
+        """Seconds of one call if it were limited by one resource alone, by resource."""
+        cost, chip = self.cost, self.chip
+        link_bytes = sum(size for _, size in cost.collectives.values())
+        secs = {
+            "flops": cost.flops / chip.flops_per_sec,
+            "memory": cost.accessed_bytes / chip.bytes_per_sec,
+            "links": link_bytes / chip.link_bytes_per_sec,
+        }
+        if chip.network_bytes_per_sec:
+            secs["network"] = cost.network_bytes / chip.network_bytes_per_sec
+        return secs
+
+    @property
+    def secs_per_step(self) -> float:
+        return self.program.calls_per_step * max(self.secs.values())
+
+    def row(self) -> dict[str, Any]:
+        """The program as an entry of a plan."""
+        secs, program, cost = self.secs, self.program, self.cost
+        return {
+            "stage": program.stage,
+            "program": program.name,
+            "bytes": self.bytes,
+            "total_bytes": self.total_bytes,
+            "share_of_memory": self.total_bytes / self.chip.pool_bytes,
+            "fits": self.fits,
+            "flops": cost.flops,
+            "accessed_bytes": cost.accessed_bytes,
+            "collectives": {
+                kind: {"count": count, "bytes": size}
+                for kind, (count, size) in cost.collectives.items()
+            },
+            "bytes_between_hosts": cost.network_bytes,
+            "secs": max(secs.values()),
+            "limit": max(secs, key=lambda resource: secs[resource]),
+            "calls_per_step": program.calls_per_step,
+            "secs_per_step": self.secs_per_step,
+        }
+
+
+class Compiler:
+    """Compiles each program once, however many stages run it."""
+
+    def __init__(self):
+        self._costs: dict[str, Cost] = {}
+
+    def __call__(self, program: Program, chip: Chip) -> Estimate:
+        if program.key not in self._costs:
+            with jax.set_mesh(program.mesh) if program.mesh else nullcontext():
+                self._costs[program.key] = compile_cost(
+                    program.function, program.arguments, program.options, program.hosts
+                )
+        return Estimate(program, self._costs[program.key], chip)
