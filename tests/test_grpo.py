@@ -155,7 +155,7 @@ def reference_terms(s: Sequences, b: int, config: LossConfig, weights_at: np.nda
 
 
 def reference_loss(s: Sequences, config: LossConfig, weights_at: np.ndarray) -> dict[str, float]:
-    """Loss and metrics of whole batches, in float64, one sequence after another."""
+    """Loss and metrics of an optimizer batch in float64, one sequence at a time."""
     trained = [b for b in range(len(s.mask)) if s.mask[b].any()]
     out: dict[str, float] = collections.defaultdict(float)
     for b in trained:
@@ -221,8 +221,8 @@ def grads_of(seed: int, kl: str):
 @variants
 @pytest.mark.parametrize("seed, kl", [(11, "k3"), (12, "k2")])
 def test_loss_and_gradient_in_float64(policy_loss, aggregation, seed, kl):
-    s, found = grads_of(seed, kl)
-    (loss, metrics), gradient = found[policy_loss, aggregation]
+    s, grads = grads_of(seed, kl)
+    (loss, metrics), gradient = grads[policy_loss, aggregation]
     config = variant(policy_loss, aggregation, kl)
     want = reference_loss(s, config, s.logp)
     np.testing.assert_allclose(loss, want["loss"], rtol=1e-5)
@@ -248,8 +248,8 @@ def test_aggregations_by_hand():
     mask = jnp.array([[True, True, True], [True, False, False], [False, False, False]])
     x = jnp.array([[1.0, 2.0, 6.0], [4.0, jnp.nan, 9.0], [7.0, 7.0, jnp.inf]])
     totals = BatchTotals.of([mask], 5)
-    found = {name: float(f(x, mask, totals)) for name, f in grpo.AGGREGATIONS.items()}
-    assert found == pytest.approx({"token": 13 / 4, "sequence": (3 + 4) / 2, "constant": 13 / 10})
+    values = {name: float(f(x, mask, totals)) for name, f in grpo.AGGREGATIONS.items()}
+    assert values == pytest.approx({"token": 13 / 4, "sequence": (3 + 4) / 2, "constant": 13 / 10})
 
 
 def test_sequence_ratio_by_hand():
@@ -288,13 +288,13 @@ def test_clipped_tokens_keep_their_gradient_in_cispo():
 @pytest.mark.parametrize("parts", [2, 6])
 def test_micro_batches_add_up(parts):
     """Loss, metrics and gradient, split between calls or along a leading axis, as on a mesh."""
-    s, whole = grads_of(11, "k3")
+    s, unsplit = grads_of(11, "k3")
     totals = BatchTotals.of([s.mask], LONGEST)
     alone = [grads_of_variants(s.arrays(rows), totals) for rows in np.split(np.arange(6), parts)]
     together = grads_of_variants(
         jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), s.arrays()), totals
     )
-    for names, ((_, metrics), gradient) in whole.items():
+    for names, ((_, metrics), gradient) in unsplit.items():
         for name, number in metrics.items():
             added = sum(part[names][0][1][name] for part in alone)
             np.testing.assert_allclose(added, number, rtol=1e-5, atol=1e-7)
@@ -310,8 +310,8 @@ def test_extreme_values_stay_finite():
     ref = np.array([[-900.0, -0.001, np.inf], [-0.1, np.nan, -500.0]], np.float32)
     mask = np.array([[True, True, False], [True, False, True]])
     arrays = (logp, logp * 0.9, ref, np.array([1.0, -1.0], np.float32), mask)
-    for names, found in grads_of_variants(arrays, BatchTotals.of([mask], LONGEST)).items():
-        (total, _), gradient = found
+    for names, grads in grads_of_variants(arrays, BatchTotals.of([mask], LONGEST)).items():
+        (total, _), gradient = grads
         assert np.isfinite(total) and np.all(np.isfinite(gradient)), names
         assert not np.any(gradient[~mask]), names
 

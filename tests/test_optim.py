@@ -1,4 +1,4 @@
-"""AdamW, clipping, skipping and schedules against numbers worked out by hand."""
+"""AdamW, clipping, skipping and schedules against values computed by hand."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ OPTIMIZER = optim.make_optimizer(CONFIG, 1)
 
 
 def step(state, gradient, clip_norm):
-    """The update, of copies: it writes over the state that it is given."""
+    """One update. It gets copies, because it reuses the buffers of its argument."""
     return optim.make_update(OPTIMIZER, clip_norm)(jax.tree.map(jnp.array, state), gradient)
 
 
@@ -33,8 +33,8 @@ def flat(params):
     return np.array([*params["w"], params["b"]], np.float64)
 
 
-def first_moments(now):
-    return flat({name: own[0].mu for name, own in now.opt_state.items()})
+def first_moments(state):
+    return flat({name: opt_state[0].mu for name, opt_state in state.opt_state.items()})
 
 
 def test_adamw_by_formula():
@@ -67,7 +67,7 @@ def test_a_bad_step_leaves_everything_as_it_was(bad):
     after, norm, good = step(before, gradient([1.0, bad], 1.0), 1.0)
     assert not bool(good) and not np.isfinite(float(norm))
     jax.tree.map(np.testing.assert_array_equal, after, before)
-    assert int(after.opt_state["w"][0].count) == 1  # a skipped update counts for nothing
+    assert int(after.opt_state["w"][0].count) == 1  # a skipped update is not counted
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from seif_jax.values import OneOf, Range, look_up
 
+AnyArray = Array | np.ndarray  # on a device or on the host
 Metrics = dict[str, Array]
 
 STD_EPSILON = 1e-6
@@ -34,14 +35,12 @@ KL_LIMIT = 10.0
 class BatchTotals:
     """The size of an optimizer batch, which the losses of its micro-batches are divided by."""
 
-    tokens: Float[Array | np.ndarray, ""]  # trained tokens
-    sequences: Float[Array | np.ndarray, ""]  # sequences with at least one trained token
-    max_tokens: Float[Array | np.ndarray, ""]  # `tokens` if these had the maximum length
+    tokens: Float[AnyArray, ""]  # trained tokens
+    sequences: Float[AnyArray, ""]  # sequences with at least one trained token
+    max_tokens: Float[AnyArray, ""]  # `tokens` if these had the maximum length
 
     @classmethod
-    def of(
-        cls, masks: Sequence[Bool[Array | np.ndarray, "*B T"]], max_response_tokens: int
-    ) -> "BatchTotals":
+    def of(cls, masks: Sequence[Bool[AnyArray, "*B T"]], max_response_tokens: int) -> "BatchTotals":
         """The totals of an optimizer batch, from the masks of its micro-batches."""
         tokens = sum(int(mask.sum()) for mask in masks)
         sequences = sum(int(mask.any(-1).sum()) for mask in masks)
@@ -52,44 +51,43 @@ class BatchTotals:
 # Advantages: (rewards, scored) -> the advantage of each sample in its group.
 
 
-def centred(
+def center(
     rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
 ) -> tuple[Float[Array, "P G"], Float[Array, "P 1"]]:
-    """Rewards minus their group's mean, 0 for samples without a score, and the number of scored
-    samples per group."""
+    """Rewards minus the mean of their group, and the number of scored samples per group. A sample
+    without a score gets 0."""
     count = jnp.sum(scored, axis=1, keepdims=True, dtype=jnp.float32)
     mean = jnp.sum(jnp.where(scored, rewards, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1.0)
     return jnp.where(scored, rewards - mean, 0.0), count
 
 
-def standardised(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
+def standardized(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
     """GRPO (arXiv 2402.03300): (r - mean) / (std + 1e-6), std with n - 1."""
-    deviation, count = centred(rewards, scored)
-    variance = jnp.sum(deviation**2, axis=1, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
-    return deviation * (1.0 / (jnp.sqrt(variance) + STD_EPSILON))
+    centered, count = center(rewards, scored)
+    variance = jnp.sum(centered**2, axis=1, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
+    return centered * (1.0 / (jnp.sqrt(variance) + STD_EPSILON))
 
 
 def leave_one_out(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
     """RLOO (arXiv 2402.14740): r minus the mean of the group's other samples."""
-    deviation, count = centred(rewards, scored)
-    return deviation * (count / jnp.maximum(count - 1.0, 1.0))
+    centered, count = center(rewards, scored)
+    return centered * (count / jnp.maximum(count - 1.0, 1.0))
 
 
 def mean_subtracted(
     rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
 ) -> Float[Array, "P G"]:
     """Dr. GRPO (arXiv 2503.20783): r - mean."""
-    return centred(rewards, scored)[0]
+    return center(rewards, scored)[0]
 
 
 def no_advantage(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
-    """A control: with advantages of 0 nothing can be learned."""
-    del scored
+    """A control that learns nothing: 0."""
     return jnp.zeros_like(rewards)
 
 
 ADVANTAGES: dict[str, Callable[[Array, Array], Array]] = {
-    "grpo": standardised,
+    "grpo": standardized,
     "rloo": leave_one_out,
     "dr_grpo": mean_subtracted,
     "zero": no_advantage,
@@ -97,7 +95,7 @@ ADVANTAGES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def advantages(
-    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"], estimator: str
+    rewards: Float[AnyArray, "P G"], scored: Bool[AnyArray, "P G"], estimator: str
 ) -> Float[Array, "P G"]:
     """The advantage of each sample in its group of G, by one of ADVANTAGES.
 
@@ -109,6 +107,7 @@ def advantages(
     Raises UserError if there is no such estimator.
     """
     estimate = look_up("config.grpo.advantage", ADVANTAGES, estimator)
+    rewards, scored = jnp.asarray(rewards), jnp.asarray(scored)
     best = jnp.max(jnp.where(scored, rewards, -jnp.inf), axis=1, keepdims=True)
     worst = jnp.min(jnp.where(scored, rewards, jnp.inf), axis=1, keepdims=True)
     return jnp.where(best > worst, estimate(rewards, scored), 0.0)
@@ -132,13 +131,13 @@ KL_ESTIMATORS: dict[str, Callable[[Array], Array]] = {
 
 
 def kl_penalty(
-    logp: Float[Array, "*S"], ref_logp: Float[Array, "*S"], estimator: str
+    logp: Float[AnyArray, "*S"], ref_logp: Float[AnyArray, "*S"], estimator: str
 ) -> Float[Array, "*S"]:
     """Estimate of KL(policy || reference) per token, in nats, by one of KL_ESTIMATORS.
 
     k1, k2 and k3 are named as in Schulman's note "Approximating KL divergence".
     """
-    return look_up("config.grpo.kl", KL_ESTIMATORS, estimator)(ref_logp - logp)
+    return look_up("config.grpo.kl", KL_ESTIMATORS, estimator)(jnp.subtract(ref_logp, logp))
 
 
 # Policy losses: (logp, log-ratio, advantage, mask, config) -> the loss of each token.
@@ -179,7 +178,6 @@ def grpo_loss(
     config: "LossConfig",
 ) -> PolicyTerms:
     """GRPO (arXiv 2402.03300): the clipped objective of each token's probability ratio."""
-    del logp, mask
     return clipped_surrogate(log_ratio, advantage, config)
 
 
@@ -192,7 +190,6 @@ def gspo_loss(
 ) -> PolicyTerms:
     """GSPO (arXiv 2507.18071): the clipped objective of one ratio per sequence, the geometric mean
     of its tokens' ratios."""
-    del logp
     return clipped_surrogate(means_over_tokens(log_ratio, mask)[..., None], advantage, config)
 
 
@@ -207,7 +204,6 @@ def cispo_loss(
 
     No gradient flows through the weight, so that clipped tokens keep theirs. clip_dual is not used.
     """
-    del mask
     ratio, weight = jnp.exp(log_ratio), lax.stop_gradient(clipped_ratio(log_ratio, config))
     return PolicyTerms(-weight * advantage * logp, ratio > weight, ratio < weight)
 
@@ -273,11 +269,11 @@ class LossConfig:
 
 
 def loss(
-    logp: Float[Array, "*B T"],
-    old_logp: Float[Array, "*B T"],
-    ref_logp: Float[Array, "*B T"] | None,
-    advantages: Float[Array, "*B"],
-    mask: Bool[Array, "*B T"],
+    logp: Float[AnyArray, "*B T"],
+    old_logp: Float[AnyArray, "*B T"],
+    ref_logp: Float[AnyArray, "*B T"] | None,
+    advantages: Float[AnyArray, "*B"],
+    mask: Bool[AnyArray, "*B T"],
     totals: BatchTotals,
     config: LossConfig,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -292,6 +288,7 @@ def loss(
     """
     policy_loss = look_up("config.grpo.policy_loss", POLICY_LOSSES, config.policy_loss)
     aggregate = look_up("config.grpo.loss_aggregation", AGGREGATIONS, config.loss_aggregation)
+    advantages, mask = jnp.asarray(advantages), jnp.asarray(mask)
     # Clear the padding first: an infinity or a NaN there would survive multiplication by zero.
     logp, old_logp = jnp.where(mask, logp, 0.0), jnp.where(mask, old_logp, 0.0)
     log_ratio = jnp.clip(logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

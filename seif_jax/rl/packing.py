@@ -1,7 +1,7 @@
 """Packs a batch into few micro-batches of equal shape with little padding, on the host."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -44,7 +44,7 @@ def pack(
     completion_width = round_up_pow2(int(lengths.max()))
 
     def micro_batch(part: Ints) -> MicroBatch:
-        taken, mask = batch.take(part), batch.mask()[batch.samples(part)]
+        taken, mask = batch.take(part), batch.mask()[batch.sample_ids(part)]
 
         def padded(x: np.ndarray) -> np.ndarray:
             return pad_rows(
@@ -61,10 +61,9 @@ def pack(
             num_targets,
         )
         values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
-        arrays: Any = [padded(x) for x in values]
-        return MicroBatch(packed, *arrays)
+        return MicroBatch(packed, *map(padded, values))
 
-    return [PackedPart(batch.samples(part), micro_batch(part)) for part in parts]
+    return [PackedPart(batch.sample_ids(part), micro_batch(part)) for part in parts]
 
 
 def share(sizes: Int[np.ndarray, "n"], limit: int, multiple: int = 1) -> list[Int[np.ndarray, "k"]]:
