@@ -15,7 +15,9 @@ from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import RunError, UserError
-from seif_jax.evaluate.in_run import Evaluation
+from seif_jax.evaluate.answer_model import Form
+from seif_jax.evaluate.in_run import Evaluation, EvaluationSet, RunSuites
+from seif_jax.evaluate.registry import load_run_suites
 from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
@@ -98,6 +100,8 @@ class Evolution:
             name: self.rule_set(f"eval.sets.{name}", rules)
             for name, rules in config.eval.sets.items()
         }
+        judged = JUDGE in config.reward.checks
+        self.suites = load_run_suites(config.eval.suites, config.eval.suite_limit, judged)
         self.check()
 
     def check(self) -> None:
@@ -235,16 +239,29 @@ class Evolution:
 
     def evaluation(self, round: int, follower: bool) -> Evaluation:
         """What a stage evaluates its policy on; only the Follower's is evaluated."""
-        c, prompts = self.config, self.prompts["follower"]
-        decoding = settings.decoding(c, c.follower, c.eval.temperature)
         if not follower:
-            return Evaluation({}, decoding, 0)
-        checker = self.checker(round)
-        tasks = {
-            name: FollowerTask(rows, checker, c.format, c.follower.shots, prompts)
+            return Evaluation()
+        c, prompts, checker = self.config, self.prompts["follower"], self.checker(round)
+        decoding = settings.decoding(c, c.follower, c.eval.temperature)
+        sets = [
+            EvaluationSet(
+                name,
+                FollowerTask(rows, checker, c.format, c.follower.shots, prompts),
+                decoding,
+                c.eval.every_steps,
+            )
             for name, rows in self.evaluations.items()
-        }
-        return Evaluation(tasks, decoding, c.eval.every_steps)
+        ]
+        suites = RunSuites(
+            self.suites,
+            self.workdir,
+            Form(c.format, c.follower.shots, prompts),
+            decoding,
+            self.key,
+            checker.judge,
+            {"temperature": c.eval.temperature, "max_tokens": c.follower.max_response_tokens},
+        )
+        return Evaluation([*sets, suites])
 
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config

@@ -187,16 +187,29 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 
 
 def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dict[str, float]]:
-    """{step: {evaluation set: share of constraints met}} of one round."""
-    return {
-        line["step"]: {
-            name.removeprefix("eval/").removesuffix("/followed"): value
-            for name, value in line.items()
-            if name.endswith("/followed")
-        }
-        for line in lines
-        if (line["stage"], line["round"]) == ("evaluate", round)
-    }
+    """{step: {evaluation set or suite: share of constraints met, or its first score}} of a round.
+
+    Suites are scored at the end of a round: at step 0 they have the last round's score.
+    """
+    earlier: dict[str, float] = {}
+    found: dict[int, dict[str, float]] = {}
+    for line in lines:
+        if line["stage"] != "evaluate" or line["round"] > round:
+            continue
+        scores = {name: value for name, value in line.items() if name.endswith("/score")}
+        if line["round"] < round:
+            earlier |= scores
+        else:
+            sets = {name: value for name, value in line.items() if name.endswith("/followed")}
+            found[line["step"]] = {_evaluated(n): v for n, v in {**sets, **scores}.items()}
+    if found and earlier:
+        found[0] = {_evaluated(n): v for n, v in earlier.items()} | found.get(0, {})
+    return found
+
+
+def _evaluated(name: str) -> str:
+    """The set or suite of a metric `eval/NAME/METRIC`."""
+    return name.removeprefix("eval/").rpartition("/")[0]
 
 
 def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -187,6 +187,9 @@ class EvalConfig:
     temperature: Temperature = 0.5
     sets: Mapping[str, RuleSetConfig] = field(default_factory=dict)  # by names of your own; on the
     # command line: --config.eval.sets.NAME.path=FILE
+    suites: tuple[str, ...] = ()  # of `seif evaluate`, scored before the first Follower stage and
+    # after each: names, or NAME=FILE with the data
+    suite_limit: Count = 0  # prompts per suite; 0: all
 
 
 @dataclass(frozen=True)

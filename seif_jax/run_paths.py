@@ -103,6 +103,10 @@ class RunPaths:
     def round(self, round: int) -> Path:
         return self.folder / f"round_{round}"
 
+    def evaluation(self, round: int) -> Path:
+        """What the suites came to for the Follower of a round; round 0: for the base."""
+        return (self.round(round) if round else self.folder / "base") / "evaluate"
+
     def instructions(self, round: int) -> Path:
         """What the data stage of a round wrote."""
         return self.round(round) / "instructions.parquet"
@@ -119,6 +123,7 @@ class RunPaths:
         """The files and folders in the run's folder that a run writes."""
         files = (self.config, self.metrics)
         folders = (self.tensorboard, self.base_model, self.prompts, self.report)
+        folders += (self.evaluation(0).parent,)
         for path in (*files, *folders, *self.folder.glob("round_*")):
             if path.exists():
                 yield path

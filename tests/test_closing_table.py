@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from seif_jax import metrics
 from seif_jax.display import Display
 from seif_jax.report import closing_table
 from seif_jax.run_config import RunConfig
@@ -49,7 +50,7 @@ def test_the_table_says_whether_a_round_learned(tmp_path):
     config = RunConfig(rounds=2, stages=("follower",))
     closing_table.show(config, tmp_path, Display(io.StringIO(), results))
     title, *table = results.getvalue().splitlines()
-    assert title.endswith("the share of constraints met, before → after the Follower")
+    assert title.endswith("of suites the first score, before → after the Follower")
     assert table == [
         "round  eval held_out  follower reward",
         "-----  -------------  ---------------",
@@ -73,3 +74,16 @@ def test_without_evaluations_the_table_has_means_alone(tmp_path):
         "-----  -----------  ------------",
         "    1        0.750             6",
     ]
+
+
+def test_a_suite_is_compared_with_the_round_before(tmp_path):
+    lines = [
+        {"round": 1, "stage": "evaluate", "step": 0, "eval/mine:f/score": 0.25, "eval/x/q_acc": 1},
+        {"round": 1, "stage": "evaluate", "step": 5, "eval/mine:f/score": 0.5},
+        {"round": 2, "stage": "evaluate", "step": 7, "eval/mine:f/score": 0.75},
+    ]
+    assert metrics.evaluations(lines, 1) == {0: {"mine:f": 0.25}, 5: {"mine:f": 0.5}}
+    assert metrics.evaluations(lines, 2) == {0: {"mine:f": 0.5}, 7: {"mine:f": 0.75}}
+    lines.append({"round": 2, "stage": "evaluate", "step": 0, "eval/held/followed": 0.1})
+    assert metrics.evaluations(lines, 2)[0] == {"held": 0.1, "mine:f": 0.5}
+    assert metrics.evaluations(lines, 3) == {}

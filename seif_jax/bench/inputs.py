@@ -205,7 +205,7 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
         rollout=rollout,
         learner=settings.learner(config, role),
         batching=settings.batching(config, role, round=1),
-        evaluation=Evaluation({}, rollout.decoding, every_steps=0),
+        evaluation=Evaluation(),
         key=jax.random.key(0),
         checkpoint_every_steps=1,
     )

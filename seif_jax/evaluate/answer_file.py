@@ -62,7 +62,7 @@ class FileRespondent:
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
         if not self.judger:
-            raise no_judge(suite, len(questions))
+            return dict.fromkeys(questions, Verdict(None))
         return self.judger.verdicts(suite, items, questions)
 
     def own_verdicts(
@@ -77,10 +77,3 @@ class FileRespondent:
             turns = [self._by_turn.get((item.key, str(t + 1)), []) for t in range(len(item.turns))]
         self.matched |= {number for answers in turns for number, _ in answers}
         return [tuple(text for _, text in answers) for answers in zip(*turns, strict=False)]
-
-
-def no_judge(suite: str, questions: int) -> UserError:
-    return UserError(
-        f"--suite={suite} asks a Judger about {questions} constraints that have no rule: give "
-        "--judge=PATH"
-    )

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
+from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding, Reply
-from seif_jax.evaluate.answer_file import no_judge
 from seif_jax.evaluate.journal import Store
-from seif_jax.evaluate.progress import EvaluationProgress
+from seif_jax.evaluate.progress import Progress
 from seif_jax.evaluate.suite import Address, Item, Question, Replies
 from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.roles import follower, judger
@@ -63,7 +63,7 @@ class ModelRespondent:
     key: jax.Array
     samples: int
     store: Store
-    progress: EvaluationProgress
+    progress: Progress
     judger: "JudgerVerdicts | None" = None
 
     def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
@@ -92,7 +92,7 @@ class ModelRespondent:
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
         if not self.judger:
-            raise no_judge(suite, len(questions))
+            return dict.fromkeys(questions, Verdict(None))
         return self.judger.verdicts(suite, items, questions)
 
     def own_verdicts(
@@ -125,31 +125,56 @@ class ModelRespondent:
         self.progress.start(title, len(asked), len(asked) - len(missing))
         if not missing:
             return
-        group = 1 if turn else self.samples
         heads = missing if turn else list(dict.fromkeys((i, 0) for i, _ in missing))
+        mine = [heads[n] for n in processes.share(len(heads))]
+        new: list[dict[str, Any]] = []
+
+        def ended(row: dict[str, Any] | None) -> None:
+            if row:
+                new.append(row)
+                self.store.replies.add(row)
+            self.progress.advance()
+
+        if mine:
+            self._sample(suite, items, turn, mine, answers, ended)
+        for rows in processes.allgather_objects(new):
+            for row in rows:
+                self.store.replies.add(row)
+
+    def _sample(
+        self,
+        suite: str,
+        items: Sequence[Item],
+        turn: int,
+        heads: Sequence[tuple[int, int]],
+        answers: Mapping[tuple[int, int], list[str]],
+        ended: Callable[[dict[str, Any] | None], None],
+    ) -> None:
+        """Samples the replies to a turn; `ended` is told each one's row, None if there is none.
+
+        heads: (item, sample); of a first turn sample 0, which stands for all samples of the item.
+        """
+        group = 1 if turn else self.samples
         dialogues = [self.form.dialogue(items[i].turns, answers[i, s][:turn]) for i, s in heads]
 
-        def ended(n: int, reply: Reply | None) -> None:
+        def row_of(n: int, reply: Reply | None) -> None:
             i, first = heads[n // group]
-            if reply is not None:
-                self.store.replies.add(
-                    {
-                        "model": self.label,
-                        "suite": suite,
-                        "key": items[i].key,
-                        "sample": first + n % group,
-                        "turn": turn + 1,
-                        "text": reply.text,
-                        "tokens": len(reply.ids),
-                        "finish_reason": "stop" if reply.finished else "length",
-                    }
-                )
-            self.progress.advance()
+            row = reply and {
+                "model": self.label,
+                "suite": suite,
+                "key": items[i].key,
+                "sample": first + n % group,
+                "turn": turn + 1,
+                "text": reply.text,
+                "tokens": len(reply.ids),
+                "finish_reason": "stop" if reply.finished else "length",
+            }
+            ended(row)
 
         # The number of sample s of item i is i·samples + s in every turn (ChatModel.reply).
         numbers = [i * self.samples + s if turn else i for i, s in heads]
         key = jax.random.fold_in(jax.random.fold_in(self.key, zlib.crc32(suite.encode())), turn)
-        self.load().reply(dialogues, self.decoding, key, group, ended, numbers)
+        self.load().reply(dialogues, self.decoding, key, group, row_of, numbers)
 
 
 @dataclass(frozen=True)
@@ -160,7 +185,7 @@ class JudgerVerdicts:
     load: Callable[[], Judge]
     key: jax.Array
     store: Store
-    progress: EvaluationProgress
+    progress: Progress
 
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
@@ -173,12 +198,15 @@ class JudgerVerdicts:
         )
         for start in range(0, len(missing), QUESTIONS):
             some = missing[start : start + QUESTIONS]
-            asked = [questions[address] for address in some]
+            mine = [some[n] for n in processes.share(len(some))]
+            asked = [questions[address] for address in mine]
             prompts = [(one.instruction, one.reply, one.constraint) for one in asked]
-            found = self.load().ask(judger.messages, prompts, some, self.key)
-            for address, verdict in zip(some, found, strict=True):
-                columns = dict(zip(self.store.verdicts.columns, names[address], strict=True))
-                self.store.verdicts.add({**columns, **asdict(verdict)})
+            found = self.load().ask(judger.messages, prompts, mine, self.key) if mine else []
+            pairs = zip(mine, found, strict=True)
+            for part in processes.allgather_objects([(a, asdict(v)) for a, v in pairs]):
+                for address, verdict in part:
+                    columns = dict(zip(self.store.verdicts.columns, names[address], strict=True))
+                    self.store.verdicts.add({**columns, **verdict})
             self.progress.advance(len(some))
         return {
             address: Verdict(*(rows[name][column] for column in ("value", "prob", "text")))

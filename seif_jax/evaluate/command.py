@@ -1,12 +1,8 @@
 """`seif evaluate`: models or replies in, scores, tables and files out."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
@@ -15,48 +11,27 @@ from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.registry import data_of, load_suite
+from seif_jax.evaluate.result_files import digest, write_results
 from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
-from seif_jax.evaluate.suite import Respondent, Result, Suite
-from seif_jax.files import atomic_path, local_path, write_json
+from seif_jax.evaluate.suite import Respondent, Suite
+from seif_jax.files import local_path
 from seif_jax.json_io import dumps
-
-CHECK = pa.struct(
-    [
-        ("kind", pa.string()),
-        ("strict", pa.bool_()),
-        ("loose", pa.bool_()),
-        ("by", pa.string()),
-        ("reason", pa.string()),
-        ("constraint", pa.string()),
-        ("prob", pa.float64()),
-        ("turn", pa.int32()),
-        ("grade", pa.float64()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("model", pa.string()),
-        ("suite", pa.string()),
-        ("key", pa.string()),
-        ("sample", pa.int32()),
-        ("turn", pa.int32()),
-        ("prompt", pa.string()),
-        ("response", pa.string()),
-        ("checks", pa.list_(CHECK)),
-    ]
-)
 
 
 def run(options: EvaluateOptions) -> None:
     check(options)
     suites = load_suites(options)
-    fingerprints = {suite.name: _digest(suite.fingerprint) for suite in suites}
+    fingerprints = {suite.name: digest(suite.fingerprint) for suite in suites}
     if options.limit:
         suites = [suite.limited(options.limit) for suite in suites]
-    if options.against:
-        for suite in suites:
+    for suite in suites:
+        if options.against:
             check_pairs(suite.size, f"prompts of {suite.name}")
+        if suite.asks_judger and not options.judge:
+            raise UserError(
+                f"--suite={suite.name} asks a Judger about what no rule checks: give --judge=PATH"
+            )
     with EvaluationProgress() as progress:
         answerers, store = respondents(options, fingerprints, progress)
         results = {
@@ -68,8 +43,7 @@ def run(options: EvaluateOptions) -> None:
                 _tell_unmatched(answerer, progress)
     scores = {name: summary(list(answerers), by_label) for name, by_label in results.items()}
     if store.folder:
-        write_responses(store.folder / "responses.parquet", results)
-        write_json(store.folder / "scores.json", scores)
+        write_results(store.folder, results, scores)
     if options.json:
         print(dumps(scores))
     else:
@@ -99,22 +73,7 @@ def respondents(
     return model_subjects(options, folder, settings, progress)
 
 
-def write_responses(path: Path, results: Mapping[str, Mapping[str, Result]]) -> None:
-    rows = [
-        {"model": label, "suite": suite, **row}
-        for suite, by_label in results.items()
-        for label, result in by_label.items()
-        for row in result.rows
-    ]
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
-
-
 def _tell_unmatched(file: FileRespondent, progress: EvaluationProgress) -> None:
     missed = file.total - len(file.matched)
     if missed:
         progress.note(f"{missed} of {file.total} responses match no prompt of the suites")
-
-
-def _digest(plain: object) -> str:
-    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()

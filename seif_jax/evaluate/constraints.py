@@ -18,8 +18,9 @@ from seif_jax.evaluate.suite import (
     ratio,
     share,
 )
-from seif_jax.instruction import Instruction
+from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards.checker import apply_rule
+from seif_jax.rewards.recognise import recognise
 from seif_jax.rows import is_kept, read_instruction
 
 
@@ -49,6 +50,14 @@ class ConstraintsSuite(ReplySuite):
             [one.prompt, one.seed_question, one.constraints, one.instruction_ids, one.kwargs]
             for one in self.instructions
         ]
+
+    @property
+    def asks_judger(self) -> bool:
+        return any(
+            name == SOFT and recognise(text) is None
+            for one in self.instructions
+            for name, text in zip(one.instruction_ids, one.constraints, strict=True)
+        )
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         instruction, reply = self.instructions[item], replies[0]

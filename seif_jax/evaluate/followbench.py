@@ -56,6 +56,10 @@ class FollowBenchSuite(ReplySuite):
         return cls(name, items, rows, history)
 
     @property
+    def asks_judger(self) -> bool:
+        return True
+
+    @property
     def units(self) -> tuple[str, ...]:
         """Examples: the replies to the levels of one are not independent."""
         return tuple(dict.fromkeys(self._example(i) for i in range(self.size)))

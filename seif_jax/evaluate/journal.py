@@ -36,6 +36,12 @@ class Journal:
             with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(dumps(row) + "\n")
 
+    def clear(self) -> None:
+        """Drops all rows."""
+        self.rows.clear()
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
     def _load(self, path: Path) -> None:
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1
@@ -62,10 +68,11 @@ class Store:
     """The folder of an evaluation: its settings, its journals of replies and verdicts.
 
     settings: all that decides a result, by a dotted name. A folder that holds replies must have the
-    same values (UserError); names that it lacks are added. folder None: nothing is written.
+    same values, or (restart) its replies are dropped; names that it lacks are added. folder None:
+    nothing is written. Raises UserError if the folder holds anything else.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any], restart: bool = False):
         self.folder = folder
         if folder:
             make_folder(folder)
@@ -74,15 +81,20 @@ class Store:
         self.replies = Journal(folder and folder / "replies.jsonl", REPLY)
         self.verdicts = Journal(folder and folder / "verdicts.jsonl", VERDICT)
         if folder:
-            self._settle(folder / SETTINGS, json.loads(dumps(settings)))
+            self._settle(folder / SETTINGS, json.loads(dumps(settings)), restart)
 
-    def _settle(self, path: Path, here: Mapping[str, Any]) -> None:
+    def _settle(self, path: Path, here: Mapping[str, Any], restart: bool) -> None:
         begun = self.replies.rows or self.verdicts.rows
         there = read_object(path) if begun else {}
-        for name in there.keys() & here.keys():
-            if there[name] != here[name]:
-                raise UserError(
-                    f"{path.parent} holds an evaluation with other settings: {name} is "
-                    f"{there[name]} there, {here[name]} here; give another --out"
-                )
+        changed = [name for name in there.keys() & here.keys() if there[name] != here[name]]
+        if changed and restart:
+            for journal in (self.replies, self.verdicts):
+                journal.clear()
+            there = {}
+        elif changed:
+            name = min(changed)
+            raise UserError(
+                f"{path.parent} holds an evaluation with other settings: {name} is "
+                f"{there[name]} there, {here[name]} here; give another --out"
+            )
         write_json(path, {**there, **here})

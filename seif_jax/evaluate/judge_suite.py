@@ -60,6 +60,10 @@ class JudgeSuite:
     def fingerprint(self) -> object:
         return [[asdict(row.question), row.label] for row in self.rows]
 
+    @property
+    def asks_judger(self) -> bool:
+        return False  # the model itself is asked
+
     def limited(self, limit: int) -> "JudgeSuite":
         """With rows from all over the data, as those of a run are in the order of its steps."""
         chosen = np.linspace(0, self.size - 1, min(limit, self.size)).round().astype(int).tolist()

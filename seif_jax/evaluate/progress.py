@@ -4,12 +4,38 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Protocol, TextIO
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from seif_jax.display import duration
+
+
+class Progress(Protocol):
+    """Is told how far a task is."""
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        """A new task of so many parts, of which an earlier call has done some."""
+        ...
+
+    def advance(self, count: int = 1) -> None: ...
+
+
+class PhaseProgress:
+    """Tells the phase of a run's step: `ifeval 12/541`."""
+
+    def __init__(self, phase: Callable[[str], None]):
+        self._phase, self._title, self._total, self._done = phase, "", 0, 0
+
+    def start(self, title: str, total: int, done: int = 0) -> None:
+        self._title, self._total, self._done = title, total, done
+        self.advance(0)
+
+    def advance(self, count: int = 1) -> None:
+        self._done += count
+        self._phase(f"{self._title} {self._done}/{self._total}")
+
 
 LINE_SECS = 30.0  # between two lines where there is no terminal
 
@@ -20,7 +46,7 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
         self._out = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._clock = clock
-        self._bar: Progress | None = None
+        self._bar: rich_progress.Progress | None = None
         self._title, self._total, self._before = "", 0, 0
         self._done, self._started, self._said = 0, 0.0, 0.0
 
@@ -28,17 +54,16 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
         self.end()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
-        """A new task of so many parts, of which an earlier call has done some."""
         self.end()
         self._title, self._total, self._before, self._done = title, total, done, done
         self._started = self._said = self._clock()
         if self._out.is_terminal:
-            self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[left]}", markup=False),
+            self._bar = rich_progress.Progress(
+                rich_progress.SpinnerColumn(),
+                rich_progress.TextColumn("{task.description}", markup=False),
+                rich_progress.BarColumn(bar_width=20),
+                rich_progress.TextColumn("{task.completed}/{task.total}"),
+                rich_progress.TextColumn("{task.fields[left]}", markup=False),
                 console=self._out,
                 transient=True,
             )

@@ -1,6 +1,6 @@
 """The suites by name, and where each finds its data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from seif_jax.errors import UserError
@@ -38,10 +38,10 @@ def load_suite(name: str, data: str | None) -> Suite:
         close = get_close_matches(name, SUITES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(
-            f"--suite must be one of: {', '.join(SUITES)}, or module:function (got {name!r}){hint}"
+            f"a suite must be one of: {', '.join(SUITES)}, or module:function (got {name!r}){hint}"
         )
     if not source:
-        raise UserError(f"--suite={name} has no data of its own: give --data=FILE")
+        raise UserError(f"the suite {name} has no data of its own: name a file")
     return loader(name, source)
 
 
@@ -60,3 +60,25 @@ def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:
             raise UserError(f"--data is given twice for {suite}")
         sources[suite] = source
     return sources
+
+
+def load_run_suites(names: Sequence[str], limit: int, judged: bool) -> list[Suite]:
+    """The suites of config.eval.suites: names, or NAME=DATA. limit: items of each, 0: all.
+
+    Raises UserError for one that asks a Judger in a run without one (judged).
+    """
+    suites: list[Suite] = []
+    for text in names:
+        name, assigned, source = text.partition("=")
+        try:
+            suite = load_suite(name, source if assigned else None)
+        except UserError as error:
+            raise UserError(f"config.eval.suites: {error}") from None
+        if suite.asks_judger and not judged:
+            raise UserError(
+                f"config.eval.suites: {name} asks a Judger: config.reward.checks must have 'judge'"
+            )
+        suites.append(suite.limited(limit) if limit else suite)
+    if len({suite.name for suite in suites}) < len(suites):
+        raise UserError(f"config.eval.suites names a suite twice: {', '.join(names)}")
+    return suites

@@ -86,6 +86,11 @@ class Suite(Protocol):
         """What identifies its data: plain JSON."""
         ...
 
+    @property
+    def asks_judger(self) -> bool:
+        """Whether it has constraints that no rule checks."""
+        ...
+
     def limited(self, limit: int) -> "Suite":
         """The suite with its first items alone."""
         ...
@@ -114,6 +119,10 @@ class ReplySuite(ABC):
     @property
     def fingerprint(self) -> object:
         return [[item.key, *item.turns] for item in self.items]
+
+    @property
+    def asks_judger(self) -> bool:
+        return False
 
     @property
     def units(self) -> tuple[str, ...]:

@@ -16,7 +16,10 @@ def show(config: RunConfig, workdir: Path, display: Display) -> None:
     columns, cells = columns_and_rows(round_means.rows(workdir, rounds, config.stages))
     title = "Means over each stage's steps"
     if any(name.startswith("eval ") for name in columns):
-        title += "; of evaluation sets the share of constraints met, before → after the Follower"
+        title += (
+            "; of evaluation sets the share of constraints met, of suites the first score, before "
+            "→ after the Follower"
+        )
     display.table(title, columns, cells)
     run = RunPaths(workdir)
     last = run.stage(config.rounds, config.stages[-1])

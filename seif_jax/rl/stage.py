@@ -15,8 +15,8 @@ from seif_jax.checkpoint import Checkpoints, ModelBundle, open_checkpoints
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.evaluate import in_run
-from seif_jax.evaluate.in_run import Evaluation
+from seif_jax.evaluate.in_run import Evaluation, Moment
+from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics import Phases, Writer
 from seif_jax.models import Params
 from seif_jax.rl import guards
@@ -104,7 +104,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
         data.cut_samples(samples_path, done + 1)
         display.start_stage(info.round, info.rounds, info.name, steps, done)
         if not done:
-            evaluate(stage, learner, state, 0, writer, display)
+            evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
         for step in range(done + 1, steps + 1):
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
@@ -117,9 +117,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             display.step(step_metrics)
             guards.warn(display, info.name, step_metrics, stage.rollout.decoding.max_tokens)
             guards.check_finite(f"{info}, step {step}", step_metrics, state.params)
-            every = stage.evaluation.every_steps
-            if every and (step % every == 0 or step == steps):
-                evaluate(stage, learner, state, step, writer, display)
+            evaluate(stage, learner, state, Moment(info.round, step, steps), writer, display)
             if step % stage.checkpoint_every_steps == 0 and step < steps:
                 checkpoints.save(step, params=state.params, optimizer=state.opt_state)
         if done < steps:  # the next stage needs no optimizer state
@@ -259,23 +257,28 @@ def evaluate(
     stage: Stage,
     learner: Learner,
     state: TrainState,
-    step: int,
+    moment: Moment,
     writer: Writer,
     display: Display,
 ) -> None:
-    """Scores the policy on the evaluation sets, if there are any, and writes its metrics."""
-    info, evaluation = stage.info, stage.evaluation
-    if not evaluation.every_steps or not evaluation.sets:
+    """Scores the policy on what is due, and writes its metrics."""
+    info, due = stage.info, stage.evaluation.due(moment)
+    if not due:
         return
     display.phase("evaluate")
-    policy = make_policy(stage, learner, state)
-    # With the same key at every step, scores differ only because the policy does.
-    eval_metrics, samples = in_run.score_sets(policy, evaluation, stage.key)
-    data.append_samples(info.paths.evaluations, samples, step)
-    writer.write(info.round, "evaluate", step, eval_metrics)
+    policy, progress = make_policy(stage, learner, state), PhaseProgress(display.phase)
+    eval_metrics: dict[str, float] = {}
+    rows: list[dict[str, object]] = []
+    for scorer in due:
+        scores, samples = scorer.score(policy, stage.key, moment, progress)
+        eval_metrics |= scores
+        rows += samples
+    if rows:
+        data.append_samples(info.paths.evaluations, rows, moment.step)
+    writer.write(info.round, "evaluate", moment.step, eval_metrics)
     if processes.first():
         shares = metrics.evaluations(metrics.read(writer.path), info.round)
-        display.evaluation(step, shares[step], shares.get(0, {}))
+        display.evaluation(moment.step, shares[moment.step], shares.get(0, {}))
 
 
 def summary(path: Path, info: StageInfo) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""What an evaluation leaves behind: responses.parquet and scores.json."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seif_jax.evaluate.suite import Result
+from seif_jax.files import atomic_path, write_json
+from seif_jax.json_io import dumps
+
+CHECK = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("strict", pa.bool_()),
+        ("loose", pa.bool_()),
+        ("by", pa.string()),
+        ("reason", pa.string()),
+        ("constraint", pa.string()),
+        ("prob", pa.float64()),
+        ("turn", pa.int32()),
+        ("grade", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("model", pa.string()),
+        ("suite", pa.string()),
+        ("key", pa.string()),
+        ("sample", pa.int32()),
+        ("turn", pa.int32()),
+        ("prompt", pa.string()),
+        ("response", pa.string()),
+        ("checks", pa.list_(CHECK)),
+    ]
+)
+
+
+def write_results(
+    folder: Path, results: Mapping[str, Mapping[str, Result]], scores: Mapping[str, Any]
+) -> None:
+    """Writes responses.parquet and scores.json. results: by suite and model; scores: of
+    `subjects.summary`, by suite."""
+    rows = [
+        {"model": label, "suite": suite, **row}
+        for suite, by_label in results.items()
+        for label, result in by_label.items()
+        for row in result.rows
+    ]
+    with atomic_path(folder / "responses.parquet") as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
+    write_json(folder / "scores.json", scores)
+
+
+def digest(plain: object) -> str:
+    """SHA-256 of plain JSON."""
+    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()
