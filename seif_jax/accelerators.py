@@ -13,18 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
-from jax._src import hardware_utils  # JAX's own detection, so that we never disagree with it
 from jax.experimental import topologies
 
 from seif_jax.errors import RunError
-
-
-def has_nvidia_gpu() -> bool:
-    return hardware_utils.has_visible_nvidia_gpu()
+from seif_jax.jax_private import has_nvidia_gpu as has_nvidia_gpu
+from seif_jax.jax_private import num_tpu_chips
 
 
 def has_tpu() -> bool:
-    return hardware_utils.num_available_tpu_chips_and_device_id()[0] > 0
+    return num_tpu_chips() > 0
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""A tokenizer's chat template: dialogues as text, and whether all of a dialogue is in that text.
+"""A tokenizer's chat template: renders dialogues as text, and checks that no text is lost.
 
-transformers renders it. What a template can read besides the dialogue is fixed: the arguments, and
-the time, which some write into the system turn.
+transformers renders it. What a template can read besides the dialogue is fixed: its arguments, and
+the time, which some templates write into the system turn.
 """
 
 import inspect
@@ -10,15 +10,18 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seif_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 Dialogue = Sequence[Mapping[str, str]]  # of turns with `role` and `content`
 
-# transformers' strftime_now reads the clock. This macro, put before a template, hides it. It is a
-# macro because transformers turns arguments into plain data, which a function does not survive.
-# "%%" is split off first: the "%%d" of a format is a percent sign and a d, not a day.
+# transformers' strftime_now reads the clock. This macro, put before a template, shadows it. It is a
+# macro because transformers converts arguments to plain data, which rules out functions. "%%" is
+# split off first: the "%%d" of a format is a percent sign and a d, not a day.
 TIME_MACRO = """\
 {%- macro strftime_now(format) -%}
 {%- for part in format.split('%%') -%}
@@ -50,15 +53,18 @@ class ChatSettings:
 
 
 class ChatTemplate:
-    """text: the template's source; "" if there is none that can be used."""
+    """text: the template's source; "" if there is no usable one."""
 
-    def __init__(self, fast: Any, source: str, settings: ChatSettings) -> None:
-        """fast: transformers' tokenizer; source: named in errors. Raises UserError for arguments
-        that the template does not read."""
+    def __init__(
+        self, fast: "PreTrainedTokenizerFast", source: str, settings: ChatSettings
+    ) -> None:
+        """source: the tokenizer's path, for errors. Raises UserError for arguments that the
+        template does not read."""
         self._fast, self._source = fast, source
-        held = fast.chat_template
-        self._names = sorted(held) if isinstance(held, dict) else []  # of several templates
-        self.text: str = (held.get("default") if isinstance(held, dict) else held) or ""
+        template: str | dict[str, str] | None = fast.chat_template
+        named = template if isinstance(template, dict) else {"default": template or ""}
+        self._names = sorted(named) if isinstance(template, dict) else []
+        self.text = named.get("default", "")
         self._arguments = dict(settings.arguments)
         self._check_arguments()
         if "strftime_now" in self.text:
@@ -69,14 +75,14 @@ class ChatTemplate:
     def render(self, dialogue: Dialogue, generation_prompt: bool = True) -> str:
         """The dialogue as text, with the header of the assistant's turn.
 
-        Raises UserError: there is no template, or it refuses the dialogue or fails on it.
+        Raises UserError if there is no template, or if it refuses the dialogue or fails on it.
         """
         if not self.text:
             names = f" named 'default', only {', '.join(self._names)}" if self._names else ""
             raise UserError(f"{self._source}: the tokenizer has no chat template{names}")
         try:
-            return self._fast.apply_chat_template(
-                list(dialogue),
+            text = self._fast.apply_chat_template(
+                [dict(turn) for turn in dialogue],
                 chat_template=self.text,
                 add_generation_prompt=generation_prompt,
                 tokenize=False,
@@ -85,6 +91,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise UserError(f"{self._source}: the chat template says: {reason}") from error
+        return str(text)
 
     def check(self, dialogue: Dialogue) -> None:
         """Raises UserError unless the rendered dialogue has the text of every turn and asks for a
@@ -102,8 +109,8 @@ class ChatTemplate:
             )
 
     def _asks_for_a_reply(self) -> bool:
-        """Whether the prompt ends with what stands before an earlier reply, which is the end of the
-        user's turn and the header of the assistant's. A thought may be opened there, too."""
+        """Whether the prompt ends with the text that precedes an earlier reply: the end of the
+        user's turn and the header of the assistant's. It may also open a thought."""
         question, reply, last = MARKS
         turns = zip(("user", "assistant", "user"), MARKS, strict=True)
         try:
@@ -116,14 +123,15 @@ class ChatTemplate:
                 THOUGHT_TAG.sub("", part).strip() for part in (before, text.rpartition(last)[2])
             )
             return bool(after) and after.startswith(header)
-        asked = [{"role": "user", "content": last}]
-        return self.render(asked) != self.render(asked, generation_prompt=False)
+        single = [{"role": "user", "content": last}]
+        return self.render(single) != self.render(single, generation_prompt=False)
 
     def _check_arguments(self) -> None:
-        """UserError naming an argument that would change nothing, or more than the template."""
-        taken = {*inspect.signature(self._fast.apply_chat_template).parameters, "messages"}
+        """Raises UserError, naming the argument, if one would change nothing, or more than the
+        template."""
+        reserved = {*inspect.signature(self._fast.apply_chat_template).parameters, "messages"}
         for name in self._arguments:
-            if name in taken or not re.search(rf"\b{re.escape(name)}\b", self.text):
+            if name in reserved or not re.search(rf"\b{re.escape(name)}\b", self.text):
                 raise UserError(
                     f"config.template_arguments.{name}: the chat template of {self._source} reads "
                     "no such argument"

@@ -13,7 +13,7 @@ from seif_jax.chat import one_token
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message, opens_twice

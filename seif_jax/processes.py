@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax._src.clusters import ClusterEnv  # the list that jax.distributed.initialize goes through
 from jax.experimental import multihost_utils
 
 from seif_jax.errors import UserError, exit_code, one_line
+from seif_jax.jax_private import num_scheduled_processes
 
 HEARTBEAT_SECS = 30  # a process that is silent for so long is considered dead
 SHUTDOWN_SECS = 30
@@ -38,7 +38,7 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         raise UserError(
             f"--process must be 0 to {count - 1} with --processes={count} (got {index})"
         )
-    if count == 1 or not (any(flags_set) or _detected()):
+    if count == 1 or not (any(flags_set) or num_scheduled_processes() > 1):
         return
     jax.distributed.initialize(
         coordinator,
@@ -47,13 +47,6 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         heartbeat_timeout_seconds=HEARTBEAT_SECS,
         shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
-
-
-def _detected() -> bool:
-    """Whether a scheduler started several processes; without one, `initialize` raises."""
-    clusters = (cluster for cluster in ClusterEnv._cluster_types if not cluster.opt_in_only_method)
-    cluster = next((cluster for cluster in clusters if cluster.is_env_present()), None)
-    return cluster is not None and cluster.get_process_count() > 1
 
 
 @contextlib.contextmanager

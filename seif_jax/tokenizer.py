@@ -1,8 +1,8 @@
-"""Text to token ids and back: data stays text, only the chat template writes control tokens.
+"""Text to token ids and back. Data stay text: only the chat template writes control tokens.
 
-A control token is an added token marked special, or one shaped like `<|name|>` (some checkpoints
-leave their role markers unmarked). `<think>` and its like are ordinary added tokens: the model
-reads and writes them as text.
+A control token is an added token that is marked special, or one shaped like `<|name|>` (some
+checkpoints do not mark their role tokens). Others, such as `<think>`, are ordinary added tokens:
+the model reads and writes them as text.
 """
 
 import contextlib
@@ -11,16 +11,20 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError, quiet
-from seif_jax.json_io import TOKEN_IDS, field, plain_utf8, read_object
+from seif_jax.json_io import TEXTS, TOKEN_IDS, field, plain_utf8, read_object
 from seif_jax.roles.format import TAGS, opening
 
-SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its tokenizer
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+SAVED_FILES = (  # the files of a tokenizer, in a Hugging Face folder that has them
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -31,36 +35,39 @@ SAVED_FILES = (  # whatever of these a Hugging Face folder holds belongs to its 
     "merges.txt",
     "tokenizer.model",
 )
-CHAT_TEMPLATES = "additional_chat_templates"  # a folder of named ones, beside the default
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder of named ones, besides the default
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
-SENTINELS = range(0xE000, 0xF900)  # private use: means nothing in any text
+SENTINELS = range(0xE000, 0xF900)  # private-use characters, which mean nothing in any text
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
+
+# The tokenizer, its files by name, and the ids that end a reply
+Parts = tuple["PreTrainedTokenizerFast", dict[str, bytes], list[int]]
 
 
 class Tokenizer:
     """A byte-exact text codec with a chat template, from a Hugging Face folder or a GGUF file.
 
-    stop_ids  tuple of token ids, each of which ends a reply; the tokenizer's own first
-    pad_id    an id to fill arrays with; it may equal a stop id, so masks must come from lengths
-    vocab_size  highest token id + 1 (a model's embedding may have more rows)
+    stop_ids    token ids that end a reply; the tokenizer's own comes first
+    pad_id      an id to pad arrays with; it may equal a stop id, so masks must come from lengths
+    vocab_size  the highest token id + 1 (a model's embedding may have more rows)
     """
 
     def __init__(
         self,
-        fast: Any,
+        fast: "PreTrainedTokenizerFast",
         files: Mapping[str, bytes],
         stop_ids: Sequence[int],
         source: str,
         chat: ChatSettings | None = None,
     ) -> None:
-        """fast: transformers' fast tokenizer; files: name -> bytes that `save` writes."""
+        """files: what `save` writes, by name. source: the tokenizer's path, for errors."""
         self._fast, self._files, self._source = fast, dict(files), source
         self.stop_ids = tuple(dict.fromkeys(int(i) for i in stop_ids))
         if not self.stop_ids:
             raise UserError(f"{source}: no end token (eos_token) is named")
         pad = fast.pad_token_id
-        self.pad_id = int(self.stop_ids[0] if pad is None else pad)
+        self.pad_id = pad if isinstance(pad, int) else self.stop_ids[0]
         self._template = ChatTemplate(fast, source, chat or ChatSettings())
         self._backend = fast.backend_tokenizer
         self._backend.no_truncation()
@@ -84,9 +91,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, chat: ChatSettings | None = None) -> "Tokenizer":
-        """From a Hugging Face folder or a .gguf file; raises UserError for what cannot be read.
+        """Loads a Hugging Face folder or a .gguf file. Raises UserError if it cannot be read.
 
-        A chat template that cannot be used is no error before a dialogue is encoded.
+        A chat template that cannot be used is an error only when a dialogue is encoded.
         """
         path = Path(path)
         if path.is_dir():
@@ -96,24 +103,24 @@ class Tokenizer:
         raise UserError(f"{path}: no such model folder or GGUF file")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, with nothing added; control tokens spelled in it stay text."""
+        """The ids of plain text, with nothing added. Control tokens spelled in it stay text."""
         return self._backend.encode(_valid(text), add_special_tokens=False).ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
-        """Ids of the dialogue, the header of the assistant's turn and the reply's given start.
+        """The ids of the dialogue, the header of the assistant's turn and the reply's prefill.
 
-        messages: dicts with `role` and `content`. Where contents spell no control token, the ids
-        are those of transformers' apply_chat_template. Raises UserError where there is no template
-        or the template refuses the dialogue.
+        messages: dicts with `role` and `content`. Unless contents spell a control token, the ids
+        are those of transformers' apply_chat_template. Raises UserError if there is no template or
+        the template refuses the dialogue.
         """
         if self._chat_problem:
             raise UserError(self._chat_problem)
         messages = [{key: _valid(value) for key, value in turn.items()} for turn in messages]
         prefill = _valid(prefill)
-        given = "".join([*(value for turn in messages for value in turn.values()), prefill])
-        given += self._template.text
-        sentinel = next(chr(code) for code in SENTINELS if chr(code) not in given)
-        # A sentinel inside every control token of the data leaves only the template's own whole.
+        used = "".join([*(value for turn in messages for value in turn.values()), prefill])
+        used += self._template.text
+        sentinel = next(chr(code) for code in SENTINELS if chr(code) not in used)
+        # A sentinel inside every control token of the data: only the template's own are intact.
         broken = rf"\1{sentinel}"
         hidden = [
             {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
@@ -129,30 +136,30 @@ class Tokenizer:
         return ids + self.encode(text[start:].replace(sentinel, ""))
 
     def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """What the template has written of the reply, after the header of the assistant's turn: a
-        thought that it opens, or an empty one; "" for most."""
+        """The part of the reply that the template writes after the header of the assistant's turn:
+        a thought that it opens, or an empty one; "" for most templates."""
         return opening(self._template.render(messages))
 
     def check_chat(self, messages: Sequence[Mapping[str, str]]) -> None:
-        """Raises UserError where the template drops text of such a dialogue, or does not ask for a
+        """Raises UserError if the template drops text of such a dialogue, or does not ask for a
         reply."""
         self.encode_chat(messages)
         self._template.check(messages)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """Text of the ids without control tokens; bytes that are no UTF-8 become U+FFFD. The tags
-        of thought and answer stay, whether or not they are control tokens."""
-        kept = [i for i in map(int, ids) if i not in self._dropped]
-        return self._backend.decode(kept, skip_special_tokens=False)
+        """The text of the ids, without control tokens. Bytes that are not UTF-8 become U+FFFD. The
+        tags of thought and answer stay, even if they are control tokens."""
+        text_ids = [i for i in map(int, ids) if i not in self._dropped]
+        return self._backend.decode(text_ids, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files into `folder`; those of a source folder byte for byte, but
+        """Writes the tokenizer's files into `folder`, those of a source folder byte for byte except
         for byte-order marks."""
         _write(Path(folder), self._files)
 
     def _probe(self) -> tuple[list[int], str]:
-        """Ids of a dialogue whose control tokens the backend still reads itself, or the reason why
-        there are none."""
+        """The ids of a dialogue whose control tokens the backend still reads itself, or the reason
+        why there are none."""
         try:
             text = self._template.render(PROBE)
         except UserError as error:
@@ -168,12 +175,12 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _valid(text: str) -> str:
-    """Joins surrogate pairs and replaces lone ones, which JSON escapes bring in, by U+FFFD."""
+    """Joins surrogate pairs and replaces lone ones, which come from JSON escapes, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _control_tokens(backend: Any) -> dict[str, int]:
-    """Control token -> id; marks all of them as special in the backend."""
+def _control_tokens(backend: "tokenizers.Tokenizer") -> dict[str, int]:
+    """The control tokens and their ids. Marks all of them as special in the backend."""
     from tokenizers import AddedToken
 
     control = {
@@ -185,24 +192,23 @@ def _control_tokens(backend: Any) -> dict[str, int]:
     return control
 
 
-def _from_folder(folder: Path) -> tuple[Any, dict[str, bytes], list[int]]:
+def _from_folder(folder: Path) -> Parts:
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise UserError(f"{folder}: no tokenizer (none of {', '.join(VOCABULARY_FILES)})")
-    named = sorted(
+    templates = sorted(
         path.relative_to(folder).as_posix() for path in folder.glob(f"{CHAT_TEMPLATES}/*")
     )
-    found = {name: folder / name for name in (*SAVED_FILES, *named) if (folder / name).is_file()}
-    files = {name: _content(path) for name, path in found.items()}
+    paths = {name: folder / name for name in (*SAVED_FILES, *templates)}
+    files = {name: _content(path) for name, path in paths.items() if path.is_file()}
     with quiet(), _without_marks(folder, files) as readable:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        # AutoTokenizer 5 rebuilds some tokenizers from their class name and then differs from what
-        # tokenizer.json says (DeepSeek's lose all spaces), so the file is taken as it stands.
-        verbatim = "tokenizer.json" in files
-        loader: Any = PreTrainedTokenizerFast if verbatim else AutoTokenizer
+        # AutoTokenizer 5 rebuilds some tokenizers from their class name, and then differs from
+        # tokenizer.json (DeepSeek's lose all spaces), so a tokenizer.json is loaded as it is.
+        loader = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer
         try:
             fast = loader.from_pretrained(str(readable), local_files_only=True)
-        except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot parse
+        except Exception as error:  # `tokenizers` raises a bare Exception if it cannot parse a file
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from error
     if not getattr(fast, "is_fast", False):
@@ -216,14 +222,14 @@ def _from_folder(folder: Path) -> tuple[Any, dict[str, bytes], list[int]]:
 
 
 def _content(path: Path) -> bytes:
-    """What a tokenizer's file holds, without a byte-order mark; .model files are binary."""
+    """The content of a tokenizer's file without a byte-order mark; .model files are binary."""
     content = path.read_bytes()
     return content if path.suffix == ".model" else plain_utf8(content)
 
 
 @contextlib.contextmanager
 def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """The folder, or a copy without byte-order marks for transformers, which stumbles over them."""
+    """The folder, or a copy without byte-order marks, which transformers cannot read."""
     config = folder / "config.json"
     clean = {**files, **({config.name: _content(config)} if config.is_file() else {})}
     if all((folder / name).read_bytes() == content for name, content in clean.items()):
@@ -234,14 +240,14 @@ def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
         yield Path(copy)
 
 
-def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
-    """The tokenizer of a GGUF file, and the files of its Hugging Face form."""
+def _from_gguf(path: Path) -> Parts:
+    """The tokenizer of a GGUF file, with the files of its Hugging Face form."""
     from seif_jax.models.io import gguf, gguf_tokenizer
 
     data = gguf.read(path).metadata
     backend = gguf_tokenizer.backend(path, data)
     tokens = data["tokenizer.ggml.tokens"]
-    named = {
+    special = {
         name: tokens[data[key]]
         for name, key in (
             ("bos_token", "tokenizer.ggml.bos_token_id"),
@@ -251,9 +257,9 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         )
         if key in data
     }
-    template = _gguf_templates(data)
+    template = _gguf_templates(path, data)
     config = {
-        **named,
+        **special,
         **({} if template is None else {"chat_template": template}),
         "clean_up_tokenization_spaces": False,
         "model_max_length": data[f"{data['general.architecture']}.context_length"],
@@ -263,19 +269,20 @@ def _from_gguf(path: Path) -> tuple[Any, dict[str, bytes], list[int]]:
         from transformers import PreTrainedTokenizerFast
 
         fast = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
-    # The class that takes tokenizer.json as it stands in transformers 4 and 5 alike.
+    # The class that loads tokenizer.json as it is, in transformers 4 and 5 alike.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", named)):
+    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
         files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
     ends = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return fast, files, [end for end in ends if end is not None]
 
 
-def _gguf_templates(data: Mapping[str, Any]) -> Any:
-    """The chat template, or a list of named ones, as tokenizer_config.json has them; None: none."""
+def _gguf_templates(path: Path, data: Mapping[str, object]) -> object:
+    """The chat template, or a list of named ones, in the form of tokenizer_config.json; None if
+    there is none."""
     key = "tokenizer.chat_template"
-    keys = {name: f"{key}.{name}" for name in data.get("tokenizer.chat_templates", [])}
-    if not keys:
+    names = field(data, "tokenizer.chat_templates", TEXTS, [], str(path))
+    if not names:
         return data.get(key)
-    keys = {"default": key, **keys}
+    keys = {"default": key, **{name: f"{key}.{name}" for name in names}}
     return [{"name": name, "template": data[key]} for name, key in keys.items() if key in data]

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import shape_checks as shape_checks  # installs the checks, before the package is imported
 import tiny_run
 
 from seif_jax import accelerators

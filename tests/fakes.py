@@ -1,13 +1,13 @@
 """Chat models without weights: what they reply is a function of the last turn's text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from seif_jax.rewards.judge import Judge, ReplyLike
 
 R = TypeVar("R")
-Ended = Callable[[int, ReplyLike | None], None]
+OnReply = Callable[[int, ReplyLike | None], None]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ def ignore(n: int, reply: ReplyLike | None) -> None:
     pass
 
 
-def report(replies: list[R], ended: Any) -> list[R]:
-    """Reports all replies to `ended`, the last one first, since they end in any order."""
+def report(replies: list[R], on_reply: Callable[[int, R], object]) -> list[R]:
+    """Reports all replies to `on_reply`, the last one first, since they end in any order."""
     for n in reversed(range(len(replies))):
-        ended(n, replies[n])
+        on_reply(n, replies[n])
     return replies
 
 
@@ -56,11 +56,13 @@ class FakeChatModel:
         decoding: Any,
         key: Any,
         group: int = 1,
-        ended: Ended = ignore,
-        numbers: Sequence[Any] | None = None,
+        on_reply: OnReply = ignore,
+        dialogue_ids: Iterable[Any] | None = None,
     ) -> list[FakeReply | None]:
-        assert numbers is not None and len(numbers) == len({*numbers}) == len(dialogues)
-        return report(self._answers(dialogues, decoding, key, group=group), ended)
+        assert dialogue_ids is not None
+        ids = list(dialogue_ids)
+        assert len(ids) == len({*ids}) == len(dialogues)
+        return report(self._answers(dialogues, decoding, key, group=group), on_reply)
 
     def next_token_probs(
         self,
@@ -73,9 +75,9 @@ class FakeChatModel:
     ) -> list[list[float] | None]:
         return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
 
-    def coin_flips(self, numbers: Sequence[Any], decoding: Any, key: Any) -> list[bool]:
-        self.calls.append((numbers, decoding, key))
-        return [number % 2 == 1 for number in numbers]
+    def coin_flips(self, ids: Sequence[Any], decoding: Any, key: Any) -> list[bool]:
+        self.calls.append((ids, decoding, key))
+        return [number % 2 == 1 for number in ids]
 
 
 def quoted(turn: str, header: str) -> str:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from seif_jax import models, sharding
+from seif_jax import sharding
 from seif_jax.models import attention, token_tree, tree_forward
-from seif_jax.models.attention import Segment, cudnn, plain, splash, through
+from seif_jax.models.attention import EMPTY, Segment, cudnn, plain, splash, with_kernel
 
 PROMPTS, T, H = 33, 70, 16
 HERE = {  # the kernels as they run here: cuDNN's caller with XLA behind it, Pallas's interpreter
@@ -46,38 +46,44 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
     rng = np.random.default_rng(0)
     shapes = [(K, 4, R, T, H), *[(K, 2, PROMPTS, H)] * 2, *[(K, 4, T, H)] * 2]
     inputs = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes]
-    lengths = jnp.array([PROMPTS - 4, PROMPTS])
-    masks = models.length_mask(lengths, PROMPTS), jnp.tril(jnp.ones((1, T, T), bool))
-    seen: list[int] = []
+    lengths, column = jnp.array([[PROMPTS - 4], [PROMPTS]]), jnp.arange(PROMPTS)
+    prompts = jnp.where(column < lengths, column, EMPTY)
+    own = jnp.repeat(lengths, 2, axis=0) + jnp.arange(T)
+    heads: list[int] = []
 
-    def kernel(q, k, v, keys, *, before):
-        seen[:] = [q.shape[2], k.shape[2]]
-        return HERE["tpu"](q, k, v, keys, before=before)
+    def kernel(q, k, v, seen, *, before):
+        heads[:] = [q.shape[2], k.shape[2]]
+        return HERE["tpu"](q, k, v, seen, before=before)
 
-    def of(attention, q, *kv):
-        segments = [Segment(kv[i], kv[i + 1], masks[i // 2]) for i in (0, 2)]
-        return attention(q, segments, jnp.float32)
+    def expected(q, *kv):
+        return plain(q, own, segments(*kv), jnp.float32)
 
-    wanted = jax.jit(partial(both, partial(of, plain)))(*inputs)
+    def on_mesh(q, *kv):
+        return with_kernel(kernel, q, segments(*kv), jnp.float32)
+
+    def segments(*kv):
+        return [Segment(kv[0], kv[1], prompts), Segment(kv[2], kv[3], own)]
+
+    wanted = jax.jit(partial(both, expected))(*inputs)
     with jax.set_mesh(mesh_of(**sizes)):
-        got = jax.jit(partial(both, partial(of, partial(through, kernel))))(*inputs)
-    return gaps(got, wanted), seen
+        got = jax.jit(partial(both, on_mesh))(*inputs)
+    return gaps(got, wanted), heads
 
 
 def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]]:
     """In bf16, K key/value and N query heads of 64, in trees of a prefix, prompts and samples that
     differ from part to part: the platform's kernel on the mesh from the same on one device."""
-    mesh, rng, seen = mesh_of(**sizes), np.random.default_rng(1), []
+    mesh, rng, heads = mesh_of(**sizes), np.random.default_rng(1), []
 
-    def kernel(q, k, v, keys, *, before):
-        seen[:] = [q.shape[2], k.shape[2]]
-        return HERE[platform](q, k, v, keys, before=before)
+    def kernel(q, k, v, seen, *, before):
+        heads[:] = [q.shape[2], k.shape[2]]
+        return HERE[platform](q, k, v, seen, before=before)
 
     def level(rows: int, width: int) -> tuple[Any, Any]:
         return np.zeros((rows, width), int), rng.integers(1, width, rows)
 
     laid = [
-        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 130)], slots=640)
+        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 130)], min_tokens=640)
         for _ in range(sharding.batch_shards(mesh))
     ]
     shape = (len(laid), laid[0].tokens.size)
@@ -100,7 +106,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
 
     with jax.set_mesh(mesh):
         got = jax.jit(side_by_side)(sharding.shard_micro_batches(mesh, laid), q, k, v)
-    return gaps(got, wanted), seen
+    return gaps(got, wanted), heads
 
 
 if __name__ == "__main__":

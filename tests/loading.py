@@ -11,18 +11,19 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from checkpoints import NoTokenizer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import tiny_config
 
 from seif_jax import metrics, models
 from seif_jax.models.io import hf
+from seif_jax.models.io.weights import flatten
 
 CONFIG = {
     **tiny_config(16_000),
@@ -51,13 +52,20 @@ class Counted(np.ndarray):
         return value
 
 
-def counting(source: models.Source, read: dict[str, int]) -> Any:
-    def get(name: str) -> np.ndarray:
-        value = source.get(name).view(Counted)
-        value.name, value.read = name, read
-        return value
+class CountingSource:
+    """A `models.Source` that counts the bytes that are read of each weight."""
 
-    return SimpleNamespace(names=source.names, get=get)
+    def __init__(self, source: models.Source):
+        self.source, self.config = source, source.config
+        self.read: dict[str, int] = {}
+
+    def names(self) -> list[str]:
+        return self.source.names()
+
+    def get(self, name: str) -> np.ndarray:
+        value = self.source.get(name).view(Counted)
+        value.name, value.read = name, self.read
+        return value
 
 
 def write(folder: Path) -> None:
@@ -66,14 +74,19 @@ def write(folder: Path) -> None:
     drawn = np.random.default_rng(0).normal(size=1 << 24).astype(ml_dtypes.bfloat16)
 
     def tensors():
-        for n, one in enumerate(models.stored_weights(model)):
-            size = int(np.prod(one.flat))
-            yield one.name, drawn[n : n + size].reshape(one.flat)
+        for n, weight in enumerate(models.stored_weights(model)):
+            size = int(np.prod(weight.file_shape))
+            yield weight.name, drawn[n : n + size].reshape(weight.file_shape)
 
-    nobody: Any = SimpleNamespace(save=lambda folder: None)
     size = 2 * models.num_params(model)
     hf.write_hf(
-        folder, CONFIG, tensors(), size, tokenizer=nobody, carried={}, shard_bytes=size // 2 + 1
+        folder,
+        CONFIG,
+        tensors(),
+        size,
+        tokenizer=NoTokenizer(),
+        carried={},
+        shard_bytes=size // 2 + 1,
     )
 
 
@@ -85,27 +98,25 @@ def sharded(source: models.Source, model: models.Model) -> dict[str, Any]:
         del shape
         return NamedSharding(mesh, PartitionSpec(*(AXES.get(axis) for axis in axes)))
 
-    read: dict[str, int] = {}
-    params = models.load(counting(source, read), model, jnp.bfloat16, rule)
-    held: dict[str, int] = {}
+    counting = CountingSource(source)
+    params = flatten(models.load(counting, model, jnp.bfloat16, rule))
+    local_bytes: dict[str, int] = {}
     wrong = []
-    for one in models.stored_weights(model):
-        stack: Any = params
-        for part in one.key.split("/"):
-            stack = stack[part]
-        whole = source.get(one.name).reshape(one.shape)
-        parts = {}
+    for weight in models.stored_weights(model):
+        expected = source.get(weight.name).reshape(weight.shape)
+        shards = {}
+        stack = params[weight.key]
+        assert isinstance(stack, jax.Array)
         for shard in stack.addressable_shards:
-            index = shard.index if one.layer is None else shard.index[1:]
-            data = (
-                np.asarray(shard.data) if one.layer is None else np.asarray(shard.data)[one.layer]
-            )
-            parts[str(index)] = data.nbytes
-            if not np.array_equal(data.view(np.uint16), whole[index].view(np.uint16)):
-                wrong.append(one.name)
-        held[one.name] = sum(parts.values())
-    whole = {name: source.get(name).nbytes for name in source.names()}
-    return {"read": read, "held": held, "whole": whole, "wrong": wrong}
+            data, index = np.asarray(shard.data), shard.index
+            if weight.layer is not None:
+                data, index = data[weight.layer], index[1:]
+            shards[str(index)] = data.nbytes
+            if not np.array_equal(data.view(np.uint16), expected[index].view(np.uint16)):
+                wrong.append(weight.name)
+        local_bytes[weight.name] = sum(shards.values())
+    total = {name: source.get(name).nbytes for name in source.names()}
+    return {"read": counting.read, "held": local_bytes, "whole": total, "wrong": wrong}
 
 
 def anonymous() -> int:

@@ -34,7 +34,7 @@ def names() -> list[str]:
 
 @cache
 def _hf_config(model: str | None) -> dict[str, Any]:
-    return plan.describe(model).hf_config
+    return dict(plan.describe(model).hf_config)
 
 
 def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tuple[Any, Model]:

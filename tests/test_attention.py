@@ -14,7 +14,16 @@ from jax.flatten_util import ravel_pytree
 
 from seif_jax import models
 from seif_jax.models import attention
-from seif_jax.models.attention import Segment, attend, cudnn, plain, splash, through, together
+from seif_jax.models.attention import (
+    EMPTY,
+    Segment,
+    attend,
+    attend_rows,
+    cudnn,
+    plain,
+    splash,
+    with_kernel,
+)
 
 # The kernels as they run here: cuDNN's caller with XLA behind it, Pallas's own interpreter.
 HERE = {"gpu": partial(cudnn, implementation="xla"), "tpu": partial(splash, interpret=True)}
@@ -27,24 +36,26 @@ def case(K=2, B=4, R=2, T=150, H=64):
     tokens; 273 keys and 150 queries fill no block."""
     rng = np.random.default_rng(0)
 
-    def segment(b, S, mask):
-        k, v = jnp.array(rng.normal(size=(2, K, b, S, H)), jnp.float32)
-        return Segment(k, v, mask)
+    def segment(positions):
+        k, v = jnp.array(rng.normal(size=(2, K, *positions.shape, H)), jnp.float32)
+        return Segment(k, v, positions)
 
     q = jnp.array(rng.normal(size=(K, B, R, T, H)), jnp.float32)
-    prefix = segment(1, 33, jnp.ones((1, 1, 33), bool))
-    prompts = segment(2, 90, models.length_mask(jnp.array([70, 0]), 90))
-    return q, [prefix, prompts, segment(B, T, jnp.tril(jnp.ones((1, T, T), bool)))]
+    prefix = segment(jnp.arange(33)[None])
+    lengths, column = jnp.array([[70], [0]]), jnp.arange(90)
+    prompts = segment(jnp.where(column < lengths, 33 + column, EMPTY))
+    own = segment(33 + jnp.repeat(lengths, B // 2, axis=0) + jnp.arange(T))
+    return q, [prefix, prompts, own]
 
 
 def compiled(attention, q, segments, dtype=jnp.float32):
     """Values, and gradients of q and of all keys and values: a program, and what it takes."""
-    masks = [s.mask for s in segments]
+    positions = [s.positions for s in segments]
 
     @jax.checkpoint
     def of(q, keys_values):
-        held = [Segment(k, v, mask) for (k, v), mask in zip(keys_values, masks, strict=True)]
-        return attention(q, held, dtype)
+        pairs = zip(keys_values, positions, strict=True)
+        return attention(q, positions[-1], [Segment(k, v, at) for (k, v), at in pairs], dtype)
 
     @jax.jit
     def both(q, keys_values):
@@ -52,6 +63,10 @@ def compiled(attention, q, segments, dtype=jnp.float32):
         return out, pull(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
 
     return both, (q, [(s.k, s.v) for s in segments])
+
+
+def by_kernel(kernel):
+    return lambda q, positions, segments, dtype: with_kernel(kernel, q, segments, dtype)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,11 +78,11 @@ def quick():
 
 def test_kernels_are_the_plain_one():
     q, segments = case(H=16)
-    kernels = [partial(through, kernel) for kernel in HERE.values()]
+    kernels = [by_kernel(kernel) for kernel in HERE.values()]
     programs = [compiled(attention, q, segments) for attention in (plain, *kernels)]
-    wanted, *found = (jax.tree.leaves(program(*inputs)) for program, inputs in programs)
+    wanted, *results = (jax.tree.leaves(program(*inputs)) for program, inputs in programs)
     assert len(wanted) == 8  # out, q, three times k and v
-    for got in found:
+    for got in results:
         for one, other in zip(got, wanted, strict=True):
             largest = float(jnp.max(jnp.abs(other)))
             np.testing.assert_allclose(one, other, atol=1e-5 * largest)
@@ -91,10 +106,10 @@ def test_a_kernel_over_a_mesh_is_the_plain_one_on_one_device(meshed):
 
 def test_kernels_in_trees_side_by_side_are_those_in_one(meshed):
     """Each device has its own part and its own heads; to bf16's rounding."""
-    found = meshed["trees"]
-    assert [heads for _, heads in found] == [[2, 1], [2, 1], [1, 1]]
-    assert [len(gaps) for gaps, _ in found] == [4] * 3
-    assert max(gap for gaps, _ in found for gap in gaps) < 0.01
+    trees = meshed["trees"]
+    assert [heads for _, heads in trees] == [[2, 1], [2, 1], [1, 1]]
+    assert [len(gaps) for gaps, _ in trees] == [4] * 3
+    assert max(gap for gaps, _ in trees for gap in gaps) < 0.01
 
 
 @pytest.mark.parametrize("blocks", [2, 4])
@@ -102,11 +117,11 @@ def test_blocks_of_rows_are_all_at_once(monkeypatch, blocks):
     """One prompt's rows a block, and one row: then a prompt serves two blocks."""
     q, segments = case(T=12, H=16)
     scores = q.size // q.shape[-1] * sum(s.k.shape[2] for s in segments)
-    monkeypatch.setattr(attention, "CACHED", scores // blocks)
-    found, wanted = (compiled(one, q, segments) for one in (plain, together))
-    assert "while" in found[0].lower(*found[1]).as_text()
+    monkeypatch.setattr(attention, "CACHED_SCORES", scores // blocks)
+    blocked, wanted = (compiled(attend, q, segments) for attend in (plain, attend_rows))
+    assert "while" in blocked[0].lower(*blocked[1]).as_text()
     for got, one in zip(
-        *(jax.tree.leaves(f(*inputs)) for f, inputs in (found, wanted)), strict=True
+        *(jax.tree.leaves(f(*inputs)) for f, inputs in (blocked, wanted)), strict=True
     ):
         np.testing.assert_allclose(got, one, atol=1e-5 * float(jnp.max(jnp.abs(one))))
 
@@ -129,13 +144,13 @@ def test_splash_in_the_model(monkeypatch):
         return np.asarray(hidden), np.asarray(ravel_pytree(gradient)[0])
 
     wanted = run()
-    asked = []
+    calls = []
     monkeypatch.setitem(
-        attention.KERNELS, "cpu", lambda *x, **y: (asked.append(x[:2]), HERE["tpu"](*x, **y))[1]
+        attention.KERNELS, "cpu", lambda *x, **y: (calls.append(x[:2]), HERE["tpu"](*x, **y))[1]
     )
     got = run()
     shapes = [((2, 256, 2, 64), jnp.bfloat16), ((2, 256, 1, 64), jnp.bfloat16)]
-    assert [(x.shape, x.dtype) for x in asked[0]] == shapes
+    assert [(x.shape, x.dtype) for x in calls[0]] == shapes
     for one, other in zip(got, wanted, strict=True):
         assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
 
@@ -159,9 +174,9 @@ def test_choice(where, shape, dtype, chosen, monkeypatch):
     program, inputs = compiled(attend, *case(**shape), dtype)
     text = program.trace(*inputs).lower(lowering_platforms=(LOWERED[where],)).as_text()
     kernels = re.findall(r"custom_call @([\w$]+)", text)
-    found = [name for name in kernels if name.startswith(tuple(CALLS.values()))]
-    assert (len(found) >= 2 and {name[:9] for name in found} == {CALLS[where][:9]}) == chosen
-    assert bool(found) == chosen
+    called = [name for name in kernels if name.startswith(tuple(CALLS.values()))]
+    assert (len(called) >= 2 and {name[:9] for name in called} == {CALLS[where][:9]}) == chosen
+    assert bool(called) == chosen
 
 
 @pytest.mark.parametrize("where", LOWERED)

@@ -1,43 +1,63 @@
-"""Dialogues to tokens and back, around an engine that only writes down what it is asked."""
+"""Dialogues to tokens and back, with an engine that only records its calls."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CHATML, tiny_tokenizer
+from tiny import CHATML, tiny_config, tiny_tokenizer
 
+from seif_jax import models
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.roles import follower, instructor, verdict
-from seif_jax.sampling import Sample, row_keys
+from seif_jax.sampling import Engine, Sample, row_keys
 from seif_jax.tokenizer import Tokenizer
 
 END = 2  # <|im_end|>
 
 
-class Limit(NamedTuple):
-    max_positions: int = 300
+CONFIG = models.describe({**tiny_config(8), "max_position_embeddings": 300}).config
 
 
-class FakeEngine:
-    """Sample n of a call is "a" n times, then the end token; the third is cut before it."""
-
-    config = Limit()
+class RecordingEngine(Engine):
+    """Records its calls. Sample n of a call is the letter n times, then the end token; the third is
+    cut off before it."""
 
     def __init__(self, letter: int):
-        self.letter, self.calls = letter, []
+        super().__init__(CONFIG, {"embed": jnp.zeros((8, 32))}, jnp.float32)
+        self.letter = letter
+        self.calls: list[tuple[Any, ...]] = []
 
-    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> None:
-        self.calls.append((prompts, jax.random.key_data(keys).tolist(), rest["stop_ids"]))
-        for i in reversed(range(len(prompts) * group)):
-            tokens = np.array([self.letter] * i + [self.letter if i == 2 else END], np.int32)
-            rest["ended"](i, Sample(tokens, np.full(i + 1, -0.5, np.float32), i != 2))
+    def sample(self, prompts, keys, *, group, stop_ids, on_sample, **options) -> list[Sample]:
+        self.calls.append((prompts, jax.random.key_data(keys).tolist(), stop_ids))
+        samples = [self.sampled(i) for i in range(len(prompts) * group)]
+        for i in reversed(range(len(samples))):
+            on_sample(i, samples[i])
+        return samples
 
-    def next_logp(self, prompts: Any, options: tuple[int, ...], batch_size: int) -> np.ndarray:
+    def sampled(self, i: int) -> Sample:
+        tokens = np.array([self.letter] * i + [self.letter if i == 2 else END], np.int32)
+        return Sample(tokens, np.full(i + 1, -0.5, np.float32), i != 2)
+
+    def next_logp(self, prompts, options, batch_size) -> np.ndarray:
         self.calls.append((prompts, options, batch_size))
         return np.log(np.array([[0.125, 0.5], [0.25, 0.0625]], np.float32)[: len(prompts)])
+
+
+class ScriptedEngine(RecordingEngine):
+    """Replies with one text and the end token; without the latter if the text ends in "…"."""
+
+    def __init__(self, text: str, tokenizer: Tokenizer):
+        super().__init__(0)
+        self.finished = not text.endswith("…")
+        self.ids = tokenizer.encode(text.removesuffix("…")) + [END] * self.finished
+
+    def sampled(self, i: int) -> Sample:
+        logp = np.zeros(len(self.ids), np.float32)
+        return Sample(np.array(self.ids, np.int32), logp, self.finished)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +66,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(tiny_tokenizer(folder / "tokenizer"))
 
 
-def chat_model(tokenizer: Tokenizer) -> tuple[ChatModel, FakeEngine]:
-    engine: Any = FakeEngine(tokenizer.encode("a")[0])
+def recording(tokenizer: Tokenizer) -> tuple[ChatModel, RecordingEngine]:
+    engine = RecordingEngine(tokenizer.encode("a")[0])
     return ChatModel(engine, tokenizer), engine
 
 
@@ -56,13 +76,13 @@ def turn(text: str) -> list[dict[str, str]]:
 
 
 LONG = turn("x" * 60)  # one token a letter
-ASKED = [turn("Hi"), LONG, turn("Why?")]
+DIALOGUES = [turn("Hi"), LONG, turn("Why?")]
 DECODING = Decoding(max_prompt_tokens=40, max_tokens=8, batch_size=4, prefill="B")
 
 
 def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
-    talker, engine = chat_model(tokenizer)
-    replies = talker.reply(ASKED, DECODING, jax.random.key(3), group=2)
+    model, engine = recording(tokenizer)
+    replies = model.reply(DIALOGUES, DECODING, jax.random.key(3), group=2)
     assert [r and (r.text, r.ids.tolist(), r.finished) for r in replies] == [
         ("B", [END], True),
         ("Ba", [engine.letter, END], True),
@@ -73,99 +93,89 @@ def test_replies_stand_with_their_dialogues(tokenizer: Tokenizer) -> None:
     ]
     first, last = replies[0], replies[5]
     assert first is not None and last is not None
-    assert first.prompt_ids == tokenizer.encode_chat(ASKED[0], "B")
-    assert last.prompt_ids == tokenizer.encode_chat(ASKED[2], "B")
+    assert first.prompt_ids == tokenizer.encode_chat(DIALOGUES[0], "B")
+    assert last.prompt_ids == tokenizer.encode_chat(DIALOGUES[2], "B")
     assert last.logp.tolist() == [-0.5] * 4
     ((prompts, keys, stop_ids),) = engine.calls
     assert prompts == [first.prompt_ids, last.prompt_ids] and stop_ids == (END,)
-    # a dialogue's keys are those of its place among all, whatever was dropped before it
+    # The keys depend on the dialogue's index among all, whatever was dropped before it.
     expected = row_keys(jax.random.key(3), [0, 1, 4, 5])
     assert keys == jax.random.key_data(expected).tolist()
-    # and so is a share of the dialogues, and what is named by two numbers
-    talker.reply([ASKED[2]], DECODING, jax.random.key(3), 2, numbers=[2])
-    talker.reply([ASKED[2]], DECODING, jax.random.fold_in(jax.random.key(3), 9), 2, numbers=[2])
-    talker.reply([ASKED[2]], DECODING, jax.random.key(3), 2, numbers=[(9, 2)])
+    # So do those of a share of the dialogues; ids may be several integers.
+    model.reply([DIALOGUES[2]], DECODING, jax.random.key(3), 2, dialogue_ids=[2])
+    model.reply(
+        [DIALOGUES[2]], DECODING, jax.random.fold_in(jax.random.key(3), 9), 2, dialogue_ids=[2]
+    )
+    model.reply([DIALOGUES[2]], DECODING, jax.random.key(3), 2, dialogue_ids=[(9, 2)])
     shared, folded, named = (keys for _, keys, _ in engine.calls[1:])
     assert shared == jax.random.key_data(expected[2:]).tolist() and folded == named
 
 
 def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
-    talker, _ = chat_model(tokenizer)
+    model, _ = recording(tokenizer)
     length = len(tokenizer.encode_chat(turn("Hi"), "B"))
     for limit, fits in ((length, True), (length - 1, False)):
-        (reply,) = talker.reply([turn("Hi")], Decoding(limit, 8, 4, "B"), jax.random.key(0))
+        (reply,) = model.reply([turn("Hi")], Decoding(limit, 8, 4, "B"), jax.random.key(0))
         assert (reply is not None) is fits
 
 
 def test_nothing_that_fits_asks_nothing(tokenizer: Tokenizer) -> None:
-    talker, engine = chat_model(tokenizer)
-    assert talker.reply([LONG], DECODING, jax.random.key(0), group=3) == [None] * 3
-    assert talker.next_token_probs(
-        [LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4
-    ) == [None]
-    assert talker.reply([], DECODING, jax.random.key(0)) == [] and engine.calls == []
+    model, engine = recording(tokenizer)
+    assert model.reply([LONG], DECODING, jax.random.key(0), group=3) == [None] * 3
+    assert model.next_token_probs([LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4) == [
+        None
+    ]
+    assert model.reply([], DECODING, jax.random.key(0)) == [] and engine.calls == []
 
 
 def test_limits_beyond_the_model_are_named(tokenizer: Tokenizer) -> None:
-    talker, _ = chat_model(tokenizer)
+    model, _ = recording(tokenizer)
     with pytest.raises(UserError, match="max_prompt_tokens=290 and max_tokens=11 exceed .* 300"):
-        talker.reply([turn("Hi")], Decoding(290, 11, 4), jax.random.key(0))
-    talker.reply([turn("Hi")], Decoding(290, 10, 4), jax.random.key(0))
+        model.reply([turn("Hi")], Decoding(290, 11, 4), jax.random.key(0))
+    model.reply([turn("Hi")], Decoding(290, 10, 4), jax.random.key(0))
 
 
-def test_choose(tokenizer: Tokenizer) -> None:
-    talker, engine = chat_model(tokenizer)
-    found = talker.next_token_probs(ASKED, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
-    assert found == [pytest.approx([0.125, 0.5]), None, pytest.approx([0.25, 0.0625])]
+def test_next_token_probs(tokenizer: Tokenizer) -> None:
+    model, engine = recording(tokenizer)
+    probs = model.next_token_probs(DIALOGUES, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
+    assert probs == [pytest.approx([0.125, 0.5]), None, pytest.approx([0.25, 0.0625])]
     ((prompts, options, batch_size),) = engine.calls
-    assert prompts == [tokenizer.encode_chat(ASKED[i], "[[") for i in (0, 2)]
+    assert prompts == [tokenizer.encode_chat(DIALOGUES[i], "[[") for i in (0, 2)]
     assert options == (tokenizer.encode("0")[0], tokenizer.encode("1")[0]) and batch_size == 4
 
 
 def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
-    talker, _ = chat_model(tokenizer)
+    model, _ = recording(tokenizer)
     for prefill, option in (("[[", "10"), ("The word", "ing the")):
         with pytest.raises(UserError, match=f"'{option}' is not one token after the prefill"):
-            talker.next_token_probs(ASKED, prefill, (option,), max_prompt_tokens=40, batch_size=4)
+            model.next_token_probs(
+                DIALOGUES, prefill, (option,), max_prompt_tokens=40, batch_size=4
+            )
     with pytest.raises(UserError, match="'he' is not one token"):  # it melts into what is before
-        talker.next_token_probs(ASKED, " t", ("he",), max_prompt_tokens=40, batch_size=4)
+        model.next_token_probs(DIALOGUES, " t", ("he",), max_prompt_tokens=40, batch_size=4)
 
 
-def test_coins_are_fair_and_functions_of_key_salt_and_number(tokenizer: Tokenizer) -> None:
-    speak, engine = chat_model(tokenizer)
+def test_coins_are_fair_and_functions_of_key_stream_and_id(tokenizer: Tokenizer) -> None:
+    model, engine = recording(tokenizer)
     key, one, two = (
         jax.random.key(3),
         Decoding(9, 9, 9, rng_stream=1),
         Decoding(9, 9, 9, rng_stream=2),
     )
-    coins = speak.coin_flips(range(4000), one, key)
-    assert coins == speak.coin_flips(range(4000), one, key) and coins[5:7] == speak.coin_flips(
+    coins = model.coin_flips(range(4000), one, key)
+    assert coins == model.coin_flips(range(4000), one, key) and coins[5:7] == model.coin_flips(
         [5, 6], one, key
     )
     assert abs(sum(coins) / 4000 - 0.5) < 0.03  # four standard errors
     others = (
-        speak.coin_flips(range(4000), two, key),
-        speak.coin_flips(range(4000), one, jax.random.key(4)),
+        model.coin_flips(range(4000), two, key),
+        model.coin_flips(range(4000), one, jax.random.key(4)),
         coins[1:],
     )
     for other in others:
         agreement = np.mean([a == b for a, b in zip(coins, other, strict=False)])
         assert abs(agreement - 0.5) < 0.03
     assert engine.calls == []
-
-
-class Writes(FakeEngine):
-    """Replies with one text and the end token; cut off without the latter if it ends in "…"."""
-
-    def __init__(self, text: str, tokenizer: Tokenizer):
-        super().__init__(0)
-        self.done = not text.endswith("…")
-        self.ids = tokenizer.encode(text.removesuffix("…")) + [END] * self.done
-
-    def sample(self, prompts: Any, keys: Any, *, group: int, max_tokens: int, **rest: Any) -> None:
-        for i in range(len(prompts) * group):
-            logp = np.zeros(len(self.ids), np.float32)
-            rest["ended"](i, Sample(np.array(self.ids, np.int32), logp, self.done))
 
 
 OPENED, CLOSED = "<think>\n", "<think>\n\n</think>\n\n"  # DeepSeek-R1's; Qwen3's without thinking
@@ -201,7 +211,7 @@ def test_what_the_prompt_opens_counts_as_written(
 ) -> None:
     template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
-    engine: Any = Writes(written, tokenizer)
+    engine = ScriptedEngine(written, tokenizer)
     decoding = Decoding(max_prompt_tokens=200, max_tokens=8, batch_size=4, prefill=prefill)
     (reply,) = ChatModel(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
     assert reply is not None
@@ -217,18 +227,18 @@ def test_other_roles_read_past_an_opened_thought(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
     decoding = Decoding(max_prompt_tokens=200, max_tokens=8, batch_size=4)
 
-    def said(written: str) -> str:
-        engine: Any = Writes(written, tokenizer)
+    def reply_text(written: str) -> str:
+        engine = ScriptedEngine(written, tokenizer)
         (reply,) = ChatModel(engine, tokenizer).reply([turn("Hi")], decoding, jax.random.key(0))
         assert reply is not None
         return reply.text
 
     three = '{"c1": "Use one word.", "c2": "Use no commas.", "c3": "Be kind."}'
-    text = said(f'Maybe {{"c1": "x"}}?</think>\n<answer>{three}</answer>')
+    text = reply_text(f'Maybe {{"c1": "x"}}?</think>\n<answer>{three}</answer>')
     parsed = instructor.parse(text, "hard", "Why?", format="think_answer")
     assert parsed.constraints == ["Use one word.", "Use no commas.", "Be kind."]
-    assert verdict.verdict(said("Surely [[0]]?</think>Two of two. [[1]]")) is True
-    assert verdict.verdict(said("Surely [[1]], I think.")) is None
+    assert verdict.verdict(reply_text("Surely [[0]]?</think>Two of two. [[1]]")) is True
+    assert verdict.verdict(reply_text("Surely [[1]], I think.")) is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,7 @@ def test_a_verdict_is_not_read_inside_a_thought(
 ) -> None:
     template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
-    talker, engine = chat_model(tokenizer)
-    talker.next_token_probs([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
+    model, engine = recording(tokenizer)
+    model.next_token_probs([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
     ((prompts, _, _),) = engine.calls
     assert tokenizer.decode(prompts[0]).endswith(f"assistant\n{expected}")

@@ -1,15 +1,13 @@
 """GGUF files as llama.cpp's converter writes them: config, weights, logits of the source model."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import MemorySource, recipe, source
 from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
 
 from seif_jax import models
@@ -31,22 +29,9 @@ def message(path):
     return str(caught.value)
 
 
-def recipe() -> Any:
-    """The module that wrote the reference numbers; it draws the same weights."""
-    spec = importlib.util.spec_from_file_location("make_logits", REFERENCE / "make_logits.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def hf_source(hf: dict[str, Any], seed: int) -> Any:
+def hf_source(hf: dict[str, Any], seed: int) -> MemorySource:
     """A random model under its Hugging Face names."""
-    model = models.describe(hf)
-    empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), models.shapes(model))
-    shapes = {name: value.shape for name, value in models.export(model, empty, "float32")}
-    tensors = recipe().weights(shapes, seed)
-    return SimpleNamespace(config=hf, names=lambda: list(tensors), get=tensors.__getitem__)
+    return source(models.describe(hf), seed)
 
 
 def converted(path: Path, source: Any, extra: dict[str, np.ndarray] | None = None) -> Path:
@@ -107,8 +92,8 @@ def finished(writer: GGUFWriter, path: Path) -> Path:
 
 def reference(name: str) -> tuple[Any, Any]:
     """The model as its Hugging Face source, and the file that holds its logits."""
-    held = np.load(REFERENCE / f"{name}.npz")
-    return hf_source(json.loads(str(held["config"])), int(held["seed"])), held
+    stored = np.load(REFERENCE / f"{name}.npz")
+    return hf_source(json.loads(str(stored["config"])), int(stored["seed"])), stored
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -123,14 +108,14 @@ def test_config_and_weights_of_the_hugging_face_source(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["llama_untied", "mistral_plain", "qwen2_yarn", "qwen3_yarn"])
 def test_logits_of_transformers(tmp_path, name):
-    theirs, held = reference(name)
+    theirs, stored = reference(name)
     ours = models.open_source(converted(tmp_path / "a.gguf", theirs))
     model = models.describe(ours.config)
-    ids, params = jnp.array(held["ids"]), models.load(ours, model)
+    ids, params = jnp.array(stored["ids"]), models.load(ours, model)
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     hidden, _ = models.forward(model.config, params, ids, positions, dtype=jnp.float32)
     logits = models.logits(params, hidden[:, :: recipe().KEPT], jnp.float32)
-    np.testing.assert_allclose(logits, held["logits"], atol=1e-4)
+    np.testing.assert_allclose(logits, stored["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize(

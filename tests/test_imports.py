@@ -22,8 +22,17 @@ LEVELS = [
     {"chat", "checkpoint", "compiling", "data", "display", "metrics"},
     {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
-    {"accelerators", "chat_template", "processes", "sharding"},
-    {"bench.baselines", "errors", "files", "instruction", "json_io", "options", "run_paths"}
+    {"accelerators", "chat_template", "collectives", "processes", "sharding"},
+    {
+        "bench.baselines",
+        "errors",
+        "files",
+        "instruction",
+        "jax_private",
+        "json_io",
+        "options",
+        "run_paths",
+    }
     | {"shipped", "sources", "sweep.launchers", "user_functions", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -151,6 +160,13 @@ def test_libraries_kept_in_one_place_or_out():
     }
     assert set(having["orbax"]) <= {"checkpoint"}
     assert having["torch"] == having["tensorflow"] == []
+
+
+def test_private_parts_of_jax_are_used_in_one_file():
+    private = [
+        m for m, names in all_imports().items() if any(within(n, {"jax._src"}) for n in names)
+    ]
+    assert private == ["jax_private"]
 
 
 def test_baselines_run_without_this_package():

@@ -1,19 +1,18 @@
-"""Adapters: numbers of peft, gradients, merging, decoding, and a base that is held once."""
+"""Adapters: numbers of peft, gradients, merging, decoding, and one copy of the base."""
 
 import importlib.util
 import json
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from checkpoints import recipe, source
+from checkpoints import MemorySource, NoTokenizer, recipe, source
 
 from seif_jax import models, settings
 from seif_jax.errors import UserError
@@ -57,18 +56,30 @@ def quick_compiles():
         yield
 
 
-def reference(kind) -> Any:
-    """A case of make_adapters.py: model and base, adapters as peft names them, ids, logits."""
-    held = np.load(REFERENCE / f"adapter_{kind}.npz")
-    model = models.describe(json.loads(str(held["config"])))
-    given, seed = json.loads(str(held["lora"])), int(held["seed"])
-    shapes = {name: tuple(s) for name, s in json.loads(str(held["shapes"])).items()}
-    return SimpleNamespace(
-        spec=Lora.from_peft({**given, "base_model_name_or_path": "there"}),
-        model=lora.adapted(model, Lora.from_peft({**given, "base_model_name_or_path": None})),
-        source=source(model, seed), tensors=recipe().weights(shapes, seed + 100),
-        ids=jnp.array(held["ids"]), logits=held["logits"],
-    )  # fmt: skip
+class Reference(NamedTuple):
+    """A case of make_adapters.py."""
+
+    spec: Lora
+    model: models.Model
+    source: MemorySource  # the base
+    tensors: dict[str, np.ndarray]  # the adapters, by peft's names
+    ids: jax.Array
+    logits: np.ndarray
+
+
+def reference(kind: str) -> Reference:
+    stored = np.load(REFERENCE / f"adapter_{kind}.npz")
+    model = models.describe(json.loads(str(stored["config"])))
+    config, seed = json.loads(str(stored["lora"])), int(stored["seed"])
+    shapes = {name: tuple(s) for name, s in json.loads(str(stored["shapes"])).items()}
+    return Reference(
+        spec=Lora.from_peft({**config, "base_model_name_or_path": "there"}),
+        model=lora.adapted(model, Lora.from_peft({**config, "base_model_name_or_path": None})),
+        source=source(model, seed),
+        tensors=recipe().weights(shapes, seed + 100),
+        ids=jnp.array(stored["ids"]),
+        logits=stored["logits"],
+    )
 
 
 def from_peft(model, spec, tensors):
@@ -84,14 +95,14 @@ def from_peft(model, spec, tensors):
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
 def test_logits_of_peft(kind):
-    held = reference(kind)
-    base = models.load(held.source, held.model)
-    adapter = from_peft(held.model, held.spec, held.tensors)
-    both = logits(held.model.config, lora.join(base, adapter), held.ids)
-    np.testing.assert_allclose(both, held.logits, atol=1e-4)
+    case = reference(kind)
+    base = models.load(case.source, case.model)
+    adapter = from_peft(case.model, case.spec, case.tensors)
+    both = logits(case.model.config, lora.join(base, adapter), case.ids)
+    np.testing.assert_allclose(both, case.logits, atol=1e-4)
     written = dict(lora.export(adapter, "float32"))
-    assert written.keys() == held.tensors.keys()
-    for name, value in held.tensors.items():
+    assert written.keys() == case.tensors.keys()
+    for name, value in case.tensors.items():
         np.testing.assert_array_equal(written[name], value, err_msg=name)
 
 
@@ -101,10 +112,10 @@ def test_logits_of_peft(kind):
      ("base_model_name_or_path", ["model"])],
 )  # fmt: skip
 def test_an_edited_adapter_config_that_cannot_be_is_one_line(key, value):
-    held = Lora(8, 32.0, ("q", "v"), "there").peft_config()
-    assert Lora.from_peft(held) == Lora(8, 32.0, ("q", "v"), "there")
+    config = Lora(8, 32.0, ("q", "v"), "there").peft_config()
+    assert Lora.from_peft(config) == Lora(8, 32.0, ("q", "v"), "there")
     with pytest.raises(UserError, match=f"^a/adapter_config.json: {key} must be "):
-        Lora.from_peft({**held, key: value}, "a/adapter_config.json")
+        Lora.from_peft({**config, key: value}, "a/adapter_config.json")
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs torch and peft")
@@ -114,19 +125,18 @@ def test_peft_loads_what_is_written(kind, tmp_path):
     torch, peft = (importlib.import_module(name) for name in ("torch", "peft"))
     from transformers import AutoModelForCausalLM
 
-    held = reference(kind)
-    nothing: Any = SimpleNamespace(save=lambda folder: None)
-    tensors = [(name, held.source.get(name)) for name in held.source.names()]
-    config = held.model.hf_config
-    hf.write_hf(tmp_path / "base", config, tensors, 0, tokenizer=nothing, carried={})
-    adapter = from_peft(held.model, held.spec, held.tensors)
+    case = reference(kind)
+    tensors = [(name, case.source.get(name)) for name in case.source.names()]
+    config = case.model.hf_config
+    hf.write_hf(tmp_path / "base", config, tensors, 0, tokenizer=NoTokenizer(), carried={})
+    adapter = from_peft(case.model, case.spec, case.tensors)
     written = dict(lora.export(adapter, "float32"))
-    hf.write_adapter(tmp_path / "adapter", held.spec.peft_config(), written, {})
+    hf.write_adapter(tmp_path / "adapter", case.spec.peft_config(), written, {})
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32")
     model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     with torch.no_grad():
-        found = model(torch.from_numpy(np.asarray(held.ids, np.int64))).logits.numpy()
-    np.testing.assert_allclose(found, held.logits, atol=1e-4)
+        logits = model(torch.from_numpy(np.asarray(case.ids, np.int64))).logits.numpy()
+    np.testing.assert_allclose(logits, case.logits, atol=1e-4)
 
 
 def test_new_adapters():
@@ -184,19 +194,19 @@ def test_gradients_of_the_adapters_alone():
 
     gradient = jax.jit(jax.grad(lambda adapter, base: objective(lora.join(base, adapter))))
     program = gradient.lower(adapter, base).compile()
-    got, whole = program(adapter, base)["layers"], lora.merge(base, adapter, ALL.scale)
-    whole = jax.jit(jax.grad(objective))(whole)["layers"]
+    got, merged = program(adapter, base)["layers"], lora.merge(base, adapter, ALL.scale)
+    expected = jax.jit(jax.grad(objective))(merged)["layers"]
     for name in TARGETS:
         a, b = (np.asarray(adapter["layers"][f"{name}_{side}"], np.float64) for side in "ab")
-        dw = np.asarray(whole[name], np.float64).reshape(2, b.shape[1], a.shape[2])
+        dw = np.asarray(expected[name], np.float64).reshape(2, b.shape[1], a.shape[2])
         wanted = {"a": 4.0 * b.swapaxes(1, 2) @ dw, "b": 4.0 * dw @ a.swapaxes(1, 2)}
         for side, value in wanted.items():
             assert np.abs(value).max() > 1e-4
             close = 1e-4 * np.abs(value).max()
             np.testing.assert_allclose(got[f"{name}_{side}"], value, atol=close, err_msg=name)
-    found = set(re.findall(r"= f32\[([0-9,]*)\]\S* dot\(", program.as_text() or ""))
-    assert {"3,32", "3,56", "3,64", "32,3", "56,3", "28,3", "64,3"} <= found
-    assert not {"96,32", "56,32", "28,32", "32,56", "64,32", "32,64"} & found
+    products = set(re.findall(r"= f32\[([0-9,]*)\]\S* dot\(", program.as_text() or ""))
+    assert {"3,32", "3,56", "3,64", "32,3", "56,3", "28,3", "64,3"} <= products
+    assert not {"96,32", "56,32", "28,32", "32,56", "64,32", "32,64"} & products
 
 
 def test_cached_decoding_is_the_learners_forward_pass():
@@ -230,5 +240,5 @@ def test_the_base_that_adapters_name(model, base, tmp_path, monkeypatch):
     for name in ("model", "smollm2"):
         (tmp_path / name).mkdir()
     config = RunConfig(model=model, lora=LoraConfig(rank=2, alpha=4.0, targets=("q",)))
-    found = settings.lora(config)
-    assert found and found.base == (base and base.format(here=tmp_path))
+    spec = settings.lora(config)
+    assert spec and spec.base == (base and base.format(here=tmp_path))

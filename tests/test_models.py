@@ -49,10 +49,10 @@ def test_models_that_are_not_here(tmp_path):
 @pytest.mark.parametrize("name", recipe().CASES)
 def test_logits_of_transformers(name):
     """Every family, grouped queries, own head_dim, eps, theta and scaling: positions to 1e-4."""
-    held = np.load(REFERENCE / f"{name}.npz")
-    model = models.describe(json.loads(str(held["config"])))
-    params = models.load(source(model, int(held["seed"])), model)
-    ids = jnp.array(held["ids"])
+    stored = np.load(REFERENCE / f"{name}.npz")
+    model = models.describe(json.loads(str(stored["config"])))
+    params = models.load(source(model, int(stored["seed"])), model)
+    ids = jnp.array(stored["ids"])
 
     @jax.jit
     def run(params):
@@ -60,37 +60,37 @@ def test_logits_of_transformers(name):
         hidden, _ = models.forward(model.config, params, ids, positions, dtype=jnp.float32)
         return models.logits(params, hidden[:, :: recipe().KEPT], jnp.float32)
 
-    assert np.abs(held["logits"]).mean() > 1
-    np.testing.assert_allclose(run(params), held["logits"], atol=1e-4)
+    assert np.abs(stored["logits"]).mean() > 1
+    np.testing.assert_allclose(run(params), stored["logits"], atol=1e-4)
 
 
 @needs_torch
 @pytest.mark.parametrize("name", recipe().CASES)
 def test_the_stored_logits_are_those_of_transformers(name):
-    held = np.load(REFERENCE / f"{name}.npz")["logits"]
-    np.testing.assert_allclose(recipe().compute(name)["logits"], held, atol=1e-5)
+    stored = np.load(REFERENCE / f"{name}.npz")["logits"]
+    np.testing.assert_allclose(recipe().compute(name)["logits"], stored, atol=1e-5)
 
 
 def test_greedy_tokens_of_transformers():
     """The real model, float32: 64 tokens of 20 prompts, each the same as transformers'."""
-    held = np.load(REFERENCE / "greedy.npz")
+    stored = np.load(REFERENCE / "greedy.npz")
     opened = models.open_source(models.resolve(None))
     model = models.describe(opened.config)
     engine = Engine(model.config, models.load(opened, model), jnp.float32)
-    prompts = [row[row >= 0].tolist() for row in held["prompts"]]
-    count, tokens = held["tokens"].shape
+    prompts = [row[row >= 0].tolist() for row in stored["prompts"]]
+    count, tokens = stored["tokens"].shape
     assert (count, tokens) == (20, 64)
     keys = row_keys(jax.random.key(0), range(count))
     out = engine.sample(
         prompts, keys, group=1, max_tokens=tokens, method=Method(0.0), stop_ids=(), batch_size=count
     )
-    np.testing.assert_array_equal([sample.tokens for sample in out], held["tokens"])
+    np.testing.assert_array_equal([sample.tokens for sample in out], stored["tokens"])
 
 
 @needs_torch
 def test_the_stored_tokens_are_those_of_transformers():
-    held = np.load(REFERENCE / "greedy.npz")["tokens"]
-    np.testing.assert_array_equal(recipe("make_greedy").compute()["tokens"], held)
+    stored = np.load(REFERENCE / "greedy.npz")["tokens"]
+    np.testing.assert_array_equal(recipe("make_greedy").compute()["tokens"], stored)
 
 
 def test_what_config_json_says():

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType
 
-from seif_jax import models, plan, sharding
+from seif_jax import collectives, models, plan
 from seif_jax.__main__ import main
 from seif_jax.bench import roofline
 from seif_jax.config_file import read_config
@@ -101,7 +101,7 @@ def test_what_a_gpu_can_do(
         monkeypatch.delenv(name, raising=False)
 
     class Gpu:
-        device_kind, platform, process_index = gpus.TARGETS[kind].name, "gpu", 0
+        id, device_kind, platform, process_index = 0, gpus.TARGETS[kind].name, "gpu", 0
 
         def memory_stats(self) -> dict[str, int]:
             raise AssertionError("the data sheet says it")
@@ -237,7 +237,7 @@ def test_operations_of_attention_over_a_mesh(tensor, sequence):
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 4)
     q = jax.ShapeDtypeStruct((2, 128, 8, 64), jnp.bfloat16)
     k, seen = q.update(shape=(2, 256, 4, 64)), jax.ShapeDtypeStruct((2, 256), bool)
-    attend = partial(sharding.shard_over_heads, partial(cudnn, before=128))
+    attend = partial(collectives.shard_over_heads, partial(cudnn, before=128))
     with gpus.assumed_cudnn(), jax.sharding.use_abstract_mesh(mesh):
         traced = jax.jit(attend).trace(q, k, k, seen)
     assert cost.count_flops(traced.jaxpr.jaxpr) == 2 * 2 * 2 * 8 * 128 * 256 * 64

@@ -16,7 +16,7 @@ from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, methods, row_keys
 from seif_jax.sampling.methods import Method, sample_token
 from seif_jax.sampling.shapes import common_prefix, round_up, split
-from seif_jax.sampling.trees import families, prompt_trees
+from seif_jax.sampling.trees import prompt_trees, split_runs
 
 MODEL = models.describe({**tiny.tiny_config(96), "max_position_embeddings": 2048})
 C = MODEL.config
@@ -113,7 +113,7 @@ def test_next_logp_of_a_tree():
     tails = [rng.integers(0, 96, n).tolist() for n in (3, 17, 1, 30, 8, 5)]
     prompts = [SHARED + s + t for s, t in zip([stem_a] * 3 + [stem_b] * 3, tails, strict=True)]
     prompts.append(SHARED + [3, 4])
-    runs = families([prompt[32:] for prompt in prompts])
+    runs = split_runs([prompt[32:] for prompt in prompts])
     assert [members for _, members in runs] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [len(stem) for stem, _ in runs] == [58, 58, 9]
     got = engine().next_logp(prompts, (4, 60), batch_size=6)
@@ -140,8 +140,8 @@ def test_a_tree_of_four_levels():
     (part,) = prompt_trees(prompts, 13)
     assert [len(level) for level in part.tree.levels] == [1, 2, 6, 18]
     starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
-    held = part.tree.slot_of < sum(level.size for level in part.tree.levels)
-    assert np.sum(held) == len(starts)
+    real = part.tree.slot_of < sum(level.size for level in part.tree.levels)
+    assert np.sum(real) == len(starts)
     assert sorted(part.prompts) == [-1] * 5 + list(range(13))
     for size in (13, 5):  # and cut into trees of one instruction each
         got = engine().next_logp(prompts, (4, 60), batch_size=size)
@@ -154,7 +154,7 @@ def test_families_by_what_they_cost():
     instruction = list(range(40))
     replies = [[100 + i] * 60 for i in range(4)]
     prompts = [instruction + reply + [7, c, 9] for reply in replies for c in range(3)]
-    runs = families(prompts)
+    runs = split_runs(prompts)
     assert [members for _, members in runs] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(4)]
     assert all(len(stem) == 101 for stem, _ in runs)
 
@@ -162,12 +162,12 @@ def test_families_by_what_they_cost():
 def test_sample_depends_on_its_key_alone():
     """Other prompts, another batch size, another place in the batch: the same tokens."""
     keys = row_keys(jax.random.key(5), range(12))
-    whole = draw(keys=keys)
+    together = draw(keys=keys)
     halves = draw(keys=keys, batch_size=6)
-    np.testing.assert_array_equal(whole.tokens, halves.tokens)
+    np.testing.assert_array_equal(together.tokens, halves.tokens)
     alone = draw(prompts=[PROMPTS[2]], keys=keys[6:9])
-    np.testing.assert_array_equal(whole.tokens[6:9], alone.tokens)
-    assert len({tuple(row) for row in whole.tokens.tolist()}) == 12  # and no two keys agree
+    np.testing.assert_array_equal(together.tokens[6:9], alone.tokens)
+    assert len({tuple(row) for row in together.tokens.tolist()}) == 12  # and no two keys agree
 
 
 def test_few_slots_for_many_samples_of_unequal_length():
@@ -178,12 +178,12 @@ def test_few_slots_for_many_samples_of_unequal_length():
     prompts = [SHARED + rng.integers(3, 96, rng.integers(1, 50)).tolist() for _ in range(24)]
     keys = row_keys(jax.random.key(3), range(72))
     chat_model = engine()
-    told: list[int] = []
+    order: list[int] = []
     out = chat_model.sample(
         prompts, keys, group=3, max_tokens=limits, method=PLAIN, stop_ids=(), batch_size=8,
-        ended=lambda i, sample: told.append(i),
+        on_sample=lambda i, sample: order.append(i),
     )  # fmt: skip
-    assert sorted(told) == list(range(72)) and told != sorted(told)
+    assert sorted(order) == list(range(72)) and order != sorted(order)
     assert [len(sample.tokens) for sample in out] == limits
     assert not any(sample.stopped for sample in out)
     assert sum(limits) / chat_model.slot_steps >= 0.85

@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ import loading
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import describe, source
+from checkpoints import MemorySource, describe, source
 
 from seif_jax import models
 from seif_jax.errors import UserError
@@ -48,14 +46,14 @@ def test_weights_are_checked_both_ways(changes, message):
 def test_a_tied_head_that_is_stored_is_the_embedding():
     model = describe()
     embed = source(model).get("model.embed_tokens.weight")
-    held = source(model, **{"lm_head.weight": embed.copy()})
-    params = models.load(held, model)
+    stored = source(model, **{"lm_head.weight": embed.copy()})
+    params = models.load(stored, model)
     assert "head" not in params and "head" in models.shapes(describe(tie_word_embeddings=False))
-    assert len(list(models.copy(held, model, "float32"))) == len(held.names()) - 1
-    held.get("lm_head.weight")[95, 31] *= -1
-    for read in (models.load, lambda *_: list(models.copy(held, model, "float32"))):
+    assert len(list(models.copy(stored, model, "float32"))) == len(stored.names()) - 1
+    stored.get("lm_head.weight")[95, 31] *= -1
+    for read in (models.load, lambda *_: list(models.copy(stored, model, "float32"))):
         with pytest.raises(UserError, match=r"lm_head.* \(96, 32\) differs from model.embed_to"):
-            read(held, model)
+            read(stored, model)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -65,13 +63,13 @@ def test_nan_and_infinity_are_refused(dtype, value):
     name = "model.layers.1.mlp.down_proj.weight"
     largest = np.finfo(dtype).max if dtype != ml_dtypes.bfloat16 else ml_dtypes.finfo(dtype).max
     edge = np.array([largest, -largest, 0.0, -0.0] * 512, dtype).reshape(32, 64)
-    held = source(model, **{name: edge})
-    models.load(held, model)
+    stored = source(model, **{name: edge})
+    models.load(stored, model)
     edge[31, 5] = value
-    for read in (models.load, lambda *_: list(models.copy(held, model, "float32"))):
+    for read in (models.load, lambda *_: list(models.copy(stored, model, "float32"))):
         with pytest.raises(UserError, match=rf"{name} \(32, 64\): .*NaN or infinite: 1"):
-            read(held, model)
-    params = models.load(held, model, scan=False)
+            read(stored, model)
+    params = models.load(stored, model, scan=False)
     np.testing.assert_array_equal(params["layers"]["down"][1], edge.astype(np.float32))
 
 
@@ -82,18 +80,19 @@ def test_every_bit_pattern_survives(path, monkeypatch):
     monkeypatch.setattr(to_device, "_write_on_cpu", getattr(to_device, path))
     model = describe(vocab_size=2048)
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(2048, 32)
-    given = {name: source(model).get(name).astype("bfloat16") for name in source(model).names()}
-    given |= {"model.embed_tokens.weight": bits.view(ml_dtypes.bfloat16)}
-    held: Any = SimpleNamespace(names=lambda: list(given), get=given.__getitem__)
-    params = models.load(held, model, jnp.bfloat16, scan=False)
-    for tensors in (
+    tensors = source(model).tensors
+    tensors = {name: value.astype("bfloat16") for name, value in tensors.items()}
+    tensors |= {"model.embed_tokens.weight": bits.view(ml_dtypes.bfloat16)}
+    stored = MemorySource(model.hf_config, tensors)
+    params = models.load(stored, model, jnp.bfloat16, scan=False)
+    for written in (
         models.export(model, params, "bfloat16"),
-        models.copy(held, model, "bfloat16", scan=False),
+        models.copy(stored, model, "bfloat16", scan=False),
     ):
-        for name, value in tensors:
-            got, wanted = value.view(np.uint16), given[name].view(np.uint16)
+        for name, value in written:
+            got, wanted = value.view(np.uint16), tensors[name].view(np.uint16)
             np.testing.assert_array_equal(got, wanted, err_msg=name)
-    wide = models.load(held, model, jnp.float32, scan=False)["embed"]
+    wide = models.load(stored, model, jnp.float32, scan=False)["embed"]
     np.testing.assert_array_equal(np.asarray(wide).view(np.uint32) >> 16, bits)
 
 
@@ -117,18 +116,18 @@ def loaded(tmp_path_factory):
         subprocess.Popen([*script, str(n)], env=variables, stdout=subprocess.PIPE, text=True)
         for n in range(2)
     ]
-    said = [process.communicate(timeout=240)[0] for process in processes]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    return [json.loads(text.splitlines()[-1]) for text in said]
+    return [json.loads(text.splitlines()[-1]) for text in outputs]
 
 
 def test_processes_read_only_their_devices_parts(loaded):
     """Each distinct part once, whatever is copied to several devices; the numbers are right."""
-    for found in loaded:
-        assert found["wrong"] == []
-        assert found["read"] == found["held"]
+    for report in loaded:
+        assert report["wrong"] == []
+        assert report["read"] == report["held"]
     whole, shared = loaded[0]["whole"], "model.norm.weight"
-    read = [found["read"] for found in loaded]
+    read = [report["read"] for report in loaded]
     assert all(r[shared] == whole[shared] for r in read)  # every device holds it
     assert all(
         r["model.embed_tokens.weight"] * 2 == whole["model.embed_tokens.weight"] for r in read
@@ -140,10 +139,10 @@ def test_processes_read_only_their_devices_parts(loaded):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_memory_of_loading(loaded, dtype):
     """Beyond the arrays: less than the largest tensor and a tenth of the model's bytes."""
-    found = loaded[0][dtype]
+    report = loaded[0][dtype]
     total = sum(loaded[0]["whole"].values())
-    assert found["arrays"] == total * jnp.dtype(dtype).itemsize / 2 > 256e6
-    assert found["peak"] - found["before"] - found["arrays"] < found["largest"] + 0.1 * total
+    assert report["arrays"] == total * jnp.dtype(dtype).itemsize / 2 > 256e6
+    assert report["peak"] - report["before"] - report["arrays"] < report["largest"] + 0.1 * total
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -156,8 +155,7 @@ def test_export_and_load_again_bit_for_bit(dtype):
     for name, value in tensors.items():
         assert value.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype))
         np.testing.assert_array_equal(value, first.get(name).astype(dtype), err_msg=name)
-    again: Any = SimpleNamespace(config={}, names=lambda: list(tensors), get=tensors.__getitem__)
-    loaded = models.load(again, model, jnp.dtype(dtype))
+    loaded = models.load(MemorySource(model.hf_config, tensors), model, jnp.dtype(dtype))
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -168,8 +166,8 @@ def test_heads_lie_in_the_rows_of_a_projection():
     q = np.tile(rows[:, None], (1, 32))
     k = np.tile(rows[:16, None], (1, 32))
     name = "model.layers.1.self_attn.{}_proj.weight".format
-    held = source(model, **{name("q"): q, name("k"): k, name("o"): q.T})
-    layers = models.load(held, model)["layers"]
+    stored = source(model, **{name("q"): q, name("k"): k, name("o"): q.T})
+    layers = models.load(stored, model)["layers"]
     assert layers["q"].shape == (2, 4, 8, 32) and layers["k"].shape == (2, 2, 8, 32)
     assert layers["q"][1, 3, 5, 0] == layers["o"][1, 0, 3, 5] == 3 * 8 + 5
     assert layers["k"][1, 1, 7, 31] == 15

@@ -49,11 +49,11 @@ def write(folder: Path, model: models.Model, tensors: Any) -> None:
 def make(folder: Path, model: models.Model) -> None:
     """Random weights in three or four shards."""
     drawn = np.random.default_rng(0).normal(size=1 << 27).astype(ml_dtypes.bfloat16)
-    sizes = [(one, int(np.prod(one.flat))) for one in models.stored_weights(model)]
+    sizes = [(one, int(np.prod(one.file_shape))) for one in models.stored_weights(model)]
     write(
         folder,
         model,
-        ((one.name, drawn[n : n + k].reshape(one.flat)) for n, (one, k) in enumerate(sizes)),
+        ((one.name, drawn[n : n + k].reshape(one.file_shape)) for n, (one, k) in enumerate(sizes)),
     )
 
 

@@ -15,8 +15,8 @@ from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.models import Params
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io.to_device import ShardingRule, single_device
-from seif_jax.models.layers import ModelConfig
 from seif_jax.rewards.judge import Judge, Key, ReplyLike
 from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Score

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from seif_jax.bench.baselines import serve
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.sampling.shapes import shared_length
 
 COPY_BYTES = 1 << 30  # far beyond any cache

@@ -22,7 +22,7 @@ from seif_jax.chat import ChatModel, Reply
 from seif_jax.errors import UserError
 from seif_jax.metrics import Phases
 from seif_jax.models import Params
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
 from seif_jax.rl.rollout import make_batch

@@ -1,16 +1,27 @@
-"""What the families share: the decoder's weights, their Hugging Face names, its config.json."""
+"""The decoder: its shape, its weights with their Hugging Face names, and its one layer.
 
-from typing import Any
+`Architecture` is what Llama, Mistral and Qwen compute; another one subclasses it and overrides what
+differs. Every forward pass (prefill, decoding, learner, reference, Judger) goes through its
+methods, and the passes differ only in how attention reads keys and values.
+"""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt16
 
-from seif_jax.errors import UserError
-from seif_jax.json_io import COUNT, FLAG, POSITIVE, TEXTS, field
-from seif_jax.models import rope
-from seif_jax.models.layers import ModelConfig, weight
+from seif_jax.collectives import constrain
+from seif_jax.models import layers
+from seif_jax.models.attention import Visible, causal
+from seif_jax.models.layers import Rope, linear, rms_norm, rotate, weight
 
-# ours -> Hugging Face; `{}` is the layer. Both hold [out, in]: only heads are told apart in ours.
-# A model has those of these weights that its config asks for.
+# Our names -> Hugging Face's, where `{}` is the layer's number. Both store [out, in]; ours keep
+# heads and head dimensions as two axes. A model has those weights that its config asks for.
 NAMES = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
@@ -30,64 +41,54 @@ NAMES = {
     "layers/up": "model.layers.{}.mlp.up_proj.weight",
     "layers/down": "model.layers.{}.mlp.down_proj.weight",
 }
-# Keys that change the numbers in every family, and the only value of each that is computed.
-FIXED = {
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "quantization_config": None,
-}
+
+PROJECTED = "projected"  # the name of projections' results in policies of jax.checkpoint
+
+LayerWeights = Mapping[str, Array]  # of one layer, by name
+State = TypeVar("State")
+# Queries [B T N H], keys and values [B T K H] of the new tokens -> what attention returns for them
+# [B T N H], and whatever the caller wants to keep, such as its cache.
+Attend = Callable[
+    [Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    tuple[Float[Array, "B T N H"], State],
+]
 
 
-def config(
-    hf: dict[str, Any],
-    fixed: dict[str, Any],
-    *,
-    qkv_bias: bool = False,
-    qk_norm: bool = False,
-    head_dim: int = 0,
-) -> ModelConfig:
-    """Reads config.json. `fixed`: the family's own keys of which one value alone is computed;
-    `head_dim`: where the file says none; 0: width/heads.
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder: everything in config.json that affects the numbers."""
 
-    Raises UserError naming what the file asks for and this code does not do.
-    """
-    for key, only in {**FIXED, **fixed}.items():
-        if hf.get(key, only) != only:
-            raise UserError(f"config.json: {key}={hf[key]!r} is not supported, only {only!r}")
-    for kind in field(hf, "layer_types", TEXTS, []):
-        if kind != "full_attention":
-            raise UserError(f"config.json: layer_types with {kind!r} is not supported")
-    heads, width = (field(hf, key, COUNT) for key in ("num_attention_heads", "hidden_size"))
-    kv_heads = field(hf, "num_key_value_heads", COUNT, heads)
-    if heads % kv_heads:
-        raise UserError(
-            f"config.json: num_attention_heads={heads} is not divisible by "
-            f"num_key_value_heads={kv_heads}"
-        )
-    head_dim = field(hf, "head_dim", COUNT, head_dim or width // heads)
-    if not head_dim or head_dim % 2:
-        raise UserError(f"config.json: heads of {head_dim} dimensions cannot be rotated in pairs")
-    frequencies, scale = rope.read(hf, head_dim)
-    return ModelConfig(
-        vocab=field(hf, "vocab_size", COUNT),
-        width=width,
-        layers=field(hf, "num_hidden_layers", COUNT),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        mlp=field(hf, "intermediate_size", COUNT),
-        norm_eps=field(hf, "rms_norm_eps", POSITIVE),
-        rope_frequencies=frequencies,
-        rope_scale=scale,
-        qkv_bias=qkv_bias,
-        qk_norm=qk_norm,
-        tied=field(hf, "tie_word_embeddings", FLAG, False),
-        max_positions=field(hf, "max_position_embeddings", COUNT),
-    )
+    architecture: "Architecture"
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    norm_eps: float
+    rope_frequencies: tuple[float, ...]  # radians per position of each pair of dimensions [H/2]
+    rope_scale: float  # factor of cosine and sine
+    qkv_bias: bool  # queries, keys and values have biases
+    qk_norm: bool  # queries and keys are normalized, each head by itself
+    tied: bool  # the output projection is the embedding
+    max_positions: int
+    lora_scale: float = 0.0  # of adapters, if the weights have any
+
+
+def project(
+    c: ModelConfig, w: LayerWeights, name: str, x: Float[Array, "*S I"], dtype: DTypeLike
+) -> Float[Array, "*S O"]:
+    """x through one of a layer's projections, with its LoRA adapter if it has one."""
+    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype)
+    if f"{name}_a" in w:
+        low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
+        out = out + linear(low, w[f"{name}_b"], dtype)
+    return checkpoint_name(out, PROJECTED)
 
 
 class Layers(nnx.Module):
-    """All layers, stacked on the leading axis."""
+    """All layers' weights, stacked on the leading axis."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         L, D, N, K, H, F = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp
@@ -110,9 +111,96 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
+    """All weights of a model; modules declare weights and do nothing else."""
+
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         self.embed = weight(rngs, (c.vocab, c.width), "vocab embed", c.width)
-        self.layers = Layers(c, rngs)
+        self.layers = c.architecture.layers_module(c, rngs)
         self.norm = weight(rngs, (c.width,), "embed")
         if not c.tied:
             self.head = weight(rngs, (c.vocab, c.width), "vocab embed", c.width)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What Llama, Mistral and Qwen compute. Others override methods or set other values.
+
+    names        our names of the weights -> Hugging Face's
+    activation   of the MLP's gate
+    visible      which keys a query sees, by their positions
+    """
+
+    names: Mapping[str, str] = field(default_factory=lambda: NAMES, hash=False, repr=False)
+    activation: Callable[[Array], Array] = jax.nn.silu
+    visible: Visible = causal
+
+    def layers_module(self, c: ModelConfig, rngs: nnx.Rngs) -> nnx.Module:
+        """Declares the weights of the layers."""
+        return Layers(c, rngs)
+
+    def embed(
+        self,
+        c: ModelConfig,
+        table: Float[Array, "V D"] | UInt16[Array, "V D"],
+        tokens: Int[Array, "B T"],
+    ) -> Float[Array, "B T D"]:
+        """The residual stream before the first layer."""
+        del c
+        return layers.embed(table, tokens)
+
+    def rope(self, c: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
+        """The rotary embedding, which all layers share."""
+        return layers.rope(c.rope_frequencies, c.rope_scale, positions)
+
+    def norm(
+        self, c: ModelConfig, x: Float[Array, "*S D"], scale: Float[Array, "D"]
+    ) -> Float[Array, "*S D"]:
+        """The norm before attention and MLP, of queries and keys, and after the last layer."""
+        return rms_norm(x, scale, c.norm_eps)
+
+    def layer(
+        self,
+        c: ModelConfig,
+        w: LayerWeights,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        attend: Attend[State],
+        dtype: DTypeLike,
+    ) -> tuple[Float[Array, "B T D"], State]:
+        """One layer: pre-norm attention and pre-norm MLP, each added to the residual stream.
+
+        Returns the new stream and the state that `attend` returned.
+        """
+        q, k, v = self.qkv(c, w, self.norm(c, x, w["attn_norm"]), rope, dtype)
+        mixed, state = attend(q, k, v)
+        x = x + project(c, w, "o", mixed.reshape(*x.shape[:2], -1), dtype)
+        return x + self.mlp(c, w, self.norm(c, x, w["mlp_norm"]), dtype), state
+
+    def qkv(
+        self,
+        c: ModelConfig,
+        w: LayerWeights,
+        x: Float[Array, "B T D"],
+        rope: Rope,
+        dtype: DTypeLike,
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Queries, keys and values, the former two rotated."""
+        heads = (*x.shape[:2], -1, c.head_dim)
+        q, k, v = (project(c, w, name, x, dtype).reshape(heads) for name in "qkv")
+        if c.qkv_bias:
+            q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+        if c.qk_norm:
+            q, k = self.norm(c, q, w["q_norm"]), self.norm(c, k, w["k_norm"])
+        q = constrain(rotate(q, rope), "batch", "tokens", "heads")
+        k = constrain(rotate(k, rope), "batch", "tokens", "kv_heads")
+        return q, k, constrain(v, "batch", "tokens", "kv_heads")
+
+    def mlp(
+        self, c: ModelConfig, w: LayerWeights, x: Float[Array, "B T D"], dtype: DTypeLike
+    ) -> Float[Array, "B T D"]:
+        """The gated MLP."""
+        gate, up = (project(c, w, name, x, dtype) for name in ("gate", "up"))
+        return project(c, w, "down", self.activation(gate) * up, dtype)
+
+
+LLAMA = Architecture()

@@ -1,29 +1,33 @@
-"""The output head: log-probabilities of tokens. The [rows, V] logits of a few rows exist at a time.
+"""The output head: log-probabilities of tokens. Logits [rows, V] exist for a few rows at a time.
 
-Under a mesh every device computes the rows of its own slots, over its own part of the vocabulary.
-The head is gathered along `embed` once, and its gradient is added up on the device and reduced
-once: inside the loops, devices exchange a few numbers per row.
+Under a mesh every device computes the rows of its own tokens over its own part of the vocabulary.
+The head is gathered along `embed` once, and its gradient is summed on the device and reduced once:
+inside the loops, devices exchange a few numbers per row.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import CustomVJPPrimal
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from seif_jax import sharding
-from seif_jax.models.layers import linear
+from seif_jax import collectives
+from seif_jax.models.layers import Params, linear
 from seif_jax.models.matmul import matmul, outer_sum
 from seif_jax.models.token_tree import PackedBatch
 
-CHUNK = 256  # rows of hidden states whose [rows, V] logits exist at a time, on a device
+CHUNK = 256  # rows of hidden states whose logits exist at a time on a device
+
+Carry = TypeVar("Carry")
 
 
-def weight(params: Mapping[str, Any]) -> Float[Array, "V D"]:
-    """The output projection; tied models use the embedding."""
+def weight(params: Params) -> Float[Array, "V D"]:
+    """The output projection. Tied models use the embedding."""
     return params["head"] if "head" in params else params["embed"]
 
 
@@ -32,35 +36,35 @@ def completion_logp(
     hidden: Float[Array, "P N D"],
     packed: PackedBatch,
     temperature: float,
-    dtype: Any,
+    dtype: DTypeLike,
 ) -> Float[Array, "P B C"]:
-    """Log-probabilities of the completions' tokens from the slots' final hidden states."""
-    devices, rows = sharding.num_shards("tokens"), packed.targets.shape[1]
-    count = -(-rows // (CHUNK * devices))
-    size = -(-rows // count)
-    size += -size % devices  # rows of a chunk, on all devices that share a part
+    """Log-probabilities of the completions' tokens from the final hidden states of all tokens."""
+    devices, targets = collectives.num_shards("tokens"), packed.targets.shape[1]
+    count = -(-targets // (CHUNK * devices))
+    size = -(-targets // count)
+    size += -size % devices  # rows of a chunk, on all devices that share a tree
 
-    def chunks(x: Int[Array, "P M"]) -> Int[Array, "P n size"]:
-        return jnp.pad(x, ((0, 0), (0, count * size - rows))).reshape(-1, count, size)
+    def chunks(x: Int[Array, "P M"]) -> Int[Array, "P n m"]:
+        return jnp.pad(x, ((0, 0), (0, count * size - targets))).reshape(-1, count, size)
 
     def local(
-        w: Array, hidden: Array, states: Array, targets: Array, live: Array, rows: Array
+        w: Array, hidden: Array, index: Array, targets: Array, live: Array, rows: Array
     ) -> Array:
-        (hidden,), (states,), (targets,), (rows,) = hidden, states, targets, rows
-        hidden = sharding.all_gather(hidden, "tokens", 0)
-        logp = cast(Array, _logp(w, hidden[states], targets, live, temperature, dtype))
-        return sharding.all_gather(logp, "tokens", 1).ravel()[rows][None]
+        (hidden,), (index,), (targets,), (rows,) = hidden, index, targets, rows
+        hidden = collectives.all_gather(hidden, "tokens", 0)
+        logp = cast(Array, _logp(w, hidden[index], targets, live, temperature, dtype))
+        return collectives.all_gather(logp, "tokens", 1).ravel()[rows][None]
 
     in_specs = (
-        sharding.even_partition_spec(w.shape, "vocab", "embed"),
-        sharding.partition_spec("batch", "tokens"),
-        sharding.partition_spec("batch", None, "tokens"),
-        sharding.partition_spec("batch", None, "tokens"),
-        sharding.partition_spec(),
-        sharding.partition_spec("batch"),
+        collectives.even_partition_spec(w.shape, "vocab", "embed"),
+        collectives.partition_spec("batch", "tokens"),
+        collectives.partition_spec("batch", None, "tokens"),
+        collectives.partition_spec("batch", None, "tokens"),
+        collectives.partition_spec(),
+        collectives.partition_spec("batch"),
     )
     live = -(-packed.num_targets // size)
-    return sharding.shard_map(local, in_specs, sharding.partition_spec("batch"))(
+    return collectives.shard_map(local, in_specs, collectives.partition_spec("batch"))(
         w, hidden, chunks(packed.hidden_index), chunks(packed.targets), live, packed.rows
     )
 
@@ -68,83 +72,112 @@ def completion_logp(
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _logp(
     w: Float[Array, "V D"],
-    states: Float[Array, "n m D"],
+    states: Float[Array, "n m d"],
     targets: Int[Array, "n m"],
     live: Int[Array, ""],
     temperature: float,
-    dtype: Any,
+    dtype: DTypeLike,
 ) -> Float[Array, "n m"]:
-    """Log-softmax of each state's logits over `temperature`, at its target, in the first `live`
-    chunks; 0 in the others, which are not computed. V and D of w are this device's share."""
+    """The log-softmax of each state's logits over `temperature`, at its target.
+
+    Only the first `live` chunks are computed; the others are 0. w: this device's share of V and D.
+    """
     return _logp_forward(w, states, targets, live, temperature, dtype)[0]
 
 
+class _Saved(NamedTuple):
+    """What the gradient needs."""
+
+    head: Float[Array, "V d"]  # gathered along D, in the dtype of the products
+    first: Int[Array, ""]  # the first token id of this device's share
+    states: Float[Array, "n m d"]
+    targets: Int[Array, "n m"]
+    live: Int[Array, ""]
+    norm: Float[Array, "n m"]  # the logarithm of the softmax's denominator
+
+
 def _logp_forward(
-    w: Array, states: Array, targets: Array, live: Array, temperature: float, dtype: Any
-) -> tuple[Array, tuple[Array, ...]]:
-    """`_logp`, and what its gradient needs."""
-    whole = w.astype(dtype)
+    w: Float[Array, "V D"],
+    states: Float[Array, "n m d"],
+    targets: Int[Array, "n m"],
+    live: Int[Array, ""],
+    temperature: float,
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "n m"], _Saved]:
+    head = w.astype(dtype)
     if w.shape[1] < states.shape[-1]:
-        whole = sharding.all_gather(whole, "embed", 1)
-    first = jnp.int32(sharding.shard_offset(len(w), "vocab"))
+        head = collectives.all_gather(head, "embed", 1)
+    first = jnp.asarray(collectives.shard_offset(len(w), "vocab"), jnp.int32)
 
-    def chunk(i: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = linear(states[i], whole, dtype) / temperature
-        top = sharding.pmax(jnp.max(logits, axis=1), "vocab")
-        total = sharding.psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=1), "vocab")
+    def chunk(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        logits = linear(states[i], head, dtype) / temperature
+        top = collectives.pmax(jnp.max(logits, axis=1), "vocab")
+        total = collectives.psum(jnp.sum(jnp.exp(logits - top[:, None]), axis=1), "vocab")
         column = targets[i] - first
-        mine = (column >= 0) & (column < len(w))
-        picked = jnp.take_along_axis(logits, jnp.where(mine, column, 0)[:, None], axis=1)[:, 0]
+        local = (column >= 0) & (column < len(w))
+        picked = jnp.take_along_axis(logits, jnp.where(local, column, 0)[:, None], axis=1)[:, 0]
         norm = top + jnp.log(total)
-        logp = sharding.psum(jnp.where(mine, picked, 0.0), "vocab") - norm
-        return found[0].at[i].set(logp), found[1].at[i].set(norm)
+        logp = collectives.psum(jnp.where(local, picked, 0.0), "vocab") - norm
+        return carry[0].at[i].set(logp), carry[1].at[i].set(norm)
 
-    nothing = jnp.zeros(targets.shape)
-    logp, norm = _loop(live, len(targets), chunk, (nothing, nothing))
-    return logp, (whole, first, states, targets, live, norm)
+    zeros = jnp.zeros(targets.shape)
+    logp, norm = _loop(live, len(targets), chunk, (zeros, zeros))
+    return logp, _Saved(head, first, states, targets, live, norm)
 
 
 def _forward(
-    w: Any, states: Any, targets: Any, live: Any, temperature: float, dtype: Any
-) -> tuple[Array, Any]:
-    found, saved = _logp_forward(
+    w: CustomVJPPrimal,
+    states: CustomVJPPrimal,
+    targets: CustomVJPPrimal,
+    live: CustomVJPPrimal,
+    temperature: float,
+    dtype: DTypeLike,
+) -> tuple[Array, tuple[Array | None, _Saved]]:
+    logp, saved = _logp_forward(
         w.value, states.value, targets.value, live.value, temperature, dtype
     )
-    return found, (w.value if w.perturbed else None, *saved)
+    return logp, (w.value if w.perturbed else None, saved)
 
 
-def _backward(temperature: float, dtype: Any, saved: tuple[Any, ...], gradient: Array):
-    w, whole, first, states, targets, live, norm = saved
+def _backward(
+    temperature: float,
+    dtype: DTypeLike,
+    residuals: tuple[Array | None, _Saved],
+    gradient: Float[Array, "n m"],
+) -> tuple[Array | None, Array, None, None]:
+    w, (head, first, states, targets, live, norm) = residuals
     # Devices along `vocab` hold the same output, and each has a share of its cotangent.
-    gradient = sharding.psum(gradient, "vocab")
+    gradient = collectives.psum(gradient, "vocab")
 
-    def chunk(i: Array, found: tuple[Array, Any]) -> tuple[Array, Any]:
-        logits = linear(states[i], whole, dtype) / temperature
-        at_target = jnp.arange(len(whole)) == (targets[i] - first)[:, None]
-        change = jnp.where(at_target, 1.0, 0.0) - jnp.exp(logits - norm[i][:, None])
-        change = change * (gradient[i] / temperature)[:, None]
-        of_states, of_w = found
-        of_states = of_states.at[i].set(matmul(change, whole, -2, dtype))
-        return of_states, None if of_w is None else of_w + outer_sum(change, states[i], dtype)
+    def chunk(i: Array, carry: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        logits = linear(states[i], head, dtype) / temperature
+        at_target = jnp.arange(len(head)) == (targets[i] - first)[:, None]
+        d_logits = jnp.where(at_target, 1.0, 0.0) - jnp.exp(logits - norm[i][:, None])
+        d_logits = d_logits * (gradient[i] / temperature)[:, None]
+        d_states, d_head = carry
+        d_states = d_states.at[i].set(matmul(d_logits, head, -2, dtype))
+        if d_head is not None:
+            d_head = d_head + outer_sum(d_logits, states[i], dtype)
+        return d_states, d_head
 
-    start = jnp.zeros_like(states), None if w is None else jnp.zeros(whole.shape)
-    of_states, of_w = _loop(live, len(targets), chunk, start)
-    if w is not None and of_w.shape != w.shape:
-        of_w = sharding.psum_scatter(of_w, "embed", 1)
-    return of_w, of_states, None, None
+    start = jnp.zeros_like(states), None if w is None else jnp.zeros(head.shape)
+    d_states, d_w = _loop(live, len(targets), chunk, start)
+    if w is not None and d_w is not None and d_w.shape != w.shape:
+        d_w = collectives.psum_scatter(d_w, "embed", 1)
+    return d_w, d_states, None, None
 
 
-def _loop(n: Array, most: int, body: Callable[..., Any], start: Any) -> Any:
-    """fori_loop over the first n of `most` indices. A scan that skips the others in a `cond` would
-    hold the carry twice."""
+def _loop(n: Array, most: int, body: Callable[[Array, Carry], Carry], start: Carry) -> Carry:
+    """fori_loop over the first n of at most `most` indices. A scan that skips the others with a
+    `cond` would hold the carry twice."""
 
-    def going(state: tuple[Array, Any]) -> Array:
-        return (state[0] < n) & (state[0] < most)  # `seif plan` counts the most that can be
+    def running(state: tuple[Array, Carry]) -> Array:
+        return (state[0] < n) & (state[0] < most)  # `seif plan` reads the bound
 
-    def step(state: tuple[Array, Any]) -> tuple[Array, Any]:
+    def step(state: tuple[Array, Carry]) -> tuple[Array, Carry]:
         return state[0] + 1, body(*state)
 
-    return lax.while_loop(going, step, (jnp.int32(0), start))[1]
+    return lax.while_loop(running, step, (jnp.int32(0), start))[1]
 
 
 _logp.defvjp(_forward, _backward, symbolic_zeros=True)

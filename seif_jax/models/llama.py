@@ -1,12 +1,11 @@
-"""Llama 2, 3, 3.1, 3.2, and what has their shape: SmolLM2."""
+"""Llama 2, 3, 3.1, 3.2, and models of their architecture: SmolLM2."""
 
-from typing import Any
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.io import hf_config
+from seif_jax.models.io.hf_config import HFConfig
 
-from seif_jax.models import decoder
-from seif_jax.models.layers import ModelConfig
-
-FIXED = {"attention_bias": False, "pretraining_tp": 1}
+SUPPORTED = {"attention_bias": False, "pretraining_tp": 1}
 
 
-def config(hf: dict[str, Any]) -> ModelConfig:
-    return decoder.config(hf, FIXED)
+def config(hf: HFConfig) -> ModelConfig:
+    return hf_config.read(hf, SUPPORTED)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float, Shaped
 
 # The platform that programs are compiled for, if they do not run on this machine.
 target_platform = jax.make_user_context(None)
+
+FEW_ROWS = 128
 
 
 def platform() -> str:
@@ -25,19 +27,21 @@ def cache_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float32 if platform() == "cpu" else dtype
 
 
-def as_bits(x: Array) -> Array:
+def as_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     """On the CPU, views bfloat16 as uint16; returns all else unchanged. To gather or slice a
     bfloat16 array, XLA's CPU backend would convert all of it to float32."""
     view = platform() == "cpu" and x.dtype == jnp.bfloat16
     return lax.bitcast_convert_type(x, jnp.uint16) if view else x
 
 
-def from_bits(x: Array) -> Array:
+def from_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     """The inverse of `as_bits`."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
+def matmul(
+    x: Float[Array, "*b m n"], w: Float[Array, "*b p q"], axis: int, dtype: DTypeLike
+) -> Float[Array, "*b m _"]:
     """Multiplies the rows of x with the rows (axis -1) or the columns (axis -2) of w; with three
     axes, batched over the leading one. The operands are cast to `dtype`; sums, the result and both
     gradients are float32.
@@ -51,34 +55,46 @@ def matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
     batch = tuple(range(x.ndim - 2))
-    dtype = cache_dtype(dtype) if batch else dtype
-    return lax.dot_general(
-        x.astype(dtype),
-        w.astype(dtype),
-        (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)),
+    dtype = jnp.dtype(cache_dtype(dtype) if batch else dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
+    product = partial(
+        lax.dot_general,
         precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
+    few = not batch and axis == -1 and 1 < len(x) <= FEW_ROWS
+    if few and dtype == jnp.float32 and platform() == "cpu":
+        # XLA's CPU backend multiplies a weight by a few columns up to twice as fast as a few rows
+        # by its transpose. The barriers keep it from folding the transposes into the product.
+        columns = product(w, lax.optimization_barrier(x.T), (((1,), (0,)), ((), ())))
+        return lax.optimization_barrier(columns).T
+    return product(x, w, (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)))
 
 
-def _matmul_forward(x: Array, w: Array, axis: int, dtype: DTypeLike):
+def _matmul_forward(
+    x: Array, w: Array, axis: int, dtype: DTypeLike
+) -> tuple[Array, tuple[Array, Array]]:
     return _matmul(x, w, axis, dtype), (x, w)
 
 
-def _matmul_backward(axis: int, dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array):
+def _matmul_backward(
+    axis: int, dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
     x, w = saved
     dx = matmul(gradient, w, -3 - axis, dtype)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 
 
-def outer_sum(left: Array, right: Array, dtype: DTypeLike) -> Array:
+def outer_sum(
+    left: Float[Array, "*b m n"], right: Float[Array, "*b m p"], dtype: DTypeLike
+) -> Float[Array, "*b n p"]:
     """Sums the outer products of left's and right's rows, which gives a weight's gradient. The
     dtypes are those of `matmul`."""
     return matmul(_transpose(left.astype(dtype)), right, -2, dtype)
 
 
-def _transpose(x: Array) -> Array:
+def _transpose(x: Float[Array, "*b m n"]) -> Float[Array, "*b n m"]:
     """Swaps the last two axes. On the CPU it takes two steps, because XLA would fold a single one
     into the matmul. That costs nothing on other platforms, but makes this matmul take over twice
     as long."""

@@ -1,19 +1,18 @@
 """Mistral without a sliding window: 7B from v0.2 on, Nemo."""
 
-from typing import Any
-
 from seif_jax.errors import UserError
 from seif_jax.json_io import COUNT, field
-from seif_jax.models import decoder
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.io import hf_config
+from seif_jax.models.io.hf_config import HFConfig
 
-WINDOW = 4096  # transformers' where config.json says nothing
+DEFAULT_WINDOW = 4096  # that of transformers if config.json has none
 
 
-def config(hf: dict[str, Any]) -> ModelConfig:
-    given = {"sliding_window": WINDOW, **hf}
-    if given["sliding_window"] is not None:
-        window = field(given, "sliding_window", COUNT)
+def config(hf: HFConfig) -> ModelConfig:
+    settings = {"sliding_window": DEFAULT_WINDOW, **hf}
+    if settings["sliding_window"] is not None:
+        window = field(settings, "sliding_window", COUNT)
         if window < field(hf, "max_position_embeddings", COUNT):
             raise UserError(f"config.json: sliding_window={window} is not supported, only null")
-    return decoder.config(hf, {})
+    return hf_config.read(hf, {})

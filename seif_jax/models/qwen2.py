@@ -1,12 +1,11 @@
 """Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen: biases on queries, keys and values."""
 
-from typing import Any
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.io import hf_config
+from seif_jax.models.io.hf_config import HFConfig
 
-from seif_jax.models import decoder
-from seif_jax.models.layers import ModelConfig
-
-FIXED = {"use_sliding_window": False}
+SUPPORTED = {"use_sliding_window": False}
 
 
-def config(hf: dict[str, Any]) -> ModelConfig:
-    return decoder.config(hf, FIXED, qkv_bias=True)
+def config(hf: HFConfig) -> ModelConfig:
+    return hf_config.read(hf, SUPPORTED, qkv_bias=True)

@@ -1,12 +1,11 @@
-"""Qwen3, DeepSeek-R1-0528-Qwen3: queries and keys normed by head; head_dim is free."""
+"""Qwen3, DeepSeek-R1-0528-Qwen3: queries and keys are normalized by head; head_dim is free."""
 
-from typing import Any
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.io import hf_config
+from seif_jax.models.io.hf_config import HFConfig
 
-from seif_jax.models import decoder
-from seif_jax.models.layers import ModelConfig
-
-FIXED = {"attention_bias": False, "use_sliding_window": False}
+SUPPORTED = {"attention_bias": False, "use_sliding_window": False}
 
 
-def config(hf: dict[str, Any]) -> ModelConfig:
-    return decoder.config(hf, FIXED, qk_norm=True, head_dim=128)
+def config(hf: HFConfig) -> ModelConfig:
+    return hf_config.read(hf, SUPPORTED, qk_norm=True, head_dim=128)

@@ -2,130 +2,136 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
-
-Ints = Int[np.ndarray, "..."]
+from jaxtyping import Array, Int, Shaped
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenTree:
-    """The tokens of a tree in one row of N slots, and where attention finds them.
+    """The tokens of a tree in one packed row of N, and where attention finds them.
 
-    The model computes slots, so that padding costs next to nothing; attention alone reads the tree
-    as padded rows. What holds nothing has a number that is out of range.
+    The model computes the packed tokens, so padding costs next to nothing. Only attention reads the
+    tree as padded rows, the levels. Indices that point to nothing are out of range. Trees of equal
+    shapes may be stacked: then every array has leading axes.
     """
 
-    tokens: Int[Array, "N"]
-    positions: Int[Array, "N"]
-    levels: tuple[Int[Array, "n T"], ...]  # from the root, slots; rows of equal number follow each
-    slot_of: Int[Array, "N"]  # of each slot: which of the places above, counted through all levels
+    tokens: Int[Array, "*P N"]
+    positions: Int[Array, "*P N"]  # of the rotary embedding: the depth in the tree
+    # From the root: the packed token that each cell of the padded rows holds. The rows of a level
+    # are divided equally among those of the level before.
+    levels: tuple[Int[Array, "*P _ _"], ...]
+    slot_of: Int[Array, "*P N"]  # the cell of each packed token, counted through all levels
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PackedBatch:
-    """Prefix, prompts and completions as a tree, and the tokens that completions say."""
+    """Prefix, prompts and completions as a tree, and the tokens that completions predict.
 
-    tree: TokenTree  # last tokens of completions are in no slot: nothing follows them
-    hidden_index: Int[Array, "M"]  # slots whose states say a token of a completion
-    targets: Int[Array, "M"]  # this token
-    num_targets: Int[Array, ""]  # how many of the M there are: the first ones
-    rows: Int[Array, "B C"]  # which of the M is a completion's token
+    The targets are M tokens, of which the first `num_targets` are real.
+    """
+
+    tree: TokenTree  # without the completions' last tokens: nothing follows them
+    hidden_index: Int[Array, "*P M"]  # the packed token whose hidden state predicts the target
+    targets: Int[Array, "*P M"]
+    num_targets: Int[Array, ""]  # of stacked batches, the most
+    rows: Int[Array, "*P B C"]  # the index of each completion's token among the targets
 
 
 def round_up_eighth(n: int) -> int:
-    """n or a little more: one of eight sizes an octave, at most an eighth more, 6% in the mean."""
+    """n rounded up to one of eight sizes per octave: by at most an eighth, by 6% on average."""
     step = 1 << max(n.bit_length() - 4, 0)
     return -(-n // step) * step
 
 
 def round_up_pow2(n: int) -> int:
-    """n or up to twice as much: a power of two."""
+    """n rounded up to a power of two."""
     return 1 << (n - 1).bit_length()
 
 
-def pack_tree(levels: Sequence[tuple[Ints, Ints]], slots: int = 0) -> TokenTree:
-    """A tree's tokens in a row.
+def pack_tree(
+    levels: Sequence[tuple[Int[np.ndarray, "_ _"], Int[np.ndarray, "_"]]], min_tokens: int = 0
+) -> TokenTree:
+    """Packs a tree's tokens into a row of at least `min_tokens`.
 
-    levels: from the root, right-padded tokens [n, T] and lengths [n]; as many rows of a level
-    follow each row of the one before. A row of length 0 is left out. slots: make at least so many.
+    levels: from the root, right-padded tokens [n, T] and lengths [n]; the rows of a level are
+    divided equally among those of the level before. A row of length 0 is left out.
     """
-    held, positions, starts = [], [], np.zeros(1, int)
+    real, positions, starts = [], [], np.zeros(1, int)
     for tokens, lengths in levels:
         starts = np.repeat(starts, len(tokens) // len(starts))
-        at = np.arange(tokens.shape[1])
-        held.append(at < lengths[:, None])
-        positions.append(starts[:, None] + at)
+        column = np.arange(tokens.shape[1])
+        real.append(column < lengths[:, None])
+        positions.append(starts[:, None] + column)
         starts = starts + lengths
-    used = np.flatnonzero(_joined(held))
-    slots = max(round_up_eighth(len(used)), slots)
-    size = sum(tokens.size for tokens, _ in levels)
-    slot = np.full(size, slots, np.int32)
-    slot[used] = np.arange(len(used))
-    ends = np.cumsum([tokens.size for tokens, _ in levels])
-    cut = [
+    cells = np.flatnonzero(_ravel(real))
+    size = max(round_up_eighth(len(cells)), min_tokens)
+    sizes = [tokens.size for tokens, _ in levels]
+    index = np.full(sum(sizes), size, np.int32)
+    index[cells] = np.arange(len(cells))
+    by_level = [
         part.reshape(tokens.shape)
-        for part, (tokens, _) in zip(np.split(slot, ends[:-1]), levels, strict=True)
+        for part, (tokens, _) in zip(np.split(index, np.cumsum(sizes)[:-1]), levels, strict=True)
     ]
-    arrays: Any = (
-        pad_rows(_joined([tokens for tokens, _ in levels])[used], slots, 0),
-        pad_rows(_joined(positions)[used], slots, 0),
-        tuple(cut),
-        pad_rows(used, slots, size),
+    arrays = (
+        pad_rows(_ravel([tokens for tokens, _ in levels])[cells], size, 0),
+        pad_rows(_ravel(positions)[cells], size, 0),
+        tuple(by_level),
+        pad_rows(cells, size, sum(sizes)),
     )
-    return TokenTree(*arrays)
+    return TokenTree(*cast(tuple[Array, Array, tuple[Array, ...], Array], arrays))
 
 
 def pack_completions(
-    prefix: Ints,
-    prompts: Ints,
-    starts: Ints,
-    completions: Ints,
-    lengths: Ints,
-    slots: int = 0,
-    states: int = 0,
+    prefix: Int[np.ndarray, "S"],
+    prompts: Int[np.ndarray, "P T"],
+    prompt_lengths: Int[np.ndarray, "P"],
+    completions: Int[np.ndarray, "B C"],
+    lengths: Int[np.ndarray, "B"],
+    min_tokens: int = 0,
+    min_targets: int = 0,
 ) -> PackedBatch:
-    """Prefix [S], prompts [P, T] and completions [B, C] in a row. starts [P], lengths [B]: of the
-    right-padded prompts and completions; one of length 0 is left out. slots, states: make at least
-    so many."""
+    """Packs a prefix, prompts and completions, the latter two right-padded, into a row.
+
+    The completions are divided equally among the prompts. Those of length 0 are left out. The row
+    has at least `min_tokens` tokens and `min_targets` targets.
+    """
     P, (B, C) = len(prompts), completions.shape
     tree = pack_tree(
         [
             (prefix[None], np.array([len(prefix)])),
-            (prompts, starts),
+            (prompts, prompt_lengths),
             (completions, np.maximum(lengths - 1, 0)),
         ],
-        slots,
+        min_tokens,
     )
-    _, in_prompts, in_completions = tree.levels
-    last = np.repeat(in_prompts[np.arange(P), starts - 1], B // P)
+    _, in_prompts, in_completions = map(np.asarray, tree.levels)
+    last = np.repeat(in_prompts[np.arange(P), prompt_lengths - 1], B // P)
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
-    said = np.arange(C) < lengths[:, None]
-    count = int(said.sum())
-    states = max(round_up_pow2(count), states)
+    real = np.arange(C) < lengths[:, None]
+    count = int(real.sum())
+    size = max(round_up_pow2(count), min_targets)
     rows = np.zeros((B, C), np.int32)
-    rows[said] = np.arange(count)
-    arrays: Any = (
-        tree,
-        pad_rows(before[said], states, 0),
-        pad_rows(completions[said], states, 0),
-        np.int32(count),
+    rows[real] = np.arange(count)
+    arrays = (
+        pad_rows(before[real], size, 0),
+        pad_rows(completions[real], size, 0),
+        np.array(count, np.int32),
         rows,
     )
-    return PackedBatch(*arrays)
+    return PackedBatch(tree, *cast(tuple[Array, Array, Array, Array], arrays))
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
+def _ravel(parts: Sequence[Shaped[np.ndarray, "_ _"]]) -> Shaped[np.ndarray, "n"]:
     return np.concatenate([part.ravel() for part in parts])
 
 
-def pad_rows(x: np.ndarray, size: int, value: int) -> np.ndarray:
-    """x with rows of `value` after it, `size` in all; integers as int32."""
+def pad_rows(x: Shaped[np.ndarray, "n *S"], size: int, value: int) -> Shaped[np.ndarray, "_ *S"]:
+    """Appends rows of `value` to x, up to `size` rows. Integers become int32."""
     out = np.full((size, *x.shape[1:]), value, np.int32 if x.dtype.kind in "iu" else x.dtype)
     out[: len(x)] = x
     return out

@@ -1,73 +1,87 @@
-"""The model over trees of text, all of each at once.
+"""The model over trees of tokens: every token is computed once, however many rows share it.
 
-Trees of one shape lie side by side, on a leading axis P: under a mesh each group of devices has one
-of them, the part of a batch that it computes. `completion_logp` is what the learner and the
-reference policy compute, `next_logp` what verdicts are read from.
+Trees of one shape are stacked on a leading axis P; under a mesh each group of devices has one of
+them, its part of the batch. `completion_logp` is what the learner and the reference policy compute,
+`next_logp` is what verdicts are read from.
 """
-
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Shaped
 
-from seif_jax.models import head, layers, logits
-from seif_jax.models.layers import ModelConfig, Segment
+from seif_jax.collectives import constrain, shard_over_heads
+from seif_jax.models import attention, head
+from seif_jax.models.attention import EMPTY, Segment, Visible, heads_first, heads_last
+from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
+from seif_jax.models.dense_forward import logits
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import as_bits, from_bits
 from seif_jax.models.token_tree import PackedBatch, TokenTree
-from seif_jax.sharding import constrain, shard_over_heads
 
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {  # what each layer keeps for the backward pass
     "full": POLICIES.nothing_saveable,
-    "dots": POLICIES.save_only_these_names(layers.PROJECTED),
+    "dots": POLICIES.save_only_these_names(PROJECTED),
     "none": POLICIES.everything_saveable,
 }
 
 
 def completion_logp(
     c: ModelConfig,
-    params: Mapping[str, Any],
+    params: Params,
     packed: PackedBatch,
     *,
     temperature: float,
-    dtype: Any,
+    dtype: DTypeLike,
     remat: str = "none",
 ) -> Float[Array, "P B C"]:
-    """Log-probability of every completion token at `temperature`, float32; padding gets a value
-    of no meaning. Differentiable in `params`. packed: trees stacked on a leading axis. remat: a
-    key of REMAT_POLICIES."""
-    hidden = run(c, params, packed.tree, dtype, remat)
+    """Log-probabilities of the completions' tokens at `temperature`, float32. Differentiable in
+    `params`.
+
+    packed: trees stacked on a leading axis P. The values of padding tokens are meaningless.
+    remat: a key of REMAT_POLICIES.
+    """
+    hidden = hidden_states(c, params, packed.tree, dtype, remat)
     return head.completion_logp(head.weight(params), hidden, packed, temperature, dtype)
 
 
 def next_logp(
-    c: ModelConfig, params: Mapping[str, Any], tree: TokenTree, ends: Int[Array, "B"], *, dtype: Any
+    c: ModelConfig,
+    params: Params,
+    tree: TokenTree,
+    ends: Int[Array, "B"],
+    *,
+    dtype: DTypeLike,
 ) -> Float[Array, "B V"]:
-    """Log-probabilities, float32, of what follows each of the slots `ends` of one tree."""
-    (hidden,) = run(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
+    """Log-probabilities, float32, of the token that follows each of the token positions `ends` of
+    one tree."""
+    (hidden,) = hidden_states(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
     scores = logits(params, constrain(hidden, None, None)[ends], dtype)
     return jax.nn.log_softmax(constrain(scores, None, None), axis=-1)
 
 
-def run(
-    c: ModelConfig, params: Mapping[str, Any], trees: TokenTree, dtype: Any, remat: str
+def hidden_states(
+    c: ModelConfig, params: Params, trees: TokenTree, dtype: DTypeLike, remat: str
 ) -> Float[Array, "P N D"]:
-    """Final hidden state of every slot (normed, float32). Layers are scanned."""
-    r = layers.rope(c, trees.positions)
+    """The final hidden state of every token (normalized, float32). Layers are scanned."""
+    model = c.architecture
+    rope = model.rope(c, trees.positions)
 
-    def layer(x: Array, bits: Any) -> tuple[Array, None]:
-        w = jax.tree.map(layers.from_bits, bits)
-        q, k, v = layers.heads(c, w, x, r, dtype)
-        seen = attend(trees, q, k, v, dtype)
-        x = layers.finish(c, w, x, seen, dtype)
+    def layer(x: Float[Array, "P N D"], bits: LayerWeights) -> tuple[Float[Array, "P N D"], None]:
+        w = jax.tree.map(from_bits, bits)
+
+        def read(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return attend(trees, q, k, v, dtype, model.visible), None
+
+        x, _ = model.layer(c, w, x, rope, read, dtype)
         return constrain(x, "batch", "tokens", None), None
 
     body = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)  # pyright: ignore
-    x = constrain(layers.embed(params["embed"], trees.tokens), "batch", "tokens", None)
-    x, _ = lax.scan(body, x, jax.tree.map(layers.as_bits, params["layers"]))
-    return layers.rms_norm(x, params["norm"], c.norm_eps)
+    x = constrain(model.embed(c, params["embed"], trees.tokens), "batch", "tokens", None)
+    x, _ = lax.scan(body, x, jax.tree.map(as_bits, params["layers"]))
+    return model.norm(c, x, params["norm"])
 
 
 def attend(
@@ -75,64 +89,67 @@ def attend(
     q: Float[Array, "P N h H"],
     k: Float[Array, "P N K H"],
     v: Float[Array, "P N K H"],
-    dtype: Any,
-) -> Float[Array, "P N hH"]:
-    """Attention from slots to slots: rows of a level see themselves and those that they follow.
+    dtype: DTypeLike,
+    visible: Visible = attention.causal,
+) -> Float[Array, "P N h H"]:
+    """Attention within trees: the rows of a level see themselves and their ancestors.
 
-    Under a mesh, slots that are cut over devices come together, and heads are cut over these
-    instead: gathers into rows and back are within a device.
+    Under a mesh, tokens that are sharded over devices come together and heads are sharded instead,
+    so that the gathers into rows and back stay within a device.
     """
 
-    def local(q: Array, k: Array, v: Array, levels: Any, places: Array) -> Array:
-        (q,), (k,), (v,), (places,) = q, k, v, places
-        seen = _attend([slots[0] for slots in levels], places, q, k, v, dtype)
-        return seen.reshape(1, *q.shape)
+    def local(q: Array, k: Array, v: Array, trees: TokenTree) -> Array:
+        (q,), (k,), (v,) = q, k, v
+        return _attend(jax.tree.map(lambda x: x[0], trees), q, k, v, dtype, visible)[None]
 
-    seen = shard_over_heads(local, q, k, v, trees.levels, trees.slot_of)
-    return constrain(seen.reshape(*seen.shape[:2], -1), "batch", "tokens", "heads")
+    out = shard_over_heads(local, q, k, v, trees)
+    return constrain(out, "batch", "tokens", "heads")
 
 
 def _attend(
-    levels: Sequence[Int[Array, "n T"]],
-    places: Int[Array, "N"],
+    tree: TokenTree,
     q: Float[Array, "N h H"],
     k: Float[Array, "N K H"],
     v: Float[Array, "N K H"],
-    dtype: Any,
-) -> Float[Array, "N hH"]:
-    """`attend`, in one tree."""
-    whole = [slots for slots in levels if slots.size]
-    index = jnp.concatenate([slots.ravel() for slots in whole])
-    ends = [sum(slots.size for slots in whole[: i + 1]) for i in range(len(whole))]
-    padded = [jnp.split(move(y, index, places), ends[:-1]) for y in (q, k, v)]
-    seen, past = [], []
-    for slots, *rows in zip(whole, *padded, strict=True):
-        q, k, v = (y.reshape(*slots.shape, *y.shape[1:]) for y in rows)
-        q, k, v = layers.lead(q, k, v, dtype)
-        causal = jnp.tril(jnp.ones((1, slots.shape[1], slots.shape[1]), bool))
-        found = layers.attend(q, [*past, Segment(k, v, causal)], dtype)
-        seen.append(layers.follow(found).reshape(slots.size, -1))
-        past.append(Segment(k, v, (slots < places.size)[:, None]))
-    return move(jnp.concatenate(seen), places, index)
+    dtype: DTypeLike,
+    visible: Visible,
+) -> Float[Array, "N h H"]:
+    """`attend` within one tree."""
+    levels = [level for level in tree.levels if level.size]
+    index = jnp.concatenate([level.ravel() for level in levels])
+    ends = [sum(level.size for level in levels[: i + 1]) for i in range(len(levels))]
+    padded = [jnp.split(gather_rows(y, index, tree.slot_of), ends[:-1]) for y in (q, k, v)]
+    outs, past = [], []
+    for level, *rows in zip(levels, *padded, strict=True):
+        q, k, v = (y.reshape(*level.shape, *y.shape[1:]) for y in rows)
+        q, k, v = heads_first(q, k, v, dtype)
+        positions = jnp.take(tree.positions, level, mode="fill", fill_value=EMPTY)
+        past.append(Segment(k, v, positions))
+        out = heads_last(attention.attend(q, positions, past, dtype, visible))
+        outs.append(out.reshape(level.size, *out.shape[2:]))
+    return gather_rows(jnp.concatenate(outs), tree.slot_of, index)
 
 
 @jax.custom_vjp
-def move(
-    x: Float[Array, "n *S"], index: Int[Array, "m"], back: Int[Array, "n"]
-) -> Float[Array, "m *S"]:
-    """Rows of x, zeros where the index is out of range. `back` is the index that undoes it: so the
-    gradient is gathered, too; XLA's CPU backend is slow to scatter."""
-    del back
+def gather_rows(
+    x: Shaped[Array, "n *S"], index: Int[Array, "m"], inverse: Int[Array, "n"]
+) -> Shaped[Array, "m *S"]:
+    """Rows of x, zeros where the index is out of range.
+
+    inverse: the index that undoes this one. With it the gradient is a gather too; XLA's CPU backend
+    is slow at scattering.
+    """
+    del inverse
     return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
-def _move_forward(x: Array, index: Array, back: Array):
-    return move(x, index, back), (index, back)
+def _gather_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
+    return gather_rows(x, index, inverse), (index, inverse)
 
 
-def _move_backward(saved: tuple[Array, Array], gradient: Array):
-    index, back = saved
-    return move(gradient, back, index), None, None
+def _gather_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    index, inverse = saved
+    return gather_rows(gradient, inverse, index), None, None
 
 
-move.defvjp(_move_forward, _move_backward)
+gather_rows.defvjp(_gather_forward, _gather_backward)

@@ -15,7 +15,7 @@ from seif_jax.bench import roofline
 from seif_jax.errors import UserError
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
-from seif_jax.plan.device import Device
+from seif_jax.sharding import Device
 
 GIB = 1 << 30
 

@@ -5,14 +5,14 @@ topology. Install `jax-cuda12-pjrt` (the compiler) and `nvidia-cuda-nvcc-cu12` (
 `pip install 'seif_jax[gpu-plan]'`.
 """
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from seif_jax.errors import UserError
-from seif_jax.plan.device import Device
+from seif_jax.jax_private import cudnn_version
+from seif_jax.sharding import Device
 
 # https://docs.jax.dev/en/latest/gpu_memory_allocation.html; jaxlib reads both names, the second one
 # is deprecated.
@@ -125,16 +125,6 @@ def pool_fraction() -> float:
     return value
 
 
-@contextlib.contextmanager
-def assumed_cudnn() -> Iterator[None]:
-    """Lowers cuDNN's attention on machines that have no cuDNN."""
-    # `jax.nn.dot_product_attention` asks the installed cuDNN for its version, and there is no
-    # public way to name one. The compiler needs no cuDNN: the call stays a custom call.
-    import jax._src.cudnn.fused_attention_stablehlo as cudnn
-
-    before = cudnn.check_cudnn_version
-    cudnn.check_cudnn_version = lambda: CUDNN[0] * 10000 + CUDNN[1] * 100
-    try:
-        yield
-    finally:
-        cudnn.check_cudnn_version = before
+def assumed_cudnn() -> AbstractContextManager[None]:
+    """Lets cuDNN's attention be lowered where cuDNN is not installed."""
+    return cudnn_version(CUDNN[0] * 10000 + CUDNN[1] * 100)

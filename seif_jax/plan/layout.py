@@ -10,10 +10,10 @@ from jax.typing import DTypeLike
 from seif_jax import models, settings, sharding
 from seif_jax.models import Model, Params, lora
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.device import Device
 from seif_jax.rl import optim
 from seif_jax.role_weights import meshes
 from seif_jax.run_config import RunConfig
+from seif_jax.sharding import Device
 
 Bytes = dict[str, int]  # of a device's memory, by what they hold
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from seif_jax import settings, sharding
 from seif_jax.chat import Decoding, Reply
 from seif_jax.models import Params
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.layout import Bytes, Layout, has_own_weights, resident_bytes
 from seif_jax.rewards.score import Score

@@ -3,7 +3,6 @@
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seif_jax import config_keys, data, models
+from seif_jax import config_keys, data, models, settings
 from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.evaluate.in_run import score_sets
+from seif_jax.evaluate.in_run import EvaluationSet, Moment
+from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.report import instruction_map, matrix
@@ -126,17 +126,18 @@ def ask(
     config = evolution.config
     evolution.weights.keep_only(path, evolution.judger_path(1))
     checker, prompts = evolution.checker(1), evolution.prompts["follower"]
-    tasks = {
-        str(round): FollowerTask(rows, checker, config.format, config.follower.shots, prompts)
-        for round, rows in rounds.items()
-    }
-    evaluation = replace(evolution.evaluation(1, follower=False), sets=tasks)
+    decoding = settings.decoding(config, config.follower, config.eval.temperature)
     policy = evolution.chat_model(path, config.dtype)
-    _, samples = score_sets(policy, evaluation, evolution.key)
-    shares: dict[int, list[float | None]] = {r: [None] * len(rows) for r, rows in rounds.items()}
-    for sample in samples:
-        place, share = shares[int(str(sample["set"]))], sample["followed"]
-        place[int(str(sample["row"]))] = share if isinstance(share, float) else None
+    progress = PhaseProgress(evolution.display.phase)
+    shares: dict[int, list[float | None]] = {}
+    for round, rows in rounds.items():
+        task = FollowerTask(rows, checker, config.format, config.follower.shots, prompts)
+        instructions = EvaluationSet(f"round {round}", task, decoding, every_steps=0)
+        _, samples = instructions.score(policy, evolution.key, Moment(round, 0, 0), progress)
+        shares[round] = [None] * len(rows)
+        for sample in samples:
+            share = sample["followed"]
+            shares[round][int(str(sample["row"]))] = share if isinstance(share, float) else None
     return shares
 
 

@@ -1,6 +1,6 @@
 """Questions that a frozen model answers with [[1]] or [[0]]: the Filter's and the Judger's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, the model was
 # The rooms of text pass these two on, and must not import JAX.
 Key = Any  # jax.Array
 Decoding = Any  # chat.Decoding
-Ids = Sequence[int | tuple[int, ...]]  # addresses of what is drawn at random
+
+Address = int | Sequence[int]  # of a stream of random numbers
 
 
 class ReplyLike(Protocol):
@@ -36,8 +37,8 @@ class ChatModelLike(Protocol):
         decoding: Decoding,
         key: Key,
         group: int = ...,
-        ended: Callable[[int, ReplyLike | None], None] = ...,
-        numbers: Ids | None = ...,
+        on_reply: Callable[[int, ReplyLike | None], None] = ...,
+        dialogue_ids: Iterable[Address] | None = ...,
     ) -> Sequence[ReplyLike | None]: ...
     def next_token_probs(
         self,
@@ -48,7 +49,9 @@ class ChatModelLike(Protocol):
         max_prompt_tokens: int,
         batch_size: int,
     ) -> Sequence[list[float] | None]: ...
-    def coin_flips(self, numbers: Ids, decoding: Decoding, key: Key) -> Sequence[bool]: ...
+    def coin_flips(
+        self, ids: Sequence[Address], decoding: Decoding, key: Key
+    ) -> Sequence[bool]: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Judge:
         self,
         messages: Callable[..., list[Message]],
         questions: Sequence[tuple[str, ...]],
-        question_ids: Ids,
+        question_ids: Sequence[Address],
         key: Key,
     ) -> list[Verdict]:
         """One verdict per question. `messages(*question, shots=…, mode=…, prompts=…)` makes its
@@ -99,7 +102,7 @@ class Judge:
                 batch_size=self.decoding.batch_size,
             )
             return [_from_probs(pair) for pair in pairs]
-        replies = self.chat_model.reply(dialogues, self.decoding, key, numbers=question_ids)
+        replies = self.chat_model.reply(dialogues, self.decoding, key, dialogue_ids=question_ids)
         return [_from_reply(reply) for reply in replies]
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from seif_jax import metrics, sharding
 from seif_jax.models import Params, lora
-from seif_jax.models.layers import ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.rl import grpo, optim

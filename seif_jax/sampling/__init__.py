@@ -4,71 +4,79 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from threading import Lock
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float, Key
 
-from seif_jax.models.layers import ModelConfig
-from seif_jax.sampling import prefill
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.prefill import next_logp
 from seif_jax.sampling.shapes import Ids
-from seif_jax.sampling.slots import Sample, Session
+from seif_jax.sampling.slots import OnSample, Sample, Session
 from seif_jax.sampling.trees import prompt_trees
 from seif_jax.sharding import replicas, use_mesh_of
+
+__all__ = ["Address", "Engine", "Sample", "row_keys"]
+
+Address = int | Sequence[int]  # of a stream of random numbers
 
 
 class Engine:
     """One set of weights that can be sampled from and asked for probabilities."""
 
-    def __init__(self, config: ModelConfig, params: Any, dtype: Any):
-        """`params` are cast to `dtype`; nothing is copied that is already so. Where a mesh holds
-        several copies of them, those of this process serve a part of what it asks each, at the
-        same time."""
+    def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike):
+        """params: cast to `dtype`; arrays that have it already are not copied. If a mesh holds
+        several copies of them, the copies on this process's devices work in parallel, each on its
+        own prompts."""
         self.config, self.dtype = config, dtype
-        self.slot_steps = 0  # slots decoded, over all steps: tokens sampled are at most that many
+        self.slot_steps = 0  # slots times decoding steps: at least the number of sampled tokens
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
-        self.replicas = replicas(self.params)
+        self.replicas: list[Params] = replicas(self.params)
 
     def sample(
         self,
         prompts: Sequence[Ids],
-        keys: jax.Array,
+        keys: Key[jax.Array, "n"],
         *,
         group: int,
         max_tokens: int | Sequence[int],
         method: Method,
         stop_ids: tuple[int, ...],
         batch_size: int,
-        ended: Callable[[int, Sample], None] = lambda i, sample: None,
+        on_sample: OnSample = lambda i, sample: None,
     ) -> list[Sample]:
         """`group` samples of each prompt, in the order of the prompts.
 
-        keys: [P·group], one a sample, which is a function of its prompt and its key alone.
-        max_tokens: of all, or of each sample. batch_size: samples that are decoded together.
-        ended: told of each sample by its number as it ends, while others are being decoded.
+        keys: [P·group], one per sample. A sample is a function of its prompt and its key alone.
+        max_tokens: of all samples, or of each.
+        batch_size: samples that are decoded together.
+        on_sample: called with the number of each sample and the sample when it ends, while others
+        are being decoded.
         """
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
-        found: dict[int, Sample] = {}
+        samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         count = min(len(self.replicas), len(prompts))
 
-        def run(number: int) -> None:
-            mine = range(number, len(prompts), count)
-            rows = [prompt * group + g for prompt in mine for g in range(group)]
+        def run(replica: int) -> None:
+            share = range(replica, len(prompts), count)
+            rows = [prompt * group + g for prompt in share for g in range(group)]
 
             def take(i: int, sample: Sample) -> None:
                 with lock:
-                    found[rows[i]] = sample
-                    ended(rows[i], sample)
+                    samples[rows[i]] = sample
+                    on_sample(rows[i], sample)
 
             session = Session(
                 self.config,
-                self.replicas[number],
+                self.replicas[replica],
                 self.dtype,
-                [prompts[prompt] for prompt in mine],
+                [prompts[prompt] for prompt in share],
                 key_data[rows],
                 group=group,
                 limits=[limits[row] for row in rows],
@@ -80,41 +88,36 @@ class Engine:
             with lock:
                 self.slot_steps += session.slot_steps
 
-        side_by_side(run, count)
-        return [found[i] for i in range(total)]
+        run_concurrently(run, count)
+        return [samples[i] for i in range(total)]
 
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
-    ) -> np.ndarray:
-        """Log-probability of each option as the next token of each prompt, float32 [n, O].
+    ) -> Float[np.ndarray, "n O"]:
+        """Log-probability of each option (a token id) as the next token of each prompt, float32.
 
-        What prompts share with their neighbours is computed once. batch_size: prompts in one
-        program at a time, about.
+        What prompts share with their neighbours is computed once. batch_size: prompts per program,
+        approximately.
         """
-        parts = list(prompt_trees(prompts, batch_size))
-        count = min(len(self.replicas), len(parts))
+        trees = list(prompt_trees(prompts, batch_size))
+        count = min(len(self.replicas), len(trees))
         result = np.zeros((len(prompts), len(options)), np.float32)
 
-        def run(number: int) -> None:
-            for tree, ends, rows in parts[number::count]:
-                with use_mesh_of(self.replicas[number]):
-                    logp = prefill.next_logp(
-                        self.config,
-                        self.replicas[number],
-                        tree,
-                        ends,
-                        options=options,
-                        dtype=self.dtype,
+        def run(replica: int) -> None:
+            params = self.replicas[replica]
+            for tree, ends, rows in trees[replica::count]:
+                with use_mesh_of(params):
+                    logp = next_logp(
+                        self.config, params, tree, ends, options=options, dtype=self.dtype
                     )
                 result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
 
-        side_by_side(run, count)
+        run_concurrently(run, count)
         return result
 
 
-def side_by_side(work: Callable[[int], None], count: int) -> None:
-    """Calls `work` with each number below `count`, all at the same time; the first error is
-    raised."""
+def run_concurrently(work: Callable[[int], None], count: int) -> None:
+    """Calls `work` with each number below `count`, all at the same time. Raises the first error."""
     if count == 1:
         work(0)
         return
@@ -122,7 +125,9 @@ def side_by_side(work: Callable[[int], None], count: int) -> None:
         list(pool.map(work, range(count)))
 
 
-def row_keys(key: jax.Array, rows: Sequence[Any] | np.ndarray) -> jax.Array:
-    """One key a row, each a function of `key` and the row's number, or its numbers, alone."""
-    numbers = jnp.array(rows, jnp.uint32).reshape(len(rows), -1)
-    return jax.vmap(lambda row: reduce(jax.random.fold_in, row, key))(numbers)
+def row_keys(
+    key: Key[jax.Array, ""], addresses: Sequence[Address] | np.ndarray
+) -> Key[jax.Array, "n"]:
+    """One key per address, a function of `key` and the address alone."""
+    ids = jnp.array(addresses, jnp.uint32).reshape(len(addresses), -1)
+    return jax.vmap(lambda row: reduce(jax.random.fold_in, row, key))(ids)

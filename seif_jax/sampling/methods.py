@@ -1,4 +1,4 @@
-"""How a token is picked from logits."""
+"""How a token is sampled from logits."""
 
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from seif_jax.errors import UserError
 from seif_jax.values import Range, values_of
 
-BLOCK = 256
+BLOCK = 256  # tokens that are summed first
 # Below 0.01, logits divided by the temperature could overflow.
 Temperature = Annotated[float, Range(0.01, 10, (0,))]
 TopK = Annotated[int, Range(0, 2**31 - 1)]
@@ -36,10 +36,10 @@ class Method:
 def sample_token(
     logits: Float[Array, "V B"], uniform: Float[Array, "B"], method: Method
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Picks a token for each column from one uniform number in [0, 1) each.
+    """Samples a token for each column, from one uniform number in [0, 1) per column.
 
-    Returns the tokens and their log-probabilities under the whole softmax at the temperature
-    (greedy: at 1), before top-k and top-p: what the learner computes for the same token.
+    Returns the tokens and their log-probabilities under the softmax at the temperature (at 1 if
+    greedy), before top-k and top-p: what the learner computes for the same token.
     """
     if method.temperature > 0:
         logits = logits / method.temperature
@@ -54,7 +54,7 @@ def sample_token(
 
 
 def _keep(weights: Float[Array, "V B"], method: Method) -> Float[Array, "V B"]:
-    """Weights, not yet normalized, with 0 for what top-k and top-p leave out."""
+    """The weights, not normalized, with 0 for the tokens that top-k and top-p leave out."""
     if method.top_k:
         floor = jax.lax.top_k(weights.T, min(method.top_k, len(weights)))[0][:, -1]
         weights = jnp.where(weights >= floor, weights, 0.0)
@@ -68,10 +68,10 @@ def _keep(weights: Float[Array, "V B"], method: Method) -> Float[Array, "V B"]:
 
 
 def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Inverse of the cumulative distribution: first the block of tokens, then the token in it.
+    """Inverts the cumulative distribution: finds first the block of tokens, then the token in it.
 
-    One random number a column, where Gumbel noise would need V of them; two short sums, where one
-    cumulative sum over V would be long. Weights need not add up to 1.
+    This takes one random number per column, where Gumbel noise would need V, and two short sums
+    instead of a cumulative sum over V. The weights need not add up to 1.
     """
     V, B = weights.shape
     blocks = jnp.pad(weights, ((0, -V % BLOCK), (0, 0))).reshape(-1, BLOCK, B)
@@ -86,7 +86,7 @@ def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Arr
 
 
 def _first_above(cumulative: Float[Array, "n B"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
-    """First index whose cumulative weight exceeds the goal. Should rounding put the goal at or
-    beyond the end, the last index that has weight: never one of weight 0."""
-    end = jnp.argmax(cumulative, axis=0)  # the first of the largest is the last with weight
+    """The first index whose cumulative weight exceeds the goal. If rounding puts the goal at or
+    beyond the end, it is the last index with weight, never one of weight 0."""
+    end = jnp.argmax(cumulative, axis=0)  # the first maximum is the last index with weight
     return jnp.minimum(jnp.sum(cumulative <= goal, axis=0), end)

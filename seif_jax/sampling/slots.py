@@ -1,51 +1,61 @@
-"""Continuous batching: which sample is in which slot, from chunk to chunk; the host's side.
+"""Continuous batching, the host's side: which sample decodes in which slot, from chunk to chunk.
 
-A fixed number of slots decodes together. Between chunks, ended samples leave, the next ones take
-their slots, their prompts enter the pool, and the cache is moved where it is too short or has
-become much too large: few shapes, and every decision a function of what was sampled alone.
+A fixed number of slots decodes together. Between chunks finished samples leave, the next ones take
+their slots, their prompts enter the pool, and the cache is moved if it is too short or far too
+large. There are few shapes, and every decision is a function of what was sampled alone.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, UInt32
 
-from seif_jax.models import layers
-from seif_jax.models.layers import ModelConfig, Segment
-from seif_jax.sampling.decode import CHUNK, KV, Pool, Slots, decode
+from seif_jax.models.attention import Segment
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import as_bits
+from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move, write
+from seif_jax.sampling.decode import CHUNK, Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill import grow, move, prefill, put, unstack
+from seif_jax.sampling.prefill import prefill, unstack
 from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
-from seif_jax.sharding import kv_sharding, use_mesh_of
+from seif_jax.sharding import use_mesh_of
 
-COLUMNS = tuple(128 << i for i in range(12))  # of the cache
-FIRST = tuple(size for size in SIZES if size <= 64)  # prompts that one prefill program reads
-LATER = (1, 4)
-READ_TOKENS = 1 << 14  # of several prompts, that one prefill program reads: its memory
+COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
+FIRST_READS = tuple(size for size in SIZES if size <= 64)  # prompts per prefill, all slots empty
+LATER_READS = (1, 4)  # and while other samples decode
+READ_TOKENS = 1 << 14  # per prefill of several prompts: bounds its memory
 MIN_SLOTS = 4
-WORTH_TOKENS = 128  # a rest that may be this long is worth a program with fewer slots
+WORTH_TOKENS = 128  # tokens that may be left for which a program with fewer slots is worth it
 
 
 @dataclass(frozen=True)
 class Sample:
-    tokens: np.ndarray  # int32 [n], the stop token, where there is one, included
-    logp: np.ndarray  # float32 [n], of each token, as `methods.sample_token` says
-    stopped: bool  # ended by a stop token; False: cut at the limit
+    """A sampled completion."""
+
+    tokens: Int[np.ndarray, "n"]  # int32, with the stop token if there is one
+    logp: Float[np.ndarray, "n"]  # of each token, as `methods.sample_token` returns it
+    stopped: bool  # by a stop token; False: cut off at the limit
+
+
+OnSample = Callable[[int, Sample], None]  # (number of the sample, the sample)
 
 
 @dataclass
-class Live:
+class Occupant:
     """A sample in its slot."""
 
-    sample: int
-    row: int  # of the pool
-    born: int  # column of the cache
-    tokens: list[np.ndarray]
-    logp: list[np.ndarray]
-    age: int = 0
+    sample: int  # its number
+    pool_row: int  # where its prompt is
+    born: int  # the cache column of its first token
+    tokens: list[np.ndarray] = field(default_factory=list)
+    logp: list[np.ndarray] = field(default_factory=list)
+    age: int = 0  # tokens sampled so far
 
 
 class Session:
@@ -54,10 +64,10 @@ class Session:
     def __init__(
         self,
         config: ModelConfig,
-        params: Any,
-        dtype: Any,
+        params: Params,
+        dtype: DTypeLike,
         prompts: Sequence[Ids],
-        keys: np.ndarray,
+        keys: UInt32[np.ndarray, "n 2"],
         *,
         group: int,
         limits: Sequence[int],
@@ -65,36 +75,37 @@ class Session:
         stop_ids: tuple[int, ...],
         slots: int,
     ):
+        """keys: the key data of each sample. limits: the most tokens of each sample. slots: samples
+        that decode together, at most."""
         self.config, self.params, self.dtype = config, params, dtype
-        self.group, self.limits, self.method, self.stop_ids = group, limits, method, stop_ids
-        self.keys = keys  # their data, uint32 [samples, 2]
+        self.keys, self.group, self.limits = keys, group, limits
+        self.method, self.stop_ids = method, stop_ids
         self.unstacked = unstack(params["layers"])
-        self.table = jax.jit(layers.as_bits)(params["embed"])
-        shared = common_prefix(prompts)
-        self.rests = [prompt[shared:] for prompt in prompts]
-        self.width = round_up(max(map(len, self.rests)), WIDE)
-        self.shared = shared
-        self.context: list[Segment] = []
-        self.prefix: list[KV] = []
-        if shared:
-            _, kv = self._read([prompts[0][:shared]], shared)
-            self.context, self.prefix = [kv], put(kv, self._cache(1, shared), np.arange(1))
+        self.table = jax.jit(as_bits)(params["embed"])
+        self.shared = common_prefix(prompts)
+        self.suffixes = [prompt[self.shared :] for prompt in prompts]
+        self.width = round_up(max(map(len, self.suffixes)), WIDE)
+        self.context: list[Segment] = []  # the prefix as prefills read it,
+        self.prefix: list[KV] = []  # and as decoding reads it
+        if self.shared:
+            _, kv = self._prefill([prompts[0][: self.shared]], self.shared)
+            self.context, self.prefix = [kv], write(kv, self._cache(1, self.shared), np.arange(1))
         total = len(prompts) * group
+        size = min(slots, round_up(total, SIZES))
         self.waiting = list(range(total))[::-1]
-        self.slots: list[Live | None] = [None] * min(slots, round_up(total, SIZES))
-        self.open = [group] * len(prompts)  # samples of each prompt that have not ended
-        self.rows: dict[int, int] = {}  # prompt: its row of the pool
-        self.column = 0
+        self.slots: list[Occupant | None] = [None] * size
+        self.unfinished = [group] * len(prompts)  # samples of each prompt
+        self.pool_rows: dict[int, int] = {}  # by prompt
+        self.column = 0  # the cache column of the next step
         self.slot_steps = 0
-        size = len(self.slots)
-        self.pool = self._pool(min(len(prompts), -(-size // group)))
+        self.pool = self._empty_pool(min(len(prompts), -(-size // group)))
         self.cache = self._cache(size, first_columns(max(limits)))
-        self.hidden = self._zeros((config.width, size), jnp.float32)
+        self.hidden = self._zeros((size, config.width))
 
-    def run(self, ended: Callable[[int, Sample], None]) -> None:
-        """Samples all; `ended` is told of each one, while the next chunk is being computed."""
-        done: list[Live] = []
-        stopped: list[bool] = []
+    def run(self, on_sample: OnSample) -> None:
+        """Samples everything. `on_sample` is called for each sample while the next chunk is being
+        computed."""
+        finished: list[tuple[int, Sample]] = []
         while self.waiting or any(self.slots):
             self._refill()
             self._make_room()
@@ -112,158 +123,148 @@ class Session:
                 stop_ids=self.stop_ids,
                 dtype=self.dtype,
             )
-            self._tell(ended, done, stopped)
-            done, stopped = self._collect(chunk)
-        self._tell(ended, done, stopped)
-
-    def _tell(self, ended: Any, done: Sequence[Live], stopped: Sequence[bool]) -> None:
-        for live, stop in zip(done, stopped, strict=True):
-            ended(live.sample, Sample(np.concatenate(live.tokens), np.concatenate(live.logp), stop))
+            for number, sample in finished:
+                on_sample(number, sample)
+            finished = self._collect(chunk)
+        for number, sample in finished:
+            on_sample(number, sample)
 
     def _refill(self) -> None:
-        """The next samples into the empty slots, their prompts into the pool."""
-        fresh: list[int] = []
-        sizes = LATER if any(self.slots) else FIRST
-        for i, held in enumerate(self.slots):
-            if held is None and self.waiting:
+        """Puts the next samples into the empty slots, and their prompts into the pool."""
+        new_prompts: list[int] = []
+        sizes = LATER_READS if any(self.slots) else FIRST_READS
+        for i, occupant in enumerate(self.slots):
+            if occupant is None and self.waiting:
                 sample = self.waiting.pop()
                 prompt = sample // self.group
-                if prompt not in self.rows:
-                    used = set(self.rows.values())
-                    self.rows[prompt] = next(r for r in range(len(used) + 1) if r not in used)
-                    fresh.append(prompt)
-                self.slots[i] = Live(sample, self.rows[prompt], self.column, [], [])
-        needed = max(self.rows.values(), default=-1) + 1
-        if needed > self._pool_rows:
-            rows = more_rows(self._pool_rows, needed, len(self.slots))
-            heads = self.config.kv_heads
-            held = [grow(kv, heads=heads, rows=rows) for kv in self.pool.layers]
-            more = self._zeros((rows - self._pool_rows, self.config.width))
-            self.pool = Pool(held, jnp.concatenate([self.pool.last, more]))
-        while fresh:
-            size = at_once(sizes, len(fresh), self.width)
-            part, fresh = fresh[:size], fresh[size:]
-            rows = np.array([self.rows[p] for p in part], np.int32)
-            last, kv = self._read([self.rests[p] for p in part], self.width)
-            self.pool = Pool(put(kv, self.pool.layers, rows), self.pool.last.at[rows].set(last))
+                if prompt not in self.pool_rows:
+                    used = set(self.pool_rows.values())
+                    free = next(row for row in range(len(used) + 1) if row not in used)
+                    self.pool_rows[prompt] = free
+                    new_prompts.append(prompt)
+                self.slots[i] = Occupant(sample, self.pool_rows[prompt], self.column)
+        self._grow_pool(max(self.pool_rows.values(), default=-1) + 1)
+        while new_prompts:
+            size = at_once(sizes, len(new_prompts), self.width)
+            part, new_prompts = new_prompts[:size], new_prompts[size:]
+            rows = np.array([self.pool_rows[prompt] for prompt in part], np.int32)
+            last, kv = self._prefill([self.suffixes[prompt] for prompt in part], self.width)
+            layers = write(kv, self.pool.layers, rows)
+            self.pool = PromptPool(layers, self.pool.last.at[rows].set(last))
 
-    def _read(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
-        tokens = pad(texts, width)
+    def _grow_pool(self, needed: int) -> None:
+        size = self.pool.last.shape[0]
+        if needed <= size:
+            return
+        rows = more_rows(size, needed, len(self.slots))
+        layers = [grow(kv, heads=self.config.kv_heads, rows=rows) for kv in self.pool.layers]
+        more = self._zeros((rows - size, self.config.width))
+        self.pool = PromptPool(layers, jnp.concatenate([self.pool.last, more]))
+
+    def _prefill(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
+        tokens, lengths = pad(texts, width)
         with use_mesh_of(self.params):
-            return prefill(self.config, self.params, self.context, *tokens, dtype=self.dtype)
-
-    @property
-    def _pool_rows(self) -> int:
-        return self.pool.last.shape[0]
+            return prefill(
+                self.config, self.params, self.context, tokens, lengths, dtype=self.dtype
+            )
 
     def _make_room(self) -> None:
-        """Columns for the coming chunk; and fewer slots, where few samples are left."""
+        """Makes room for the next chunk's columns, and gives up slots if few samples are left."""
         size, columns = len(self.slots), self.cache[0].v.shape[1]
-        held = [i for i, live in enumerate(self.slots) if live]
-        rest = max(self.limits[live.sample] - live.age for live in self.slots if live)
-        while len(held) <= size // 2 and size // 2 >= MIN_SLOTS and rest >= WORTH_TOKENS:
+        occupants = [occupant for occupant in self.slots if occupant]
+        taken = [i for i, occupant in enumerate(self.slots) if occupant]
+        left = max(self.limits[occupant.sample] - occupant.age for occupant in occupants)
+        while len(taken) <= size // 2 and size // 2 >= MIN_SLOTS and left >= WORTH_TOKENS:
             size //= 2
-        first = min(live.born for live in self.slots if live)
+        first = min(occupant.born for occupant in occupants)
         needed = self.column - first + CHUNK
         if self.column + CHUNK <= columns and size == len(self.slots):
             return
         if needed > columns or 4 * needed <= columns:
             columns = more_columns(needed)
         if size == len(self.slots):
-            held = list(range(size))
+            kept = list(range(size))
         else:
-            held = (held + [i for i, live in enumerate(self.slots) if not live])[:size]
-            self.hidden = self.hidden[:, np.array(held)]
-            self.slots = [self.slots[i] for i in held]
-        rows = np.array(held, np.int32)
-        where = {"heads": self.config.kv_heads, "columns": columns}
-        self.cache = [move(kv, rows, np.int32(first), **where) for kv in self.cache]
+            kept = (taken + [i for i, occupant in enumerate(self.slots) if not occupant])[:size]
+            self.hidden = self.hidden[np.array(kept)]
+            self.slots = [self.slots[i] for i in kept]
+        rows, heads = np.array(kept, np.int32), self.config.kv_heads
+        self.cache = [
+            move(kv, rows, np.int32(first), heads=heads, columns=columns) for kv in self.cache
+        ]
         self.column -= first
-        for live in self.slots:
-            if live:
-                live.born -= first
+        for occupant in occupants:
+            occupant.born -= first
 
     def _describe(self) -> Slots:
-        B, Q = len(self.slots), self._pool_rows
+        B, Q = len(self.slots), self.pool.last.shape[0]
         ints = np.zeros((5, B), np.int32)
         ints[1], ints[3] = 1, self.column
         keys = np.zeros((B, self.keys.shape[1]), self.keys.dtype)
         table = np.zeros((Q, self.group), np.int32)
         lengths = np.ones(Q, np.int32)
-        for prompt, row in self.rows.items():
-            lengths[row] = len(self.rests[prompt])
-        for i, live in enumerate(self.slots):
-            if live:
-                place = live.sample % self.group
-                start = self.shared + lengths[live.row]
-                cell = live.row * self.group + place
-                ints[:, i] = cell, start, live.age, live.born, self.limits[live.sample]
-                keys[i] = self.keys[live.sample]
-                table[live.row, place] = i
-        cell, start, age, born, limit = ints
-        column = np.int32(self.column)
-        return Slots(cell, start, age, born, limit, keys, table, lengths, column)
+        for prompt, row in self.pool_rows.items():
+            lengths[row] = len(self.suffixes[prompt])
+        for i, occupant in enumerate(self.slots):
+            if occupant:
+                row, number = occupant.pool_row, occupant.sample % self.group
+                cell, start = row * self.group + number, self.shared + lengths[row]
+                limit = self.limits[occupant.sample]
+                ints[:, i] = cell, start, occupant.age, occupant.born, limit
+                keys[i] = self.keys[occupant.sample]
+                table[row, number] = i
+        arrays = (*ints, keys, table, lengths, np.array(self.column, np.int32))
+        return Slots(*cast(tuple[jax.Array, ...], arrays))
 
-    def _collect(self, chunk: Any) -> tuple[list[Live], list[bool]]:
-        """Takes the chunk's tokens to their samples; returns those that have ended."""
+    def _collect(self, chunk: Chunk) -> list[tuple[int, Sample]]:
+        """Appends the chunk's tokens to their samples. Returns the finished ones with their
+        numbers; their slots and, if unused now, their prompts' pool rows are free."""
         tokens, logp, count, stopped, steps = map(np.asarray, chunk)
         self.slot_steps += int(steps) * len(self.slots)
         self.column += CHUNK
-        done, stops = [], []
-        for i, live in enumerate(self.slots):
-            if not live:
+        finished = []
+        for i, occupant in enumerate(self.slots):
+            if not occupant:
                 continue
-            live.tokens.append(tokens[: count[i], i])
-            live.logp.append(logp[: count[i], i])
-            live.age += int(count[i])
-            if stopped[i] or live.age == self.limits[live.sample]:
-                done.append(live)
-                stops.append(bool(stopped[i]))
+            occupant.tokens.append(tokens[: count[i], i])
+            occupant.logp.append(logp[: count[i], i])
+            occupant.age += int(count[i])
+            if stopped[i] or occupant.age == self.limits[occupant.sample]:
+                text = np.concatenate(occupant.tokens), np.concatenate(occupant.logp)
+                finished.append((occupant.sample, Sample(*text, bool(stopped[i]))))
                 self.slots[i] = None
-                prompt = live.sample // self.group
-                self.open[prompt] -= 1
-                if not self.open[prompt]:
-                    del self.rows[prompt]
-        return done, stops
+                prompt = occupant.sample // self.group
+                self.unfinished[prompt] -= 1
+                if not self.unfinished[prompt]:
+                    del self.pool_rows[prompt]
+        return finished
 
-    def _pool(self, rows: int) -> Pool:
-        return Pool(self._cache(rows, self.width), self._zeros((rows, self.config.width)))
+    def _empty_pool(self, rows: int) -> PromptPool:
+        return PromptPool(self._cache(rows, self.width), self._zeros((rows, self.config.width)))
 
     def _cache(self, rows: int, columns: int) -> list[KV]:
         shapes = cache_shapes(self.config, self.params, self.dtype, rows, columns)
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
-    def _zeros(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        """Where the weights are: what is merely there by default is another type to jit, and the
-        programs would be compiled once more for what they return."""
-        return jnp.zeros(shape, dtype, device=self.params["norm"].sharding)
-
-
-def cache_shapes(c: ModelConfig, params: Any, dtype: Any, rows: int, columns: int) -> list[KV]:
-    """Keys and values of so many rows, as `jax.ShapeDtypeStruct`, where the weights' heads are."""
-    n, kind = c.kv_heads * rows, layers.cache_dtype(dtype)
-    where = kv_sharding(params["layers"]["k"].sharding)
-    shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
-
-    def layer() -> KV:
-        arrays: Any = [jax.ShapeDtypeStruct(shape, kind, sharding=where) for shape in shapes]
-        return KV(*arrays)
-
-    return [layer() for _ in range(c.layers)]
+    def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
+        """Zeros with the weights' sharding. jit treats an array that merely sits on the default
+        device as another type than what programs return, and would compile twice."""
+        return jnp.zeros(shape, jnp.float32, device=self.params["norm"].sharding)
 
 
 def first_columns(limit: int) -> int:
+    """The size of a new cache for samples of at most `limit` tokens."""
     return min(COLUMNS[0], -(-limit // CHUNK) * CHUNK)
 
 
 def more_columns(needed: int) -> int:
-    """Room for more than is needed now, or the cache would be moved after every chunk."""
+    """A size with room for more than is needed now, or the cache would move after every chunk."""
     return round_up(needed + needed // 4, COLUMNS)
 
 
-def more_rows(held: int, needed: int, slots: int) -> int:
-    """Of a pool that grows: twice as many, but no more than slots can use."""
-    return min(max(needed, 2 * held), max(slots, needed))
+def more_rows(size: int, needed: int, slots: int) -> int:
+    """The size of a pool that grows: doubled, but no larger than slots can use."""
+    return min(max(needed, 2 * size), max(slots, needed))
 
 
 def at_once(sizes: Sequence[int], prompts: int, width: int) -> int:

@@ -1,4 +1,4 @@
-"""Prompts that begin alike as trees, in which each start is computed once."""
+"""Prompts that begin alike as trees, in which each shared start is computed once."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
@@ -10,99 +10,106 @@ from jaxtyping import Int
 from seif_jax.models.token_tree import TokenTree, pack_tree, round_up_eighth
 from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, shared_length
 
-MIN_STEM, MAX_FAMILY = 32, 8  # tokens worth sharing; rows that share a stem
-NOTHING = 8  # more or less tokens shared
-ATTENTION = 0.25  # of a token's work, about: what padding costs
+MIN_STEM = 32  # tokens worth sharing
+MAX_RUN = 8  # rows that share a stem
+STEM_STEP = 8  # stem lengths are tried in steps of this many tokens
+PADDING_COST = 0.25  # attention's share of a token's cost, roughly: what a padding token costs
 
-Cut = list[tuple[Ids, list[int]]]  # runs of rows: what they begin with, their numbers
+Runs = list[tuple[Ids, list[int]]]  # runs of rows: their common start (stem), the rows' indices
 
 
-class Part(NamedTuple):
-    """What one program computes."""
+class PromptTree(NamedTuple):
+    """The input of one program."""
 
     tree: TokenTree
-    ends: Int[np.ndarray, "B"]  # slot of the last token of each leaf; out of range: there is none
-    prompts: Int[np.ndarray, "B"]  # whose leaf it is; -1: nobody's
+    ends: Int[np.ndarray, "B"]  # token position of each leaf's last token; out of range: none
+    prompts: Int[np.ndarray, "B"]  # index of each leaf's prompt; -1: padding
 
 
-def prompt_trees(prompts: Sequence[Ids], size: int) -> Iterator[Part]:
-    """Cuts prompts into trees of about `size` prompts, all of one shape.
+def prompt_trees(prompts: Sequence[Ids], size: int) -> Iterator[PromptTree]:
+    """Splits prompts into trees of about `size` prompts, all of one shape.
 
-    Below the start that all share lie levels of what neighbours share (the replies to one
-    instruction, the constraints of one reply), as many as there are; what is left of a prompt, at
-    least its last token, is a leaf.
+    The root is the start that all prompts share. Below it are as many levels as neighbours share
+    starts (the replies to one instruction, the constraints of one reply). What is left of a prompt,
+    at least its last token, is a leaf.
     """
     shared = min(shared_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-    levels, followers = [[prompt[shared:] for prompt in prompts]], []
-    while len(cut := families(levels[0])) < len(levels[0]):
-        for stem, members in cut:
+    levels, children = [[prompt[shared:] for prompt in prompts]], []
+    while len(runs := split_runs(levels[0])) < len(levels[0]):
+        for stem, members in runs:
             for i in members:
                 levels[0][i] = levels[0][i][len(stem) :]
-        levels.insert(0, [stem for stem, _ in cut])
-        followers.insert(0, [members for _, members in cut])
+        levels.insert(0, [stem for stem, _ in runs])
+        children.insert(0, [members for _, members in runs])
     count = min(-(-len(prompts) // size), len(levels[0]))
-    order = np.argsort([-len(row) for row in levels[0]], kind="stable")
-    parts = [[int(i) for i in order[n::count]] for n in range(count)]  # so they are alike in size
-    rows = [_numbers(part, round_up(len(parts[0]), SIZES), followers) for part in parts]
+    longest_first = np.argsort([-len(row) for row in levels[0]], kind="stable")
+    tops = [[int(i) for i in longest_first[n::count]] for n in range(count)]  # of similar sizes
+    top_size = round_up(len(tops[0]), SIZES)
+    indices = [_descend(top, top_size, children) for top in tops]
     widths = [round_up(max(map(len, level))) for level in levels]
     root = pad([prompts[0][:shared]], round_up_eighth(shared))
-
-    texts = [  # of each part, its levels; what is not there is empty
+    texts = [  # of each tree, by level; padding rows are empty
         [
-            [level[i] if i >= 0 else [] for i in at]
-            for level, at in zip(levels, numbers, strict=True)
+            [level[i] if i >= 0 else [] for i in rows]
+            for level, rows in zip(levels, by_level, strict=True)
         ]
-        for numbers in rows
+        for by_level in indices
     ]
-    slots = round_up_eighth(
-        shared + max(sum(len(row) for level in text for row in level) for text in texts)
-    )
-    for text, numbers in zip(texts, rows, strict=True):
-        tree, leaves = pack_tree([root, *map(pad, text, widths)], slots), np.array(numbers[-1])
-        length = np.array([len(levels[-1][i]) if i >= 0 else 1 for i in leaves])
-        yield Part(tree, np.asarray(tree.levels[-1])[np.arange(len(leaves)), length - 1], leaves)
+    largest = max(sum(len(row) for level in text for row in level) for text in texts)
+    tokens = round_up_eighth(shared + largest)
+    for text, by_level in zip(texts, indices, strict=True):
+        tree = pack_tree([root, *map(pad, text, widths)], tokens)
+        leaves = np.array(by_level[-1])
+        lengths = np.array([len(levels[-1][i]) if i >= 0 else 1 for i in leaves])
+        ends = np.asarray(tree.levels[-1])[np.arange(len(leaves)), lengths - 1]
+        yield PromptTree(tree, ends, leaves)
 
 
-def _numbers(part: Ids, size: int, followers: Sequence[list[list[int]]]) -> list[list[int]]:
-    """The rows of each level that are in a part, from its own `size` ones down; -1 is none."""
-    found = [part + [-1] * (size - len(part))]
-    for members in followers:
+def _descend(top: list[int], size: int, children: Sequence[list[list[int]]]) -> list[list[int]]:
+    """The row indices of a tree, level by level: `top`, padded to `size`, and its descendants,
+    padded to equal numbers of children. -1 is padding."""
+    levels = [top + [-1] * (size - len(top))]
+    for members in children:
         most = max(map(len, members))
-        below = ([*members[i], *[-1] * most][:most] if i >= 0 else [-1] * most for i in found[-1])
-        found.append([i for row in below for i in row])
-    return found
+        rows = ([*members[i], *[-1] * most][:most] if i >= 0 else [-1] * most for i in levels[-1])
+        levels.append([i for row in rows for i in row])
+    return levels
 
 
-def families(rows: Sequence[Ids]) -> Cut:
-    """Cuts a list of rows into runs that begin alike: their common start, and their numbers.
+def split_runs(rows: Sequence[Ids]) -> Runs:
+    """Splits a list of rows into runs that begin alike.
 
-    Of the cuts into runs of at most 1, 2, … rows that share at least this or that much, the one
-    with which least is computed, what attention spends on padding included.
+    Tries the splits into runs of at most 1, 2, … rows that share at least so many tokens, and takes
+    the one that computes least, with what attention spends on padding.
     """
 
-    def cost(cut: Cut) -> float:
-        size = max(len(members) for _, members in cut)
-        stem = max(len(stem) for stem, _ in cut)
-        rest = [len(rows[i]) - len(stem) for stem, members in cut for i in members]
-        held = sum(len(stem) for stem, _ in cut) + sum(rest)
-        return held + ATTENTION * len(cut) * (stem + size * max(rest))
+    def cost(runs: Runs) -> float:
+        longest_run = max(len(members) for _, members in runs)
+        longest_stem = max(len(stem) for stem, _ in runs)
+        rest = [len(rows[i]) - len(stem) for stem, members in runs for i in members]
+        tokens = sum(len(stem) for stem, _ in runs) + sum(rest)
+        padded = len(runs) * (longest_stem + longest_run * max(rest))
+        return tokens + PADDING_COST * padded
 
     shared = [shared_length(a, b) for a, b in pairwise(rows)]
-    least = {n - n % NOTHING for n in shared if n >= MIN_STEM}
-    ways = [(0, 1), *product(sorted(least), range(2, MAX_FAMILY + 1))]
-    return min((stems(rows, shared, *way) for way in ways), key=cost)
+    stems = {n - n % STEM_STEP for n in shared if n >= MIN_STEM}
+    splits = [(0, 1), *product(sorted(stems), range(2, MAX_RUN + 1))]
+    return min((runs_of(rows, shared, *limits) for limits in splits), key=cost)
 
 
-def stems(rows: Sequence[Ids], shared: Sequence[int], least: int, limit: int) -> Cut:
-    """Runs of at most `limit` rows, each as long as they share at least so much; `shared`: tokens
-    that each row and the next one begin with. Each row keeps at least one token after its stem."""
-    found: Cut = []
+def runs_of(rows: Sequence[Ids], shared: Sequence[int], min_stem: int, max_run: int) -> Runs:
+    """Runs of at most `max_run` rows, each as long as its rows share at least `min_stem` tokens.
+
+    shared: the number of tokens with which each row and the next one begin. Every row keeps at
+    least one token after its stem.
+    """
+    runs: Runs = []
     for i, row in enumerate(rows):
-        if found:
-            stem, members = found[-1]
+        if runs:
+            stem, members = runs[-1]
             same = min(len(stem), len(row) - 1, shared[i - 1])
-            if same >= least and len(members) < limit:
-                found[-1] = (stem[:same], [*members, i])
+            if same >= min_stem and len(members) < max_run:
+                runs[-1] = (stem[:same], [*members, i])
                 continue
-        found.append((row[:-1], [i]))
-    return found
+        runs.append((row[:-1], [i]))
+    return runs

@@ -1,39 +1,47 @@
-"""The largest programs that a session can come to, by the rules that sessions go by."""
+"""The largest programs that a sampling session can need, by the session's own growth rules."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
-from seif_jax.models import layers
-from seif_jax.models.layers import ModelConfig
-from seif_jax.sampling.decode import CHUNK, Pool, Slots
+from seif_jax.models.attention import Segment
+from seif_jax.models.decoder import LayerWeights, ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import as_bits
+from seif_jax.sampling.cache import KV, PromptPool, cache_shapes
+from seif_jax.sampling.decode import CHUNK, Slots
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
 from seif_jax.sampling.slots import (
-    FIRST,
+    FIRST_READS,
     at_once,
-    cache_shapes,
     first_columns,
     more_columns,
     more_rows,
 )
 from seif_jax.sharding import layer_struct
 
+PrefillArguments = tuple[ModelConfig, Params, list[Segment], Array, Array]
+DecodeArguments = tuple[
+    ModelConfig, Params, list[LayerWeights], Array, list[KV], PromptPool, Array, list[KV], Slots
+]
+
 
 class WorstCase(NamedTuple):
-    """Positional arguments, all as `jax.ShapeDtypeStruct`."""
+    """The programs' positional arguments, all arrays as `jax.ShapeDtypeStruct`."""
 
-    prefill: tuple[Any, ...]
-    decode: tuple[Any, ...]
-    unstacked: Any  # of those of `decode`, what a session makes of the weights for itself
+    prefill: PrefillArguments
+    decode: DecodeArguments
     slots: int
-    prompts: int  # read by a prefill program
+    prompts: int  # per prefill
 
 
 def arguments(
     c: ModelConfig,
-    params: Any,
-    dtype: Any,
+    params: Params,
+    dtype: DTypeLike,
     *,
     prompts: int,
     prompt_tokens: int,
@@ -41,8 +49,9 @@ def arguments(
     max_tokens: int,
     slots: int,
 ) -> WorstCase:
-    """Of `group` samples of so many prompts that have no common start, all of the greatest length,
-    with as many prompts in the pool as slots can ask for. params: as `jax.ShapeDtypeStruct`."""
+    """The case of prompts without a common prefix, `group` samples each, all of the greatest
+    length, with as many prompts in the pool as slots can ask for. params: as
+    `jax.ShapeDtypeStruct`."""
     width = round_up(prompt_tokens, WIDE)
     size = min(slots, round_up(prompts * group, SIZES))
     rows = min(prompts, -(-size // group))
@@ -51,34 +60,38 @@ def arguments(
     columns = first_columns(max_tokens)
     for needed in range(CHUNK, max_tokens + CHUNK, CHUNK):
         columns = more_columns(needed) if needed > columns else columns
-    together = at_once(FIRST, prompts, width)
+    reads = at_once(FIRST_READS, prompts, width)
 
-    def zeros(*shape: int) -> Any:
+    def floats(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=params["norm"].sharding)
 
-    def ints(*shape: int, kind: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    def ints(*shape: int, kind: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind)
 
-    table, kind = params["embed"], jax.eval_shape(layers.as_bits, params["embed"]).dtype
-    table = table if table.dtype == kind else table.update(dtype=kind)  # the same array, or another
-    unstacked = [jax.tree.map(layer_struct, params["layers"]) for _ in range(c.layers)]
-    told = Slots(
+    pool = (cache_shapes(c, params, dtype, rows, width), floats(rows, c.width))
+    slot_arrays = (
         *(ints(size) for _ in range(5)),
-        key=ints(size, 2, kind=jnp.uint32),
-        table=ints(rows, group),
-        lengths=ints(rows),
-        column=ints(),
+        ints(size, 2, kind=jnp.uint32),
+        ints(rows, group),
+        ints(rows),
+        ints(),
     )
     decode = (
         c,
         {name: weight for name, weight in params.items() if name != "layers"},
-        unstacked,
-        table,
+        [jax.tree.map(layer_struct, params["layers"]) for _ in range(c.layers)],
+        _bits(params["embed"]),
         [],
-        Pool(cache_shapes(c, params, dtype, rows, width), zeros(rows, c.width)),
-        zeros(c.width, size),
+        PromptPool(*cast(tuple[list[KV], Array], pool)),
+        floats(size, c.width),
         cache_shapes(c, params, dtype, size, columns),
-        told,
+        Slots(*cast(tuple[Array, ...], slot_arrays)),
     )
-    prefill = (c, params, [], ints(together, width), ints(together))
-    return WorstCase(prefill, decode, unstacked, size, together)
+    prefill = (c, params, [], ints(reads, width), ints(reads))
+    return WorstCase(cast(PrefillArguments, prefill), cast(DecodeArguments, decode), size, reads)
+
+
+def _bits(table: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """What a session makes of the embedding: on the CPU a copy, elsewhere the same array."""
+    kind = jax.eval_shape(as_bits, table).dtype
+    return table if table.dtype == kind else table.update(dtype=kind)

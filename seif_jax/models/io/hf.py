@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,7 @@ SHARD_BYTES = 5_000_000_000
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+@runtime_checkable
 class Saves(Protocol):
     """Writes its own files into a model folder, as the tokenizer does."""
 

@@ -1,0 +1,59 @@
+"""Where models are: folders, GGUF files, the Hugging Face hub, the embedded model."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from seif_jax import run_paths
+from seif_jax.errors import UserError
+from seif_jax.models.io import gguf, hf
+from seif_jax.models.io.hf_config import HFConfig
+
+EMBEDDED = "smollm2"  # the name of the embedded SmolLM2-135M-Instruct
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A checkpoint with Hugging Face's names and layouts, whatever file holds it."""
+
+    @property
+    def config(self) -> HFConfig: ...
+
+    def names(self) -> list[str]: ...
+
+    def get(self, name: str) -> np.ndarray:
+        """A weight. Files are read when this is called or when the result is sliced."""
+        ...
+
+
+def find_local(path: str | Path | None) -> Path | None:
+    """Where a model lies on this machine, or None for the name of a model on the Hugging Face hub.
+
+    path: None or "smollm2" is the embedded model (a folder of that name is written "./smollm2").
+    """
+    if path is None or path == EMBEDDED:
+        return gguf.embedded_path()
+    local = Path(path).expanduser()
+    return local if local.exists() or not hf.HUB_NAME.fullmatch(str(path)) else None
+
+
+def resolve(path: str | Path | None) -> Path:
+    """`find_local`, or a download from the Hugging Face hub.
+
+    Raises UserError if there is no such model, or only a part of one.
+    """
+    local = find_local(path)
+    run_paths.check_model(local or Path(str(path)))
+    local = local or hf.download(str(path))
+    if not local.exists():
+        raise UserError(
+            f"{path}: no such file or folder (the embedded model is called {EMBEDDED!r}, a model "
+            "on the Hugging Face hub 'ORGANISATION/NAME')"
+        )
+    return local
+
+
+def open_source(path: Path) -> Source:
+    """Opens a GGUF file or a Hugging Face folder."""
+    return gguf.open_gguf(path) if path.suffix == ".gguf" else hf.open_hf(path)

@@ -1,0 +1,153 @@
+"""A model's weights from and to files with Hugging Face's names and layouts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.typing import DTypeLike
+
+from seif_jax.errors import UserError
+from seif_jax.models.decoder import NAMES
+from seif_jax.models.io.locate import Source
+from seif_jax.models.io.to_device import Index, fill, finite, same_bits, single_device, to_host
+from seif_jax.models.layers import Params
+from seif_jax.models.model import Model, weights
+from seif_jax.sharding import ShardingRule
+
+HEAD = NAMES["head"]  # some files of tied models hold it too
+
+
+class StoredWeight(NamedTuple):
+    """A weight as files hold it: one layer of a stack."""
+
+    name: str  # Hugging Face's
+    key: str  # ours
+    layer: int | None
+    shape: tuple[int, ...]  # ours, without the layer axis
+    file_shape: tuple[int, ...]  # the file's, where heads and head dimensions are one axis
+
+
+def stored_weights(model: Model) -> list[StoredWeight]:
+    """Every weight of the model's files, the layers of a stack in order."""
+    stored = []
+    for key, param in weights(model).items():
+        stacked = param.axes[0] == "layer"
+        shape = param.shape[stacked:]
+        file_shape = flat_shape(shape, param.axes[stacked:])
+        template = model.config.architecture.names[key]
+        for i in range(param.shape[0]) if stacked else [None]:
+            stored.append(StoredWeight(template.format(i), key, i, shape, file_shape))
+    return stored
+
+
+def flat_shape(shape: Sequence[int], axes: Sequence[str]) -> tuple[int, ...]:
+    """The shape in Hugging Face's files, where heads and head dimensions are one axis."""
+    if "head_dim" not in axes:
+        return tuple(shape)
+    i = axes.index("head_dim")
+    return (*shape[: i - 1], shape[i - 1] * shape[i], *shape[i + 1 :])
+
+
+def num_params(model: Model) -> int:
+    """The number of parameters."""
+    return sum(math.prod(stored.file_shape) for stored in stored_weights(model))
+
+
+def expected(source: Source, model: Model) -> list[StoredWeight]:
+    """The weights of the model. Raises UserError if the source lacks one or has others."""
+    stored = stored_weights(model)
+    shapes = {weight.name: weight.file_shape for weight in stored}
+    names = set(source.names())
+    if missing := shapes.keys() - names:
+        name = min(missing)
+        raise UserError(f"weight {name} is missing, of shape {shapes[name]} ({len(missing)} such)")
+    if unknown := names - shapes.keys() - ({HEAD} if model.config.tied else set()):
+        name = min(unknown)
+        raise UserError(
+            f"weight {name} of shape {source.get(name).shape} is not one of this model's "
+            f"({len(unknown)} such)"
+        )
+    return stored
+
+
+def _read(
+    source: Source, model: Model, weight: StoredWeight, index: Index = (), scan: bool = True
+) -> np.ndarray:
+    """The part of a weight at `index`, in our shape and the source's dtype, checked."""
+
+    def part(name: str) -> np.ndarray:
+        value = source.get(name)
+        if value.shape != weight.file_shape:
+            raise UserError(f"weight {name} has shape {value.shape}, not {weight.file_shape}")
+        return value.reshape(weight.shape)[index]
+
+    value = part(weight.name)
+    if scan and not finite(value):
+        count = int(np.sum(~np.isfinite(value)))
+        raise UserError(
+            f"weight {weight.name} {weight.file_shape}: values that are NaN or infinite: {count}"
+        )
+    if weight.key == "embed" and model.config.tied and HEAD in source.names():
+        if not same_bits(value, part(HEAD)):
+            raise UserError(
+                f"config.json ties the output projection to the embedding, but {HEAD} "
+                f"{weight.file_shape} differs from {weight.name}"
+            )
+    return value
+
+
+def load(
+    source: Source,
+    model: Model,
+    dtype: DTypeLike = jnp.float32,
+    rule: ShardingRule = single_device,
+    scan: bool = True,
+) -> Params:
+    """All weights, sharded by `rule`. A process reads only what its own devices hold, once.
+
+    Raises UserError, with name and shape, for missing, unexpected or misshaped weights, for a tied
+    model whose output projection differs from its embedding, and, with `scan`, for NaN and
+    infinity.
+    """
+
+    def read(layers: list[StoredWeight], index: Index) -> Iterator[tuple[int, np.ndarray]]:
+        if layers[0].layer is None:
+            yield 0, _read(source, model, layers[0], index, scan)
+            return
+        for i, layer in enumerate(layers[index[0]]):
+            yield i, _read(source, model, layer, index[1:], scan)[None]
+
+    declared, flat = weights(model), {}
+    for key, stored in groupby(expected(source, model), lambda weight: weight.key):
+        param = declared[key]
+        sharding = rule(param.axes, param.shape)
+        flat[key] = fill(param.shape, dtype, sharding, partial(read, list(stored)))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def copy(
+    source: Source, model: Model, dtype: DTypeLike, scan: bool = True
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What `export` yields of what `load` loads, straight from the source, one at a time."""
+    for weight in expected(source, model):
+        value = _read(source, model, weight, scan=scan)
+        yield weight.name, value.reshape(weight.file_shape).astype(dtype, copy=False)
+
+
+def flatten(params: Params) -> dict[str, jax.Array | np.ndarray]:
+    """The weights by their paths, such as "layers/q"."""
+    return cast(dict[str, jax.Array | np.ndarray], traverse_util.flatten_dict(params, sep="/"))
+
+
+def export(model: Model, params: Params, dtype: DTypeLike) -> Iterator[tuple[str, np.ndarray]]:
+    """The weights with their Hugging Face names and layouts, one at a time."""
+    flat = flatten(params)
+    for weight in stored_weights(model):
+        value = to_host(flat[weight.key], weight.layer)
+        yield weight.name, value.reshape(weight.file_shape).astype(dtype, copy=False)

@@ -1,0 +1,94 @@
+"""Cached keys and values, one layer at a time: programs over all layers take long to compile."""
+
+from functools import partial
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from seif_jax.models.attention import Segment
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import cache_dtype
+from seif_jax.sharding import kv_sharding
+
+
+class KV(NamedTuple):
+    """A layer's keys and values of some rows, in the layouts in which decoding reads them: XLA's
+    CPU backend would transpose or copy any other in every step. Heads come first: n = K·rows."""
+
+    k: Float[Array, "n H S"]
+    v: Float[Array, "n S H"]
+
+
+class PromptPool(NamedTuple):
+    """Prompts, each stored once for all of its samples."""
+
+    layers: list[KV]  # n = K·Q; S is the padded length of a prompt
+    last: Float[Array, "Q D"]  # final hidden state of each prompt's last token
+
+
+def cache_shapes(
+    c: ModelConfig, params: Params, dtype: DTypeLike, rows: int, columns: int
+) -> list[KV]:
+    """Every layer's `KV` as `jax.ShapeDtypeStruct`, sharded like the weights' heads."""
+    n, kind = c.kv_heads * rows, cache_dtype(dtype)
+    sharding = kv_sharding(params["layers"]["k"].sharding)
+
+    def layer() -> KV:
+        shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
+        structs = (jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for shape in shapes)
+        return KV(*cast(tuple[Array, Array], tuple(structs)))
+
+    return [layer() for _ in range(c.layers)]
+
+
+def write(kv: Segment, pool: list[KV], rows: Int[np.ndarray, "n"]) -> list[KV]:
+    """Writes what a prefill returned into rows of a pool, in place."""
+    return [_write(kv.k, kv.v, layer, rows, np.int32(i)) for i, layer in enumerate(pool)]
+
+
+@partial(jax.jit, donate_argnames="layer")
+def _write(
+    k: Float[Array, "L K n S H"],
+    v: Float[Array, "L K n S H"],
+    layer: KV,
+    rows: Int[Array, "n"],
+    i: Int[Array, ""],
+) -> KV:
+    k, v = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (k, v))
+
+    def put(old: Float[Array, "KQ _ _"], new: Float[Array, "K n _ _"]) -> Float[Array, "KQ _ _"]:
+        by_head = old.reshape(new.shape[0], -1, *old.shape[1:])
+        return by_head.at[:, rows].set(new).reshape(old.shape)
+
+    return KV(put(layer.k, k.swapaxes(2, 3)), put(layer.v, v))
+
+
+@partial(jax.jit, static_argnames=("heads", "rows"))
+def grow(kv: KV, *, heads: int, rows: int) -> KV:
+    """A layer of the pool with room for `rows` prompts."""
+
+    def widen(x: Float[Array, "KQ _ _"]) -> Float[Array, "KR _ _"]:
+        x = x.reshape(heads, -1, *x.shape[1:])
+        room = [(0, 0), (0, rows - x.shape[1]), (0, 0), (0, 0)]
+        return jnp.pad(x, room).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(widen, kv)
+
+
+@partial(jax.jit, static_argnames=("heads", "columns"))
+def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, columns: int) -> KV:
+    """Rows of a layer of the cache without its first `shift` columns, in a cache of `columns`."""
+
+    def take(x: Float[Array, "KB _ _"], axis: int) -> Float[Array, "Kn _ _"]:
+        x = x.reshape(heads, -1, *x.shape[1:])
+        x = jnp.take(x, rows, axis=1).reshape(-1, *x.shape[2:])
+        room = [(0, columns if i == axis else 0) for i in range(3)]
+        return lax.dynamic_slice_in_dim(jnp.pad(x, room), shift, columns, axis)
+
+    return KV(take(kv.k, 2), take(kv.v, 1))
