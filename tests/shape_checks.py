@@ -9,7 +9,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import jax
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 ROOMS = (
@@ -17,6 +17,7 @@ ROOMS = (
     *("rl.batch", "rl.grpo", "rl.learner", "rl.optim", "rl.packing", "rl.quantized_adam"),
 )
 
+strict = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ def check(function: Callable[P, T]) -> Callable[P, T]:
     JAX rebuilds pytrees with whatever stands for their arrays: shapes, shardings, None. And the
     host packs batches in numpy; they are checked when a program takes them.
     """
-    checked = beartype(function)
+    checked = strict(function)
     if function.__name__ != "__init__":
         return checked
 
