@@ -174,16 +174,18 @@ def cut_samples(path: str | Path, step: int) -> None:
         append_samples(path, [], step)
 
 
-def order(n: int, epochs: int, batch: int, seed: int) -> list[list[int]]:
+def order(n: int, epochs: int, batch: int, seed: int, steps: int = 0) -> list[list[int]]:
     """The rows of each step: `order(...)[step]` has `batch` row numbers in 0..n-1.
 
     Every epoch has its own permutation, in which no row comes twice and the last n % batch rows are
-    dropped. If there are fewer than `batch` rows, every step has all of them. The order is a
-    function of the arguments, so a resumed run needs no state.
+    dropped. If there are fewer than `batch` rows, every step has all of them. With `steps`, there
+    are that many steps, whatever `epochs` is. The order is a function of the arguments, so a
+    resumed run needs no state.
     """
     batch = min(batch, n)
+    epochs = -(-steps // (n // batch)) if steps else epochs
     import grain  # here, because it takes 2 seconds and only training needs it
 
     rows = grain.MapDataset.range(n).shuffle(seed=seed % 2**32)  # grain takes no larger ones
     batches = rows.batch(batch, drop_remainder=True).repeat(epochs)
-    return [[int(row) for row in step] for step in batches]
+    return [[int(row) for row in step] for step in batches][: steps or None]

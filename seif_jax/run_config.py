@@ -89,6 +89,7 @@ class TrainedRoleConfig:
     init: Location = None  # weights to start from (a run's checkpoint, HF folder, GGUF); unset: the
     # model. With lora: a checkpoint of a run with the same model and lora
     epochs: Epochs = (1,)  # passes over the data in rounds 1, 2, …; the last one repeats
+    steps: Count = 0  # of each round, however many prompts there are; 0: as many as `epochs` gives
     rollout_prompts: Batch = 384  # prompts per step
     group_size: Annotated[int, Range(2, 10**4)] = 5  # samples per prompt
     optimizer_prompts: Batch = 96  # prompts per update

@@ -93,7 +93,7 @@ def batching(config: RunConfig, role: TrainedRoleConfig, round: int) -> Batching
     """Which prompts the steps of a trained role's stage sample from."""
     seed = config.seed * 1000 + round
     passes = epochs(role.epochs, round)
-    return Batching(role.rollout_prompts, role.optimizer_prompts, passes, seed)
+    return Batching(role.rollout_prompts, role.optimizer_prompts, passes, role.steps, seed)
 
 
 def rollout(config: RunConfig, role: TrainedRoleConfig) -> RolloutConfig:

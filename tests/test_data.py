@@ -369,6 +369,14 @@ def test_order_is_a_function_of_its_arguments():
     assert data.order(n=10, epochs=3, batch=4, seed=6) != steps
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 9])
+def test_steps_go_over_the_rows_as_often_as_they_need(steps):
+    """The data stage keeps more or fewer instructions; the number of steps need not follow it."""
+    order = data.order(n=10, epochs=3, batch=4, seed=5, steps=steps)
+    assert order == data.order(n=10, epochs=5, batch=4, seed=5)[:steps]
+    assert len(data.order(n=3, epochs=1, batch=4, seed=5, steps=steps)) == steps
+
+
 def test_an_order_for_every_seed_of_a_config():
     """A stage's seed is config.seed·1000 and its round."""
     large = (2**32 - 1) * 1000

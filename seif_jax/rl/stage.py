@@ -60,7 +60,8 @@ class Batching:
 
     rollout_prompts: int  # per step
     optimizer_prompts: int  # per update
-    epochs: int  # passes over all prompts
+    epochs: int  # passes over all prompts, unless `steps` is given
+    steps: int  # 0: as many as the epochs have
     seed: int  # of their order
 
 
@@ -88,7 +89,9 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
     """
     info, batching = stage.info, stage.batching
     rows = prompts_that_fit(stage, display)
-    order = data.order(len(rows), batching.epochs, batching.rollout_prompts, batching.seed)
+    order = data.order(
+        len(rows), batching.epochs, batching.rollout_prompts, batching.seed, batching.steps
+    )
     steps, prompts = len(order), len(order[0])
     if prompts < batching.rollout_prompts:
         display.warn(
