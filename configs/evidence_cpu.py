@@ -4,7 +4,7 @@
         --config.data.seeds=FILE
 
 FILE has short questions in a column `prompt`, such as the seeds of the SEIF release.
-A round takes 6 Instructor steps, writes up to 192 instructions, and takes 12 Follower steps,
+A round takes 4 Instructor steps, writes up to 192 instructions, and takes 12 Follower steps,
 whatever share of the instructions is kept.
 """
 
@@ -17,7 +17,7 @@ def get_config() -> Config:
     c.rounds = 3
     c.data.limit = 192
     role = c.instructor
-    role.steps, role.rollout_prompts, role.optimizer_prompts = 6, 8, 8
+    role.steps, role.rollout_prompts, role.optimizer_prompts = 4, 8, 8
     role.group_size, role.max_response_tokens = 4, 96
     role.max_prompt_tokens = 512
     role = c.follower

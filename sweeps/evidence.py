@@ -10,7 +10,7 @@ ARMS = {
     "full": {},  # three rounds, rules and then the last round's Follower judge
     "no_evolution": {"stages": ("generate", "follower")},  # the Instructor is never trained
     "random_verdicts": {"reward.checks": ("judge",), "judger.mode": "random"},  # the floor
-    "one_round": {"rounds": 1, "instructor.steps": 18, "follower.steps": 36},  # no alternation
+    "one_round": {"rounds": 1, "instructor.steps": 12, "follower.steps": 36},  # no alternation
     "learnability": {"instructor.reward": "learnability", "answer.samples": 4},
     "rules_only": {"reward.checks": ("ifeval",)},
 }
