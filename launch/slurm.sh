@@ -3,7 +3,7 @@
 # process a GPU, all GPUs of a node visible to each. From a login node, in the project's folder.
 # usage: slurm.sh CONFIG WORKDIR [--slurm.key=value …] [--config.key=value …]
 #   what comes last counts: --slurm.nodes=4 --slurm.partition=gpu --slurm.account=NAME
-#   one process a node: --slurm.ntasks_per_node=1
+#   one process per node: --slurm.ntasks_per_node=1
 set -euo pipefail
 usage() { sed -n '2,/^set/{/^# /s/^# //p;}' "${BASH_SOURCE[0]}"; }
 [[ "${1:-}" != --help ]] || { usage; exit 0; }

@@ -1,20 +1,19 @@
-"""The rounds: which stage is next, what it reads, what it leaves behind."""
+"""The rounds of a run: which stage is next, which models and data it uses, what it writes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import jax
 
-from seif_jax import data, fingerprints, preflight, processes, propose, settings
+from seif_jax import data, fingerprints, preflight, processes, propose, run_data, settings
 from seif_jax.card import card
 from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import RunError
 from seif_jax.evaluate.answer_model import Form
 from seif_jax.evaluate.in_run import Evaluation, EvaluationSet, RunSuites
 from seif_jax.evaluate.registry import load_run_suites
@@ -23,7 +22,6 @@ from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.models import resolve
 from seif_jax.report import closing_table, page
-from seif_jax.rewards import phrase
 from seif_jax.rewards.check import JUDGE, load_checks
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Judge
@@ -32,8 +30,7 @@ from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel, run_stage
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
-from seif_jax.rows import read_instruction
-from seif_jax.run_config import STAGES, RuleSetConfig, RunConfig
+from seif_jax.run_config import STAGES, RunConfig
 from seif_jax.run_dir import open_run, start_time
 from seif_jax.run_paths import RunPaths, StagePaths
 
@@ -41,7 +38,7 @@ from seif_jax.run_paths import RunPaths, StagePaths
 def run(
     config: RunConfig, workdir: Path, display: Display, folders: Sequence[Path] = (Path(),)
 ) -> None:
-    """Starts or resumes the run in `workdir` and brings it to its end.
+    """Starts the run in `workdir`, or resumes it, and carries out all of its stages.
 
     folders: where the modules of the user's functions are looked for before the installed ones.
     """
@@ -56,12 +53,12 @@ def run(
         for round, stage in config.schedule:
             evolution.stage(round, stage, writer)
     if processes.first():
-        page.write_in_run(workdir, display.warn)  # if a kill came before the last stage's
+        page.write_in_run(workdir, display.warn)  # the last stage's may be lost to a kill
         closing_table.show(config, workdir, display)
 
 
 class Evolution:
-    """A run's config with what its stages share: the weights, seeds, evaluation sets."""
+    """The stages of a run, and what they share: weights, data, prompts, checks."""
 
     def __init__(
         self,
@@ -78,44 +75,24 @@ class Evolution:
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
         self.prompts = settings.prompts(config)
-        seeds = config.data
-        self.seeds = data.load_seeds(seeds.seeds, seeds.column, seeds.split, self.warn)
-        if config.data.limit:
-            self.seeds = self.seeds[: config.data.limit]
-        sources = {"instructions": config.data.instructions, "rules.kinds": config.data.rules.kinds}
-        for key, source in sources.items():
-            if source and "generate" in config.stages:
-                raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
-        self.given = self.rule_set("data.rules", config.data.rules) or (
-            data.load_instructions(config.data.instructions, self.warn)
-            if config.data.instructions
-            else None
-        )
-        if "follower" in config.stages and "generate" not in config.stages and not self.given:
-            raise UserError(
-                "the Follower has no data: add 'generate' to config.stages, or give "
-                "config.data.instructions or config.data.rules"
-            )
-        self.evaluations = {
-            name: self.rule_set(f"eval.sets.{name}", rules)
-            for name, rules in config.eval.sets.items()
-        }
+        self.data = run_data.load(config, self.warn)
         judged = JUDGE in config.reward.checks
         self.suites = load_run_suites(config.eval.suites, config.eval.suite_limit, judged)
         self.check()
 
     def check(self) -> None:
         """Raises UserError for what would stop the run later."""
-        c, tokenizer = self.config, self.base.tokenizer
+        c, tokenizer, run = self.config, self.base.tokenizer, self.data
         preflight.check_models(c, self.base)
-        preflight.check_batches(c, len(self.seeds), len(self.given) if self.given else None)
+        num_instructions = len(run.instructions) if run.instructions else None
+        preflight.check_batches(c, len(run.seeds), num_instructions)
         preflight.check_dialogues(c, tokenizer, self.prompts)
         preflight.check_verdicts(c, tokenizer)
         if "follower" not in c.stages:
             return
-        if self.given:
-            preflight.check_prompts(c, tokenizer, self.prompts, "data", self.given)
-        for name, rows in self.evaluations.items() if c.eval.every_steps else ():
+        if run.instructions:
+            preflight.check_prompts(c, tokenizer, self.prompts, "data", run.instructions)
+        for name, rows in run.evaluation_sets.items() if c.eval.every_steps else ():
             preflight.check_prompts(c, tokenizer, self.prompts, f"eval.sets.{name}", rows)
 
     def warn(self, text: str) -> None:
@@ -126,27 +103,10 @@ class Evolution:
         functions = {"reward.checks": [check.function for check in self.checks.values()]}
         if isinstance(self.reward, UserReward):
             functions["instructor.reward"] = [self.reward.function]
-        return fingerprints.of_run(self.config, self.seeds, self.given, self.evaluations, functions)
-
-    def rule_set(self, key: str, s: RuleSetConfig) -> list[Instruction]:
-        """A data file's rows, or rule-checked instructions written from the seeds, as the rule set
-        at a key of the config says; [] if it names neither."""
-        if s.path:
-            return data.load_instructions(s.path, self.warn)
-        if not s.kinds:
-            return []
-        seeds = self.seeds[s.first : s.last or None]
-        if not seeds:
-            raise UserError(
-                f"config.{key}.first must be less than {len(self.seeds)}, the number of seed "
-                f"questions (got {s.first})"
-            )
-        questions = [seed.question for seed in seeds]
-        rows = phrase.instructions(questions, s.kinds, s.per_prompt, s.seed)
-        return [
-            replace(read_instruction(f"config.{key}: row {n}", row), columns=seed.columns)
-            for n, (seed, row) in enumerate(zip(seeds, rows, strict=True), 1)
-        ]
+        run = self.data
+        return fingerprints.of_run(
+            self.config, run.seeds, run.instructions, run.evaluation_sets, functions
+        )
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
         """Runs one stage unless it has ended."""
@@ -156,18 +116,19 @@ class Evolution:
         index = STAGES.index(name)
         key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
         if name == "generate":
-            numbers = self.generate(round, paths, key, writer)
+            means = self.propose(round, paths, key, writer)
         else:
-            numbers = run_stage(self.training(round, name, paths, key), writer, self.display)
+            means = run_stage(self.training(round, name, paths, key), writer, self.display)
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
             self.base.with_card(card(paths)).export(paths.export, params, "bfloat16")
         if processes.first():
-            write_json(paths.done, numbers)
+            write_json(paths.done, means)
             page.write_in_run(self.workdir, self.warn)
 
     def training(self, round: int, name: str, paths: StagePaths, key: jax.Array) -> Stage:
+        """The GRPO stage that trains the role `name`, which starts from its last round."""
         c = self.config
         role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
@@ -195,9 +156,11 @@ class Evolution:
         )
 
     def chat_model(self, path: Path, dtype: str, devices: str = "shared") -> ChatModel:
+        """The frozen model at `path`. devices: "shared", or config.judger.devices."""
         return ChatModel(self.weights.engine(path, dtype, devices), self.base.tokenizer)
 
     def judger_path(self, round: int) -> Path:
+        """The Judger's weights: F_{t-1} in round t, or those that config.judger.model names."""
         fixed = self.config.judger.model
         if fixed and fixed != "base":
             return resolve(fixed)
@@ -212,26 +175,29 @@ class Evolution:
         chat_model = self.chat_model(
             self.judger_path(round), c.dtype or self.config.dtype, c.devices
         )
-        decoding = settings.verdict_decoding(c, settings.JUDGER_SALT)
+        decoding = settings.verdict_decoding(c, settings.JUDGER_RNG_STREAM)
         judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
         return Checker(checks, judge, self.checks)
 
     def follower_task(self, round: int) -> FollowerTask:
         c = self.config
-        rows = self.given or self.written(round)
-        told = self.prompts["follower"]
-        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots, told)
+        rows = self.data.instructions or self.proposed(round)
+        prompts = self.prompts["follower"]
+        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots, prompts)
 
-    def written(self, round: int) -> list[Instruction]:
-        """The instructions of this round that were kept. RunError: there are none."""
+    def proposed(self, round: int) -> list[Instruction]:
+        """The instructions that this round's Instructor wrote and the Filter kept.
+
+        Raises RunError if there are none.
+        """
         path, where = self.instructions(round), f"round {round} follower"
         reasons = data.drop_reasons(path)
         if reasons and all(reasons):
-            mend = "in another --workdir"
-            if "instructor" in self.config.stages:  # which need not be trained again
-                mend += f" with config.instructor.init={self.weights.path('instructor', round)}"
-            raise RunError(f"{where}: {propose.explain_drops(reasons)}, {mend}")
-        columns = [seed.columns for seed in self.seeds]  # one row per seed
+            advice = "in another --workdir"
+            if "instructor" in self.config.stages:  # it need not be trained again
+                advice += f" with config.instructor.init={self.weights.path('instructor', round)}"
+            raise RunError(f"{where}: {propose.explain_drops(reasons)}, {advice}")
+        columns = [seed.columns for seed in self.data.seeds]  # the file has one row per seed
         rows = data.load_instructions(path, columns=columns)
         if any(reasons) and len(rows) < self.config.follower.rollout_prompts:
             self.display.warn(f"{where}: {propose.explain_drops(reasons)}")
@@ -250,7 +216,7 @@ class Evolution:
                 decoding,
                 c.eval.every_steps,
             )
-            for name, rows in self.evaluations.items()
+            for name, rows in self.data.evaluation_sets.items()
         ]
         suites = RunSuites(
             self.suites,
@@ -266,9 +232,9 @@ class Evolution:
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
         evaluator = self.evaluator(round)
-        answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_SALT)
+        answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_RNG_STREAM)
         return InstructorTask(
-            rows=self.seeds,
+            rows=self.data.seeds,
             checker=self.checker(round),
             answerer=Answerer(
                 evaluator,
@@ -288,27 +254,28 @@ class Evolution:
         )
 
     def evaluator(self, round: int) -> ChatModel:
-        """F_{t-1}, which filters and answers, beside the Judger."""
+        """F_{t-1}, which filters and answers, on the Judger's devices."""
         path = self.weights.path("follower", round - 1)
         return self.chat_model(path, self.config.dtype, self.config.judger.devices)
 
     def filter(self, evaluator: ChatModel) -> Judge:
         c = self.config.filter
-        decoding = settings.verdict_decoding(c, settings.FILTER_SALT)
+        decoding = settings.verdict_decoding(c, settings.FILTER_RNG_STREAM)
         return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
 
     def instructions(self, round: int) -> Path:
         return RunPaths(self.workdir).instructions(round)
 
-    def generate(
+    def propose(
         self, round: int, paths: StagePaths, key: jax.Array, writer: Writer
     ) -> dict[str, float]:
-        """I_t writes constraints for every seed; the Filter drops contradictory ones."""
+        """The data stage: I_t writes constraints for every seed, and the Filter drops
+        contradictory ones. Returns shares of the instructions."""
         c = self.config
-        author = self.weights.path("instructor", round)
-        self.weights.keep_only(author, self.weights.path("follower", round - 1))
+        instructor = self.weights.path("instructor", round)
+        self.weights.keep_only(instructor, self.weights.path("follower", round - 1))
         task = Proposer(
-            rows=self.seeds,
+            rows=self.data.seeds,
             filter=self.filter(self.evaluator(round)) if c.generate.filter else None,
             format=c.format,
             shots=c.instructor.shots,
@@ -318,7 +285,7 @@ class Evolution:
         )
         stage = propose.ProposeStage(
             info=StageInfo("generate", round, c.rounds, paths),
-            chat_model=self.chat_model(author, c.dtype),
+            chat_model=self.chat_model(instructor, c.dtype),
             task=task,
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),
             seeds_per_step=c.generate.prompts,

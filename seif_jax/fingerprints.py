@@ -1,7 +1,7 @@
-"""Identifies what a run reads by its contents, not by the path that names it.
+"""Fingerprints identify what a run reads by its contents instead of its path.
 
-The same relative path names different files in different folders, and the same file has many names.
-Data are identified by the rows that were read, prompts by their texts, models by their files.
+One relative path can name different files, and one file has many paths. The fingerprint of data is
+computed from the rows, that of prompts from their texts, and that of a model from its files.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from seif_jax.run_paths import stage_of
 from seif_jax.user_functions import UserFunction
 
 MODELS = ("model", "instructor.init", "follower.init", "judger.model")
-SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # of a file that is larger than all of these samples together
+SAMPLES, SAMPLE_BYTES = 64, 1 << 18  # read from a file that is larger than all samples together
 
 
 def of_run(
@@ -28,12 +28,12 @@ def of_run(
     evaluations: Mapping[str, Sequence[Instruction]],
     functions: Mapping[str, Sequence[UserFunction]],
 ) -> dict[str, str]:
-    """{config key: fingerprint} of the data and prompts that were read, of models that are here,
-    and of the user's functions.
+    """{config key: fingerprint} of the data and prompts that were read, of local models, and of the
+    user's functions.
 
-    A model on the Hugging Face hub has none: its name identifies it.
+    A model on the Hugging Face hub has none, because its name identifies it.
     """
-    columns = any(functions.values())  # nothing else reads them
+    columns = any(functions.values())  # only the user's functions read further columns
     prints = {"data.seeds": of_rows(seeds, columns)}
     for key in ("data.instructions", "data.rules.path"):
         if instructions and config_keys.get(config, key):
@@ -49,25 +49,25 @@ def of_run(
     for role, prompts in settings.prompts(config).items():
         if config.role(role).prompts:
             prints[f"{role}.prompts"] = _digest(dataclasses.asdict(prompts))
-    for key, used in functions.items():
-        if used:
-            sources = {function.name: function.source for function in used}
+    for key, key_functions in functions.items():
+        if key_functions:
+            sources = {function.name: function.source for function in key_functions}
             prints[key] = _digest([config_keys.get(config, key), sources])
     return prints
 
 
 def of_rows(rows: Sequence[Seed | Instruction], columns: bool = False) -> str:
-    """SHA-256 of rows as they were read, whatever file they came from. columns: of their further
-    columns, too."""
+    """SHA-256 of the rows, whatever file they came from. columns: whether to include the further
+    columns of the file."""
     return _digest([_plain(row, columns) for row in rows])
 
 
 def _plain(row: Seed | Instruction, columns: bool) -> object:
     fields = dataclasses.asdict(row)
-    further = fields.pop("columns")
+    further_columns = fields.pop("columns")
     fields.pop("where", None)
     plain = fields["question"] if isinstance(row, Seed) else fields
-    return [plain, further] if columns else plain
+    return [plain, further_columns] if columns else plain
 
 
 def _digest(plain: object) -> str:
@@ -76,7 +76,7 @@ def _digest(plain: object) -> str:
 
 
 def of_model(path: Path) -> str:
-    """SHA-256 of the names, sizes and bytes of a model's files; of large files, of samples."""
+    """SHA-256 of the names, sizes and bytes of a model's files. Large files are sampled."""
     digest = hashlib.sha256()
     for name, file in _files(path):
         size = file.stat().st_size
@@ -92,15 +92,15 @@ def of_model(path: Path) -> str:
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
-    """The files that decide what a model computes, with their names inside the model."""
+    """The files that decide what a model computes, as (name inside the model, path)."""
     if path.is_file():
         return [("", path)]
     stage = stage_of(path)
     if stage:
         root = stage.checkpoints
-        found = [file for file in root.rglob("*") if file.is_file()]
+        files = [file for file in root.rglob("*") if file.is_file()]
     else:
         root = path
-        found = [file for pattern in hf.MODEL_FILES for file in root.glob(pattern)]
-    named = {file.relative_to(root).as_posix(): file for file in found if file.name != hf.CARD}
-    return sorted(named.items())
+        files = [file for pattern in hf.MODEL_FILES for file in root.glob(pattern)]
+    by_name = {file.relative_to(root).as_posix(): file for file in files if file.name != hf.CARD}
+    return sorted(by_name.items())

@@ -1,6 +1,6 @@
-"""What can be known to stop a run before anything is computed, refused at the start.
+"""Checks at the start of a run for what would stop it later, before anything is computed.
 
-These checks need data, tokenizer and models; those of the config alone are `settings.check`.
+These checks need data, tokenizer and models. The checks of the config alone are in `settings`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +21,13 @@ from seif_jax.roles.prompts import Prompts
 from seif_jax.run_config import RunConfig
 from seif_jax.tokenizer import Tokenizer
 
-Told = Mapping[str, Prompts]  # `settings.prompts`
-PROBE = "Which words of this question reach the model?"
+RolePrompts = Mapping[str, Prompts]  # by role, as `settings.prompts` returns them
+PROBE = "Which words of this question reach the model?"  # any text will do
 
 
 def check_models(config: RunConfig, base: ModelBundle) -> None:
-    """Raises UserError if a model that a role starts from, or the Judger's, is not there or does
-    not compute what the run's model does."""
+    """Raises UserError if the Judger's model, or a model that a role starts from, is missing or has
+    another architecture than the run's model."""
     for key in ("instructor.init", "follower.init", "judger.model"):
         name = config_keys.get(config, key)
         if not name or name == "base":
@@ -37,53 +37,63 @@ def check_models(config: RunConfig, base: ModelBundle) -> None:
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if field := _difference(shape, base.model.config):
-            mine, theirs = getattr(shape, field), getattr(base.model.config, field)
+            value, expected = getattr(shape, field), getattr(base.model.config, field)
             raise UserError(
                 f"config.{key}={name} has another architecture than config.model: {field} is "
-                f"{mine}, not {theirs}"
+                f"{value}, not {expected}"
             )
 
 
 def _difference(shape: ModelConfig, base: ModelConfig) -> str:
-    """The first field in which two models compute something else; "": there is none."""
+    """The first field that makes two models compute different things; "" if there is none."""
     # max_positions limits a prompt's length, not what is computed. Adapters belong to a run, not to
     # its model, and are compared where they are loaded.
     for field in fields(ModelConfig):
-        mine, theirs = (np.asarray(getattr(each, field.name)) for each in (shape, base))
-        # Formats round differently.
+        value, expected = (np.asarray(getattr(model, field.name)) for model in (shape, base))
+        # The same number is rounded differently by different file formats.
         if field.name not in ("max_positions", "lora_scale") and not (
-            mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=1e-5, atol=0)
+            value.shape == expected.shape and np.allclose(value, expected, rtol=1e-5, atol=0)
         ):
             return field.name
     return ""
 
 
-def check_batches(config: RunConfig, seeds: int, given: int | None) -> None:
-    """Raises UserError if a stage can never fill a batch, whatever its data turn out to be.
+def check_batches(config: RunConfig, num_seeds: int, num_instructions: int | None) -> None:
+    """Raises UserError if a stage cannot fill even one batch.
 
-    seeds: the number of seed questions. given: of instructions that the Instructor need not write.
+    num_seeds: seed questions. num_instructions: instructions for the Follower; None if the
+    Instructor is still to write them.
     """
-    asked = f"{seeds} seed questions (config.data.seeds, config.data.limit)"
-    sources = {
-        "instructor": (seeds, f"there are only {asked}"),
-        "follower": (seeds, f"at most one instruction is written for each of {asked}"),
+    seeds = f"{num_seeds} seed questions (config.data.seeds, config.data.limit)"
+    limits = {
+        "instructor": (num_seeds, f"there are only {seeds}"),
+        "follower": (num_seeds, f"at most one instruction is written for each of {seeds}"),
     }
-    if given is not None:
-        sources["follower"] = given, f"there are only {given} instructions (config.data)"
-    for role, (count, reason) in sources.items():
-        wanted = config.trained_role(role).rollout_prompts
-        if role in config.stages and wanted > count:
+    if num_instructions is not None:
+        reason = f"there are only {num_instructions} instructions (config.data)"
+        limits["follower"] = num_instructions, reason
+    for role, (limit, reason) in limits.items():
+        rollout_prompts = config.trained_role(role).rollout_prompts
+        if role in config.stages and rollout_prompts > limit:
             raise UserError(
-                f"config.{role}.rollout_prompts must be at most {count} (got {wanted}): {reason}"
+                f"config.{role}.rollout_prompts must be at most {limit} (got {rollout_prompts}): "
+                f"{reason}"
             )
 
 
 def check_prompts(
-    config: RunConfig, tokenizer: Tokenizer, told: Told, key: str, rows: Sequence[Instruction]
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    prompts: RolePrompts,
+    key: str,
+    rows: Sequence[Instruction],
 ) -> None:
-    """Raises UserError if the Follower can read none of the rows that a key of the config names."""
+    """Raises UserError if the prompts of all rows are too long for the Follower.
+
+    key: the config key that names the rows.
+    """
     role, lengths = config.follower, []
-    style = {"format": config.format, "shots": role.shots, "prompts": told["follower"]}
+    style = {"format": config.format, "shots": role.shots, "prompts": prompts["follower"]}
     for row in rows:
         dialogue = follower.messages(row.prompt, **style)
         lengths.append(len(tokenizer.encode_chat(dialogue, role.prefill)))
@@ -98,7 +108,8 @@ def check_prompts(
 
 
 def check_verdicts(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Raises UserError if a verdict is not one token where `verdict` mode looks for it."""
+    """Raises UserError if `verdict` mode cannot be used because the tokenizer does not write a
+    verdict as one token after the prefill."""
     for name, role in settings.verdict_roles(config).items():
         prefill = role.prefill + judge.PREFILL
         for option in judge.OPTIONS if role.mode == "verdict" else ():
@@ -108,10 +119,10 @@ def check_verdicts(config: RunConfig, tokenizer: Tokenizer) -> None:
                 raise UserError(f"config.{name}.prefill: {error}") from None
 
 
-def check_dialogues(config: RunConfig, tokenizer: Tokenizer, told: Told) -> None:
-    """Raises UserError if the model's chat template drops text of a role's dialogue, does not ask
-    for a reply to it, or opens a thought that the role's prefill opens, too."""
-    for role, dialogue in _dialogues(config, told):
+def check_dialogues(config: RunConfig, tokenizer: Tokenizer, prompts: RolePrompts) -> None:
+    """Raises UserError if the model's chat template drops text of a role's dialogue, begins no
+    assistant turn after it, or opens a thought that the role's prefill opens again."""
+    for role, dialogue in _dialogues(config, prompts):
         try:
             tokenizer.check_chat(dialogue)
         except UserError as error:
@@ -124,18 +135,19 @@ def check_dialogues(config: RunConfig, tokenizer: Tokenizer, told: Told) -> None
             )
 
 
-def _dialogues(config: RunConfig, told: Told) -> Iterator[tuple[str, list[Message]]]:
-    """A dialogue of every kind that the roles of the run's stages have."""
-    if {"instructor", "follower"} & {*config.stages}:  # it answers what the Instructor writes
-        style = {"shots": config.follower.shots, "prompts": told["follower"]}
+def _dialogues(config: RunConfig, prompts: RolePrompts) -> Iterator[tuple[str, list[Message]]]:
+    """One dialogue of each kind that the run's stages write, with the name of its role."""
+    stages = {*config.stages}
+    if {"instructor", "follower"} & stages:  # the Follower answers what the Instructor writes
+        style = {"shots": config.follower.shots, "prompts": prompts["follower"]}
         yield "follower", follower.messages(PROBE, format=config.format, **style)
-    if {"instructor", "generate"} & {*config.stages}:
-        style = {"shots": config.instructor.shots, "prompts": told["instructor"]}
+    if {"instructor", "generate"} & stages:
+        style = {"shots": config.instructor.shots, "prompts": prompts["instructor"]}
         for variant in instructor.VARIANTS:
             yield "instructor", instructor.messages(PROBE, variant, format=config.format, **style)
     for name, role in settings.verdict_roles(config).items():
-        asked = {"mode": role.mode, "shots": role.shots, "prompts": told[name]}
+        style = {"mode": role.mode, "shots": role.shots, "prompts": prompts[name]}
         if name == "filter":
-            yield name, filter.messages(PROBE, **asked)
-        elif role.mode != "random":  # coins are tossed without a question
-            yield name, judger.messages(PROBE, PROBE, PROBE, **asked)
+            yield name, filter.messages(PROBE, **style)
+        elif role.mode != "random":  # coin flips need no dialogue
+            yield name, judger.messages(PROBE, PROBE, PROBE, **style)

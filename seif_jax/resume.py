@@ -1,4 +1,4 @@
-"""Whether a config may continue the run in a folder, and what has changed since the run began."""
+"""Decides whether a config may continue the run in a folder, and lists what has changed."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,15 +10,16 @@ from seif_jax.errors import UserError
 from seif_jax.run_paths import RunPaths
 from seif_jax.values import Resume
 
-Record = Mapping[str, Any]  # a run's config.json, of which "config" and "fingerprints" are read
-MISSING = object()
+Record = Mapping[str, Any]  # a run's config.json, or the parts "config" and "fingerprints" of it
+Changes = dict[str, tuple[object, object]]  # {key: (old value, new value)}
+MISSING = object()  # the value of a key that a config does not have
 MAX_SHOWN = 3  # keys in a message
 
 
-def check_resumable(before: Record, now: Record, workdir: Path) -> None:
-    """Raises UserError if the config `now` differs from that of the run in `workdir`, `before`, in
-    keys that decide the results which the run already has."""
-    refused = list(_refused(before, now, RunPaths(workdir)))
+def check_resumable(old: Record, new: Record, workdir: Path) -> None:
+    """Raises UserError if the run in `workdir` began with the record `old` and the keys in which
+    the record `new` differs would change results that the run already has."""
+    refused = list(_refused(old, new, RunPaths(workdir)))
     if refused:
         more = f" (and {len(refused) - MAX_SHOWN} more keys)" if len(refused) > MAX_SHOWN else ""
         raise UserError(
@@ -27,19 +28,19 @@ def check_resumable(before: Record, now: Record, workdir: Path) -> None:
         )
 
 
-def _refused(before: Record, now: Record, run: RunPaths) -> Iterator[str]:
-    """A phrase for every key that may not change."""
-    for key, (there, here) in config_changes(before, now).items():
+def _refused(old: Record, new: Record, run: RunPaths) -> Iterator[str]:
+    """A phrase for each key that changed and must not change."""
+    for key, (old_value, new_value) in config_changes(old, new).items():
         entry = config_keys.key(key)
         resume = entry.resume if entry else Resume.FIXED
         if resume is Resume.FREE:
             continue
-        reason = f"{_text(there)} there, {_text(here)} here"
-        if there == here:
-            reason = f"{_text(there)} with other contents there, {_text(here)} here"
-        if resume is Resume.LATER and MISSING not in (there, here):
+        reason = f"{_text(old_value)} there, {_text(new_value)} here"
+        if old_value == new_value:
+            reason = f"{_text(old_value)} with other contents there, {_text(new_value)} here"
+        if resume is Resume.LATER and MISSING not in (old_value, new_value):
             begun = run.rounds(key.rpartition(".")[0])
-            changed = [round for round in begun if not _same_round(round, there, here)]
+            changed = [n for n in begun if not _same_in_round(n, old_value, new_value)]
             if not changed:
                 continue
             reason += f", and round {changed[0]} has begun"
@@ -50,33 +51,37 @@ def _text(value: object) -> str:
     return "None" if value is MISSING else json.dumps(value)
 
 
-def _same_round(round: int, there: Any, here: Any) -> bool:
+def _same_in_round(round: int, old: Any, new: Any) -> bool:
     """Whether two values of `rounds`, or of a role's `epochs`, mean the same for a round."""
-    if isinstance(here, list):
-        return settings.epochs(there, round) == settings.epochs(here, round)
-    return round <= here
+    if isinstance(new, list):
+        return settings.epochs(old, round) == settings.epochs(new, round)
+    return round <= new
 
 
-def config_changes(before: Record, now: Record) -> dict[str, tuple[Any, Any]]:
-    """{key: (value before, value now)} of the keys in which two configs differ.
+def config_changes(old: Record, new: Record) -> Changes:
+    """The config keys whose values, or the contents that the values name, differ.
 
-    A key with a fingerprint on both sides is compared by it alone. Its values may then be equal,
-    while the contents of the files that they name are not.
+    A key with a fingerprint in both records is compared by its fingerprint alone, so its two values
+    may be equal paths whose files differ.
     """
-    there, here = config_keys.flat(before["config"]), config_keys.flat(now["config"])
-    prints = before.get("fingerprints", {}), now["fingerprints"]
-    pairs = {}
-    for key in sorted(there.keys() | here.keys()):
-        pair = there.get(key, MISSING), here.get(key, MISSING)
-        known = all(key in side for side in prints)
-        same = prints[0][key] == prints[1][key] if known else pair[0] == pair[1]
+    old_values, new_values = config_keys.flat(old["config"]), config_keys.flat(new["config"])
+    old_prints, new_prints = old.get("fingerprints", {}), new["fingerprints"]
+    changes: Changes = {}
+    for key in sorted(old_values.keys() | new_values.keys()):
+        values = old_values.get(key, MISSING), new_values.get(key, MISSING)
+        if key in old_prints and key in new_prints:
+            same = old_prints[key] == new_prints[key]
+        else:
+            same = values[0] == values[1]
         if not same:
-            pairs[key] = pair
-    return pairs
+            changes[key] = values
+    return changes
 
 
-def record_changes(before: Record, now: Record) -> dict[str, tuple[Any, Any]]:
-    """{"config.rounds": (before, now)} of everything in config.json that differs; None: absent."""
-    there, here = config_keys.flat(before), config_keys.flat(now)
-    pairs = {key: (there.get(key), here.get(key)) for key in sorted(there.keys() | here.keys())}
-    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1] and k != "history"}
+def record_changes(old: Record, new: Record) -> Changes:
+    """All keys of config.json that differ except its history, {"config.rounds": (3, 4)}; the value
+    of an absent key is None."""
+    old_values, new_values = config_keys.flat(old), config_keys.flat(new)
+    keys = sorted((old_values.keys() | new_values.keys()) - {"history"})
+    pairs = {key: (old_values.get(key), new_values.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

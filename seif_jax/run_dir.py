@@ -1,4 +1,4 @@
-"""A run's folder: what it says about the run, and whether a config may go on with it."""
+"""Opens a run's folder: makes it, or checks that the config may continue the run in it."""
 
 import contextlib
 import importlib.metadata
@@ -33,9 +33,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers"
 
 
 def start_time(workdir: Path) -> str:
-    """When the run began, in ISO format: as its folder says, or now. Chat templates that write the
-    date write this one, so a run that is resumed on another day asks the same. Of several processes
-    the first one's clock counts."""
+    """When the run began, in ISO format: as recorded in its folder, or now for a new run.
+
+    Chat templates that write the date write this one, so that the prompts of a run that is resumed
+    on another day stay the same. With several processes, the first one's clock counts.
+    """
     record = read_record(workdir) or {}
     now = datetime.now().isoformat(timespec="seconds")
     return processes.allgather_objects(record.get("started", now))[0]
@@ -45,23 +47,23 @@ def start_time(workdir: Path) -> str:
 def open_run(
     config: RunConfig, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> Iterator[Writer]:
-    """Makes the run's folder, or makes sure that this config may go on with the run in it; yields
-    what writes the run's metrics.
+    """Makes the run's folder, or checks that this config may continue the run in it. Yields the
+    writer of the run's metrics.
 
-    A new run that a UserError ends before its first metrics leaves nothing behind, so that the
-    mended command can have the folder.
+    A new run that ends with a UserError before its first metrics leaves nothing behind, so that the
+    corrected command can use the same folder.
 
-    prints: `fingerprints.of_run` of what the config's paths name; started: `start_time`.
-    Raises UserError if the config may not go on there, another process is running there, or the
-    folder cannot be written.
+    prints: the run's fingerprints, `fingerprints.of_run`. started: `start_time`.
+    Raises UserError if the config may not continue the run, if another process is running it, or if
+    the folder cannot be written.
     """
     with os_errors(workdir):
         made, new = not workdir.exists(), processes.first() and not occupied(workdir)
     writer = None
-    with _alone(workdir, new):
+    with _locked(workdir, new):
         try:
             if processes.first():
-                _make(config, workdir, base, prints, started)
+                _record(config, workdir, base, prints, started)
             processes.wait(f"{workdir}: open")
             writer = Writer(workdir)
             yield writer
@@ -76,9 +78,9 @@ def open_run(
 
 
 @contextlib.contextmanager
-def _alone(workdir: Path, new: bool) -> Iterator[None]:
-    """Makes the folder of a new run, and keeps another `seif run` out of it. Of several processes
-    of one run, the first one does."""
+def _locked(workdir: Path, new: bool) -> Iterator[None]:
+    """Makes the folder of a new run, and locks the folder against other `seif run` commands. Only
+    the first process of a run does so."""
     with contextlib.ExitStack() as stack:
         if processes.first() and (new or workdir.is_dir()):
             make_folder(workdir)
@@ -87,19 +89,19 @@ def _alone(workdir: Path, new: bool) -> Iterator[None]:
 
 
 def _discard(workdir: Path, made: bool) -> None:
-    """Removes what a run has written; also the folder, if the run `made` it and nothing else is
-    there."""
+    """Removes the files that a run has written, and the folder too if the run `made` it."""
     for path in RunPaths(workdir).contents():
         remove(path)
     if made:
         follow(workdir).rmdir()
 
 
-def _make(
+def _record(
     config: RunConfig, workdir: Path, base: ModelBundle, prints: dict[str, str], started: str
 ) -> None:
-    """Makes what is missing of the folder, and records what is new."""
-    run, before = RunPaths(workdir), read_record(workdir)
+    """Writes config.json, the base model's config and the prompts unless they are there. What has
+    changed since the last start goes into the history in config.json."""
+    run, old = RunPaths(workdir), read_record(workdir)
     record = {
         "config": config_keys.as_json(config),
         "fingerprints": prints,
@@ -111,28 +113,28 @@ def _make(
         "git_commit": _git_commit(),
         "devices": [str(device) for device in jax.devices()],
     }
-    if not before:
+    if not old:
         if occupied(workdir):
-            what = "holds other files and no run" if workdir.is_dir() else "is a file"
-            raise UserError(f"{workdir} {what}; give another --workdir")
+            fault = "holds other files and no run" if workdir.is_dir() else "is a file"
+            raise UserError(f"{workdir} {fault}; give another --workdir")
         write_json(run.config, {**record, "history": []})
     else:
-        check_resumable(before, record, workdir)
-        changes = record_changes(before, record)
+        check_resumable(old, record, workdir)
+        changes = record_changes(old, record)
         if changes and not all(stages_done(config, workdir)):
             entry = {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "after": last_step(workdir),
                 "changes": changes,
             }
-            write_json(run.config, {**record, "history": [*before.get("history", []), entry]})
+            write_json(run.config, {**record, "history": [*old.get("history", []), entry]})
     if not run.base_model.is_dir():
         base.save(run.base_model, settings.lora(config))
     keep_prompts(config, workdir)
 
 
 def keep_prompts(config: RunConfig, workdir: Path) -> None:
-    """Copies the files of the roles' prompts into the run's folder."""
+    """Copies the user's prompt files into the run's folder."""
     for role in settings.ROLES:
         if path := config.role(role).prompts:
             path = Path(path).expanduser()
@@ -148,14 +150,14 @@ def stages_done(config: RunConfig, workdir: Path) -> list[bool]:
 
 
 def last_step(workdir: Path) -> dict[str, Any] | None:
-    """Where the run is: round, stage and step of its last line of metrics; None: nowhere yet."""
+    """Round, stage and step of the run's last line of metrics; None if it has none yet."""
     lines = metrics.read(RunPaths(workdir).metrics)
     return {key: lines[-1][key] for key in ("round", "stage", "step")} if lines else None
 
 
 def _git_commit() -> str | None:
-    """The commit of the clone that this package is part of; None: it is installed from a wheel, or
-    there is no git."""
+    """The commit of the clone that this package is in; None for an installed wheel or without
+    git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     tracked = [*git, "ls-files", "--error-unmatch", Path(__file__).name]
     try:

@@ -1,4 +1,4 @@
-"""Every path in a run's folder, and what lies at a path that may be in one."""
+"""Every path in a run's folder, and which stage or run a path belongs to."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class StagePaths:
 
     @property
     def done(self) -> Path:
-        """The means of the stage's metrics; written when it has ended."""
+        """The means of the stage's metrics, written at its end: the file marks it as done."""
         return self.folder / "stage.json"
 
     @property
@@ -48,7 +48,7 @@ class StagePaths:
 
     @property
     def round(self) -> int | None:
-        """The number of the stage's round; None if the folder is not in one."""
+        """The number of the stage's round; None if the folder is not inside a round."""
         return _round_number(self.folder.parent)
 
     def steps(self) -> list[int]:
@@ -92,32 +92,32 @@ class RunPaths:
 
     @property
     def coevolution(self) -> Path:
-        """Every Follower on every round's instructions: `seif report --matrix`."""
+        """The scores of every Follower on every round's instructions: `seif report --matrix`."""
         return self.folder / "coevolution.json"
 
     @property
     def instruction_map(self) -> Path:
-        """Where instructions lie by their hidden states: `seif report --pca`."""
+        """The instructions' hidden states in two dimensions: `seif report --pca`."""
         return self.folder / "instruction_map.json"
 
     def round(self, round: int) -> Path:
         return self.folder / f"round_{round}"
 
     def evaluation(self, round: int) -> Path:
-        """What the suites came to for the Follower of a round; round 0: for the base."""
+        """The suites' results for the Follower of a round; round 0: for the base model."""
         return (self.round(round) if round else self.folder / "base") / "evaluate"
 
     def instructions(self, round: int) -> Path:
-        """What the data stage of a round wrote."""
+        """The instructions that the data stage of a round wrote."""
         return self.round(round) / "instructions.parquet"
 
     def stage(self, round: int, name: str) -> StagePaths:
         return StagePaths(self.round(round) / name)
 
     def rounds(self, stage: str = "") -> list[int]:
-        """The rounds that have begun, or in which this stage has, in order."""
-        numbers = [_round_number(path) for path in self.folder.glob("round_*")]
-        return sorted(n for n in numbers if n is not None and (self.round(n) / stage).exists())
+        """The rounds that have begun, in order. stage: only rounds in which this stage has."""
+        rounds = [_round_number(path) for path in self.folder.glob("round_*")]
+        return sorted(n for n in rounds if n is not None and (self.round(n) / stage).exists())
 
     def contents(self) -> Iterator[Path]:
         """The files and folders in the run's folder that a run writes."""
@@ -135,14 +135,17 @@ def _round_number(folder: Path) -> int | None:
 
 
 def stage_of(path: Path) -> StagePaths | None:
-    """The stage whose folder, or checkpoints folder, `path` is; else None."""
+    """The stage that `path` is the folder of, or the checkpoints folder; None if there is none."""
     path = path.resolve()
     stage = StagePaths(path.parent if path.name == CHECKPOINTS else path)
     return stage if stage.checkpoints.is_dir() else None
 
 
 def run_of(path: Path) -> RunPaths:
-    """The run that a path lies in, which may be a copy of it without its config.json."""
+    """The run that a path is inside. The run may be a copy without its config.json.
+
+    Raises UserError if there is none.
+    """
     for folder in (path, *path.parents):
         run = RunPaths(folder)
         if (run.base_model / "config.json").is_file():
@@ -162,8 +165,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def check_model(path: Path) -> None:
-    """Raises UserError if `path` is in a run's folder and is no model of the run (naming those that
-    the run has), or is an adapter without its base. Accepts all other paths, also absent ones."""
+    """Raises UserError if `path` is inside a run's folder but is not one of the run's models (the
+    message names these), or if it is an adapter without its base model. Accepts all other paths,
+    even ones that do not exist."""
     stage = stage_of(path)
     if stage:
         if not stage.steps():
@@ -179,14 +183,14 @@ def check_model(path: Path) -> None:
         )
     for folder in (path, *path.parents, *path.absolute().parents):
         if read_record(folder):
-            newest = [str(stage.folder) for stage in _trained(RunPaths(folder))]
+            newest = [str(stage.folder) for stage in _newest_trained(RunPaths(folder))]
             names = " or ".join(newest) or "none, no stage has saved a checkpoint yet"
-            what = "is a run's folder" if folder == path else f"is not a model of the run {folder}"
-            raise UserError(f"{path} {what}; models that it has trained: {names}")
+            fault = "is a run's folder" if folder == path else f"is not a model of the run {folder}"
+            raise UserError(f"{path} {fault}; models that it has trained: {names}")
 
 
-def _trained(run: RunPaths) -> Iterator[StagePaths]:
-    """The stage of each role's last round that has saved a checkpoint."""
+def _newest_trained(run: RunPaths) -> Iterator[StagePaths]:
+    """For each trained role, the stage of the last round in which it saved a checkpoint."""
     for role in ("follower", "instructor"):
         stages = [run.stage(round, role) for round in run.rounds(role)]
         yield from [stage for stage in stages if stage.steps()][-1:]

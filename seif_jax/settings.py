@@ -1,9 +1,13 @@
-"""From the config to what the rooms take: frozen dataclasses, checked at the door."""
+"""Turns a `RunConfig` into the settings of each part of a run, and checks keys against each other.
+
+Single values were checked by `config_keys.parse`; what depends on models and data is checked by
+`preflight`.
+"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from seif_jax import models
 from seif_jax.chat import Decoding
@@ -18,12 +22,13 @@ from seif_jax.roles.prompts import Prompts, load
 from seif_jax.run_config import STAGES, RunConfig, TrainedRoleConfig, VerdictRoleConfig
 
 ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judger": judger}
-PIECES = 8  # in which samples are scored where the Judger has devices of its own
-ANSWER_SALT, FILTER_SALT, JUDGER_SALT = 1, 2, 3  # the frozen roles draw apart from each other
+CHUNKS = 8  # in which a step's samples are scored if the Judger has devices of its own
+# Each frozen role draws from its own stream of random numbers.
+ANSWER_RNG_STREAM, FILTER_RNG_STREAM, JUDGER_RNG_STREAM = 1, 2, 3
 
 
 def check(config: RunConfig) -> None:
-    """Raises UserError naming the first key whose value does not go together with others."""
+    """Raises UserError naming the first key whose value contradicts that of another key."""
     for name, role in {"instructor": config.instructor, "follower": config.follower}.items():
         if name in config.stages and role.rollout_prompts % role.optimizer_prompts:
             raise UserError(
@@ -47,37 +52,37 @@ def check(config: RunConfig) -> None:
 
 
 def prompts(config: RunConfig) -> dict[str, Prompts]:
-    """What each role is told: the packaged prompts, or those of the file that the config names.
+    """The prompts of each role: the packaged ones, or those of the file that the config names.
 
     Raises UserError for a file that cannot be used, and for more shots than it has.
     """
-    told = {}
+    by_role = {}
     for name, role in ROLES.items():
-        own = config.role(name)
-        path = own.prompts
+        path, shots = config.role(name).prompts, config.role(name).shots
         try:
-            told[name] = load(role.SCHEMA, path, role.PACKAGED) if path else role.PACKAGED
+            by_role[name] = load(role.SCHEMA, path, role.PACKAGED) if path else role.PACKAGED
         except UserError as error:
             raise UserError(f"config.{name}.prompts: {error}") from None
-        most = min(map(len, told[name].shots.values()))
-        if own.shots > most:
+        num_examples = min(map(len, by_role[name].shots.values()))
+        if shots > num_examples:
             raise UserError(
-                f"config.{name}.shots must be at most {most}, the number of examples in "
-                f"{path or 'the packaged prompts'} (got {own.shots})"
+                f"config.{name}.shots must be at most {num_examples}, the number of examples in "
+                f"{path or 'the packaged prompts'} (got {shots})"
             )
-    return told
+    return by_role
 
 
 def lora(config: RunConfig) -> Lora | None:
-    """The adapters of a run; None: all weights are trained."""
+    """The run's adapters; None if all weights are trained."""
     c = config.lora
     if not c.rank:
         return None
-    return Lora(c.rank, c.alpha, tuple(t for t in TARGETS if t in c.targets), _base(config.model))
+    targets = tuple(target for target in TARGETS if target in c.targets)
+    return Lora(c.rank, c.alpha, targets, _base(config.model))
 
 
 def _base(model: str | None) -> str | None:
-    """The base of adapters: None (the embedded model), an absolute path, or a name on the hub."""
+    """The base model of adapters: None (the embedded one), an absolute path, or a hub name."""
     if model in (None, models.EMBEDDED):
         return None
     path = models.find_local(model)
@@ -85,39 +90,51 @@ def _base(model: str | None) -> str | None:
 
 
 def epochs(by_round: Sequence[int], round: int) -> int:
-    """Passes over the data in a round; the last number goes on for later rounds."""
+    """Passes over the data in a round. The last entry of `by_round` holds for later rounds too."""
     return by_round[min(round, len(by_round)) - 1]
 
 
 def batching(config: RunConfig, role: TrainedRoleConfig, round: int) -> Batching:
-    """Which prompts the steps of a trained role's stage sample from."""
-    seed = config.seed * 1000 + round
-    passes = epochs(role.epochs, round)
-    return Batching(role.rollout_prompts, role.optimizer_prompts, passes, role.steps, seed)
+    """How the prompts of a trained role's stage are dealt out to steps and updates."""
+    return Batching(
+        rollout_prompts=role.rollout_prompts,
+        optimizer_prompts=role.optimizer_prompts,
+        epochs=epochs(role.epochs, round),
+        steps=role.steps,
+        seed=config.seed * 1000 + round,
+    )
 
 
 def rollout(config: RunConfig, role: TrainedRoleConfig) -> RolloutConfig:
     """How a trained role's steps sample and score."""
-    replies = decoding(config, role, role.temperature)
-    max_no_verdict = config.judger.max_no_verdict
-    return RolloutConfig(replies, grouping(config, role), chunks(config), max_no_verdict)
+    return RolloutConfig(
+        decoding=decoding(config, role, role.temperature),
+        grouping=grouping(config, role),
+        chunks=chunks(config),
+        max_no_verdict=config.judger.max_no_verdict,
+    )
 
 
 def grouping(config: RunConfig, role: TrainedRoleConfig) -> Grouping:
-    g = config.grpo
-    return Grouping(role.group_size, g.advantage, g.skip_equal_groups, g.mask_truncated)
+    """How the scores of a prompt's samples become advantages."""
+    return Grouping(
+        size=role.group_size,
+        advantage=config.grpo.advantage,
+        skip_equal=config.grpo.skip_equal_groups,
+        mask_truncated=config.grpo.mask_truncated,
+    )
 
 
 def chunks(config: RunConfig) -> int:
-    """In how many chunks a step's samples are scored. Where the Judger shares the devices there is
-    nothing to gain by several."""
-    return 1 if config.judger.devices == "shared" else PIECES
+    """The number of chunks in which a step's samples are scored. With several, the first chunks are
+    scored during sampling, which saves time only if the Judger has devices of its own."""
+    return 1 if config.judger.devices == "shared" else CHUNKS
 
 
 def decoding(
     config: RunConfig, role: TrainedRoleConfig, temperature: float, rng_stream: int = 0
 ) -> Decoding:
-    """How a trained role, or the frozen Follower, replies."""
+    """How the replies of a trained role, or of the frozen Follower, are sampled."""
     return Decoding(
         role.max_prompt_tokens,
         role.max_response_tokens,
@@ -131,7 +148,8 @@ def decoding(
 
 
 def verdict_decoding(role: VerdictRoleConfig, rng_stream: int) -> Decoding:
-    """How Filter and Judger reply; in verdict mode only its limits and prefill count."""
+    """How the replies of Filter and Judger are sampled. Verdict mode uses only the length limits,
+    the batch size and the prefill."""
     return Decoding(
         role.max_prompt_tokens,
         role.max_tokens,
@@ -143,22 +161,23 @@ def verdict_decoding(role: VerdictRoleConfig, rng_stream: int) -> Decoding:
 
 
 def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
-    """Which of Filter and Judger the run's stages ask."""
-    writes, proposes, follows = (stage in config.stages for stage in STAGES)
-    filters = (writes and config.filter.on) or (proposes and config.generate.filter)
-    judges = JUDGE in config.reward.checks and (writes or follows)
-    roles = {"filter": config.filter, "judger": config.judger}
-    used = {"filter": filters, "judger": judges}
-    return {name: role for name, role in roles.items() if used[name]}
+    """Filter and Judger, if any stage of the run uses them, by name."""
+    trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
+    roles: dict[str, VerdictRoleConfig] = {}
+    if (trains_instructor and config.filter.on) or (proposes and config.generate.filter):
+        roles["filter"] = config.filter
+    if JUDGE in config.reward.checks and (trains_instructor or trains_follower):
+        roles["judger"] = config.judger
+    return roles
 
 
 def check_lengths(config: RunConfig, positions: int) -> None:
-    """Raises UserError naming the first role of the run's stages whose prompt and reply together
-    can be longer than the model's `positions`."""
-    writes, proposes, follows = (stage in config.stages for stage in STAGES)
-    # The frozen Follower answers what the Instructor writes.
-    trained = {"instructor": writes or proposes, "follower": writes or follows}
-    names = [name for name, used in trained.items() if used]
+    """Raises UserError naming the first role that a stage uses and whose prompt plus reply can be
+    longer than `positions`, the longest sequence that the model takes."""
+    trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
+    # In the Instructor's stage the frozen Follower answers its instructions.
+    names = ["instructor"] if trains_instructor or proposes else []
+    names += ["follower"] if trains_instructor or trains_follower else []
     for name in (*names, *verdict_roles(config)):
         role = config.role(name)
         limit = "max_tokens" if isinstance(role, VerdictRoleConfig) else "max_response_tokens"
@@ -182,5 +201,5 @@ def learner(config: RunConfig, role: TrainedRoleConfig) -> LearnerConfig:
     )
 
 
-def dtype(name: str) -> Any:
+def dtype(name: str) -> DTypeLike:
     return {"bfloat16": jnp.bfloat16, "float32": jnp.float32}[name]

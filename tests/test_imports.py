@@ -17,7 +17,7 @@ LEVELS = [
     {"bench", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
     {"evolve", "report"},
     {"card", "config_file", "config_keys", "fingerprints", "preflight"}
-    | {"resume", "role_weights", "run_config", "run_dir", "settings"},
+    | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "compiling", "data", "display", "metrics"},
     {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},

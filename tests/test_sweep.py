@@ -113,11 +113,15 @@ def test_sweeps_that_cannot_be(sweep, tmp_path, text, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--config.seed=1"], "--config.seed is given for all runs, and changed by this one"),
+        (["--config.seed=1"], "--config.seed is set for all runs, and this run changes it"),
         (["--config.nope=1"], "nope"),
-        (["--jobs=2"], "--jobs=2: how many at once, 1 or more, of --launcher=local or slurm"),
+        (
+            ["--jobs=2"],
+            "--jobs must be 1 or more, with --launcher=local or slurm (got --jobs=2 and "
+            "--launcher=print)",
+        ),
         (["--launcher=local", "--jobs=0"], "--jobs=0"),
-        (["--xpk.cluster=c"], "--xpk.cluster=c is not of --launcher=print"),
+        (["--xpk.cluster=c"], "--xpk.cluster=c is not an option of --launcher=print"),
         (["--sweep=/absent.py"], "/absent.py: no such sweep file"),
         (["--config=/absent.py"], "/absent.py: no such config file"),
         (["--workdir=gs://bucket/runs"], "gs://bucket/runs is a URL, not a path"),
@@ -224,7 +228,15 @@ def test_the_table(sweep, tmp_path):
     columns, _, *rows = [
         [cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()[1:]
     ]
-    assert columns == ["run", "status", "instr. reward", "reward", "followed", "KL", "eval/held"]
+    assert columns == [
+        "run",
+        "status",
+        "instr. reward",
+        "follower reward",
+        "followed",
+        "KL",
+        "eval/held",
+    ]
     assert rows == [
         ["seed=1", "finished", "0.250", "0.750", "0.625", "0.125", "0.500"],
         ["seed=2", "8 of 9 stages", "-", "-", "-", "-", "-"],

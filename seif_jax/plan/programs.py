@@ -107,15 +107,17 @@ def engine_calls(config: RunConfig, stage: str) -> Iterator[EngineCall]:
     if stage == "instructor":
         proposals, filter = answers, config.filter
         if filter.on:
-            decoding = settings.verdict_decoding(filter, settings.FILTER_SALT)
+            decoding = settings.verdict_decoding(filter, settings.FILTER_RNG_STREAM)
             yield EngineCall("filter", proposals, 1, decoding, "follower", dtype, filter.mode)
         follower, answer = config.follower, config.answer
-        decoding = settings.decoding(config, follower, answer.temperature, settings.ANSWER_SALT)
+        decoding = settings.decoding(
+            config, follower, answer.temperature, settings.ANSWER_RNG_STREAM
+        )
         yield EngineCall("answers", proposals, answer.samples, decoding, "follower", dtype)
         answers = proposals * answer.samples
     judger = config.judger
     if "judge" in config.reward.checks and judger.mode != "random":
-        decoding = settings.verdict_decoding(judger, settings.JUDGER_SALT)
+        decoding = settings.verdict_decoding(judger, settings.JUDGER_RNG_STREAM)
         weights = "judger" if has_own_weights(config) else "follower"
         dtype = settings.dtype(judger.dtype or config.dtype)
         questions = answers * CONSTRAINTS

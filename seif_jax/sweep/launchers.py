@@ -1,7 +1,8 @@
-"""Where `seif` commands are started: here, on SLURM through submitit, on GKE's slices through xpk.
+"""Starts `seif` commands: on this machine, on SLURM through submitit, on GKE through xpk.
 
-A launcher takes jobs, the folder for what it writes itself, how many may run at once (None: as it
-likes) and its own options, `key=value` or `key`. RunError names what failed.
+A launcher takes the jobs, the folder for its own files (logs, scripts), the number of jobs that may
+run at a time (None: the launcher's default), and its own options, `key=value` or `key`. It raises
+RunError naming the jobs that failed.
 """
 
 import hashlib
@@ -14,37 +15,37 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from seif_jax.errors import RunError, UserError
 
-SEIF = (sys.executable, "-m", "seif_jax")  # this very package, wherever it is started
-# Of sbatch, by submitit's names. A job that reaches its time is queued again and goes on.
-SLURM = {
+SEIF = (sys.executable, "-m", "seif_jax")  # this package, in any working directory
+# Options of sbatch under submitit's names. A job whose time is up is queued again and continues.
+SLURM: dict[str, object] = {
     "time": 24 * 60,
     "srun_args": ["--kill-on-bad-exit=1"],
     "additional_parameters": {"requeue": True},
 }
 MAX_TIMEOUTS = 1000
-# A slice whose process was lost ends with 1 on its other hosts: it starts again and resumes.
+# If a slice loses a process, its other hosts exit with 1; the workload restarts and resumes.
 XPK = ("--max-restarts=10", "--restart-on-exit-codes=1")
 WORKLOAD_LENGTH = 40  # characters in a workload's name
 
 
 @dataclass(frozen=True)
 class Job:
-    name: str  # may be a file's name
-    arguments: tuple[str, ...]  # of `seif`
+    name: str  # usable as a file name
+    arguments: tuple[str, ...]  # of the `seif` command
 
 
 def show(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
-    """Prints the commands, each a line for a shell."""
+    """Prints the commands, one per line, quoted for a shell."""
     for job in jobs:
         print(shlex.join(["seif", *job.arguments]))
 
 
 def local(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
-    """Processes here, one after another unless at_once says more; output in FOLDER/NAME.log."""
+    """Starts processes on this machine, `at_once` at a time (default: one). Their output goes to
+    FOLDER/NAME.log."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def start(job: Job) -> int:
@@ -65,7 +66,7 @@ def local(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
     try:
         codes = list(pool.map(start, jobs))
     finally:
-        pool.shutdown(cancel_futures=True)  # stopped by Ctrl-C: those that wait do not begin
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, jobs that have not begun never do
     failed = [
         f"{job.name} (exit code {code}, see {folder / job.name}.log)"
         for job, code in zip(jobs, codes, strict=True)
@@ -77,22 +78,24 @@ def local(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
 
 @dataclass(frozen=True)
 class Requeued:
-    """A command as submitit runs it in every task of a job. Preempted or out of time, the job is
-    queued again with the same command, which goes on."""
+    """The command that submitit runs in every task of a job. A job that is preempted or whose time
+    is up is queued again with the same command, which resumes the run."""
 
     command: tuple[str, ...]
 
     def __call__(self) -> None:
         subprocess.run(self.command, check=True)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> object:
+        """What submitit queues in place of a job that was stopped."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
-    """One array; scripts and logs in FOLDER/slurm. options: sbatch's, by submitit's names."""
+    """Submits one job array. Scripts and logs go to FOLDER/slurm. options: of sbatch, under
+    submitit's names."""
     try:
         import submitit
         from submitit.core.utils import FailedJobError
@@ -101,42 +104,40 @@ def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
     for program in ("sbatch", "srun"):
         if not shutil.which(program):
             raise UserError(f"--launcher=slurm: there is no {program} here")
-    given = dict(_parameter(option) for option in options)
+    user_options = dict(_parameter(option) for option in options)
     name = jobs[0].name if len(jobs) == 1 else folder.name
-    parameters: dict[str, Any] = {"job_name": name, **SLURM, **given}
+    parameters = {"job_name": name, **SLURM, **user_options}
     if at_once:
         parameters["array_parallelism"] = at_once
-    gpus = str(given.get("gpus_per_node", "")).rpartition(":")[2]  # 8, h100:8
-    if gpus.isdigit() and given.get("ntasks_per_node", 1) == 1:
-        # One process a node takes all of its GPUs; JAX would take one a process.
+    gpus = str(user_options.get("gpus_per_node", "")).rpartition(":")[2]  # of "8" or "h100:8"
+    if gpus.isdigit() and user_options.get("ntasks_per_node", 1) == 1:
+        # A single process per node uses all of its GPUs; by default JAX uses one per process.
         ids = ",".join(map(str, range(int(gpus))))
         parameters["setup"] = [f"export JAX_LOCAL_DEVICE_IDS={ids}"]
     executor = submitit.SlurmExecutor(folder / "slurm", max_num_timeout=MAX_TIMEOUTS)
     try:
         executor.update_parameters(**parameters)
         with executor.batch():
-            found = [executor.submit(Requeued((*SEIF, *job.arguments))) for job in jobs]
+            submitted = [executor.submit(Requeued((*SEIF, *job.arguments))) for job in jobs]
     except ValueError as error:
         raise UserError(f"--slurm: {str(error).splitlines()[0]}") from error
     except FailedJobError as error:
         raise RunError(f"sbatch refused: {' '.join(str(error).split())}") from error
-    for job, submitted in zip(jobs, found, strict=True):
-        tell(f"{job.name}: job {submitted.job_id}, its output is in {submitted.paths.stdout}")
+    for job, slurm_job in zip(jobs, submitted, strict=True):
+        tell(f"{job.name}: job {slurm_job.job_id}, its output is in {slurm_job.paths.stdout}")
 
 
-def _parameter(option: str) -> tuple[str, Any]:
-    """`key=value`; whole numbers as such, a key alone is True."""
-    key, given, value = option.partition("=")
-    if not given:
+def _parameter(option: str) -> tuple[str, object]:
+    """Parses `key=value`, where digits become an int. A key without a value is True."""
+    key, has_value, value = option.partition("=")
+    if not has_value:
         return key, True
     return key, int(value) if value.isdigit() else value
 
 
 def xpk(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:
-    """A workload a job. options: of `xpk workload create`, {name} in them being the job's name.
-
-    The first that xpk refuses is the last that is tried.
-    """
+    """Creates one workload per job, until xpk refuses one. options: of `xpk workload create`, in
+    which {name} stands for the job's name."""
     if not shutil.which("xpk"):
         raise UserError("--launcher=xpk: there is no xpk here: pip install xpk")
     for job in jobs:
@@ -154,13 +155,14 @@ def xpk(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequenc
 
 
 def workload(name: str, folder: str) -> str:
-    """A name that Kubernetes takes, the same for the same job in the same folder."""
+    """A name that Kubernetes allows, as a function of the job's name and the folder."""
     digest = hashlib.sha256(f"{folder}/{name}".encode()).hexdigest()[:6]
     words = re.sub("[^a-z0-9]+", "-", f"seif-{name.lower()}")
     return f"{words[: WORKLOAD_LENGTH - 7].strip('-')}-{digest}"
 
 
 def tell(text: str) -> None:
+    """Prints a line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,0 +1,75 @@
+"""The rows that a run reads: seed questions, the Follower's instructions, evaluation sets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from seif_jax import data
+from seif_jax.errors import UserError
+from seif_jax.instruction import Instruction, Seed
+from seif_jax.rewards import phrase
+from seif_jax.rows import read_instruction
+from seif_jax.run_config import RuleSetConfig, RunConfig
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunData:
+    seeds: Sequence[Seed]
+    instructions: Sequence[Instruction] | None  # None: the Instructor writes them in every round
+    evaluation_sets: Mapping[str, Sequence[Instruction]]  # by their names in config.eval.sets
+
+
+def load(config: RunConfig, warn: Warn) -> RunData:
+    """Reads everything that the config's data and evaluation sets name.
+
+    Raises UserError naming a file, row or key that cannot be used, and if the stages of the run and
+    the source of the Follower's instructions do not go together.
+    """
+    source = config.data
+    seeds = data.load_seeds(source.seeds, source.column, source.split, warn)
+    if source.limit:
+        seeds = seeds[: source.limit]
+    sources = {"instructions": source.instructions, "rules.kinds": source.rules.kinds}
+    for key, value in sources.items():
+        if value and "generate" in config.stages:
+            raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
+    instructions = rule_set("data.rules", source.rules, seeds, warn)
+    if not instructions and source.instructions:
+        instructions = data.load_instructions(source.instructions, warn)
+    if "follower" in config.stages and "generate" not in config.stages and not instructions:
+        raise UserError(
+            "the Follower has no data: add 'generate' to config.stages, or give "
+            "config.data.instructions or config.data.rules"
+        )
+    evaluation_sets = {
+        name: rule_set(f"eval.sets.{name}", rules, seeds, warn)
+        for name, rules in config.eval.sets.items()
+    }
+    return RunData(seeds, instructions or None, evaluation_sets)
+
+
+def rule_set(
+    key: str, rules: RuleSetConfig, seeds: Sequence[Seed], warn: Warn
+) -> list[Instruction]:
+    """The rows of `rules.path`, or instructions with rules of `rules.kinds`, written from the seeds
+    without a model; [] if the config names neither.
+
+    key: the config key of `rules`, for messages.
+    """
+    if rules.path:
+        return data.load_instructions(rules.path, warn)
+    if not rules.kinds:
+        return []
+    chosen = seeds[rules.first : rules.last or None]
+    if not chosen:
+        raise UserError(
+            f"config.{key}.first must be less than {len(seeds)}, the number of seed questions "
+            f"(got {rules.first})"
+        )
+    questions = [seed.question for seed in chosen]
+    rows = phrase.instructions(questions, rules.kinds, rules.per_prompt, rules.seed)
+    return [
+        replace(read_instruction(f"config.{key}: row {n}", row), columns=seed.columns)
+        for n, (seed, row) in enumerate(zip(chosen, rows, strict=True), 1)
+    ]
