@@ -13,7 +13,7 @@ from seif_jax.chat import one_token
 from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.decoder import Architecture, ModelConfig
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.format import Message, opens_twice
@@ -49,13 +49,18 @@ def _difference(shape: ModelConfig, base: ModelConfig) -> str:
     # max_positions limits a prompt's length, not what is computed. Adapters belong to a run, not to
     # its model, and are compared where they are loaded.
     for field in fields(ModelConfig):
-        value, expected = (np.asarray(getattr(model, field.name)) for model in (shape, base))
-        # The same number is rounded differently by different file formats.
-        if field.name not in ("max_positions", "lora_scale") and not (
-            value.shape == expected.shape and np.allclose(value, expected, rtol=1e-5, atol=0)
-        ):
+        value, expected = (getattr(model, field.name) for model in (shape, base))
+        if field.name not in ("max_positions", "lora_scale") and not _equal(value, expected):
             return field.name
     return ""
+
+
+def _equal(value: object, expected: object) -> bool:
+    """Whether two values of a model's config are equal; file formats round numbers differently."""
+    if isinstance(value, Architecture):
+        return value == expected
+    x, y = np.asarray(value), np.asarray(expected)
+    return x.shape == y.shape and np.allclose(x, y, rtol=1e-5, atol=0)
 
 
 def check_batches(config: RunConfig, num_seeds: int, num_instructions: int | None) -> None:

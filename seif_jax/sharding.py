@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 from seif_jax.errors import UserError
@@ -90,7 +90,10 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def weight_spec(
-    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], over: Sequence[str] = AXES
+    mesh: Mesh | AbstractMesh,
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    over: Sequence[str] = AXES,
 ) -> PartitionSpec:
     """How an array with these logical axes is sharded over some of the mesh's axes.
 

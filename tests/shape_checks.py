@@ -35,7 +35,7 @@ def check(function: Callable[P, T]) -> Callable[P, T]:
     @wraps(function)
     def init(*args: P.args, **kwargs: P.kwargs) -> T:
         leaves = jax.tree.leaves((args[1:], kwargs))
-        if leaves and not any(isinstance(leaf, jax.Array) for leaf in leaves):
+        if not any(isinstance(leaf, jax.Array) for leaf in leaves):
             return function(*args, **kwargs)
         return checked(*args, **kwargs)
 

@@ -2,7 +2,6 @@
 
 import re
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +131,8 @@ def test_splash_in_the_model(monkeypatch):
     changes = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     model = models.describe({**tiny.tiny_config(96), **changes})
     params = models.init(model, 0)
-    tokens: Any = np.random.default_rng(0).integers(0, 96, (2, 130))
-    positions: Any = np.tile(np.arange(130), (2, 1))
+    tokens = jnp.array(np.random.default_rng(0).integers(0, 96, (2, 130)))
+    positions = jnp.tile(jnp.arange(130), (2, 1))
 
     def loss(params):
         hidden, _ = models.forward(model.config, params, tokens, positions, dtype=jnp.bfloat16)
@@ -188,7 +187,7 @@ def test_products_of_a_platform(where, monkeypatch):
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), models.shapes(model)
     )
-    tokens: Any = np.zeros((2, 24), np.int32)
+    tokens = jnp.zeros((2, 24), int)
 
     def loss(params):
         hidden, _ = models.forward(model.config, params, tokens, tokens, dtype=jnp.bfloat16)

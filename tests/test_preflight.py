@@ -104,9 +104,11 @@ def test_models_of_another_architecture(place, begin, key, changes, message):
     "mode, checks, wanted",
     [("verdict", "judge", True), ("generate", "judge", False), ("verdict", "ifeval", False)],
 )
-def test_verdicts_that_are_more_than_a_token(place, mode, checks, wanted):
+def test_verdicts_that_are_more_than_a_token(place, monkeypatch, mode, checks, wanted):
     """Of the roles that the stages ask, in the mode that looks for a token."""
-    tokenizer: Any = SimpleNamespace(encode=lambda text: text.replace("[[0", "?").split())
+    tokenizer = ModelBundle.load(place.model).tokenizer
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: encode(text.replace("[[0", "?")))
     stages = ["--config.stages=follower", f"--config.reward.checks={checks}"]
     config = read_config(str(place.config), [*stages, f"--config.judger.mode={mode}"])
     if wanted:

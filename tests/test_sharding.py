@@ -1,6 +1,6 @@
 """Meshes: what does not fit, who holds what, and the same numbers on every one of them."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -103,8 +103,21 @@ def test_how_weights_are_cut():
         weight_spec(mesh_of(tensor=3), *held["layers/k"])
     with pytest.raises(UserError, match="config.mesh: embed=32 is not divisible by fsdp=3"):
         weight_spec(mesh_of(fsdp=3), *held["norm"])
-    with pytest.raises(UserError, match="would be cut twice"):
+    with pytest.raises(UserError, match="heads mlp would be sharded twice"):
         weight_spec(both, ("heads", "mlp"), (8, 8))
+
+
+@dataclass(frozen=True)
+class Device:
+    """A `sharding.Device` of some kind, which need not be there."""
+
+    id: int
+    device_kind: str
+    process_index: int = 0
+    platform: str = "gpu"
+
+    def memory_stats(self) -> dict[str, Any]:
+        return {}
 
 
 @pytest.mark.parametrize(
@@ -116,10 +129,8 @@ def test_how_weights_are_cut():
     ],
 )
 def test_a_mesh_in_words(kinds, sizes, text):
-    shape = {**ONE, **sizes}
-    devices = np.array([SimpleNamespace(device_kind=kind) for kind in kinds])
-    mesh: Any = SimpleNamespace(devices=devices.reshape([*shape.values()]), shape=shape)
-    assert sharding.summary(mesh).startswith(text)
+    devices = [Device(i, kind) for i, kind in enumerate(kinds)]
+    assert sharding.summary(make_mesh({**ONE, **sizes}, devices)).startswith(text)
 
 
 def test_one_device_is_one_copy_of_the_weights():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -140,8 +141,8 @@ def jax_settings(**values: Any) -> Iterator[None]:
 
 
 def one_part(tree: Any) -> Any:
-    """One PackedBatch, MicroBatch or tree with a leading axis of length 1."""
-    return jax.tree.map(lambda x: x[None] if x.ndim else x, tree)
+    """One PackedBatch, MicroBatch or tree as arrays of JAX with a leading axis of length 1."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None] if x.ndim else jnp.asarray(x), tree)
 
 
 class Samples(NamedTuple):

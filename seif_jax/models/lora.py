@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from seif_jax import models
 from seif_jax.json_io import COUNT, POSITIVE, TEXT, TEXTS, field
@@ -113,7 +114,7 @@ def merge(base: Params, adapter: Params, scale: float) -> Params:
 
 
 @jax.jit
-def _merged(w: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def _merged(w: jax.Array, a: jax.Array, b: jax.Array, scale: Float[jax.Array, ""]) -> jax.Array:
     def layer(parts: tuple[jax.Array, ...]) -> jax.Array:
         w, a, b = parts
         delta = scale * jnp.matmul(b, a, precision=lax.Precision.HIGHEST)

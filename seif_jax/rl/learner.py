@@ -141,7 +141,8 @@ class Learner:
         nothing and counts as skipped."""
         grads, loss_metrics, sampler_gap_max = self.gradients(state.params, passes, on_policy)
         state, norm, applied = self._apply(state, grads)
-        return state, jax.device_get(loss_metrics) | {
+        host_metrics = jax.device_get(loss_metrics)
+        return state, {name: float(value) for name, value in host_metrics.items()} | {
             "sampler_gap_max": sampler_gap_max,
             "grad_norm": norm,
             "skipped_updates": 1.0 - applied,
