@@ -16,15 +16,20 @@ from seif_jax.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Decoding:
-    """How replies are made. Lengths are in tokens, batch_size in samples that decode together."""
+    """How replies are sampled. Lengths are in tokens.
 
-    max_prompt_tokens: int
-    max_tokens: int
-    batch_size: int
-    prefill: str = ""  # what every reply begins with
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+        Decoding(max_prompt_tokens=100, max_tokens=40, batch_size=8, temperature=0.7, top_p=0.9)
+
+    Sampling raises UserError for a temperature, top_k or top_p out of range.
+    """
+
+    max_prompt_tokens: int  # a longer prompt gets no reply
+    max_tokens: int  # per reply
+    batch_size: int  # samples decoded at a time
+    prefill: str = ""  # the reply starts with this text
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
     rng_stream: int = 0  # roles that share a key draw from different streams
 
     @property
@@ -64,7 +69,16 @@ def ignore(index: int, reply: Reply | None) -> None:
 
 
 class ChatModel:
-    """A model that replies to dialogues."""
+    """A model that takes dialogues: weights (`engine`) and a tokenizer.
+
+    `seif_jax.load_model` makes one. A dialogue is a list of {"role": …, "content": …}, as for a
+    Hugging Face chat template.
+
+        model = seif_jax.load_model("smollm2")
+        decoding = seif_jax.Decoding(max_prompt_tokens=100, max_tokens=40, batch_size=8)
+        [reply] = model.reply([[{"role": "user", "content": "Hi!"}]], decoding, jax.random.key(0))
+        print(reply.text, reply.logp.sum())
+    """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer):
         self.engine, self.tokenizer = engine, tokenizer

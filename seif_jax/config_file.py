@@ -27,6 +27,8 @@ def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
     `from default import get_config`.
 
     Raises UserError naming what is wrong with the file, a key or a value.
+
+        config = read_config("smollm2", ["--config.optim.learning_rate=3e-5"])
     """
     file, argument = split(path)
     config = load(file, argument).to_dict()
@@ -50,9 +52,12 @@ def to_config_dict(group: Any) -> ConfigDict:
     return config
 
 
-def config_folder(path: str) -> Path:
-    """The folder of a config file, where the user's functions are looked for first."""
-    return split(path)[0].parent
+def import_folders(path: str | None) -> list[Path]:
+    """The folders where a config's own functions are looked for before the installed modules: the
+    config file's, the working directory, and that of the shipped configs. path: as for
+    `read_config`; None: the config has no file."""
+    own = [] if path is None else [split(path)[0].parent]
+    return [*own, Path(), shipped.folder("configs")]
 
 
 def split(path: str) -> tuple[Path, tuple[str, ...]]:
@@ -73,7 +78,7 @@ def split(path: str) -> tuple[Path, tuple[str, ...]]:
 def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     """What the file's `get_config()` returns."""
     try:
-        with forgotten_imports(file.resolve().parent, shipped.folder("configs")):
+        with forgotten_imports([file.parent, shipped.folder("configs")]):
             get_config = runpy.run_path(str(file)).get("get_config")
             config = get_config(*argument) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything
@@ -88,17 +93,17 @@ def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
 
 
 @contextlib.contextmanager
-def forgotten_imports(*folders: Path) -> Iterator[None]:
+def forgotten_imports(folders: Sequence[Path]) -> Iterator[None]:
     """Lets modules be imported from these folders. At the end they are forgotten, so that another
     config gets the modules of its own folder."""
-    before = set(sys.modules)
+    before, places = set(sys.modules), [folder.resolve() for folder in folders]
     try:
         with import_path(folders):
             yield
     finally:
         for name in set(sys.modules) - before:
             file = getattr(sys.modules[name], "__file__", None)
-            if file and Path(file).parent in folders:
+            if file and Path(file).parent in places:
                 del sys.modules[name]
 
 

@@ -1,4 +1,4 @@
-"""Errors that end in one line and an exit code rather than in a traceback."""
+"""Errors that end a command with one line and an exit code instead of a traceback."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 
-# How safetensors and TensorStore, which are not written in Python, quote the number of an error.
+# How safetensors (Rust) and TensorStore (C++) quote the number of an operating system's error.
 _QUOTED = re.compile(r"os error (\d+)|os_error_code='(\d+)'")
 
 
@@ -16,16 +16,16 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A run that must not go on, for a reason in its data or model: one line, exit code 1."""
+    """A run that cannot go on, for a reason in its data or model."""
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """The value as Python writes it, cut short: for messages."""
+    """The repr of a value for a message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first that fits
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first match counts
     (UserError, 2),
     (RunError, 1),
     (KeyboardInterrupt, 128 + 2),  # as a shell reports SIGINT
@@ -37,19 +37,19 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first that fi
 
 
 def exit_code(error: BaseException) -> int | None:
-    """What a command that `error` ended exits with; None: a defect, which needs its traceback."""
+    """The exit code for an error; None for a bug, which needs its traceback."""
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
 
 
 def one_line(error: BaseException) -> str:
-    """An error of `EXIT_CODES` in one line; for one of the operating system, path and reason."""
+    """The message of an error in one line. For an OSError, this is the path and the reason."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         if error.filename:
             return f"{error.filename}: {os.strerror(error.errno)}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            # All files are written where their path is known, `files.os_errors`: what remains is
+            # `files.os_errors` adds the path to errors of files, so this is standard output.
             return f"standard output: {os.strerror(error.errno)}"
         return error.strerror
     return " ".join(str(error).splitlines()) or type(error).__name__
@@ -57,10 +57,7 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps libraries from logging: what they raise is reported, and says what matters.
-
-    transformers logs that torch is missing, datasets and huggingface_hub what they raise next.
-    """
+    """Keeps libraries from logging errors that they also raise, or that torch is missing."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -70,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The operating system's error that `error` is, or that it quotes, with the system's words."""
+    """The operating system's error that `error` is or quotes, with the system's message."""
     if isinstance(error, OSError):
         number, filename = error.errno, error.filename
     else:

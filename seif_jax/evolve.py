@@ -113,12 +113,10 @@ class Evolution:
         paths = RunPaths(self.workdir).stage(round, name)
         if paths.done.exists():
             return
-        index = STAGES.index(name)
-        key = jax.random.fold_in(jax.random.fold_in(self.key, round), index)
         if name == "generate":
-            means = self.propose(round, paths, key, writer)
+            means = self.propose(round, paths, writer)
         else:
-            means = run_stage(self.training(round, name, paths, key), writer, self.display)
+            means = run_stage(self.training_stage(round, name), writer, self.display)
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
@@ -127,9 +125,13 @@ class Evolution:
             write_json(paths.done, means)
             page.write_in_run(self.workdir, self.warn)
 
-    def training(self, round: int, name: str, paths: StagePaths, key: jax.Array) -> Stage:
+    def stage_key(self, round: int, name: str) -> jax.Array:
+        """The RNG key of a stage. Its steps fold in their numbers, which count from 1."""
+        return jax.random.fold_in(jax.random.fold_in(self.key, round), STAGES.index(name))
+
+    def training_stage(self, round: int, name: str) -> Stage:
         """The GRPO stage that trains the role `name`, which starts from its last round."""
-        c = self.config
+        c, key = self.config, self.stage_key(round, name)
         role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
         self.weights.keep_only(
@@ -137,7 +139,7 @@ class Evolution:
         )
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         return Stage(
-            info=StageInfo(name, round, c.rounds, paths),
+            info=StageInfo(name, round, c.rounds, RunPaths(self.workdir).stage(round, name)),
             model=TrainedModel(
                 bundle=self.base,
                 mesh=self.weights.mesh,
@@ -151,7 +153,7 @@ class Evolution:
             learner=settings.learner(c, role),
             batching=settings.batching(c, role, round),
             evaluation=self.evaluation(round, follower=name == "follower"),
-            key=key,  # folded with steps, which count from 1
+            key=key,
             checkpoint_every_steps=c.checkpoint.every_steps,
         )
 
@@ -266,9 +268,7 @@ class Evolution:
     def instructions(self, round: int) -> Path:
         return RunPaths(self.workdir).instructions(round)
 
-    def propose(
-        self, round: int, paths: StagePaths, key: jax.Array, writer: Writer
-    ) -> dict[str, float]:
+    def propose(self, round: int, paths: StagePaths, writer: Writer) -> dict[str, float]:
         """The data stage: I_t writes constraints for every seed, and the Filter drops
         contradictory ones. Returns shares of the instructions."""
         c = self.config
@@ -290,6 +290,6 @@ class Evolution:
             decoding=settings.decoding(c, c.instructor, c.generate.temperature),
             seeds_per_step=c.generate.prompts,
             chunks=settings.chunks(c),
-            key=key,
+            key=self.stage_key(round, "generate"),
         )
         return propose.propose_instructions(stage, self.instructions(round), writer, self.display)

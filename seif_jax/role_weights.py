@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -17,6 +16,7 @@ from seif_jax.models.io.to_device import ShardingRule
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import RunPaths
 from seif_jax.sampling import Engine
+from seif_jax.sharding import Device
 
 
 class RoleWeights:
@@ -108,49 +108,54 @@ class RoleWeights:
             )
 
 
-def meshes(config: RunConfig, devices: Sequence[Any]) -> dict[str, Mesh]:
-    """Of what is trained and sampled, "shared", and where the Judger has devices of its own of
-    these, by what config.judger.devices says. UserError: they do not fit."""
-    own = judger_devices(config.judger.devices, devices)
-    mesh = sharding.make_mesh(
-        vars(config.mesh), [device for device in devices if device not in own]
-    )
-    if not own:
+def meshes(config: RunConfig, devices: Sequence[Device]) -> dict[str, Mesh]:
+    """The run's meshes: "shared" trains and samples; if the Judger has devices of its own, their
+    mesh is found under the value of config.judger.devices.
+
+    Raises UserError if the config's meshes do not fit the devices.
+    """
+    judging = judger_devices(config.judger.devices, devices)
+    training = [device for device in devices if device not in judging]
+    mesh = sharding.make_mesh(vars(config.mesh), training)
+    if not judging:
         return {"shared": mesh}
-    # Whole copies of the weights, cut as finely as the sampler's where they can be.
-    each = len(own) // len({device.process_index for device in own})
-    tensor = math.gcd(each, mesh.shape["tensor"])
+    # Whole copies of the weights, with as much tensor parallelism as the sampler's if possible.
+    per_process = len(judging) // len({device.process_index for device in judging})
+    tensor = math.gcd(per_process, mesh.shape["tensor"])
     sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "tensor": tensor}
-    return {"shared": mesh, config.judger.devices: sharding.make_mesh(sizes, own)}
+    return {"shared": mesh, config.judger.devices: sharding.make_mesh(sizes, judging)}
 
 
-def judger_devices(text: str, all_: Sequence[Any]) -> list[Any]:
-    """Of all devices those of Judger, Filter and answerer: "shared": none of their own; "2": so
-    many, each process's last ones; "[6,7]": those with these numbers. UserError: they are not
-    there, none is left for training, or processes have unequally many."""
+def judger_devices(text: str, devices: Sequence[Device]) -> list[Device]:
+    """The devices that config.judger.devices gives to Judger, Filter and answers.
+
+    text: "shared" for none of their own, "2" for a number of devices (the last ones of each
+    process), or "[6,7]" for devices by id. Raises UserError if these are not all there, if none is
+    left for training, or if some process has more of them than another.
+    """
     if text == "shared":
         return []
-    devices = {str(device.id): device for device in all_}
-    held = [
-        [device for device in all_ if device.process_index == process]
-        for process in sorted({device.process_index for device in all_})
-    ]
+    processes = sorted({device.process_index for device in devices})
+    by_process = [[d for d in devices if d.process_index == process] for process in processes]
     if text.isdecimal():
-        each = int(text) // len(held) if int(text) % len(held) == 0 else 0
-        own = [device for some in held for device in some[max(len(some) - each, 0) :]]
+        per_process, rest = divmod(int(text), len(by_process))
+        count = 0 if rest else per_process
+        chosen = [device for local in by_process for device in local[max(len(local) - count, 0) :]]
     else:
-        numbers = [number.strip() for number in text.strip("[]()").split(",")]
-        if not {*numbers} <= devices.keys():
+        by_id = {str(device.id): device for device in devices}
+        ids = [part.strip() for part in text.strip("[]()").split(",")]
+        if not {*ids} <= by_id.keys():
+            last = len(devices) - 1
             raise UserError(
-                f"config.judger.devices={text!r}: neither 'shared', nor how many, nor a list of "
-                f"some of the devices 0 to {len(devices) - 1}, as '[{len(devices) - 1}]'"
+                "config.judger.devices must be 'shared', a number of devices, or a list of some of "
+                f"the devices 0 to {last}, like '[{last}]' (got {text!r})"
             )
-        own = [devices[number] for number in dict.fromkeys(numbers)]
-    counts = [sum(device in own for device in some) for some in held]
-    if len({*counts}) > 1 or not 0 < counts[0] < min(map(len, held)):
-        shares = ", ".join(f"{n} of {len(some)}" for n, some in zip(counts, held, strict=True))
+        chosen = [by_id[name] for name in dict.fromkeys(ids)]
+    counts = [sum(device in chosen for device in local) for local in by_process]
+    if len({*counts}) > 1 or not 0 < counts[0] < min(map(len, by_process)):
+        shares = [f"{n} of {len(local)}" for n, local in zip(counts, by_process, strict=True)]
         raise UserError(
-            f"config.judger.devices={text!r}: takes {shares} devices; each process needs at least "
-            "one and as many as the others, and one left for training"
+            f"config.judger.devices={text!r}: takes {', '.join(shares)} devices; each process "
+            "needs at least one and as many as the others, and one left for training"
         )
-    return own
+    return chosen

@@ -200,16 +200,21 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The config of a run. The defaults are the paper's numbers."""
+    """The config of a run. The defaults are the paper's numbers.
+
+        config = seif_jax.read_config("smollm2", ["--config.rounds=1"])
+        print(config.follower.group_size, config.grpo.kl_coef)
+
+    Values are checked by `read_config` and `config_keys.parse`, not here.
+    """
 
     seed: Seed = 0
     model: Location = None  # HF folder, hub name, GGUF or checkpoint of a run; unset or "smollm2":
     # the embedded SmolLM2-135M-Instruct
     dtype: DType = "bfloat16"  # of sampling and of matmuls in training; trained weights are float32
-    remat: Annotated[str, OneOf(REMAT_POLICIES), FREE] = (
-        "full"  # what the backward pass recomputes:
-    )
-    # the whole layer ("full"), all but matmuls ("dots"), nothing ("none"); saves memory, costs time
+    # What the backward pass recomputes: the whole layer ("full"), all but matmuls ("dots") or
+    # nothing ("none"). Recomputing saves memory and costs time.
+    remat: Annotated[str, OneOf(REMAT_POLICIES), FREE] = "full"
     scan_weights: Annotated[bool, FREE] = True  # refuses weight files that contain NaN or infinity
     rounds: Annotated[int, Range(1, 999), LATER] = 3
     stages: Annotated[tuple[Stage, ...], AtLeast(1)] = STAGES  # of every round, in this order

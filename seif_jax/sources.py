@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from seif_jax.errors import UserError, quiet
 from seif_jax.files import read_text
 
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 Row = dict[str, Any]  # a column may hold anything
 Rows = list[tuple[int, Row]]  # with row numbers
 UncheckedRows = Iterable[tuple[int, object]]  # the values need not be rows

@@ -19,9 +19,10 @@ from mounts import mounted, read_only
 from safetensors.numpy import load_file, save_file
 
 from seif_jax import __main__, models, run_dir
-from seif_jax.__main__ import heading, main
+from seif_jax.__main__ import main
 from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import RunError, UserError
+from seif_jax.generate import heading
 from seif_jax.models.io import gguf
 
 
@@ -69,7 +70,7 @@ def test_help(command, capsys):
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
         (
             "judger.devices=[7]",
-            r"config.judger.devices='\[7\]': neither 'shared', nor how many, nor",
+            r"config.judger.devices must be 'shared', a number of devices, or a list of some",
         ),
         ("judger.devices=1", "config.judger.devices='1': takes 1 of 1 devices; each process needs"),
         ("judger.model=/absent", "/absent"),

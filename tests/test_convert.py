@@ -201,7 +201,7 @@ def test_convert_to_orbax_and_back(place, capsys, refused):
     assert main(["convert", *options]) == 0
     assert f"{orbax}: llama, " in capsys.readouterr().out
     assert "already exists" in refused("convert", *options)
-    assert "--adapter is a form of --to=hf" in refused("convert", *options, "--adapter")
+    assert "--adapter needs --to=hf (got --to=orbax)" in refused("convert", *options, "--adapter")
     assert main(["convert", str(orbax), str(back)]) == 0
     for path in place.model.iterdir():
         assert (back / path.name).read_bytes() == path.read_bytes(), path.name

@@ -14,7 +14,7 @@ BASELINES = set(PACKAGE.glob("bench/baselines/*.py")) - {PACKAGE / "bench/baseli
 # A module imports modules of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"bench", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
+    {"bench", "generate", "library", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
     {"evolve", "report"},
     {"card", "config_file", "config_keys", "fingerprints", "preflight"}
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},

@@ -108,9 +108,9 @@ def test_adapters_go_on_from_round_to_round(place):
     assert all(np.any(x) for x in first.values())
     assert not np.array_equal(first["q_b"], second["q_b"])
 
-    def start(number, key):
-        stage = run.training(number, "follower", folders[number - 1], jax.random.key(key))
-        return stage.model.load()["layers"]
+    def start(number, seed):
+        run = evolution(place, place.run, f"--config.seed={seed}")
+        return run.training_stage(number, "follower").model.load()["layers"]
 
     jax.tree.map(np.testing.assert_array_equal, start(2, 0), first)
     new, other = start(1, 0), start(1, 1)
@@ -124,7 +124,7 @@ def test_the_base_is_held_once(place, role):
     stages = "--config.stages=('instructor', 'follower')"
     inits = [f"--config.{r}.init={place.run}/round_1/follower" for r in ("instructor", "follower")]
     run = evolution(place, place.folder / "next", stages, *inits)
-    stage: Any = run.training(1, role, place.folder / "next", jax.random.key(0))
+    stage: Any = run.training_stage(1, role)
     learner = make_learner(stage, updates=1)
     policy = make_policy(stage, learner, TrainState(stage.model.load(), {})).engine
     judge = stage.task.checker.judge

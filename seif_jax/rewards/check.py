@@ -32,6 +32,9 @@ class Check(Protocol):
 
     Returns True or False, or a number from 0 (not met) to 1 (met) for partial credit, or None if
     the check cannot tell. Then the next check decides.
+
+        def polite(row: dict, reply: str) -> bool | None:
+            return "please" in reply if "polite" in row["constraint"] else None
     """
 
     def __call__(self, row: Row, reply: str, /) -> bool | float | None: ...

@@ -7,6 +7,9 @@ micro-batch.
 Each choice is a table of functions: ADVANTAGES, KL_ESTIMATORS, POLICY_LOSSES and AGGREGATIONS. To
 add a variant, write its function and add it to its table; the config accepts the names in it.
 
+    rewards = jnp.array([[1.0, 0.0, 0.5]])
+    grpo.advantages(rewards, jnp.ones_like(rewards, bool), "grpo")  # about [[1, -1, 0]]
+
 Shapes: P prompts with G samples each; *B sequences, possibly over several axes, of T tokens.
 """
 

@@ -27,7 +27,7 @@ REPLACEABLE = (
     "additional_chat_templates/*.jinja",
 )
 SHARD_BYTES = 5_000_000_000
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./model" and "../model" are paths
 
 
 @runtime_checkable
