@@ -132,6 +132,7 @@ Suites, and their data (from the Hugging Face hub if it is there, or else from -
   followbench        a folder of *_constraints.json; asks a Judger: --judge=PATH
   constraints        instructions in our format; asks a Judger if a constraint has no rule
   judge              the model's own verdicts: rows of reply, constraint, label, or a run's folder
+  lm-eval:TASK[,TASK]   any task of lm-eval: pip install 'seif_jax[eval]'
   module:function    or FILE.py:function: (row, reply) -> bool, grade from 0 to 1, None, or a dict
 DIR gets responses.parquet and scores.json (scores by group, too). After a stop, the same command
 continues.
@@ -218,7 +219,11 @@ def evaluate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--suite", action="append", required=True, metavar="NAME[,NAME]")
     command.add_argument(
-        "--data", action="append", default=[], metavar="[SUITE=]FILE", help="a file or data set"
+        "--data",
+        action="append",
+        default=[],
+        metavar="[SUITE=]FILE",
+        help="a file or data set; for lm-eval a folder with tasks of your own",
     )
     command.add_argument(
         "--responses", metavar="FILE", help="scores these replies (columns prompt and response)"

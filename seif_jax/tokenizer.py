@@ -51,6 +51,8 @@ class Tokenizer:
     stop_ids    token ids that end a reply; the tokenizer's own comes first
     pad_id      an id to pad arrays with; it may equal a stop id, so masks must come from lengths
     vocab_size  the highest token id + 1 (a model's embedding may have more rows)
+    bos_id      the start token, even if texts do not begin with it; None if there is none
+    prefix_ids  the tokens that transformers puts before every text: the start token, or none
     """
 
     def __init__(
@@ -72,6 +74,10 @@ class Tokenizer:
         self._backend = fast.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        start = fast.bos_token_id
+        self.bos_id = start if isinstance(start, int) else None
+        plain, whole = (self._backend.encode("a", add_special_tokens=s).ids for s in (False, True))
+        self.prefix_ids = whole[: len(whole) - len(plain)] if whole[-len(plain) :] == plain else []
         expected, self._chat_problem = self._probe()
         self._control = _control_tokens(self._backend)
         self._backend.encode_special_tokens = True
@@ -127,13 +133,31 @@ class Tokenizer:
             for turn in messages
         ]
         text = self._template.render(hidden) + self._marker_start.sub(broken, prefill)
+        return self.encode_markup(text, sentinel)
+
+    def encode_markup(self, text: str, ignored: str = "") -> list[int]:
+        """Ids of a text whose control tokens count as such, with nothing added. ignored: a
+        character that is left out."""
         ids: list[int] = []
         start = 0
         for match in self._marker.finditer(text):
-            ids += self.encode(text[start : match.start()].replace(sentinel, ""))
+            ids += self._encode_without(ignored, text[start : match.start()])
             ids.append(self._control[match.group()])
             start = match.end()
-        return ids + self.encode(text[start:].replace(sentinel, ""))
+        return ids + self._encode_without(ignored, text[start:])
+
+    def _encode_without(self, ignored: str, text: str) -> list[int]:
+        return self.encode(text.replace(ignored, "") if ignored else text)
+
+    @property
+    def template(self) -> str:
+        """The chat template's source; "" if there is none."""
+        return self._template.text
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The dialogue as text, with the header of the assistant's turn. Raises UserError where
+        there is no template or it refuses the dialogue."""
+        return self._template.render(messages)
 
     def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The part of the reply that the template writes after the header of the assistant's turn:

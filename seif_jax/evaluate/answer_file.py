@@ -70,6 +70,9 @@ class FileRespondent:
     ) -> list[Verdict]:
         raise UserError(f"--suite={suite} asks a model for verdicts: give --model=PATH")
 
+    def harness_model(self, suite: str) -> tuple[object, str | None]:
+        raise UserError(f"--suite={suite} asks a model: give --model=PATH")
+
     def _conversations(self, item: Item) -> list[Replies | None]:
         if len(item.turns) == 1:
             turns = [self._by_prompt.get(item.turns[0].strip(), [])]

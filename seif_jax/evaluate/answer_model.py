@@ -108,6 +108,13 @@ class ModelRespondent:
         )
         return [found[i, 0, 0] for i in range(len(keys))]
 
+    def harness_model(self, suite: str) -> tuple[object, str | None]:
+        from seif_jax.evaluate.lm_eval_model import HarnessModel  # needs the extra `eval`
+
+        name = f"lm_eval_{zlib.crc32(f'{self.label} {suite}'.encode()):08x}"
+        cache = self.store.folder and str(self.store.folder / name)
+        return HarnessModel(self.load(), self.label, self.key, self.progress), cache
+
     def _row(self, suite: str, item: Item, sample: int, turn: int) -> dict[str, Any] | None:
         return self.store.replies.rows.get((self.label, suite, item.key, sample, turn + 1))
 

@@ -10,7 +10,7 @@ from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
-from seif_jax.evaluate.registry import data_of, load_suite
+from seif_jax.evaluate.registry import data_of, load_suite, names_of
 from seif_jax.evaluate.result_files import digest, write_results
 from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
@@ -51,9 +51,7 @@ def run(options: EvaluateOptions) -> None:
 
 
 def load_suites(options: EvaluateOptions) -> list[Suite]:
-    names = [name for text in options.suite for name in text.split(",")]
-    if len(set(names)) < len(names):
-        raise UserError(f"--suite names a suite twice: {', '.join(names)}")
+    names = names_of(options.suite)
     sources = data_of(names, options.data)
     return [load_suite(name, sources.get(name)) for name in names]
 

@@ -7,6 +7,8 @@ from seif_jax.errors import UserError
 from seif_jax.evaluate.constraints import ConstraintsSuite
 from seif_jax.evaluate.followbench import FollowBenchSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite
+from seif_jax.evaluate.lm_eval_suite import PREFIX as LM_EVAL
+from seif_jax.evaluate.lm_eval_suite import LmEvalSuite
 from seif_jax.evaluate.multiif import MultiIFSuite
 from seif_jax.evaluate.suite import Suite
 from seif_jax.evaluate.user_suite import UserSuite
@@ -29,6 +31,8 @@ def load_suite(name: str, data: str | None) -> Suite:
 
     Raises UserError for a name that is unknown, and for a suite without data.
     """
+    if name.startswith(LM_EVAL):
+        return LmEvalSuite.load(name, data)
     if ":" in name:
         loader, source = UserSuite.load, data
     elif name in SUITES:
@@ -37,12 +41,28 @@ def load_suite(name: str, data: str | None) -> Suite:
     else:
         close = get_close_matches(name, SUITES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(
-            f"a suite must be one of: {', '.join(SUITES)}, or module:function (got {name!r}){hint}"
-        )
+        names = ", ".join([*SUITES, "lm-eval:TASK"])
+        raise UserError(f"a suite must be one of: {names}, or module:function (got {name!r}){hint}")
     if not source:
         raise UserError(f"the suite {name} has no data of its own: name a file")
     return loader(name, source)
+
+
+def names_of(texts: Sequence[str]) -> list[str]:
+    """The suites of --suite options. Names that follow `lm-eval:TASK` and are no suites are further
+    tasks. Raises UserError if a suite is named twice."""
+    names: list[str] = []
+    for text in texts:
+        prefix = ""
+        for name in text.split(","):
+            if name in SUITES or ":" in name:
+                prefix = LM_EVAL if name.startswith(LM_EVAL) else ""
+                names.append(name)
+            else:
+                names.append(prefix + name)
+    if len(set(names)) < len(names):
+        raise UserError(f"--suite names a suite twice: {', '.join(names)}")
+    return names
 
 
 def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:

@@ -60,6 +60,10 @@ class Respondent(Protocol):
         """The model's own answers, asked as a Judger is. keys: of the questions."""
         ...
 
+    def harness_model(self, suite: str) -> tuple[object, str | None]:
+        """The model as an lm_eval.api.model.LM, and the path of a file that keeps its answers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Result:
