@@ -1,6 +1,7 @@
-"""The dotted keys of a config (`optim.learning_rate`): from text and nested dicts to a `RunConfig`.
+"""The dotted keys of a config (`optim.learning_rate`): turns nested dicts into a `RunConfig`.
 
-What the keys are, and which values they may have, is read from the dataclasses of `run_config`.
+The keys and the values that they may have are read from the types of the dataclasses in
+`run_config`.
 """
 
 import dataclasses
@@ -16,14 +17,16 @@ from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.values import Flag, Resume, Values, unwrap, values_of
 
+Hint = Any  # the type of a setting, often an Annotated; typing has no name for it
+
 
 class Key(NamedTuple):
     values: Values
     resume: Resume
 
 
-def _keys(hint: Any, name: str, resume: Resume) -> Iterator[tuple[str, Key]]:
-    """The keys of a type at the place `name` of a config."""
+def _keys(hint: Hint, name: str, resume: Resume) -> Iterator[tuple[str, Key]]:
+    """All keys below `name`, a group or a key of this type."""
     bare, marks = unwrap(hint)
     resume = marks.get(Resume, resume)
     prefix = f"{name}." if name else ""
@@ -37,50 +40,49 @@ def _keys(hint: Any, name: str, resume: Resume) -> Iterator[tuple[str, Key]]:
 
 
 @functools.cache
-def _fields(group: type) -> dict[str, Any]:
-    """The types of a group's fields, in order."""
+def _fields(group: type) -> dict[str, Hint]:
+    """The types of a group's keys, in order."""
     hints = get_type_hints(group, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(group)}
 
 
-def _named_by_user(hint: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The groups in which the user chooses the names, and the type of their values."""
+def _groups_with_free_names(hint: Hint, name: str = "") -> Iterator[tuple[str, Hint]]:
+    """The groups whose keys the user names, such as eval.sets, and the type of their values."""
     bare, _ = unwrap(hint)
     if dataclasses.is_dataclass(bare):
         for field, inner in _fields(bare).items():
-            yield from _named_by_user(inner, f"{name}.{field}" if name else field)
+            yield from _groups_with_free_names(inner, f"{name}.{field}" if name else field)
     elif get_origin(bare) is Mapping:
         yield name, get_args(bare)[1]
 
 
 KEYS = dict(_keys(RunConfig, "", Resume.FIXED))  # with "*" for a name that the user chooses
-NAMED_BY_USER = dict(_named_by_user(RunConfig))
+FREE_NAMES = dict(_groups_with_free_names(RunConfig))
 
 
 def key(name: str) -> Key | None:
-    """What a key may be, by its name in a config, "eval.sets.mine.seed"; None: there is no such."""
-    for group in NAMED_BY_USER:
+    """The values and the resume policy of a key ("eval.sets.mine.seed"); None if there is none."""
+    for group in FREE_NAMES:
         name = re.sub(rf"^({re.escape(group)})\.[^.]+", r"\1.*", name)
     return KEYS.get(name)
 
 
-def parse(config: Mapping[str, Any]) -> RunConfig:
-    """The config, nested dicts, as frozen dataclasses.
+def parse(config: Mapping[str, object]) -> RunConfig:
+    """Turns nested dicts into a `RunConfig`.
 
-    Raises UserError naming the first key that is unknown, missing, or has a value that is not
-    allowed, alone or together with others.
+    Raises UserError naming the first key that is unknown or missing, or whose value is not allowed
+    or contradicts that of another key.
     """
-    leaves = flat(config)
-    for name in leaves:
+    for name in flat(config):
         if not key(name):
             raise UserError(unknown(name, KEYS))
-    parsed: RunConfig = _build(RunConfig, config, "")
+    parsed = _build(RunConfig, config, "")
     settings.check(parsed)
     return parsed
 
 
-def _build(hint: Any, value: Any, name: str) -> Any:
-    """The value at the place `name` of a config, checked and as its type says."""
+def _build(hint: Hint, value: Any, name: str) -> Any:
+    """The value of the key or group `name`, checked and converted to its type."""
     bare, _ = unwrap(hint)
     prefix = f"{name}." if name else ""
     if isinstance(bare, type) and dataclasses.is_dataclass(bare):
@@ -99,8 +101,8 @@ def _build(hint: Any, value: Any, name: str) -> Any:
     return float(value) if bare is float else value
 
 
-def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The config with other values, by dotted key. Raises UserError as `parse` does."""
+def replace(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
+    """The config with new values for some dotted keys. Raises UserError as `parse` does."""
     nested = dataclasses.asdict(config)
     for name, value in changes.items():
         *groups, last = name.split(".")
@@ -109,13 +111,14 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def as_json(config: RunConfig) -> dict[str, Any]:
-    """The config as JSON has it: nested dicts, with lists for tuples."""
+    """The config as nested dicts of JSON values, with lists for tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def defaults(group: str) -> dict[str, Any] | None:
-    """The default values of a group that the user names, as "eval.sets.mine"; None: it is none."""
-    hint = NAMED_BY_USER.get(group.rpartition(".")[0])
+    """The default values of a group that the user named, such as "eval.sets.mine"; None for any
+    other group."""
+    hint = FREE_NAMES.get(group.rpartition(".")[0])
     if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
         return None
     return dataclasses.asdict(hint())
@@ -139,8 +142,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read(name: str, text: str | None) -> Any:
-    """Parses the value of a key from the command line; text None: the key has no value there.
-    Raises UserError if the value is not of the key's type."""
+    """Parses the value of a key from the command line. text: None for a key without a value.
+
+    Raises UserError if the text spells no value of the key's type.
+    """
     entry = key(name)
     if not entry:
         raise UserError(unknown(name, KEYS))
@@ -152,18 +157,20 @@ def read(name: str, text: str | None) -> Any:
         raise UserError(refusal(name, entry.values, text)) from None
 
 
+# {key: {value of an earlier version: what to write now}}
 RENAMED = {"reward.checks": {"hybrid": "ifeval,judge", "rules": "ifeval"}}
 
 
 def refusal(name: str, values: Values, value: object) -> str:
+    """The message for a value that is not allowed."""
     old = value[0] if isinstance(value, tuple) and len(value) == 1 else value
-    now = RENAMED.get(name, {}).get(str(old))
-    hint = f"; write {now}" if now else ""
+    new = RENAMED.get(name, {}).get(str(old))
+    hint = f"; write {new}" if new else ""
     return f"config.{name} must be {values} (got {value!r}{hint})"
 
 
 def unknown(name: str, names: Collection[str]) -> str:
-    """The message for a key that is not among `names`, with those that may have been meant."""
+    """The message for an unknown key, with the most similar ones among `names`."""
     scores = {other: likeness(name, other) for other in names}
     best = max(scores.values())
     if best:
@@ -177,8 +184,8 @@ def unknown(name: str, names: Collection[str]) -> str:
 
 
 def likeness(name: str, other: str) -> float:
-    """How much a mistyped key resembles another: 0, or the similarity of the last words (which may
-    be abbreviated to initials, as lr for learning_rate) plus that of the groups."""
+    """How similar an unknown key is to another: 0, or the similarity of their last parts plus that
+    of their groups. The last part may be initials, such as lr for learning_rate."""
     (group, last), (other_group, other_last) = (
         (path, word) for path, _, word in (name.rpartition("."), other.rpartition("."))
     )

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, SupportsFloat, SupportsInt
 
 import jax
 import numpy as np
@@ -29,7 +29,12 @@ COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX mon
 
 Event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event  # untyped
 
+Line = dict[str, Any]  # of metrics.jsonl: round, stage, step, and metrics (numbers or None)
 RunPosition = tuple[int, int, int]  # round, index of the stage, step: sorts in run order
+
+
+class Scalar(SupportsInt, SupportsFloat, Protocol):
+    """A number of Python, NumPy or JAX."""
 
 
 class Writer:
@@ -48,11 +53,11 @@ class Writer:
         if self.writes:
             self._open(read(self.path))
 
-    def write(self, round: int, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Appends a line. metrics: Python, numpy or jax scalars; NaN and infinities become null."""
+    def write(self, round: int, stage: str, step: int, metrics: Mapping[str, Scalar]) -> None:
+        """Appends a line. metrics: Python, NumPy or JAX scalars; NaN and infinities become null."""
         if not self.writes:
             return
-        line = {"round": round, "stage": stage, "step": step}
+        line: Line = {"round": round, "stage": stage, "step": step}
         _position(line)
         line |= {name: _number(value) for name, value in metrics.items()}
         with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
@@ -73,7 +78,7 @@ class Writer:
             with contextlib.suppress(OSError):  # every line was flushed, or its error raised
                 self._board.close()
 
-    def _open(self, lines: list[dict[str, Any]]) -> None:
+    def _open(self, lines: Sequence[Line]) -> None:
         write_text(self.path, "".join(dumps(line) + "\n" for line in lines))
         with os_errors(self.folder):
             for path in self.folder.glob("events.out.tfevents.*"):
@@ -83,13 +88,13 @@ class Writer:
         self.written = bool(lines)
         self._show(lines)
 
-    def _global_step(self, line: Mapping[str, Any]) -> int:
+    def _global_step(self, line: Line) -> int:
         stage, round, step = line["stage"], line["round"], line["step"]
         self._lengths[stage, round] = max(step + 1, self._lengths.get((stage, round), 0))
         earlier = [n for (s, r), n in self._lengths.items() if s == stage and r < round]
         return sum(earlier) + step
 
-    def _show(self, lines: Sequence[Mapping[str, Any]]) -> None:
+    def _show(self, lines: Sequence[Line]) -> None:
         """Writes lines to TensorBoard in this thread. The thread of tensorboardX's SummaryWriter
         dies on a disk error, and every later call would wait for it forever."""
         if not lines:
@@ -109,9 +114,9 @@ class Writer:
 
 
 class Phases:
-    """Adds up wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`.
+    """Sums wall-clock seconds by phase: `with phases("rollout"): …`, then `phases.take()`.
 
-    `entered` is called with the name of each phase as it begins.
+    entered: called with the name of each phase as it begins.
     """
 
     def __init__(
@@ -145,7 +150,7 @@ def compile_secs() -> Iterator[list[float]]:
     """Collects the seconds of every program that the body compiles or reads from the cache."""
     secs: list[float] = []
 
-    def listen(event: str, duration_secs: float, **rest: Any) -> None:
+    def listen(event: str, duration_secs: float, **rest: object) -> None:
         if event == COMPILED:
             secs.append(duration_secs)
 
@@ -157,8 +162,8 @@ def compile_secs() -> Iterator[list[float]]:
 
 
 def trim() -> None:
-    """Returns freed memory to the system. glibc keeps what the compiler and large temporaries used,
-    over 1 GB in the quickstart. Does nothing without glibc."""
+    """Returns freed memory to the system. Otherwise glibc keeps the memory that the compiler and
+    large temporaries used, over 1 GB in the quickstart. Does nothing without glibc."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
@@ -169,8 +174,8 @@ def host() -> dict[str, int]:
     return {"host/resident_bytes": psutil.Process().memory_info().rss}
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl, [] if there is none. A last line that a kill left incomplete is dropped.
+def read(path: str | Path) -> list[Line]:
+    """The lines of a metrics.jsonl, [] if there is no file. Drops a last line that a kill cut off.
 
     Raises UserError, naming the line, if any other line is not JSON.
     """
@@ -186,13 +191,14 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dict[str, float]]:
-    """{step: {evaluation set or suite: share of constraints met, or its first score}} of a round.
+def evaluations(lines: Sequence[Line], round: int) -> dict[int, dict[str, float]]:
+    """A round's evaluations, {step: {name: score}}. The score of an evaluation set is the share of
+    constraints met, that of a suite its first score.
 
-    Suites are scored at the end of a round: at step 0 they have the last round's score.
+    Suites are scored at the end of a round, so step 0 has their score of the last round.
     """
     earlier: dict[str, float] = {}
-    found: dict[int, dict[str, float]] = {}
+    by_step: dict[int, dict[str, float]] = {}
     for line in lines:
         if line["stage"] != "evaluate" or line["round"] > round:
             continue
@@ -201,10 +207,10 @@ def evaluations(lines: Sequence[Mapping[str, Any]], round: int) -> dict[int, dic
             earlier |= scores
         else:
             sets = {name: value for name, value in line.items() if name.endswith("/followed")}
-            found[line["step"]] = {_evaluated(n): v for n, v in {**sets, **scores}.items()}
-    if found and earlier:
-        found[0] = {_evaluated(n): v for n, v in earlier.items()} | found.get(0, {})
-    return found
+            by_step[line["step"]] = {_evaluated(n): v for n, v in {**sets, **scores}.items()}
+    if by_step and earlier:
+        by_step[0] = {_evaluated(n): v for n, v in earlier.items()} | by_step.get(0, {})
+    return by_step
 
 
 def _evaluated(name: str) -> str:
@@ -212,20 +218,20 @@ def _evaluated(name: str) -> str:
     return name.removeprefix("eval/").rpartition("/")[0]
 
 
-def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of every metric, each over the lines that have it."""
+def means(lines: Sequence[Line]) -> dict[str, float]:
+    """The mean of each metric over the lines that have it."""
     names = sorted({name for line in lines for name in line} - {"round", "stage", "step"})
     columns = {n: [line[n] for line in lines if line.get(n) is not None] for n in names}
     return {name: float(np.mean(values)) for name, values in columns.items() if values}
 
 
-def _position(line: Mapping[str, Any]) -> RunPosition:
+def _position(line: Line) -> RunPosition:
     if line["stage"] not in STAGES:
         raise ValueError(f"stage must be one of: {', '.join(STAGES)} (got {line['stage']!r})")
     return line["round"], STAGES[line["stage"]], line["step"]
 
 
-def _number(value: Any) -> int | float | None:
+def _number(value: Scalar) -> int | float | None:
     """The value as a Python number, None if it is not finite. Raises TypeError if not a scalar."""
     if isinstance(value, int) or getattr(getattr(value, "dtype", None), "kind", "f") in "iub":
         return int(value)

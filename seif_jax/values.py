@@ -1,4 +1,4 @@
-"""The kinds of values that a setting may have: how they are checked, read from text and described.
+"""The kinds of values that a setting may have: checks, parses and describes them.
 
 A setting is a field of a dataclass, and its type says what kind of value it takes. A range, a list
 of options or a policy for resumed runs is added with `Annotated`:
@@ -7,7 +7,7 @@ of options or a policy for resumed runs is added with `Annotated`:
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
     kinds: tuple[Literal["a", "b"], ...] = ()
 
-`values_of` makes of such a type the object that checks, reads and describes its values.
+`values_of` turns such a type into the object that checks, parses and describes its values.
 """
 
 import ast
@@ -21,8 +21,8 @@ from seif_jax import user_functions
 from seif_jax.errors import UserError
 
 T = TypeVar("T")
-TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-Plain = str | int | float | bool | None  # whatever one literal spells
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+Plain = str | int | float | bool | None  # the value of one literal
 
 
 class Range(NamedTuple):
@@ -34,14 +34,14 @@ class Range(NamedTuple):
 
 
 class OneOf(NamedTuple):
-    """A choice among texts that a table lists; where they are few, use `Literal`."""
+    """One of the texts in a table. For a few fixed texts, use `Literal`."""
 
     options: Collection[str]
     functions: bool = False  # or the name of a user's own function, module:function
 
 
 class AtLeast(NamedTuple):
-    """The least number of values in a tuple."""
+    """The minimum length of a tuple."""
 
     count: int
 
@@ -50,8 +50,8 @@ class Resume(enum.Enum):
     """Whether a resumed run may change a setting. Without a policy it is FIXED."""
 
     FIXED = "fixed"  # no: it changes what the run computes
-    LATER = "later"  # for rounds that have not begun
-    FREE = "free"  # yes: results stay the same, up to the order in which sums are rounded
+    LATER = "later"  # yes, for rounds that have not begun
+    FREE = "free"  # yes: it changes results at most by rounding
 
 
 class Values(Protocol):
@@ -99,9 +99,9 @@ class Flag:
         return "True or False"
 
     def read(self, text: str) -> bool:
-        if text.lower() not in TRUTH:
+        if text.lower() not in BOOLEANS:
             raise ValueError(text)
-        return TRUTH[text.lower()]
+        return BOOLEANS[text.lower()]
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,17 @@ class Choice:
 class Many:
     """A tuple of at least `least` values of one kind."""
 
-    each: Values
+    element: Values
     least: int = 0
 
     def __contains__(self, value: object, /) -> bool:
         if not isinstance(value, tuple) or len(value) < self.least:
             return False
-        return all(element in self.each for element in value)
+        return all(item in self.element for item in value)
 
     def __str__(self) -> str:
         count = f"{self.least} or more values" if self.least else "values"
-        return f"{count} separated by commas, each {self.each}"
+        return f"{count} separated by commas, each {self.element}"
 
     def read(self, text: str) -> tuple[object, ...]:
         """Parses a Python tuple or list, or values separated by commas, quoted or not."""
@@ -184,7 +184,7 @@ class Scalar:
     def read(self, text: str) -> object:
         """Parses a Python literal; any other text is itself."""
         if text.lower() in ("true", "false"):
-            return TRUTH[text.lower()]
+            return BOOLEANS[text.lower()]
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -192,8 +192,8 @@ class Scalar:
 
 
 def values_of(hint: Any) -> Values:
-    """What a setting of this type may be: bool, int and float with a Range, str, Literal, each of
-    the last two with `| None`, tuple[…, …] of one of these, or Plain."""
+    """The values of a type: bool, int or float with a Range, str or Literal (also with `| None`),
+    tuple[X, ...] of one of these, or Plain."""
     bare, marks = unwrap(hint)
     if bare == Plain:
         return Scalar()
@@ -216,7 +216,7 @@ def values_of(hint: Any) -> Values:
 
 
 def unwrap(hint: Any) -> tuple[Any, dict[type, Any]]:
-    """A type without its `Annotated`, and what that adds to it, by class."""
+    """Splits an Annotated into the bare type and its annotations, by class."""
     if get_origin(hint) is not Annotated:
         return hint, {}
     bare, *marks = get_args(hint)
@@ -224,7 +224,8 @@ def unwrap(hint: Any) -> tuple[Any, dict[type, Any]]:
 
 
 def look_up(name: str, table: Mapping[str, T], value: str) -> T:
-    """table[value]; if there is no such entry, raises UserError that lists what `name` may be."""
+    """table[value]. Raises UserError, which lists the entries, if the setting `name` has another
+    value."""
     if value not in table:
         raise UserError(f"{name} must be {Choice(tuple(table))} (got {value!r})")
     return table[value]

@@ -46,7 +46,7 @@ def entry(name: str) -> config_keys.Key:
 
 def numbers_of(values: Any) -> Number | None:
     """The range of a number, or of the numbers in a tuple."""
-    values = values.each if isinstance(values, Many) else values
+    values = values.element if isinstance(values, Many) else values
     return values if isinstance(values, Number) else None
 
 

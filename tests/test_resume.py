@@ -39,7 +39,7 @@ def begin(workdir: Path, *stages: str) -> None:
 def another(value: Any, values: Any) -> Any:
     """Another value of a key."""
     if isinstance(values, Many):
-        return (*value, another(None, values.each))
+        return (*value, another(None, values.element))
     if isinstance(values, Number):
         return values.type(values.low if value != values.low else values.high)
     if isinstance(values, Flag):
