@@ -10,7 +10,17 @@ import pytest
 import synthetic_run
 
 from seif_jax.__main__ import main
-from seif_jax.report import compare, health, instructions, page, samples, scores, suites, trust
+from seif_jax.report import (
+    compare,
+    health,
+    instructions,
+    page,
+    round_instructions,
+    samples,
+    scores,
+    suites,
+    trust,
+)
 from seif_jax.report.blocks import Chart, Table, script
 from seif_jax.report.counts import Agreement, StageCounts
 from seif_jax.report.figures import Line, lines
@@ -281,7 +291,7 @@ def test_a_report_that_is_current_is_left_alone(run, monkeypatch):
 
 
 def instructions_of(run):
-    return instructions.load(RunFiles("r", run))
+    return round_instructions.load(RunFiles("r", run))
 
 
 def test_instructions_are_those_that_were_kept(run):
@@ -301,7 +311,7 @@ def test_kinds_of_a_file_that_names_none_are_recognised(tmp_path):
     texts = ["Do not use any commas.", "Be kind."]
     table = pa.table({"constraint": [texts], "instruction_id_list": [["soft", "soft"]]})
     pq.write_table(table, tmp_path / "given.parquet")
-    found = instructions.read(tmp_path / "given.parquet", 1, [])
+    found = round_instructions.read(tmp_path / "given.parquet", 1, [])
     assert list(found.kinds) == ["punctuation:no_comma", "soft"]
     assert found.outcomes == {"kept": 1}
 
@@ -326,7 +336,9 @@ def test_examples_are_those_that_the_run_shows(run):
 def test_kinds_that_changed_most(tmp_path):
     def round_of(number, counts):
         kinds = [f"k:{kind}" for kind, n in counts.items() for _ in range(n)]
-        return instructions.RoundInstructions(number, ["x"] * len(kinds), kinds, 1, {"kept": 1}, [])
+        return round_instructions.RoundInstructions(
+            number, ["x"] * len(kinds), kinds, 1, {"kept": 1}, []
+        )
 
     first = round_of(1, {"a": 4, "b": 3, "c": 2, "d": 1})
     last = round_of(3, {"b": 3, "c": 1, "d": 2, "e": 4})

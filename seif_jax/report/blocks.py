@@ -73,8 +73,8 @@ def of_run(blocks: Sequence[Block], run: str, several: bool) -> list[Block]:
     """The blocks as those of one run; if there are several runs, the reader chooses one."""
     if not several:
         return list(blocks)
-    named = [b if isinstance(b, Note) else replace(b, id=f"{b.id}-{run}") for b in blocks]
-    return [replace(block, run=run) for block in named]
+    blocks = [b if isinstance(b, Note) else replace(b, id=f"{b.id}-{run}") for b in blocks]
+    return [replace(block, run=run) for block in blocks]
 
 
 def script(call: str, value: object) -> str:

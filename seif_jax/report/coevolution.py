@@ -1,4 +1,4 @@
-"""Computes what section 4 shows and a model is needed for: `seif report --matrix=N --pca`."""
+"""Computes the parts of section 4 that need a model: `seif report --matrix=N --pca`."""
 
 import hashlib
 import random
@@ -37,8 +37,8 @@ BATCH_TOKENS = 4096  # of a forward pass, padding included
 
 
 def compute(runs: Sequence[RunFiles], count: int | None, map_too: bool) -> None:
-    """The matrix of `count` instructions per round, if it is given, and the map, if it is wanted,
-    of each run; what was computed before is not computed again."""
+    """Computes each run's matrix, on `count` instructions per round (None: no matrix), and its map
+    (if `map_too`). Results that are up to date are not computed again."""
     with Display() as display:
         for run in runs:
             evolution = open_evolution(run, display)
@@ -58,33 +58,34 @@ def open_evolution(run: RunFiles, display: Display) -> Evolution:
 
 
 def with_tuples(config: Row) -> Row:
-    """A config as JSON keeps it, whose lists are tuples again."""
+    """The config of a config.json with its lists turned back into tuples."""
     out: Row = {}
     for key, value in config.items():
-        kept = tuple(value) if isinstance(value, list) else value
-        out[key] = with_tuples(kept) if isinstance(kept, dict) else kept
+        value = tuple(value) if isinstance(value, list) else value
+        out[key] = with_tuples(value) if isinstance(value, dict) else value
     return out
 
 
 def written(run: RunFiles, evolution: Evolution) -> dict[int, list[Instruction]]:
     """The kept instructions of every round that has some. UserError: there are none."""
     paths = {round: evolution.instructions(round) for round in run.rounds}
-    found = {}
+    by_round = {}
     for round, path in paths.items():
         reasons = data.drop_reasons(path) if path.exists() else []
         if path.exists() and not (reasons and all(reasons)):
-            found[round] = data.load_instructions(path)
-    if not found:
-        raise UserError(f"{run.folder}: the run has written no instructions to be asked")
-    return found
+            by_round[round] = data.load_instructions(path)
+    if not by_round:
+        raise UserError(f"{run.folder}: the run has written no instructions")
+    return by_round
 
 
 def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
-    """Asks every Follower `count` instructions of every round, and keeps the shares met in the
-    run's folder; cells that are there already are not computed again.
+    """Asks every Follower `count` instructions of every round, and writes the shares met to the
+    run's folder. Cells that are there already are not computed again.
 
-    One reply each at config.eval.temperature; all Followers are asked the same with the same random
-    numbers, and judged by the first round's Judger, so that rows differ by the Follower alone.
+    Each instruction gets one reply at config.eval.temperature. All Followers get the same
+    instructions, the same random numbers and the first round's Judger, so that only the Follower
+    differs between rows.
     """
     picked = {round: pick(rows, count) for round, rows in written(run, evolution).items()}
     texts = {round: _digest(*(row.prompt for row in rows)) for round, rows in picked.items()}
@@ -100,8 +101,9 @@ def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
             else:
                 left[round] = rows
         if left:
-            asked = f"{sum(map(len, left.values()))} instructions for the Follower"
-            evolution.display.note(f"{run.name}: {asked} {matrix.name(follower)}")
+            who = f"the Follower {matrix.name(follower)}"
+            num_instructions = sum(map(len, left.values()))
+            evolution.display.note(f"{run.name}: {num_instructions} instructions for {who}")
             shares = ask(evolution, path, left)
             cells += [Cell(follower, r, count, (trained, texts[r]), s) for r, s in shares.items()]
         matrix.save(run, cells)
@@ -142,25 +144,25 @@ def ask(
 
 
 def compute_map(run: RunFiles, evolution: Evolution) -> None:
-    """Places the instructions of every round, and the seed questions, on the two principal
-    components of their mean hidden states in the base model; kept in the run's folder."""
+    """Writes a map of the seed questions and of every round's instructions to the run's folder: the
+    two principal components of their mean hidden states in the base model."""
     rounds = {round: pick(rows, MAP_TEXTS) for round, rows in written(run, evolution).items()}
     seeds = dict.fromkeys(row.seed_question for rows in rounds.values() for row in rows)
     texts = {instruction_map.SEEDS: list(seeds)[:MAP_TEXTS]}
     texts |= {round: [row.prompt for row in rows] for round, rows in rounds.items()}
     base = evolution.weights.path("follower", BASE)
-    sources = (_digest(str(base)), _digest(*(text for some in texts.values() for text in some)))
+    sources = (_digest(str(base)), _digest(*(text for group in texts.values() for text in group)))
     before = instruction_map.load(run)
     if before and tuple(before.sources) == sources:
         return
     evolution.display.note(f"{run.name}: hidden states of {sum(map(len, texts.values())):,} texts")
     evolution.weights.keep_only(base)
     engine = evolution.weights.engine(base, evolution.config.dtype, "shared")
-    every = [text for some in texts.values() for text in some]
+    every = [text for group in texts.values() for text in group]
     states = mean_states(engine, evolution.base.tokenizer, every)
-    places, explained = principal_components(states)
-    ends = np.cumsum([len(some) for some in texts.values()])
-    clouds = np.split(places.round(3), ends[:-1])
+    components, explained = principal_components(states)
+    ends = np.cumsum([len(group) for group in texts.values()])
+    clouds = np.split(components.round(3), ends[:-1])
     points = {r: [(x, y) for x, y in c.tolist()] for r, c in zip(texts, clouds, strict=True)}
     instruction_map.save(run, InstructionMap(points, explained, sources))
 
@@ -168,7 +170,7 @@ def compute_map(run: RunFiles, evolution: Evolution) -> None:
 def mean_states(
     engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]
 ) -> Float[np.ndarray, "n D"]:
-    """Of each text the mean over its tokens of the last hidden state; long texts are cut."""
+    """The mean of each text's last hidden states over its tokens. Long texts are cut."""
     limit = min(MAP_TOKENS, engine.config.max_positions)
     ids: list[Ids] = [tokenizer.encode(text)[:limit] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -195,14 +197,14 @@ def mean_states(
 def principal_components(
     states: Float[np.ndarray, "n D"],
 ) -> tuple[Float[np.ndarray, "n 2"], tuple[float, float]]:
-    """Where the rows lie on the two directions of most variance, and the shares of it."""
+    """The rows' first two principal components, and the share of the variance in each."""
     centred = states - states.mean(0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     shares = s**2 / max(float((s**2).sum()), 1e-30)
-    places = np.zeros((len(states), 2))
-    places[:, : min(2, len(s))] = (u * s)[:, :2]
+    components = np.zeros((len(states), 2))
+    components[:, : min(2, len(s))] = (u * s)[:, :2]
     first, second = (*shares[:2].tolist(), 0.0)[:2]
-    return places, (first, second)
+    return components, (first, second)
 
 
 def _digest(*texts: str) -> str:

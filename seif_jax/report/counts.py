@@ -118,7 +118,7 @@ class StageCounts:
 
     @staticmethod
     def from_json(value: Row) -> "StageCounts":
-        """The inverse of `as_json`, also of what JSON makes of it: keys become texts there."""
+        """The inverse of `as_json`. JSON has turned the steps, which are keys, into texts."""
         steps = {
             int(step): StepCounts(s["samples"], s["rewards"], Agreement(**s["agreement"]))
             for step, s in value["steps"].items()
@@ -128,5 +128,4 @@ class StageCounts:
             for name, by_step in value["prompts"].items()
         }
         kinds = {kind: Agreement(**counts) for kind, counts in value["kinds"].items()}
-        given = {"steps": steps, "kinds": kinds, "prompts": prompts}
-        return StageCounts(**{**value, **given})
+        return StageCounts(**{**value, "steps": steps, "kinds": kinds, "prompts": prompts})

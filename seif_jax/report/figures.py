@@ -102,9 +102,9 @@ def _pieces(line: Line, breaks: Sequence[float]) -> list[Line]:
 
 def _with_gaps(line: Line, breaks: Sequence[float]) -> Line:
     """The line with an empty point at every break, so that nothing is drawn across it."""
-    first, *others = _pieces(line, breaks) or [line]
+    first, *rest = _pieces(line, breaks) or [line]
     x, y, text = list(first.x), list(first.y), list(first.text)
-    for part in others:
+    for part in rest:
         x += [(x[-1] + part.x[0]) / 2, *part.x]
         y += [None, *part.y]
         text += ["", *part.text] if line.text else []

@@ -42,11 +42,11 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     blocks: list[Block] = []
     roles = [role for role in ROLES if any(run.steps(role) for run in runs)]
     for role in roles:
-        blocks += [chart for each in MEASURES if (chart := measure(runs, role, each))]
+        blocks += [chart for m in MEASURES if (chart := measure(runs, role, m))]
         for run in runs:
             if run.steps(role):
-                own = [reasons(run, role), *histograms(role, counts[run.name])]
-                blocks += of_run(own, run.name, len(runs) > 1)
+                charts = [reasons(run, role), *histograms(role, counts[run.name])]
+                blocks += of_run(charts, run.name, len(runs) > 1)
     if not roles:
         blocks.append(Note("No training step has ended yet."))
     lead = (
@@ -107,7 +107,7 @@ def series_colour(i: int) -> str:
 
 
 def in_words(y: Sequence[float | None]) -> str:
-    """A curve in words, for readers who do not see it."""
+    """A description of a curve for screen readers."""
     values = [value for value in y if value is not None]
     if not values:
         return "no values"
@@ -120,14 +120,14 @@ def in_words(y: Sequence[float | None]) -> str:
 
 
 def reasons(run: RunFiles, role: str) -> Chart:
-    """Why samples scored 0 or nothing, stacked; what is left of 1 earned a reward."""
+    """The shares of samples without a reward, by reason, stacked; the rest earned one."""
     steps = run.steps(role)
-    named = [name for name in REASONS if any(line.get(f"reason/{name}") for line in steps)]
-    shares = {name: [line.get(f"reason/{name}", 0.0) for line in steps] for name in named}
+    present = [name for name in REASONS if any(line.get(f"reason/{name}") for line in steps)]
+    shares = {name: [line.get(f"reason/{name}", 0.0) for line in steps] for name in present}
     rest = [1 - sum(values) for values in zip(*shares.values(), strict=True)]
     shares[EARNED] = rest if shares else [1.0] * len(steps)
-    others = figures.SERIES[1:]  # the first colour is the reward's
-    colours = {name: others[i % len(others)] for i, name in enumerate(REASONS)}
+    colours_left = figures.SERIES[1:]  # the first colour is the reward's
+    colours = {name: colours_left[i % len(colours_left)] for i, name in enumerate(REASONS)}
     colours[EARNED] = figures.fill(figures.INDIGO)
     drawn = [
         Line(name.replace("_", " "), x_of(steps), y, colours[name], text=labels(steps))
@@ -139,7 +139,7 @@ def reasons(run: RunFiles, role: str) -> Chart:
         f"{name.replace('_', ' ')} {value:.1%}" for name, value in means.items()
     )
     title = "Why samples scored nothing"
-    note = "; ".join(f"{name.replace('_', ' ')}: {REASONS[name]}" for name in named)
+    note = "; ".join(f"{name.replace('_', ' ')}: {REASONS[name]}" for name in present)
     return Chart(f"{role}-reasons", title, figure, alt, note, role, width="double")
 
 
@@ -153,14 +153,16 @@ def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
         parts = moments(sorted(stage.steps))
         colours = (figures.GREY, figures.TEAL, figures.ROLE_COLOURS[role])[-len(parts) :]
         for (moment, steps), colour in zip(parts.items(), colours, strict=True):
-            held = [sum(stage.steps[step].rewards[b] for step in steps) for b in range(BINS + 1)]
-            total = max(sum(held), 1)
+            bin_counts = [
+                sum(stage.steps[step].rewards[b] for step in steps) for b in range(BINS + 1)
+            ]
+            total = max(sum(bin_counts), 1)
             name = f"{moment} (step {span(steps)})"
             bins = [b / BINS for b in range(BINS + 1)]
             names = [f"{b:g}" for b in bins]
-            drawn.append(Bars(name, names, [count / total for count in held], colour))
-            mean = sum(b * count for b, count in zip(bins, held, strict=True)) / total
-            alts.append(f"{name}: mean {mean:.2f}, {held[0] / total:.0%} at 0")
+            drawn.append(Bars(name, names, [count / total for count in bin_counts], colour))
+            mean = sum(b * count for b, count in zip(bins, bin_counts, strict=True)) / total
+            alts.append(f"{name}: mean {mean:.2f}, {bin_counts[0] / total:.0%} at 0")
         figure = bars.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
         title = f"Rewards in round {stage.round}"
         charts.append(

@@ -1,6 +1,6 @@
 """The map of instructions of section 4: two principal components of their mean hidden states.
 
-`embeddings` computes it and keeps it in the run's folder; here it is read and drawn.
+`coevolution` computes it and writes it to the run's folder; this module reads and draws it.
 """
 
 import json
@@ -23,7 +23,7 @@ class InstructionMap:
 
     points    {round, or SEEDS: [(first component, second component) of each text]}
     explained the share of the variance in each of the two components
-    sources   what model and texts are known by
+    sources   digests of model and texts, by which an outdated map is recognised
     """
 
     points: dict[int, list[tuple[float, float]]]
@@ -32,29 +32,29 @@ class InstructionMap:
 
 
 def load(run: RunFiles) -> InstructionMap | None:
-    """What was computed; None if nothing was."""
+    """The map that was computed; None if there is none."""
     try:
-        found = json.loads(run.paths.instruction_map.read_text(encoding="utf-8"))
-        points = {int(round): points for round, points in found.pop("points").items()}
-        return InstructionMap(points=points, **found)
+        fields = json.loads(run.paths.instruction_map.read_text(encoding="utf-8"))
+        points = {int(round): points for round, points in fields.pop("points").items()}
+        return InstructionMap(points=points, **fields)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def save(run: RunFiles, found: InstructionMap) -> None:
-    write_json(run.paths.instruction_map, asdict(found))
+def save(run: RunFiles, layout: InstructionMap) -> None:
+    write_json(run.paths.instruction_map, asdict(layout))
 
 
-def chart(found: InstructionMap) -> Chart:
+def chart(layout: InstructionMap) -> Chart:
     """A cloud per round, and the seed questions behind them (as the paper's figure 3)."""
     drawn, words = [], []
-    for round, points in sorted(found.points.items()):
+    for round, points in sorted(layout.points.items()):
         name = "seed questions" if round == SEEDS else f"round {round}"
         x, y = [point[0] for point in points], [point[1] for point in points]
         colour = figures.GREY if round == SEEDS else series_colour(round)
         drawn.append(Line(name, x, y, colour))
         words.append(f"{name} around ({sum(x) / len(x):.2g}, {sum(y) / len(y):.2g})")
-    first, second = found.explained
+    first, second = layout.explained
     titles = [
         f"component {n}: {share:.0%} of the variance" for n, share in ((1, first), (2, second))
     ]

@@ -1,6 +1,6 @@
 """The co-evolution matrix of section 4: every Follower on every round's instructions.
 
-`coevolution` computes it and keeps it in the run's folder; here it is read and drawn.
+`coevolution` computes it and writes it to the run's folder; this module reads and draws it.
 """
 
 import json
@@ -20,13 +20,13 @@ BASE = 0  # the Follower that the first round starts from
 class Cell:
     """One Follower's replies to a sample of one round's instructions.
 
-    sources   what both are known by: cells of an older model or file do not count
+    sources   digests of Follower and instructions, by which outdated cells are recognised
     followed  per instruction, the share of constraints met; None: no verdict, or no reply
     """
 
     follower: int  # the round that it ended with, or BASE
     instructions: int  # the round that wrote them
-    asked: int  # instructions that were to be sampled, at most
+    asked: int  # the number of instructions to ask; fewer if the round wrote fewer
     sources: Sequence[str]
     followed: Sequence[float | None]
 
@@ -36,7 +36,7 @@ class Cell:
 
 
 def load(run: RunFiles) -> list[Cell]:
-    """What was computed; [] if nothing was."""
+    """The cells that were computed, if any."""
     try:
         text = run.paths.coevolution.read_text(encoding="utf-8")
         return [Cell(**cell) for cell in json.loads(text)["cells"]]
@@ -55,18 +55,18 @@ def name(follower: int) -> str:
 
 def chart(cells: Sequence[Cell]) -> Chart | None:
     """Rows are Followers, columns the rounds that wrote the instructions."""
-    by_place = {(cell.follower, cell.instructions): cell.values for cell in cells}
+    by_pair = {(cell.follower, cell.instructions): cell.values for cell in cells}
     followers = sorted({cell.follower for cell in cells})
     rounds = sorted({cell.instructions for cell in cells})
-    if not any(by_place.values()):
+    if not any(by_pair.values()):
         return None
     values, texts, words = [], [], []
     for follower in followers:
-        row = [by_place.get((follower, round)) or [] for round in rounds]
+        row = [by_pair.get((follower, round)) or [] for round in rounds]
         values.append([sum(shares) / len(shares) if shares else None for shares in row])
         texts.append([_text(shares) for shares in row])
-        said = ", ".join(f"round {r}: {t}" for r, t in zip(rounds, texts[-1], strict=True))
-        words.append(f"{name(follower)}: {said}")
+        cells_alt = ", ".join(f"round {r}: {t}" for r, t in zip(rounds, texts[-1], strict=True))
+        words.append(f"{name(follower)}: {cells_alt}")
     figure = bars.heatmap(
         values,
         texts,
@@ -75,7 +75,7 @@ def chart(cells: Sequence[Cell]) -> Chart | None:
         x="instructions of",
         y="Follower",
     )
-    most = max(len(shares) for shares in by_place.values())
+    most = max(len(shares) for shares in by_pair.values())
     note = (
         f"Share of constraints met, 95 % bootstrap intervals over at most {most} instructions each;"
         " one Judger for all. Lower to the right: harder instructions. Higher downwards: better "

@@ -39,7 +39,7 @@ def write(runs: Sequence[RunFiles], folder: Path) -> Path:
 
 
 def default_folder(runs: Sequence[RunFiles]) -> Path:
-    """Inside the folder of a single run; beside several runs."""
+    """DIR/report for a single run; for several, `report` in their common parent folder."""
     folders = [run.folder.resolve() for run in runs]
     if len(folders) == 1:
         return runs[0].paths.report
@@ -48,7 +48,7 @@ def default_folder(runs: Sequence[RunFiles]) -> Path:
 
 def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
     """Updates the report in a run's folder, unless nothing has changed since it was written.
-    Whatever goes wrong is told to `warn`: a page must not end a run."""
+    Errors are passed to `warn`, because a page must not end a run."""
     run = RunFiles(workdir.resolve().name, workdir)
     try:
         if not _is_current(run):
@@ -58,7 +58,7 @@ def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
 
 
 def _is_current(run: RunFiles) -> bool:
-    """Whether the report in the run's folder is younger than all that it is made from."""
+    """Whether the report in the run's folder is newer than every file that it is made from."""
     page = run.paths.report / "data" / MARK
     sources = [run.paths.config, run.paths.metrics, *(file.path for file in run.sample_files())]
     sources += [run.paths.stage(round, stage).done for round in run.rounds for stage in ORDER]
@@ -67,25 +67,25 @@ def _is_current(run: RunFiles) -> bool:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Whether there is what a first report wrote before it was stopped."""
+    """Whether the folder holds only what an interrupted first report wrote."""
     return {path.name for path in folder.iterdir()} == {"data"}
 
 
 def _export_samples(
     runs: Sequence[RunFiles], folder: Path
 ) -> tuple[dict[str, list[StageCounts]], list[Row]]:
-    """Writes the samples' scripts; returns what they count by run, and a list of them."""
+    """Writes the samples' scripts. Returns the counts by run, and the list of scripts."""
     counts: dict[str, list[StageCounts]] = {}
     listed: list[Row] = []
     for number, run in enumerate(runs):
         counts[run.name] = []
         for file in run.sample_files():
             key = f"{number}/{file.key}"
-            found = samples.export(file, folder / "data" / "samples" / key, key)
-            counts[run.name].append(found)
-            place = {"run": run.name, "round": file.round, "stage": file.stage}
-            kinds = sorted(found.kinds)
-            listed.append({"key": key, **place, "samples": found.samples, "kinds": kinds})
+            stage_counts = samples.export(file, folder / "data" / "samples" / key, key)
+            counts[run.name].append(stage_counts)
+            source = {"run": run.name, "round": file.round, "stage": file.stage}
+            kinds = sorted(stage_counts.kinds)
+            listed.append({"key": key, **source, "samples": stage_counts.samples, "kinds": kinds})
     wanted = {stage["key"] for stage in listed}
     for path in (folder / "data" / "samples").glob("*/*"):
         if f"{path.parent.name}/{path.name}" not in wanted:

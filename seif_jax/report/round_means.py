@@ -6,10 +6,11 @@ from pathlib import Path
 
 from seif_jax import metrics
 from seif_jax.display import compact
+from seif_jax.metrics import Line
 from seif_jax.report.blocks import Cell
 from seif_jax.run_paths import RunPaths
 
-COLUMNS = {  # of the table: stage and metric, of which it has the mean over the stage's steps
+COLUMNS = {  # of the table: the stage and metric whose mean over the stage's steps it shows
     "instr. reward": ("instructor", "reward"),
     "format valid": ("instructor", "format_valid"),
     "Filter kept": ("generate", "kept"),
@@ -34,13 +35,14 @@ def rows(workdir: Path, rounds: Sequence[int], stages: Sequence[str]) -> list[di
 
 
 def stage_means(
-    workdir: Path, lines: Sequence[Mapping[str, float]], round: int, stage: str
+    workdir: Path, lines: Sequence[Line], round: int, stage: str
 ) -> Mapping[str, float]:
+    """The means of a stage's metrics; of its steps so far if it has not ended."""
     done = RunPaths(workdir).stage(round, stage).done
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
-    here = [line for line in lines if (line["round"], line["stage"]) == (round, stage)]
-    return metrics.means([line for line in here if line["step"] > 0])
+    steps = [line for line in lines if (line["round"], line["stage"]) == (round, stage)]
+    return metrics.means([line for line in steps if line["step"] > 0])
 
 
 def changes(shares: Mapping[int, Mapping[str, float]]) -> dict[str, str]:

@@ -73,10 +73,10 @@ class RunFiles:
         """The samples of all stages, in the order of the run; evaluations come last in a round."""
         files = []
         for round in self.rounds:
-            named = {stage: self.paths.stage(round, stage).samples for stage in ORDER}
-            named["evaluate"] = self.paths.stage(round, "follower").evaluations
+            paths = {stage: self.paths.stage(round, stage).samples for stage in ORDER}
+            paths["evaluate"] = self.paths.stage(round, "follower").evaluations
             files += [
-                SampleFile(path, round, stage) for stage, path in named.items() if path.is_file()
+                SampleFile(path, round, stage) for stage, path in paths.items() if path.is_file()
             ]
         return files
 
@@ -103,8 +103,8 @@ def _runs_at(path: Path) -> list[Path]:
         return []
     inside = sorted(run.parent for run in path.glob(f"*/{CONFIG}") if read_record(run.parent))
     if not inside:
-        found = "no such folder" if not path.exists() else "not a run's folder, nor one of runs"
-        raise UserError(f"{path}: {found} (a run's folder holds {CONFIG})")
+        fault = "no such folder" if not path.exists() else "not a run's folder, nor one of runs"
+        raise UserError(f"{path}: {fault} (a run's folder holds {CONFIG})")
     return sorted(inside, key=lambda run: natural(run.name))
 
 

@@ -35,7 +35,7 @@ Scores = dict[str, dict[str, list[float]]]  # {evaluation set: {"base" or "round
 def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
     blocks: list[Block] = []
     scores = {run.name: evaluations(counts[run.name]) for run in runs}
-    sets = list(dict.fromkeys(name for each in scores.values() for name in each))
+    sets = list(dict.fromkeys(name for by_set in scores.values() for name in by_set))
     widths = {1: ("full",), 2: ("", "double")}.get(len(sets), ("",) * len(sets))
     charts = [score_chart(runs, scores, name) for name in sets]
     blocks += [replace(chart, width=width) for chart, width in zip(charts, widths, strict=True)]
@@ -60,8 +60,8 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
 
 
 def evaluations(counts: Sequence[StageCounts]) -> Scores:
-    """Every prompt's share of constraints met, by evaluation set and model: the base is what the
-    first round's Follower starts from, a round's model what its Follower stage ends with."""
+    """The share of constraints met per prompt, by evaluation set and model: the base
+    that the first Follower starts from, and the Follower at the end of each round."""
     scores: Scores = {}
     for stage in counts:
         for name, steps in stage.prompts.items():
@@ -91,13 +91,14 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
         base = figures.GREY if len(runs) == 1 else series_colour(i)
         colours = [base if model == "base" else series_colour(i) for model in models]
         drawn.append(Bars(run.name, list(models), means, colours, low, high))
-        said = ", ".join(
+        alt = ", ".join(
             f"{model} {mean:.1%} ({a:.1%} to {b:.1%})"
             for model, mean, a, b in zip(models, means, low, high, strict=True)
         )
-        alts.append(f"{run.name}: {said}" if len(runs) > 1 else said)
+        alts.append(f"{run.name}: {alt}" if len(runs) > 1 else alt)
     figure = bars.bars(drawn, y="constraints met", share=True)
-    prompts = len(next(iter(scores[run.name][name].values()))) if (run := runs[0]) else 0
+    first = next(by_set[name] for by_set in scores.values() if name in by_set)
+    prompts = len(next(iter(first.values())))
     note = f"Share of constraints met on {prompts} prompts; 95 % bootstrap intervals"
     return Chart(f"score-{name}", f"Evaluation set {name}", figure, "; ".join(alts), note)
 
@@ -114,13 +115,13 @@ def rounds_table(runs: Sequence[RunFiles]) -> Table:
 
 
 def stage_secs(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Seconds of a stage by phase; "other" is what its steps took beyond the phases."""
+    """Seconds of a stage by phase; "other" is the rest of the time of its steps."""
     secs = {
         label: sum(line.get(f"secs/{phase}") or 0.0 for line in steps)
         for phase, (label, _) in PHASES.items()
     }
-    whole = sum(line.get("secs/total") or 0.0 for line in steps)
-    return secs | {"other": max(whole - sum(secs.values()), 0.0)}
+    total = sum(line.get("secs/total") or 0.0 for line in steps)
+    return secs | {"other": max(total - sum(secs.values()), 0.0)}
 
 
 def _timed(run: RunFiles) -> bool:
@@ -128,27 +129,27 @@ def _timed(run: RunFiles) -> bool:
 
 
 def _stages(run: RunFiles) -> list[tuple[str, list[Metrics]]]:
-    """("round 1 follower", its steps) of every stage that has some, in order."""
+    """("round 1 follower", its steps) for every stage that has steps, in order."""
     pairs = [(round, stage) for round in run.rounds for stage in ORDER if stage != "evaluate"]
-    named = [(f"round {round} {stage}", run.steps(stage, round)) for round, stage in pairs]
-    return [(name, steps) for name, steps in named if steps]
+    stages = [(f"round {round} {stage}", run.steps(stage, round)) for round, stage in pairs]
+    return [(name, steps) for name, steps in stages if steps]
 
 
 def time_chart(run: RunFiles) -> Chart:
     stages = _stages(run)
     secs = [stage_secs(steps) for _, steps in stages]
-    whole = sum(sum(each.values()) for each in secs)
-    unit, size = ("hours", 3600) if whole > 2 * 3600 else ("minutes", 60)
+    total = sum(sum(phases.values()) for phases in secs)
+    unit, size = ("hours", 3600) if total > 2 * 3600 else ("minutes", 60)
     colours = {label: colour for label, colour in PHASES.values()} | {"other": figures.GREY}
     names = [name for name, _ in stages]
     drawn = [
-        Bars(label, names, [each[label] / size for each in secs], colour)
+        Bars(label, names, [phases[label] / size for phases in secs], colour)
         for label, colour in colours.items()
-        if any(each[label] for each in secs)
+        if any(phases[label] for phases in secs)
     ]
     figure = bars.bars(drawn, x=unit, stacked=True, sideways=True)
-    sums = {label: sum(each[label] for each in secs) for label in colours}
-    alt = ", ".join(f"{label} {value / max(whole, 1e-9):.0%}" for label, value in sums.items())
+    sums = {label: sum(phases[label] for phases in secs) for label in colours}
+    alt = ", ".join(f"{label} {value / max(total, 1e-9):.0%}" for label, value in sums.items())
     title = "Time by phase"
     return Chart("time-by-phase", title, figure, f"{title}: {alt}.", width="full")
 

@@ -21,8 +21,8 @@ def load(run: RunFiles) -> dict[str, Models]:
     """{suite: its scores by model}; {} if no suite was scored."""
     suites: dict[str, Models] = {}
     for path in (run.folder / SCORES, *sorted(run.folder.glob(f"*/{SCORES}"))):
-        for suite, found in _read(path).items():
-            for model, about in found["models"].items():
+        for suite, entry in _read(path).items():
+            for model, about in entry["models"].items():
                 if model == BASE or model.startswith("round_"):
                     suites.setdefault(suite, {})[model] = about["scores"]
     return {
@@ -50,12 +50,12 @@ def main_scores(models: Models) -> list[str]:
 
 def blocks(runs: Sequence[RunFiles]) -> list[Block]:
     """A chart of each suite's first score, and a table of all of them."""
-    found = {run.name: load(run) for run in runs}
-    names = list(dict.fromkeys(name for suites in found.values() for name in suites))
+    scores_by_run = {run.name: load(run) for run in runs}
+    names = list(dict.fromkeys(name for suites in scores_by_run.values() for name in suites))
     if not names:
         return []
-    charts = [suite_chart(runs, found, name) for name in names]
-    return [*charts, suite_table(runs, found)]
+    charts = [suite_chart(runs, scores_by_run, name) for name in names]
+    return [*charts, suite_table(runs, scores_by_run)]
 
 
 def shown(model: str) -> str:
@@ -63,11 +63,11 @@ def shown(model: str) -> str:
 
 
 def suite_chart(
-    runs: Sequence[RunFiles], found: Mapping[str, Mapping[str, Models]], suite: str
+    runs: Sequence[RunFiles], scores_by_run: Mapping[str, Mapping[str, Models]], suite: str
 ) -> Chart:
     drawn, words, score = [], [], ""
     for i, run in enumerate(runs):
-        models = found[run.name].get(suite, {})
+        models = scores_by_run[run.name].get(suite, {})
         score = score or next(iter(main_scores(models)), "")
         estimates = {model: scores[score] for model, scores in models.items() if score in scores}
         if not estimates:
@@ -77,10 +77,10 @@ def suite_chart(
             Bars(
                 run.name,
                 [shown(model) for model in estimates],
-                [each["value"] for each in estimates.values()],
+                [estimate["value"] for estimate in estimates.values()],
                 [base if model == BASE else series_colour(i) for model in estimates],
-                [each["low"] for each in estimates.values()],
-                [each["high"] for each in estimates.values()],
+                [estimate["low"] for estimate in estimates.values()],
+                [estimate["high"] for estimate in estimates.values()],
             )
         )
         words += [f"{run.name} {shown(m)}: {e['value']:.3g}" for m, e in estimates.items()]
@@ -89,10 +89,12 @@ def suite_chart(
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
 
 
-def suite_table(runs: Sequence[RunFiles], found: Mapping[str, Mapping[str, Models]]) -> Table:
+def suite_table(
+    runs: Sequence[RunFiles], scores_by_run: Mapping[str, Mapping[str, Models]]
+) -> Table:
     rows: list[dict[str, Cell]] = []
     for run in runs:
-        for suite, models in found[run.name].items():
+        for suite, models in scores_by_run[run.name].items():
             for score in main_scores(models):
                 row: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
                 row |= {"suite": suite, "score": score}

@@ -58,16 +58,16 @@ def _trusted(both: Agreement) -> bool:
 
 
 def verdict(both: Agreement) -> str:
-    """What the counts come to, in a sentence."""
+    """The counts in one sentence."""
     share, yes, rule = both.share or 0.0, both.both_yes or 0.0, both.rule_yes or 0.0
-    said = (
+    sentence = (
         f"Judger and rule agree on {share:.0%} of {both.count:,} constraints. "
         f"The Judger says yes to {yes:.0%}, the rules to {rule:.0%}"
     )
     if both.kappa is None:
-        return f"{said}; both say the same of every one, so kappa is undefined."
+        return f"{sentence}; both say the same of every one, so kappa is undefined."
     strength = next(word for least, word in STRENGTHS if both.kappa >= least)
-    return f"{said}: kappa {both.kappa:.2f}, {strength}."
+    return f"{sentence}: kappa {both.kappa:.2f}, {strength}."
 
 
 STRENGTHS = (  # Landis and Koch (1977)
@@ -82,19 +82,19 @@ STRENGTHS = (  # Landis and Koch (1977)
 
 def _by_step(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> list[Agreement]:
     """The agreement of every step of the role, in the order of `run.steps`."""
-    held = {
+    by_position = {
         (stage.round, step): counts.agreement
         for stage in stages
         for step, counts in stage.steps.items()
     }
-    places = [(line["round"], line["step"]) for line in run.steps(role)]
-    return [held.get(place, Agreement()) for place in places]
+    positions = [(line["round"], line["step"]) for line in run.steps(role)]
+    return [by_position.get(position, Agreement()) for position in positions]
 
 
 def agreement_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
     steps = run.steps(role)
     by_step = _by_step(run, role, stages)
-    share, kappa = [each.share for each in by_step], [each.kappa for each in by_step]
+    share, kappa = [a.share for a in by_step], [a.kappa for a in by_step]
     drawn = [
         Line("agreement", x_of(steps), share, figures.TEAL, text=labels(steps)),
         Line("kappa", x_of(steps), kappa, figures.PINK, text=labels(steps)),
@@ -125,10 +125,10 @@ def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
 
 def missing_chart(run: RunFiles, role: str) -> Chart | None:
     steps = run.steps(role)
-    named = {"no_verdict": "Judger", "filter_no_verdict": "Filter"}
+    metrics = {"no_verdict": "Judger", "filter_no_verdict": "Filter"}
     drawn = [
         Line(label, x_of(steps), [line.get(key) for line in steps], colour)
-        for (key, label), colour in zip(named.items(), (figures.PINK, figures.GOLD), strict=True)
+        for (key, label), colour in zip(metrics.items(), (figures.PINK, figures.GOLD), strict=True)
         if any_value([line.get(key) for line in steps])
     ]
     if not drawn:
@@ -211,12 +211,12 @@ def reliability(role: str, stages: Sequence[StageCounts]) -> Chart | None:
         [sum(bins) for bins in zip(*(stage.probs[rule] for stage in stages), strict=True)]
         for rule in (0, 1)
     )
-    held = [b for b in range(PROB_BINS) if no[b] + yes[b] >= MIN_BIN]
-    if not held:
+    filled = [b for b in range(PROB_BINS) if no[b] + yes[b] >= MIN_BIN]
+    if not filled:
         return None
-    x = [(b + 0.5) / PROB_BINS for b in held]
-    y = [yes[b] / (no[b] + yes[b]) for b in held]
-    text = [f"{no[b] + yes[b]:,} verdicts" for b in held]
+    x = [(b + 0.5) / PROB_BINS for b in filled]
+    y = [yes[b] / (no[b] + yes[b]) for b in filled]
+    text = [f"{no[b] + yes[b]:,} verdicts" for b in filled]
     drawn = [
         Line("calibrated", [0.0, 1.0], [0.0, 1.0], figures.GREY, dash="dot"),
         Line("Judger", x, y, series_colour(0), text=text),
