@@ -128,7 +128,7 @@ class ModelBundle:
 
     model: Model
     tokenizer: Tokenizer
-    carried: dict[str, bytes]
+    extra_files: dict[str, bytes]
 
     @classmethod
     def load(cls, path: str | Path | None, chat: ChatSettings | None = None) -> "ModelBundle":
@@ -143,12 +143,12 @@ class ModelBundle:
         if stage:
             path = run_of(stage.folder).base_model
         if path.is_dir():
-            config, carried = hf.read_config(path), hf.carried(path)
+            config, extra_files = hf.read_config(path), hf.read_extra_files(path)
         else:
             config = models.open_source(path).config
             generation = {k: v for k, v in config.items() if k.endswith("_token_id")}
-            carried = {hf.GENERATION: (json.dumps(generation, indent=2) + "\n").encode()}
-        base = cls(models.describe(config, path), Tokenizer.load(path, chat), carried)
+            extra_files = {hf.GENERATION: (json.dumps(generation, indent=2) + "\n").encode()}
+        base = cls(models.describe(config, path), Tokenizer.load(path, chat), extra_files)
         if base.tokenizer.vocab_size > base.model.config.vocab:
             raise UserError(
                 f"{path}: the tokenizer has {base.tokenizer.vocab_size} tokens, the model only "
@@ -161,7 +161,7 @@ class ModelBundle:
         adapters."""
         with atomic_path(folder) as temporary:
             temporary.mkdir()
-            hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.carried)
+            hf.write_base(temporary, self.model.hf_config, self.tokenizer, self.extra_files)
             if adapters:
                 write_json(temporary / hf.ADAPTER_CONFIG, adapters.peft_config())
 
@@ -179,7 +179,7 @@ class ModelBundle:
                 checkpoints.save(0, params=load())
 
     def with_card(self, text: str) -> "ModelBundle":
-        return replace(self, carried={**self.carried, hf.CARD: text.encode()})
+        return replace(self, extra_files={**self.extra_files, hf.CARD: text.encode()})
 
     def export(self, folder: Path, params: Any, dtype: Any) -> None:
         """Writes a Hugging Face folder that transformers loads. All processes must call this: the
@@ -196,9 +196,11 @@ class ModelBundle:
         """The same for weights under their Hugging Face names, all of `dtype`. scan: refuse NaN and
         infinity, as `scanned` does."""
         nbytes = models.num_params(self.model) * np.dtype(dtype).itemsize
-        config, carried = self.model.hf_config, self.carried
+        config, extra_files = self.model.hf_config, self.extra_files
         tensors = scanned(folder, tensors) if scan else tensors
-        hf.write_hf(folder, config, tensors, nbytes, tokenizer=self.tokenizer, carried=carried)
+        hf.write_hf(
+            folder, config, tensors, nbytes, tokenizer=self.tokenizer, extra_files=extra_files
+        )
 
 
 def _chat_settings(path: Path) -> ChatSettings | None:
@@ -280,7 +282,7 @@ def export_adapter(path: str | Path, folder: Path, base: ModelBundle, dtype: Any
         raise UserError(f"{path}: no checkpoint of a run with adapters (config.lora.rank)")
     tensors = lora.export(load_adapter(stage, base.model, adapters), dtype)
     weights = dict(scanned(folder, tensors))
-    card = {name: text for name, text in base.carried.items() if name == hf.CARD}
+    card = {name: text for name, text in base.extra_files.items() if name == hf.CARD}
     hf.write_adapter(folder, adapters.peft_config(), weights, card)
     return sum(value.size for value in weights.values())
 

@@ -85,7 +85,7 @@ def write(folder: Path) -> None:
         tensors(),
         size,
         tokenizer=NoTokenizer(),
-        carried={},
+        extra_files={},
         shard_bytes=size // 2 + 1,
     )
 

@@ -31,7 +31,11 @@ def weights(dtype: Any = np.float32):
 
 
 def write(dst, tensors, config=None, **options):
-    options = {"tokenizer": NoFiles(), "carried": {"generation_config.json": GENERATION}, **options}
+    options = {
+        "tokenizer": NoFiles(),
+        "extra_files": {"generation_config.json": GENERATION},
+        **options,
+    }
     size = sum(value.nbytes for value in tensors.values())
     hf.write_hf(dst, config or tiny_config(300), tensors.items(), size, **options)
     return dst
@@ -54,7 +58,7 @@ def test_round_trip(tmp_path, dtype, shard_bytes):
         got = source.get(name)
         assert got.dtype == value.dtype
         np.testing.assert_array_equal(got, value)
-    assert hf.carried(tmp_path / "m") == {"generation_config.json": GENERATION}
+    assert hf.read_extra_files(tmp_path / "m") == {"generation_config.json": GENERATION}
 
 
 def test_strided_arrays_are_written_in_order(tmp_path):
@@ -110,7 +114,7 @@ def test_nothing_half_written(tmp_path):
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        hf.write_hf(folder, {}, breaks(), 12, tokenizer=NoFiles(), carried={})
+        hf.write_hf(folder, {}, breaks(), 12, tokenizer=NoFiles(), extra_files={})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
@@ -141,9 +145,12 @@ def test_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
     big, small = np.ones(20_000, np.float32), np.ones(10, np.float32)
     with mounted(tmp_path / "disk", "64k") as disk:
-        for tensors, carried in (({"a": big}, {}), ({"a": small}, {"README.md": bytes(80_000)})):
+        for tensors, extra_files in (
+            ({"a": big}, {}),
+            ({"a": small}, {"README.md": bytes(80_000)}),
+        ):
             with pytest.raises(UserError, match=f"{disk}/m: No space left on device"):
-                write(disk / "m", tensors, carried=carried)
+                write(disk / "m", tensors, extra_files=extra_files)
             assert not list(disk.iterdir())
 
 
@@ -270,7 +277,7 @@ def test_byte_order_marks_are_read_over(tmp_path, encoding):
     assert (source.config, sorted(source.names())) == (
         {**tiny_config(300), "torch_dtype": "float32"}, ["a", "b", "c"],
     )  # fmt: skip
-    assert hf.carried(folder) == {"generation_config.json": GENERATION}
+    assert hf.read_extra_files(folder) == {"generation_config.json": GENERATION}
 
 
 def test_duplicated_weights(tmp_path):

@@ -128,7 +128,7 @@ def test_peft_loads_what_is_written(kind, tmp_path):
     case = reference(kind)
     tensors = [(name, case.source.get(name)) for name in case.source.names()]
     config = case.model.hf_config
-    hf.write_hf(tmp_path / "base", config, tensors, 0, tokenizer=NoTokenizer(), carried={})
+    hf.write_hf(tmp_path / "base", config, tensors, 0, tokenizer=NoTokenizer(), extra_files={})
     adapter = from_peft(case.model, case.spec, case.tensors)
     written = dict(lora.export(adapter, "float32"))
     hf.write_adapter(tmp_path / "adapter", case.spec.peft_config(), written, {})

@@ -70,8 +70,8 @@ def model_folder(folder: Path, seed: int = 11, **changes: Any) -> Path:
     params = models.init(model, seed)
     digits = jnp.array([tokenizer.encode(digit)[0] for digit in "01"])
     params["head"] = params["head"].at[digits].multiply(4.0)
-    carried = {"generation_config.json": b'{"eos_token_id": 2}'}
-    ModelBundle(model, tokenizer, carried).export(folder, params, "float32")
+    extra_files = {"generation_config.json": b'{"eos_token_id": 2}'}
+    ModelBundle(model, tokenizer, extra_files).export(folder, params, "float32")
     return folder
 
 

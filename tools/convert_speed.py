@@ -42,7 +42,7 @@ def write(folder: Path, model: models.Model, tensors: Any) -> None:
     shard_bytes = size // 3 + 1
     config = model.hf_config
     hf.write_hf(
-        folder, config, tensors, size, tokenizer=NOBODY, carried={}, shard_bytes=shard_bytes
+        folder, config, tensors, size, tokenizer=NOBODY, extra_files={}, shard_bytes=shard_bytes
     )
 
 

@@ -1,4 +1,4 @@
-"""Decoder models: described, loaded, exported and run, the same way for every family.
+"""Decoder models. All families share one way to describe, load, export and run them.
 
 Weights are nested dicts of arrays, `{"embed": [V, D], "layers": {"q": [L, N, H, D], …}, …}`. The
 nnx modules in decoder.py declare their names, shapes, axes and initialization, and do nothing else.

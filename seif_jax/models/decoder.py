@@ -1,8 +1,8 @@
-"""The decoder: its shape, its weights with their Hugging Face names, and its one layer.
+"""The decoder: its shape, its weights with their Hugging Face names, and its layer.
 
-`Architecture` is what Llama, Mistral and Qwen compute; another one subclasses it and overrides what
-differs. Every forward pass (prefill, decoding, learner, reference, Judger) goes through its
-methods, and the passes differ only in how attention reads keys and values.
+`Architecture` is what Llama, Mistral and Qwen compute. Other architectures subclass it and override
+what differs. Every forward pass (prefill, decoding, learner, reference, Judger) calls its methods;
+the passes differ only in how attention reads keys and values.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ from seif_jax.models import layers
 from seif_jax.models.attention import Visible, causal
 from seif_jax.models.layers import Rope, linear, rms_norm, rotate, weight
 
-# Our names -> Hugging Face's, where `{}` is the layer's number. Both store [out, in]; ours keep
-# heads and head dimensions as two axes. A model has those weights that its config asks for.
+# Our names -> Hugging Face's, where `{}` is the layer's index. Both store [out, in]; ours keep
+# heads and head dimensions as two axes. A model has only the weights that its config calls for.
 NAMES = {
     "embed": "model.embed_tokens.weight",
     "norm": "model.norm.weight",
@@ -42,12 +42,12 @@ NAMES = {
     "layers/down": "model.layers.{}.mlp.down_proj.weight",
 }
 
-PROJECTED = "projected"  # the name of projections' results in policies of jax.checkpoint
+PROJECTED = "projected"  # the projections' outputs, as policies of jax.checkpoint name them
 
-LayerWeights = Mapping[str, Array]  # of one layer, by name
+LayerWeights = Mapping[str, Array]  # one layer's weights by name
 State = TypeVar("State")
-# Queries [B T N H], keys and values [B T K H] of the new tokens -> what attention returns for them
-# [B T N H], and whatever the caller wants to keep, such as its cache.
+# Queries [B T N H], keys and values [B T K H] of the new tokens -> attention's output for them
+# [B T N H], and state that is handed back to the caller, such as its cache.
 Attend = Callable[
     [Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]],
     tuple[Float[Array, "B T N H"], State],
@@ -56,7 +56,7 @@ Attend = Callable[
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder: everything in config.json that affects the numbers."""
+    """The shape of a decoder: everything in config.json that affects what it computes."""
 
     architecture: "Architecture"
     vocab: int
@@ -68,12 +68,12 @@ class ModelConfig:
     mlp: int
     norm_eps: float
     rope_frequencies: tuple[float, ...]  # radians per position of each pair of dimensions [H/2]
-    rope_scale: float  # factor of cosine and sine
+    rope_scale: float  # multiplies cosines and sines
     qkv_bias: bool  # queries, keys and values have biases
-    qk_norm: bool  # queries and keys are normalized, each head by itself
+    qk_norm: bool  # queries and keys are normalized per head
     tied: bool  # the output projection is the embedding
     max_positions: int
-    lora_scale: float = 0.0  # of adapters, if the weights have any
+    lora_scale: float = 0.0  # multiplies the adapters' output, if the weights include adapters
 
 
 def project(
@@ -88,7 +88,7 @@ def project(
 
 
 class Layers(nnx.Module):
-    """All layers' weights, stacked on the leading axis."""
+    """The weights of all layers, stacked on a leading axis."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         L, D, N, K, H, F = c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.mlp
@@ -111,7 +111,7 @@ class Layers(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """All weights of a model; modules declare weights and do nothing else."""
+    """All weights of a model. Like `Layers`, it only declares them."""
 
     def __init__(self, c: ModelConfig, rngs: nnx.Rngs):
         self.embed = weight(rngs, (c.vocab, c.width), "vocab embed", c.width)
@@ -126,8 +126,8 @@ class Architecture:
     """What Llama, Mistral and Qwen compute. Others override methods or set other values.
 
     names        our names of the weights -> Hugging Face's
-    activation   of the MLP's gate
-    visible      which keys a query sees, by their positions
+    activation   applied to the MLP's gate
+    visible      which keys a query may see, given the positions of both
     """
 
     names: Mapping[str, str] = field(default_factory=lambda: NAMES, hash=False, repr=False)
@@ -149,13 +149,14 @@ class Architecture:
         return layers.embed(table, tokens)
 
     def rope(self, c: ModelConfig, positions: Int[Array, "B T"]) -> Rope:
-        """The rotary embedding, which all layers share."""
+        """The rotary embedding at these positions; all layers share it."""
         return layers.rope(c.rope_frequencies, c.rope_scale, positions)
 
     def norm(
         self, c: ModelConfig, x: Float[Array, "*S D"], scale: Float[Array, "D"]
     ) -> Float[Array, "*S D"]:
-        """The norm before attention and MLP, of queries and keys, and after the last layer."""
+        """The norm that is applied before attention, before the MLP, to queries and keys, and after
+        the last layer."""
         return rms_norm(x, scale, c.norm_eps)
 
     def layer(
@@ -167,13 +168,13 @@ class Architecture:
         attend: Attend[State],
         dtype: DTypeLike,
     ) -> tuple[Float[Array, "B T D"], State]:
-        """One layer: pre-norm attention and pre-norm MLP, each added to the residual stream.
+        """One layer: pre-norm attention and pre-norm MLP, each added to the residual stream x.
 
-        Returns the new stream and the state that `attend` returned.
+        Returns the new residual stream and the state that `attend` returned.
         """
         q, k, v = self.qkv(c, w, self.norm(c, x, w["attn_norm"]), rope, dtype)
-        mixed, state = attend(q, k, v)
-        x = x + project(c, w, "o", mixed.reshape(*x.shape[:2], -1), dtype)
+        heads, state = attend(q, k, v)
+        x = x + project(c, w, "o", heads.reshape(*x.shape[:2], -1), dtype)
         return x + self.mlp(c, w, self.norm(c, x, w["mlp_norm"]), dtype), state
 
     def qkv(
@@ -184,7 +185,7 @@ class Architecture:
         rope: Rope,
         dtype: DTypeLike,
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Queries, keys and values, the former two rotated."""
+        """Queries and keys, both rotated, and values."""
         heads = (*x.shape[:2], -1, c.head_dim)
         q, k, v = (project(c, w, name, x, dtype).reshape(heads) for name in "qkv")
         if c.qkv_bias:

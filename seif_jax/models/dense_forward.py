@@ -1,4 +1,4 @@
-"""The model over right-padded rows of tokens, after whatever keys and values are cached."""
+"""The forward pass over right-padded rows of tokens, which may follow cached keys and values."""
 
 from collections.abc import Sequence
 
@@ -25,12 +25,12 @@ def forward(
     *,
     dtype: DTypeLike,
 ) -> tuple[Float[Array, "B T D"], Segment]:
-    """Runs T new tokens of each row after `context`; layers are scanned.
+    """Runs the layers, as a scan, on T new tokens per row.
 
-    context: keys and values of what precedes the tokens, stacked over layers: k, v [L K b S H].
-    Padding must be on the right, at later positions than the tokens of its row.
+    context: cached keys and values of the tokens before these, stacked over layers: k, v
+    [L K b S H]. Padding must be on the right, at later positions than the tokens of its row.
 
-    Returns the final hidden states (normalized, float32) and the new keys and values, k, v
+    Returns the final hidden states (normalized, float32), and the new tokens' keys and values: k, v
     [L K B T H] in the cache's dtype.
     """
     model = c.architecture
@@ -42,12 +42,12 @@ def forward(
         w, cached = jax.tree.map(from_bits, scanned)
         past = [Segment(k, v, s.positions) for (k, v), s in zip(cached, context, strict=True)]
 
-        def read(q: Array, k: Array, v: Array) -> tuple[Array, KV]:
+        def attend_with_context(q: Array, k: Array, v: Array) -> tuple[Array, KV]:
             q, k, v = heads_first(q, k, v, dtype)
             segments = [*past, Segment(k, v, positions)]
             return heads_last(attend(q, positions, segments, dtype, model.visible)), (k, v)
 
-        return model.layer(c, w, x, rope, read, dtype)
+        return model.layer(c, w, x, rope, attend_with_context, dtype)
 
     x = model.embed(c, params["embed"], tokens)
     stacked = (params["layers"], [(s.k, s.v) for s in context])
@@ -56,5 +56,5 @@ def forward(
 
 
 def logits(params: Params, hidden: Float[Array, "*B D"], dtype: DTypeLike) -> Float[Array, "*B V"]:
-    """The output projection, float32."""
+    """The output projection: float32 logits over the vocabulary."""
     return linear(hidden, head.weight(params), dtype)

@@ -1,4 +1,4 @@
-"""The pieces that layers are built from. Weights are plain arrays; dimensions are single letters.
+"""The functions that layers are built from. Weights are plain arrays; dimensions are letters.
 
 B rows (sequences)            b rows of keys and values; each serves B/b consecutive query rows
 T query positions             S key positions
@@ -28,7 +28,8 @@ def weight(
 ) -> nnx.Param:
     """Declares a float32 weight with named logical axes.
 
-    It starts normal with standard deviation fan_in^-1/2; without a fan_in, as ones.
+    It is initialized from a normal distribution with standard deviation fan_in^-1/2, or with ones
+    if there is no fan_in.
     """
     if fan_in is None:
         value = jnp.ones(shape, jnp.float32)
@@ -40,10 +41,10 @@ def weight(
 def embed(
     table: Float[Array, "V D"] | UInt16[Array, "V D"], tokens: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
-    """Looks up rows of the table, which may be given `as_bits`; the result is float32.
+    """Looks up the tokens' embeddings, in float32. The table may be in the form of `as_bits`.
 
-    Under a mesh each device looks up its own columns of its own vocabulary rows and sends them to
-    the devices that need them. That moves far less than the table.
+    Under a mesh each device looks up tokens in its own shard of the table, and sends the results to
+    the devices that need them. That moves far fewer bytes than gathering the table.
     """
     width = table.shape[1]
 
@@ -62,9 +63,9 @@ def embed(
 
 
 def _take_rows(table: Array, tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
-    first = collectives.shard_offset(len(table), "vocab")
-    local = (tokens >= first) & (tokens < first + len(table))
-    rows = jnp.take(as_bits(table), jnp.where(local, tokens - first, 0), axis=0)
+    first_id = collectives.shard_offset(len(table), "vocab")
+    local = (tokens >= first_id) & (tokens < first_id + len(table))
+    rows = jnp.take(as_bits(table), jnp.where(local, tokens - first_id, 0), axis=0)
     rows = from_bits(rows).astype(jnp.float32)
     return collectives.psum(jnp.where(local[..., None], rows, 0.0), "vocab")
 
@@ -72,12 +73,12 @@ def _take_rows(table: Array, tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
 def linear(
     x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: DTypeLike
 ) -> Float[Array, "*S O"]:
-    """x times the transpose of w: operands in `dtype`, the result in float32."""
+    """Multiplies x by the transpose of w. Operands are cast to `dtype`; the result is float32."""
     return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*S D"]:
-    """Root-mean-square norm (arXiv 1910.07467), in float32."""
+    """RMSNorm (arXiv 1910.07467), in float32."""
     x = x.astype(jnp.float32)
     return x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
 
@@ -90,8 +91,11 @@ class Rope(NamedTuple):
 
 
 def rope(frequencies: Sequence[float], scale: float, positions: Int[Array, "B T"]) -> Rope:
-    """frequencies: radians per position of each pair of dimensions [H/2]; scale: a factor of both
-    cosine and sine."""
+    """The rotary embedding's cosines and sines at these positions.
+
+    frequencies: radians per position of each pair of dimensions [H/2]. scale: multiplies cosines
+    and sines.
+    """
     angles = positions[:, :, None, None, None].astype(jnp.float32) * jnp.array(
         frequencies, jnp.float32
     )
@@ -100,6 +104,7 @@ def rope(frequencies: Sequence[float], scale: float, positions: Int[Array, "B T"
 
 
 def rotate(x: Float[Array, "B T h H"], rope: Rope) -> Float[Array, "B T h H"]:
-    """Rotary embedding (arXiv 2104.09864) in the half-split order of Hugging Face checkpoints."""
+    """Applies the rotary embedding (arXiv 2104.09864) in Hugging Face's order, which pairs
+    dimension i with i + H/2."""
     halves = x.reshape(*x.shape[:-1], 2, -1)
     return (halves * rope.cos + halves[..., ::-1, :] * rope.sin).reshape(x.shape)

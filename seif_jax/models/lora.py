@@ -1,8 +1,9 @@
 """LoRA (arXiv 2106.09685): trained low-rank matrices A and B for frozen projections, as in PEFT.
 
 A projection W [out, in] becomes W + (alpha/rank)·B·A, with A [r, in] and B [out, r]. In a tree of
-weights they are siblings of W: "q_a" [L, r, in] and "q_b" [L, out, r] of "q"; `layers.project`
-applies them if they exist. A tree of adapters holds only these; `join` adds it to its base.
+weights A and B are siblings of W: "q_a" [L, r, in] and "q_b" [L, out, r] next to "q".
+`decoder.project` applies them if they exist. A tree of adapters has nothing else; `join` combines
+it with its base.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,9 @@ from seif_jax.models import Model, Params, decoder
 from seif_jax.models.io.to_device import ShardingRule, single_device
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-MODULES = {name: decoder.NAMES[f"layers/{name}"].split(".")[-2] for name in TARGETS}  # HF's names
+MODULES = {  # the targets' names in Hugging Face models
+    name: decoder.NAMES[f"layers/{name}"].split(".")[-2] for name in TARGETS
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Lora:
     rank: int
     alpha: float
     targets: tuple[str, ...]  # a subset of TARGETS
-    base: str | None  # the model that they adapt, a path or name for `models.resolve`
+    base: str | None  # the model that is adapted: a path or name for `models.resolve`
 
     @property
     def scale(self) -> float:
@@ -39,8 +42,8 @@ class Lora:
 
     @classmethod
     def from_peft(cls, config: Mapping[str, object], where: str = "adapter_config.json") -> "Lora":
-        """Reads what `peft_config` made. Raises UserError, naming the file `where` and the key, if
-        a value is missing or has a wrong type."""
+        """The inverse of `peft_config`. where: the file, for errors. Raises UserError, naming the
+        key, if a value is missing or has a wrong type."""
         modules = field(config, "target_modules", TEXTS, where=where)
         targets = tuple(name for name in TARGETS if MODULES[name] in modules)
         base = field(config, "base_model_name_or_path", TEXT, None, where)
@@ -64,7 +67,7 @@ class Lora:
 
 
 def adapted(model: Model, lora: Lora) -> Model:
-    """The model with the scale of its adapters in its config."""
+    """The model with the adapters' scale in its config."""
     return model._replace(config=replace(model.config, lora_scale=lora.scale))
 
 
@@ -85,8 +88,8 @@ def shapes(model: Model, lora: Lora, rule: ShardingRule = single_device) -> Para
 
 
 def init(shapes: Params, key: jax.Array) -> Params:
-    """Initialises adapters as PEFT does: A uniform in ±in^-1/2, B zero. The values of a matrix
-    depend only on the key and its name."""
+    """Initializes adapters as PEFT does: A uniformly in ±in^-1/2, B with zeros. A matrix depends
+    only on the key and its name, not on which other targets there are."""
     layers = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes["layers"].items()}
     for i, name in enumerate(f"{target}_a" for target in TARGETS):
         if name in layers:
@@ -97,13 +100,13 @@ def init(shapes: Params, key: jax.Array) -> Params:
 
 
 def join(base: Params, adapter: Params) -> Params:
-    """One tree with the weights of both; nothing is copied. `base` may be {}."""
+    """One tree with the weights of both, without copying them. `base` may be {}."""
     return {**base, **adapter, "layers": {**base.get("layers", {}), **adapter["layers"]}}
 
 
 def merge(base: Params, adapter: Params, scale: float) -> Params:
-    """Adds the adapters to the base's weights: in float32, one layer at a time, then cast to the
-    base's dtype."""
+    """The base's weights with the adapters added: computed in float32, one layer at a time, and
+    cast to the base's dtype."""
     matrices, layers = adapter["layers"], dict(base["layers"])
     for name in TARGETS:
         if f"{name}_a" in matrices:

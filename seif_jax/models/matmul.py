@@ -1,4 +1,4 @@
-"""Matrix products in a chosen dtype, with workarounds for XLA's CPU backend."""
+"""Matrix multiplication in a chosen dtype, with workarounds for XLA's CPU backend."""
 
 import math
 from functools import partial
@@ -10,26 +10,28 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-# The platform that programs are compiled for, if they do not run on this machine.
+# The platform to compile for, if programs are not compiled for this machine.
 target_platform = jax.make_user_context(None)
 
 FEW_ROWS = 128
 
 
 def platform() -> str:
-    """The platform that programs run on: "cpu", "gpu" or "tpu"."""
+    """The platform that programs are compiled for: "cpu", "gpu" or "tpu"."""
     return target_platform.value or jax.default_backend()
 
 
 def cache_dtype(dtype: DTypeLike) -> DTypeLike:
     """The dtype of attention and of the key/value cache: `dtype`, but float32 on the CPU, where XLA
-    has no batched bf16 x bf16 -> float32 product."""
+    has no batched bf16 x bf16 -> float32 matmul."""
     return jnp.float32 if platform() == "cpu" else dtype
 
 
 def as_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
-    """On the CPU, views bfloat16 as uint16; returns all else unchanged. To gather or slice a
-    bfloat16 array, XLA's CPU backend would convert all of it to float32."""
+    """Views a bfloat16 array as uint16 on the CPU; returns any other array unchanged.
+
+    XLA's CPU backend gathers and slices bfloat16 arrays by converting all of them to float32.
+    """
     view = platform() == "cpu" and x.dtype == jnp.bfloat16
     return lax.bitcast_convert_type(x, jnp.uint16) if view else x
 
@@ -42,12 +44,11 @@ def from_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
 def matmul(
     x: Float[Array, "*b m n"], w: Float[Array, "*b p q"], axis: int, dtype: DTypeLike
 ) -> Float[Array, "*b m _"]:
-    """Multiplies the rows of x with the rows (axis -1) or the columns (axis -2) of w; with three
-    axes, batched over the leading one. The operands are cast to `dtype`; sums, the result and both
-    gradients are float32.
+    """x @ w.T (axis -1) or x @ w (axis -2), batched over the leading axis if there are three.
 
-    Because the casts are inside, float32 master weights get float32 gradients, while every matmul,
-    also in the backward pass, runs at the speed of `dtype`.
+    axis: the axis of w that is summed over. The operands are cast to `dtype`; sums and the result
+    are float32. Because the casts are inside, float32 master weights get float32 gradients, while
+    every matmul, including those of the backward pass, runs at the speed of `dtype`.
     """
     return cast(Array, _matmul(x, w, axis, dtype))
 
@@ -57,7 +58,7 @@ def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = jnp.dtype(cache_dtype(dtype) if batch else dtype)
     x, w = x.astype(dtype), w.astype(dtype)
-    product = partial(
+    dot = partial(
         lax.dot_general,
         precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
@@ -65,10 +66,10 @@ def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
     few = not batch and axis == -1 and 1 < len(x) <= FEW_ROWS
     if few and dtype == jnp.float32 and platform() == "cpu":
         # XLA's CPU backend multiplies a weight by a few columns up to twice as fast as a few rows
-        # by its transpose. The barriers keep it from folding the transposes into the product.
-        columns = product(w, lax.optimization_barrier(x.T), (((1,), (0,)), ((), ())))
+        # by its transpose. The barriers keep it from folding the transposes into the matmul.
+        columns = dot(w, lax.optimization_barrier(x.T), (((1,), (0,)), ((), ())))
         return lax.optimization_barrier(columns).T
-    return product(x, w, (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)))
+    return dot(x, w, (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)))
 
 
 def _matmul_forward(
@@ -89,15 +90,17 @@ def _matmul_backward(
 def outer_sum(
     left: Float[Array, "*b m n"], right: Float[Array, "*b m p"], dtype: DTypeLike
 ) -> Float[Array, "*b n p"]:
-    """Sums the outer products of left's and right's rows, which gives a weight's gradient. The
-    dtypes are those of `matmul`."""
+    """left.T @ right, the sum of the outer products of their rows, as in a weight's gradient.
+    dtypes as in `matmul`."""
     return matmul(_transpose(left.astype(dtype)), right, -2, dtype)
 
 
 def _transpose(x: Float[Array, "*b m n"]) -> Float[Array, "*b n m"]:
-    """Swaps the last two axes. On the CPU it takes two steps, because XLA would fold a single one
-    into the matmul. That costs nothing on other platforms, but makes this matmul take over twice
-    as long."""
+    """Swaps the last two axes.
+
+    On the CPU it is done in two steps: XLA would fold a single transpose into the matmul, which is
+    free on other platforms but more than doubles the time of this matmul on a CPU.
+    """
     if platform() != "cpu":
         return x.swapaxes(-1, -2)
     rows, columns = x.shape[-2:]

@@ -1,4 +1,4 @@
-"""Mistral without a sliding window: 7B from v0.2 on, Nemo."""
+"""Mistral models without a sliding window: 7B since v0.2, and Nemo."""
 
 from seif_jax.errors import UserError
 from seif_jax.json_io import COUNT, field
@@ -6,7 +6,7 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io import hf_config
 from seif_jax.models.io.hf_config import HFConfig
 
-DEFAULT_WINDOW = 4096  # that of transformers if config.json has none
+DEFAULT_WINDOW = 4096  # what transformers assumes if config.json does not say
 
 
 def config(hf: HFConfig) -> ModelConfig:

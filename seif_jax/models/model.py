@@ -1,4 +1,4 @@
-"""A model: its family, its shape and the declarations of its weights."""
+"""A model's family, shape and declared weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,23 +26,23 @@ FAMILIES = {  # by the model_type of config.json
 
 
 class Model(NamedTuple):
-    """What is fixed about a model: its shape, and its config.json as it was read."""
+    """A model without its weights: its shape, and its config.json unchanged."""
 
     config: ModelConfig
     hf_config: HFConfig
 
 
 def describe(hf_config: HFConfig, source: str | Path | None = None) -> Model:
-    """Reads a parsed config.json. source: the file's or folder's name, for errors.
+    """The model that a parsed config.json describes. source: its file or folder, for errors.
 
-    Raises UserError, naming the key, for an unknown model_type, a missing or impossible value, or
-    something that is not supported.
+    Raises UserError, naming the key, for an unknown model_type, and for a value that is missing,
+    impossible or not supported.
     """
     try:
-        kind = hf_config.get("model_type")
-        if not isinstance(kind, str) or kind not in FAMILIES:
-            raise UserError(f"model_type {kind!r} is not supported, only {', '.join(FAMILIES)}")
-        return Model(FAMILIES[kind](hf_config), hf_config)
+        family = hf_config.get("model_type")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise UserError(f"model_type {family!r} is not supported, only {', '.join(FAMILIES)}")
+        return Model(FAMILIES[family](hf_config), hf_config)
     except UserError as error:
         raise UserError(f"{source}: {error}" if source else str(error)) from None
 
@@ -53,8 +53,8 @@ def init(model: Model, seed: int) -> Params:
 
 
 def weights(model: Model) -> Mapping[str, nnx.Param]:
-    """Every weight by its path, such as "layers/q", with shape, dtype and `axes`. Allocates
-    nothing."""
+    """The declaration of every weight (shape, dtype and `axes`) by its path, such as "layers/q".
+    Allocates nothing."""
     module = nnx.eval_shape(lambda: Decoder(model.config, nnx.Rngs(0)))
     state = nnx.to_flat_state(nnx.state(module))
     return {"/".join(map(str, path)): param for path, param in state}

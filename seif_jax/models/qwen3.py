@@ -1,4 +1,5 @@
-"""Qwen3, DeepSeek-R1-0528-Qwen3: queries and keys are normalized by head; head_dim is free."""
+"""Qwen3 and DeepSeek-R1-0528-Qwen3: queries and keys are normalized per head, and head_dim may
+differ from width / heads."""
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io import hf_config

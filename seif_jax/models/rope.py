@@ -20,12 +20,14 @@ PARTIAL = "partial_rotary_factor"
 COMMON = {"rope_type", "type", "rope_theta", PARTIAL}  # settings of every rope type
 DEFAULT_THETA = 10_000.0
 
-Settings = Mapping[str, object]  # of a scaling, as config.json has them
+Settings = Mapping[str, object]  # the rotary settings in config.json
 
 
 class Scaled(NamedTuple):
+    """What a scaling computes."""
+
     frequencies: np.ndarray  # [H/2] float64, radians per position
-    factor: float = 1.0  # of cosine and sine
+    factor: float = 1.0  # multiplies cosines and sines
 
 
 class Context(NamedTuple):
@@ -37,21 +39,21 @@ class Context(NamedTuple):
 
 
 def read(hf: Settings, head_dim: int) -> tuple[tuple[float, ...], float]:
-    """Reads the rotary embedding from the keys of config.json.
+    """Reads the rotary embedding from a parsed config.json.
 
-    Returns the angle per position of each pair of dimensions [H/2], in radians, and the factor by
-    which cosine and sine are multiplied. Raises UserError, naming the key, for an unsupported
-    scaling, an unknown setting, or a missing or impossible value.
+    Returns each pair's frequency [H/2] in radians per position, and the factor that multiplies
+    cosines and sines. Raises UserError, naming the key, for an unsupported scaling, an unknown
+    setting, or a missing or impossible value.
     """
     rope_key, settings = _rope_settings(hf)
     for factor in (settings.get(PARTIAL, 1.0), field(hf, PARTIAL, POSITIVE, 1.0)):
         if factor != 1.0:
             raise UserError(f"config.json: {PARTIAL}={factor!r} is not supported, only 1.0")
-    kind = _kind(rope_key, settings)
-    scaling = SCALINGS[kind]
+    rope_type = _rope_type(rope_key, settings)
+    scaling = SCALINGS[rope_type]
     if unknown := sorted(settings.keys() - COMMON - scaling.keys):
         raise UserError(
-            f"config.json: {rope_key}: {unknown[0]!r} is not a setting of rope type {kind!r} "
+            f"config.json: {rope_key}: {unknown[0]!r} is not a setting of rope type {rope_type!r} "
             f"(which has: {', '.join(sorted(scaling.keys)) or 'none'})"
         )
     original = positions = field(hf, POSITIONS, COUNT)
@@ -65,7 +67,7 @@ def read(hf: Settings, head_dim: int) -> tuple[tuple[float, ...], float]:
 
 
 def _rope_settings(hf: Settings) -> tuple[str, Settings]:
-    """The rotary settings that apply, {} if there are none, and their key in config.json."""
+    """The key of config.json whose rotary settings apply, and these settings ({} if none)."""
     empty: dict[str, object] = {}
     by_key = {key: field(hf, key, OBJECT, empty) for key in ROPE_KEYS}
     rope_key = next((key for key in ROPE_KEYS if by_key[key]), ROPE_KEYS[-1])
@@ -89,17 +91,17 @@ def _theta(hf: Settings, settings: Settings) -> float:
     return DEFAULT_THETA
 
 
-def _kind(rope_key: str, settings: Settings) -> str:
-    """The rope type; `type` is its old name."""
-    names = {field(settings, key, TEXT) for key in ("rope_type", "type") if key in settings}
-    if len(names) > 1:
-        raise UserError(f"config.json: {rope_key}: rope_type and type differ: {sorted(names)}")
-    kind = names.pop() if names else "default"
-    if kind not in SCALINGS:
+def _rope_type(rope_key: str, settings: Settings) -> str:
+    """The rope type. `type` is the setting's old name."""
+    types = {field(settings, key, TEXT) for key in ("rope_type", "type") if key in settings}
+    if len(types) > 1:
+        raise UserError(f"config.json: {rope_key}: rope_type and type differ: {sorted(types)}")
+    rope_type = types.pop() if types else "default"
+    if rope_type not in SCALINGS:
         raise UserError(
-            f"config.json: rope scaling {kind!r} is not supported, only {', '.join(SCALINGS)}"
+            f"config.json: rope scaling {rope_type!r} is not supported, only {', '.join(SCALINGS)}"
         )
-    return kind
+    return rope_type
 
 
 def _default(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
@@ -112,13 +114,14 @@ def _linear(frequencies: np.ndarray, context: Context, settings: Settings) -> Sc
 
 
 def _dynamic(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
-    """Changes only positions after max_position_embeddings, which are never decoded here."""
+    """Dynamic NTK scaling. It only changes positions beyond max_position_embeddings, which are
+    never decoded here."""
     field(settings, "factor", POSITIVE)
     return Scaled(frequencies)
 
 
 def _llama3(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
-    """Llama 3.1: divides low frequencies by `factor`, keeps high ones, interpolates between."""
+    """Llama 3.1: divides low frequencies by `factor`, keeps high ones and interpolates between."""
     keys = ("factor", "low_freq_factor", "high_freq_factor")
     factor, low, high = (field(settings, key, POSITIVE) for key in keys)
     if high <= low:
@@ -132,7 +135,7 @@ def _llama3(frequencies: np.ndarray, context: Context, settings: Settings) -> Sc
 
 def _yarn(frequencies: np.ndarray, context: Context, settings: Settings) -> Scaled:
     """YaRN (arXiv 2309.00071): keeps frequencies that make more than `beta_fast` turns over the
-    original context, divides those below `beta_slow` by `factor`, and scales cosine and sine."""
+    original context, divides those below `beta_slow` by `factor`, and scales cosines and sines."""
     pairs = len(frequencies)
     if "factor" not in settings:
         raise UserError("config.json has no 'factor'")
@@ -162,8 +165,10 @@ def _yarn(frequencies: np.ndarray, context: Context, settings: Settings) -> Scal
 
 
 class Scaling(NamedTuple):
+    """A rope type."""
+
     compute: Callable[[np.ndarray, Context, Settings], Scaled]
-    keys: set[str]  # settings that it reads, or knows to have no effect
+    keys: set[str]  # the settings that it reads, or that are known to have no effect
 
 
 SCALINGS = {

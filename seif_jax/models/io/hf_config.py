@@ -1,4 +1,4 @@
-"""config.json of Hugging Face as a ModelConfig."""
+"""Reads Hugging Face's config.json as a ModelConfig."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from seif_jax.models import rope
 from seif_jax.models.decoder import LLAMA, Architecture, ModelConfig
 
 HFConfig = Mapping[str, object]  # a parsed config.json
-SUPPORTED = {  # keys that change the numbers, with the only value that is supported
+SUPPORTED = {  # keys that change what is computed, with their only supported value
     "hidden_act": "silu",
     "mlp_bias": False,
     "quantization_config": None,
@@ -24,19 +24,19 @@ def read(
     head_dim: int = 0,
     architecture: Architecture = LLAMA,
 ) -> ModelConfig:
-    """Reads config.json.
+    """Reads a parsed config.json.
 
-    supported: further keys of the family with the only value that is supported; they override
-    SUPPORTED. head_dim: the default if the file has none; 0: width / heads.
+    supported: further keys of the family with their only supported value; they override SUPPORTED.
+    head_dim: the default if the file has none; 0 means width / heads.
 
     Raises UserError, naming the key, if the file asks for something that is not supported.
     """
     for key, value in {**SUPPORTED, **supported}.items():
         if hf.get(key, value) != value:
             raise UserError(f"config.json: {key}={hf[key]!r} is not supported, only {value!r}")
-    for kind in field(hf, "layer_types", TEXTS, []):
-        if kind != "full_attention":
-            raise UserError(f"config.json: layer_types with {kind!r} is not supported")
+    for layer_type in field(hf, "layer_types", TEXTS, []):
+        if layer_type != "full_attention":
+            raise UserError(f"config.json: layer_types with {layer_type!r} is not supported")
     heads, width = (field(hf, key, COUNT) for key in ("num_attention_heads", "hidden_size"))
     kv_heads = field(hf, "num_key_value_heads", COUNT, heads)
     if heads % kv_heads:

@@ -1,4 +1,4 @@
-"""Where models are: folders, GGUF files, the Hugging Face hub, the embedded model."""
+"""Finds models: in folders and GGUF files, on the Hugging Face hub, and the embedded one."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,7 +15,7 @@ EMBEDDED = "smollm2"  # the name of the embedded SmolLM2-135M-Instruct
 
 @runtime_checkable
 class Source(Protocol):
-    """A checkpoint with Hugging Face's names and layouts, whatever file holds it."""
+    """A checkpoint, in whatever file format, that presents Hugging Face's names and layouts."""
 
     @property
     def config(self) -> HFConfig: ...
@@ -23,14 +23,15 @@ class Source(Protocol):
     def names(self) -> list[str]: ...
 
     def get(self, name: str) -> np.ndarray:
-        """A weight. Files are read when this is called or when the result is sliced."""
+        """A weight. The file is read when this is called, or when the result is sliced."""
         ...
 
 
 def find_local(path: str | Path | None) -> Path | None:
-    """Where a model lies on this machine, or None for the name of a model on the Hugging Face hub.
+    """The path of a model on this machine, or None if it is the name of a model on the Hugging Face
+    hub.
 
-    path: None or "smollm2" is the embedded model (a folder of that name is written "./smollm2").
+    path: None or "smollm2" is the embedded model; write "./smollm2" for a folder of that name.
     """
     if path is None or path == EMBEDDED:
         return gguf.embedded_path()
@@ -39,9 +40,9 @@ def find_local(path: str | Path | None) -> Path | None:
 
 
 def resolve(path: str | Path | None) -> Path:
-    """`find_local`, or a download from the Hugging Face hub.
+    """The path of a model on this machine, after downloading it from the Hugging Face hub if needed.
 
-    Raises UserError if there is no such model, or only a part of one.
+    Raises UserError if the model does not exist or is incomplete.
     """
     local = find_local(path)
     run_paths.check_model(local or Path(str(path)))

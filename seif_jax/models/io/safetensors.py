@@ -1,4 +1,4 @@
-"""Reads and writes safetensors: weights are memory-mapped, and written one shard at a time."""
+"""Reads safetensors by memory-mapping them, and writes them one shard at a time."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from seif_jax.json_io import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Tables and masks that old checkpoints contain besides weights; they follow from config.json.
+# Tables and masks, computed from config.json, that old checkpoints contain in addition to weights.
 BUFFERS = re.compile(
     r"(.*\.)?((original_)?inv_freq|(cos|sin)_cached|masked_bias|causal_mask|position_ids"
     r"|(self_attn|attn|attention)\.bias)"
@@ -53,7 +53,7 @@ class Mapped(NamedTuple):
 
 
 def open_shards(folder: Path) -> dict[str, Mapped]:
-    """The weights of a model folder by name, without buffers: those of its single file, or of all
+    """The weights of a model folder by name, without buffers: from its single file, or from all
     files in its index. Raises UserError as `hf.open_hf` does."""
     if (folder / SINGLE).is_file():
         return _open(folder / SINGLE)
@@ -80,7 +80,7 @@ def open_shards(folder: Path) -> dict[str, Mapped]:
 
 
 def _open(path: Path) -> dict[str, Mapped]:
-    """The weights of one file; `safe_open` checks that it is complete and well-formed."""
+    """The weights of one file. `safe_open` checks that the file is complete and well-formed."""
     try:
         with safe_open(path, framework="numpy"), path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -101,8 +101,8 @@ def _open(path: Path) -> dict[str, Mapped]:
 
 
 def _unique_keys(pairs: list[tuple[str, T]]) -> dict[str, T]:
-    """A JSON object as a dict. Raises ValueError if a key occurs twice, of which the safetensors
-    library would silently use the last."""
+    """A JSON object as a dict. Raises ValueError if a key occurs twice; the safetensors library
+    would silently use the last one."""
     entries = dict(pairs)
     for name in entries if len(entries) < len(pairs) else ():
         if sum(other == name for other, _ in pairs) > 1:
@@ -113,10 +113,10 @@ def _unique_keys(pairs: list[tuple[str, T]]) -> dict[str, T]:
 def write_shards(
     folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_bytes: int
 ) -> set[str]:
-    """Writes the weights, and the index if there are several shards; returns the weights' dtypes.
+    """Writes the weights, and an index if there are several shards. Returns the weights' dtypes.
 
-    tensors are consumed one at a time. At most `shard_bytes` are in memory, if the largest tensor
-    comes first (the embedding does) and is at most half of that.
+    tensors are consumed one at a time. At most `shard_bytes` are in memory if the largest tensor
+    comes first (as the embedding does) and is at most half that size.
     """
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
@@ -137,7 +137,7 @@ def write_shards(
         total += value.nbytes
         largest = max(largest, value.nbytes)
         dtypes.add(value.dtype.name)
-        del value  # `tensors` makes the next one now, and memory may hold a full shard already
+        del value  # `tensors` creates the next one now, when memory may already hold a full shard
         if pending_bytes + min(largest, shard_bytes // 2) > shard_bytes:
             pending_bytes = flush()
     if pending or not shards:
@@ -153,13 +153,13 @@ def write_shards(
 
 
 def save(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes one safetensors file, with the permissions of any other new file."""
+    """Writes one safetensors file, with the permissions that any new file gets."""
     # safetensors.numpy ignores strides and would silently write wrong bytes.
     contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     path.touch()
     mode = path.stat().st_mode  # follows the umask or an ACL; the library makes its file 0600
     save_file(contiguous, path, metadata={"format": "pt"})
-    if path.stat().st_mode != mode:  # where they agree, chmod may not even be supported
+    if path.stat().st_mode != mode:  # chmod is not supported everywhere, so call it only if needed
         path.chmod(mode)
 
 

@@ -1,4 +1,4 @@
-"""Copies weights to devices chunk by chunk: the host holds one chunk, never a stack of layers."""
+"""Copies weights to devices in chunks, so that the host never holds a whole stack of layers."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,10 @@ Index = tuple[slice, ...]
 def single_device(
     axes: Sequence[str | None] = (), shape: Sequence[int] = ()
 ) -> jax.sharding.Sharding:
-    """The sharding rule for one device, which holds all of every weight.
+    """The sharding rule for a single device.
 
-    It commits arrays to that device. jit treats an uncommitted array as another type, and would
-    compile every program a second time.
+    It commits arrays to that device: jit distinguishes committed from uncommitted arrays, and would
+    compile every program twice.
     """
     del axes, shape
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -35,10 +35,11 @@ def fill(
     sharding: jax.sharding.Sharding,
     read: Callable[[Index], Iterator[tuple[int, np.ndarray]]],
 ) -> jax.Array:
-    """Makes a sharded array. Each process reads only the shards of its own devices, each once.
+    """Creates a sharded array. Each process reads only the shards of its own devices, and each
+    shard once.
 
-    read: yields the chunks of the shard at an index, in any dtype, each with its offset on the
-    shard's leading axis.
+    read: yields (offset, chunk) pairs for the shard at an index. Offsets are on the shard's leading
+    axis; chunks may have any dtype.
     """
     shards: dict[tuple[tuple[int, int], ...], jax.Array] = {}
     arrays = []
@@ -58,8 +59,8 @@ def fill(
 
 
 def _write_on_cpu(shard: jax.Array, chunk: np.ndarray, start: int) -> jax.Array:
-    """Writes to the memory of a CPU array that nothing has read yet. XLA's own update would convert
-    all of a bfloat16 array to float32 and back for every chunk."""
+    """Writes into the memory of a CPU array, which nothing has read yet. For every chunk, XLA's own
+    update would convert all of a bfloat16 array to float32 and back."""
     address = shard.block_until_ready().unsafe_buffer_pointer()
     memory = (ctypes.c_char * shard.nbytes).from_address(address)
     np.frombuffer(memoryview(memory), shard.dtype).reshape(shard.shape)[
@@ -69,7 +70,7 @@ def _write_on_cpu(shard: jax.Array, chunk: np.ndarray, start: int) -> jax.Array:
 
 
 def _write_on_accelerator(shard: jax.Array, chunk: np.ndarray, start: int) -> jax.Array:
-    # Without waiting, chunks would accumulate on the host.
+    # Without this wait, chunks would accumulate on the host.
     return _update(shard, chunk, start).block_until_ready()
 
 
@@ -79,19 +80,21 @@ def _update(shard: jax.Array, chunk: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def to_host(x: jax.Array | np.ndarray, layer: int | None = None) -> np.ndarray:
-    """Copies an array, or one layer of a stack, to the host. On an accelerator the layer is sliced
-    there, because the host has no room for the stack. On the CPU nothing is copied."""
+    """Copies an array, or one layer of a stack, to the host. A layer is sliced on its accelerator,
+    because the host may not have room for the stack. On the CPU nothing is copied."""
     index = ... if layer is None else layer
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return sharding.to_host(x[index])  # by all processes together
+        return sharding.to_host(x[index])  # all processes take part
     if isinstance(x, jax.Array) and any(device.platform != "cpu" for device in x.devices()):
         return np.asarray(x[index])
     return np.asarray(x)[index]
 
 
 def finite(x: np.ndarray) -> bool:
-    """Whether a floating-point array has no NaN and no infinity. Copies nothing: their bits, read
-    as integers, are the largest of either sign."""
+    """Whether a floating-point array has no NaN and no infinity.
+
+    Copies nothing: read as integers, the bits of infinities and NaNs are the largest of their sign.
+    """
     signed, unsigned = f"i{x.itemsize}", f"u{x.itemsize}"
     infinity = np.array(np.inf, x.dtype)
     positive, negative = infinity.view(signed), (-infinity).view(unsigned)
@@ -102,14 +105,13 @@ def finite(x: np.ndarray) -> bool:
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays of equal shape have the same bits, so that NaN equals NaN and 0 is not
-    -0."""
+    """Whether two arrays of equal shape are bitwise equal: NaN equals NaN, and 0 differs from -0."""
     bits = f"u{a.itemsize}"
     pairs = zip(_blocks(a), _blocks(b), strict=True)
     return a.dtype == b.dtype and all(np.array_equal(x.view(bits), y.view(bits)) for x, y in pairs)
 
 
 def _blocks(x: np.ndarray) -> Iterator[np.ndarray]:
-    """Splits an array into blocks of rows that stay in a core's cache while they are read twice."""
+    """Splits an array into blocks of rows that stay in a core's cache for a second read."""
     rows = max(CACHED_BYTES * len(x) // x.nbytes, 1)
     return (x[i : i + rows] for i in range(0, len(x), rows))

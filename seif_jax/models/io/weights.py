@@ -1,4 +1,4 @@
-"""A model's weights from and to files with Hugging Face's names and layouts."""
+"""Loads and exports a model's weights in Hugging Face's names and layouts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,21 @@ from seif_jax.models.layers import Params
 from seif_jax.models.model import Model, weights
 from seif_jax.sharding import ShardingRule
 
-HEAD = NAMES["head"]  # some files of tied models hold it too
+HEAD = NAMES["head"]  # the files of some tied models have it too
 
 
 class StoredWeight(NamedTuple):
-    """A weight as files hold it: one layer of a stack."""
+    """A weight in a file, where every layer has weights of its own."""
 
     name: str  # Hugging Face's
     key: str  # ours
-    layer: int | None
+    layer: int | None  # its index in our stack; None: not a layer's weight
     shape: tuple[int, ...]  # ours, without the layer axis
     file_shape: tuple[int, ...]  # the file's, where heads and head dimensions are one axis
 
 
 def stored_weights(model: Model) -> list[StoredWeight]:
-    """Every weight of the model's files, the layers of a stack in order."""
+    """The weights that the model's files have, with the layers of a stack in order."""
     stored = []
     for key, param in weights(model).items():
         stacked = param.axes[0] == "layer"
@@ -47,7 +47,7 @@ def stored_weights(model: Model) -> list[StoredWeight]:
 
 
 def flat_shape(shape: Sequence[int], axes: Sequence[str]) -> tuple[int, ...]:
-    """The shape in Hugging Face's files, where heads and head dimensions are one axis."""
+    """The shape in Hugging Face's files, where heads and head dimensions form one axis."""
     if "head_dim" not in axes:
         return tuple(shape)
     i = axes.index("head_dim")
@@ -60,7 +60,10 @@ def num_params(model: Model) -> int:
 
 
 def expected(source: Source, model: Model) -> list[StoredWeight]:
-    """The weights of the model. Raises UserError if the source lacks one or has others."""
+    """`stored_weights`, after checking the source's names.
+
+    Raises UserError if the source lacks one of the weights or has others.
+    """
     stored = stored_weights(model)
     shapes = {weight.name: weight.file_shape for weight in stored}
     names = set(source.names())
@@ -79,7 +82,7 @@ def expected(source: Source, model: Model) -> list[StoredWeight]:
 def _read(
     source: Source, model: Model, weight: StoredWeight, index: Index = (), scan: bool = True
 ) -> np.ndarray:
-    """The part of a weight at `index`, in our shape and the source's dtype, checked."""
+    """Reads and checks the part of a weight at `index`, in our shape and the source's dtype."""
 
     def part(name: str) -> np.ndarray:
         value = source.get(name)
@@ -109,11 +112,11 @@ def load(
     rule: ShardingRule = single_device,
     scan: bool = True,
 ) -> Params:
-    """All weights, sharded by `rule`. A process reads only what its own devices hold, once.
+    """Loads all weights, sharded by `rule`. Each process reads only its own devices' shards, once.
 
-    Raises UserError, with name and shape, for missing, unexpected or misshaped weights, for a tied
-    model whose output projection differs from its embedding, and, with `scan`, for NaN and
-    infinity.
+    Raises UserError, with name and shape, for a weight that is missing, unexpected or misshaped,
+    for a tied model whose output projection differs from its embedding, and, if `scan` is set, for
+    NaN and infinity.
     """
 
     def read(layers: list[StoredWeight], index: Index) -> Iterator[tuple[int, np.ndarray]]:
@@ -134,19 +137,20 @@ def load(
 def copy(
     source: Source, model: Model, dtype: DTypeLike, scan: bool = True
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What `export` yields of what `load` loads, straight from the source, one at a time."""
+    """Yields what `export` would yield after `load`, but straight from the source, one weight at a
+    time."""
     for weight in expected(source, model):
         value = _read(source, model, weight, scan=scan)
         yield weight.name, value.reshape(weight.file_shape).astype(dtype, copy=False)
 
 
 def flatten(params: Params) -> dict[str, jax.Array | np.ndarray]:
-    """The weights by their paths, such as "layers/q"."""
+    """The weights by path, such as "layers/q"."""
     return cast(dict[str, jax.Array | np.ndarray], traverse_util.flatten_dict(params, sep="/"))
 
 
 def export(model: Model, params: Params, dtype: DTypeLike) -> Iterator[tuple[str, np.ndarray]]:
-    """The weights with their Hugging Face names and layouts, one at a time."""
+    """Yields the weights with their Hugging Face names and layouts, one at a time."""
     flat = flatten(params)
     for weight in stored_weights(model):
         value = to_host(flat[weight.key], weight.layer)
