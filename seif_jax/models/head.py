@@ -109,7 +109,7 @@ def _logp_forward(
     num_live: Int[Array, ""],
     temperature: float,
     dtype: DTypeLike,
-) -> tuple[Float[Array, "n m"], _Saved]:
+) -> tuple[Float[Array, "n m"], _Residuals]:
     head = w.astype(dtype)
     if w.shape[1] < states.shape[-1]:
         head = collectives.all_gather(head, "embed", 1)

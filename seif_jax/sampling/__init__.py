@@ -1,4 +1,4 @@
-"""Inference: one set of weights that can be sampled from and asked for probabilities."""
+"""The inference engine: samples completions and computes next-token probabilities."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +22,20 @@ from seif_jax.sharding import replicas, use_mesh_of
 
 __all__ = ["Address", "Engine", "Sample", "row_keys"]
 
-Address = int | Sequence[int]  # of a stream of random numbers
+Address = int | Sequence[int]  # identifies a stream of random numbers
 
 
 class Engine:
-    """One set of weights that can be sampled from and asked for probabilities."""
+    """Samples from one set of weights, and computes next-token probabilities with it.
+
+    If the mesh holds several copies of the weights, the copies on this process's devices work in
+    parallel, each on its own share of the prompts.
+    """
 
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike):
-        """params: cast to `dtype`; arrays that have it already are not copied. If a mesh holds
-        several copies of them, the copies on this process's devices work in parallel, each on its
-        own prompts."""
+        """params: cast to `dtype`, without a copy of the arrays that have it already."""
         self.config, self.dtype = config, dtype
-        self.slot_steps = 0  # slots times decoding steps: at least the number of sampled tokens
+        self.slot_steps = 0  # slots x decoding steps so far, including those of empty slots
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
         self.replicas: list[Params] = replicas(self.params)
 
@@ -49,13 +51,13 @@ class Engine:
         batch_size: int,
         on_sample: OnSample = lambda i, sample: None,
     ) -> list[Sample]:
-        """`group` samples of each prompt, in the order of the prompts.
+        """Returns `group` samples per prompt, in the order of the prompts.
 
-        keys: [P·group], one per sample. A sample is a function of its prompt and its key alone.
-        max_tokens: of all samples, or of each.
+        keys: one per sample. A sample is a function of its prompt and its key alone.
+        max_tokens: one limit for all samples, or one per sample.
         batch_size: samples that are decoded together.
-        on_sample: called with the number of each sample and the sample when it ends, while others
-        are being decoded.
+        on_sample: called with each sample and its index as soon as it ends, while others are being
+        decoded.
         """
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
@@ -65,26 +67,26 @@ class Engine:
 
         def run(replica: int) -> None:
             share = range(replica, len(prompts), count)
-            rows = [prompt * group + g for prompt in share for g in range(group)]
+            sample_ids = [prompt * group + g for prompt in share for g in range(group)]
 
-            def take(i: int, sample: Sample) -> None:
+            def store(i: int, sample: Sample) -> None:
                 with lock:
-                    samples[rows[i]] = sample
-                    on_sample(rows[i], sample)
+                    samples[sample_ids[i]] = sample
+                    on_sample(sample_ids[i], sample)
 
             session = Session(
                 self.config,
                 self.replicas[replica],
                 self.dtype,
                 [prompts[prompt] for prompt in share],
-                key_data[rows],
+                key_data[sample_ids],
                 group=group,
-                limits=[limits[row] for row in rows],
+                limits=[limits[i] for i in sample_ids],
                 method=method,
                 stop_ids=stop_ids,
                 slots=batch_size,
             )
-            session.run(take)
+            session.run(store)
             with lock:
                 self.slot_steps += session.slot_steps
 
@@ -94,10 +96,10 @@ class Engine:
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
     ) -> Float[np.ndarray, "n O"]:
-        """Log-probability of each option (a token id) as the next token of each prompt, float32.
+        """Log-probabilities, float32, of each option (a token id) as the next token of each prompt.
 
-        What prompts share with their neighbours is computed once. batch_size: prompts per program,
-        approximately.
+        A start that neighbouring prompts share is computed once. batch_size: the approximate number
+        of prompts per program.
         """
         trees = list(prompt_trees(prompts, batch_size))
         count = min(len(self.replicas), len(trees))
@@ -117,7 +119,7 @@ class Engine:
 
 
 def run_concurrently(work: Callable[[int], None], count: int) -> None:
-    """Calls `work` with each number below `count`, all at the same time. Raises the first error."""
+    """Calls `work` with 0 to count - 1, each in its own thread. Raises the first error."""
     if count == 1:
         work(0)
         return
@@ -128,6 +130,6 @@ def run_concurrently(work: Callable[[int], None], count: int) -> None:
 def row_keys(
     key: Key[jax.Array, ""], addresses: Sequence[Address] | np.ndarray
 ) -> Key[jax.Array, "n"]:
-    """One key per address, a function of `key` and the address alone."""
+    """One key per address. It depends on nothing but `key` and the address."""
     ids = jnp.array(addresses, jnp.uint32).reshape(len(addresses), -1)
     return jax.vmap(lambda row: reduce(jax.random.fold_in, row, key))(ids)

@@ -1,4 +1,7 @@
-"""Cached keys and values, one layer at a time: programs over all layers take long to compile."""
+"""Cached keys and values.
+
+Programs here process one layer at a time, because programs over all layers take long to compile.
+"""
 
 from functools import partial
 from typing import NamedTuple, cast
@@ -18,17 +21,20 @@ from seif_jax.sharding import kv_sharding
 
 
 class KV(NamedTuple):
-    """A layer's keys and values of some rows, in the layouts in which decoding reads them: XLA's
-    CPU backend would transpose or copy any other in every step. Heads come first: n = K·rows."""
+    """One layer's keys and values for some rows (prompts or slots), with n = K·rows.
+
+    These are the layouts that decoding reads. XLA's CPU backend would transpose or copy any others
+    in every step.
+    """
 
     k: Float[Array, "n H S"]
     v: Float[Array, "n S H"]
 
 
 class PromptPool(NamedTuple):
-    """Prompts, each stored once for all of its samples."""
+    """Q prompts that have been read. Each is stored once for all of its samples."""
 
-    layers: list[KV]  # n = K·Q; S is the padded length of a prompt
+    layers: list[KV]  # rows are prompts; S is their padded length
     last: Float[Array, "Q D"]  # final hidden state of each prompt's last token
 
 
@@ -36,19 +42,19 @@ def cache_shapes(
     c: ModelConfig, params: Params, dtype: DTypeLike, rows: int, columns: int
 ) -> list[KV]:
     """Every layer's `KV` as `jax.ShapeDtypeStruct`, sharded like the weights' heads."""
-    n, kind = c.kv_heads * rows, cache_dtype(dtype)
+    n, dtype = c.kv_heads * rows, cache_dtype(dtype)
     sharding = kv_sharding(params["layers"]["k"].sharding)
 
     def layer() -> KV:
         shapes = (n, c.head_dim, columns), (n, columns, c.head_dim)
-        structs = (jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for shape in shapes)
+        structs = (jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape in shapes)
         return KV(*cast(tuple[Array, Array], tuple(structs)))
 
     return [layer() for _ in range(c.layers)]
 
 
 def write(kv: Segment, pool: list[KV], rows: Int[np.ndarray, "n"]) -> list[KV]:
-    """Writes what a prefill returned into rows of a pool, in place."""
+    """Writes the keys and values that a prefill returned into these rows, in place."""
     return [_write(kv.k, kv.v, layer, rows, np.int32(i)) for i, layer in enumerate(pool)]
 
 
@@ -71,24 +77,25 @@ def _write(
 
 @partial(jax.jit, static_argnames=("heads", "rows"))
 def grow(kv: KV, *, heads: int, rows: int) -> KV:
-    """A layer of the pool with room for `rows` prompts."""
+    """Pads a layer of the pool to `rows` prompts."""
 
-    def widen(x: Float[Array, "KQ _ _"]) -> Float[Array, "KR _ _"]:
+    def pad(x: Float[Array, "KQ _ _"]) -> Float[Array, "KR _ _"]:
         x = x.reshape(heads, -1, *x.shape[1:])
-        room = [(0, 0), (0, rows - x.shape[1]), (0, 0), (0, 0)]
-        return jnp.pad(x, room).reshape(-1, *x.shape[2:])
+        widths = [(0, 0), (0, rows - x.shape[1]), (0, 0), (0, 0)]
+        return jnp.pad(x, widths).reshape(-1, *x.shape[2:])
 
-    return jax.tree.map(widen, kv)
+    return jax.tree.map(pad, kv)
 
 
 @partial(jax.jit, static_argnames=("heads", "columns"))
 def move(kv: KV, rows: Int[Array, "n"], shift: Int[Array, ""], *, heads: int, columns: int) -> KV:
-    """Rows of a layer of the cache without its first `shift` columns, in a cache of `columns`."""
+    """Moves these rows of a layer's cache, without their first `shift` columns, to a new cache with
+    room for `columns`."""
 
     def take(x: Float[Array, "KB _ _"], axis: int) -> Float[Array, "Kn _ _"]:
         x = x.reshape(heads, -1, *x.shape[1:])
         x = jnp.take(x, rows, axis=1).reshape(-1, *x.shape[2:])
-        room = [(0, columns if i == axis else 0) for i in range(3)]
-        return lax.dynamic_slice_in_dim(jnp.pad(x, room), shift, columns, axis)
+        widths = [(0, columns if i == axis else 0) for i in range(3)]
+        return lax.dynamic_slice_in_dim(jnp.pad(x, widths), shift, columns, axis)
 
     return KV(take(kv.k, 2), take(kv.v, 1))

@@ -1,4 +1,4 @@
-"""How a token is sampled from logits."""
+"""Samples tokens from logits: temperature, top-k and top-p."""
 
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from seif_jax.errors import UserError
 from seif_jax.values import Range, values_of
 
-BLOCK = 256  # tokens that are summed first
+BLOCK = 256  # tokens per block, in the first of the two cumulative sums
 # Below 0.01, logits divided by the temperature could overflow.
 Temperature = Annotated[float, Range(0.01, 10, (0,))]
 TopK = Annotated[int, Range(0, 2**31 - 1)]
@@ -19,8 +19,11 @@ TopP = Annotated[float, Range(1e-6, 1)]
 
 @dataclass(frozen=True)
 class Method:
-    """temperature 0 is greedy; top_k 0 and top_p 1 keep every token. top_k is applied first, and
-    top_p keeps the smallest set of most probable tokens whose probability reaches it."""
+    """The sampling method. Raises UserError for a value out of range.
+
+    temperature: 0 is greedy. top_k: 0 keeps every token; applied before top_p. top_p: keeps the
+    smallest set of most probable tokens whose total probability reaches it; 1 keeps every token.
+    """
 
     temperature: Temperature = 1.0
     top_k: TopK = 0
@@ -36,10 +39,10 @@ class Method:
 def sample_token(
     logits: Float[Array, "V B"], uniform: Float[Array, "B"], method: Method
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
-    """Samples a token for each column, from one uniform number in [0, 1) per column.
+    """Samples one token per column of logits, given a uniform random number in [0, 1) for each.
 
-    Returns the tokens and their log-probabilities under the softmax at the temperature (at 1 if
-    greedy), before top-k and top-p: what the learner computes for the same token.
+    Returns the tokens, and their log-probabilities at the temperature (at 1 if greedy) without
+    top-k and top-p: the learner computes the same for these tokens.
     """
     if method.temperature > 0:
         logits = logits / method.temperature
@@ -49,12 +52,12 @@ def sample_token(
         token = jnp.argmax(logits, axis=0)
     else:
         token = _invert(_keep(weights, method), uniform)
-    picked = jnp.take_along_axis(logits, token[None], axis=0)[0]
-    return token, picked - top - jnp.log(jnp.sum(weights, axis=0))
+    logit = jnp.take_along_axis(logits, token[None], axis=0)[0]
+    return token, logit - top - jnp.log(jnp.sum(weights, axis=0))
 
 
 def _keep(weights: Float[Array, "V B"], method: Method) -> Float[Array, "V B"]:
-    """The weights, not normalized, with 0 for the tokens that top-k and top-p leave out."""
+    """Zeroes the weights of tokens that top-k or top-p exclude. Weights need not sum to 1."""
     if method.top_k:
         floor = jax.lax.top_k(weights.T, min(method.top_k, len(weights)))[0][:, -1]
         weights = jnp.where(weights >= floor, weights, 0.0)
@@ -68,10 +71,10 @@ def _keep(weights: Float[Array, "V B"], method: Method) -> Float[Array, "V B"]:
 
 
 def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Inverts the cumulative distribution: finds first the block of tokens, then the token in it.
+    """Samples by inverting the cumulative distribution: first the block of tokens, then the token.
 
-    This takes one random number per column, where Gumbel noise would need V, and two short sums
-    instead of a cumulative sum over V. The weights need not add up to 1.
+    It needs one random number per column, where Gumbel noise would need V, and two short cumulative
+    sums instead of one over V. Weights need not sum to 1.
     """
     V, B = weights.shape
     blocks = jnp.pad(weights, ((0, -V % BLOCK), (0, 0))).reshape(-1, BLOCK, B)
@@ -87,6 +90,6 @@ def _invert(weights: Float[Array, "V B"], uniform: Float[Array, "B"]) -> Int[Arr
 
 def _first_above(cumulative: Float[Array, "n B"], goal: Float[Array, "B"]) -> Int[Array, "B"]:
     """The first index whose cumulative weight exceeds the goal. If rounding puts the goal at or
-    beyond the end, it is the last index with weight, never one of weight 0."""
-    end = jnp.argmax(cumulative, axis=0)  # the first maximum is the last index with weight
-    return jnp.minimum(jnp.sum(cumulative <= goal, axis=0), end)
+    beyond the total, it is the last index with a positive weight."""
+    last = jnp.argmax(cumulative, axis=0)  # the first maximum is the last with a positive weight
+    return jnp.minimum(jnp.sum(cumulative <= goal, axis=0), last)

@@ -1,4 +1,4 @@
-"""The programs that read prompts: into the pool, or for the probabilities of the next token."""
+"""The programs that read prompts: for decoding, or for next-token probabilities."""
 
 from functools import partial
 
@@ -18,8 +18,11 @@ from seif_jax.models.token_tree import TokenTree
 
 
 def unstack(stacked: LayerWeights) -> list[LayerWeights]:
-    """Each layer's weights as arrays of their own. Decoding is unrolled over layers: a scan would
-    copy every weight in every step, and slices inside the program are slower on a CPU."""
+    """Splits stacked weights into one set of arrays per layer.
+
+    Decoding is unrolled over layers: a scan would copy every weight in every step, and slicing the
+    stack inside the program is slower on a CPU.
+    """
     return [_layer(stacked, i) for i in range(len(jax.tree.leaves(stacked)[0]))]
 
 
@@ -43,8 +46,8 @@ def prefill(
 ) -> tuple[Float[Array, "n D"], Segment]:
     """Reads n right-padded prompts that follow the prefix.
 
-    Returns the final hidden state of each prompt's last token, and keys and values stacked over
-    layers.
+    Returns the final hidden state of each prompt's last token, and the prompts' keys and values,
+    stacked over layers.
     """
     start = prefix[0].k.shape[3] if prefix else 0
     n, T = prompts.shape
@@ -63,6 +66,6 @@ def next_logp(
     options: tuple[int, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "B O"]:
-    """Log-probability of each of the token ids `options` as the token that follows each of the
-    token positions `ends`."""
+    """Log-probabilities of the token ids `options` as the next token after each of the token
+    positions `ends`."""
     return tree_forward.next_logp(c, params, tree, ends, dtype=dtype)[:, jnp.array(options)]

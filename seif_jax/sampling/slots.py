@@ -1,8 +1,8 @@
-"""Continuous batching, the host's side: which sample decodes in which slot, from chunk to chunk.
+"""The host's side of continuous batching: which sample decodes in which slot.
 
-A fixed number of slots decodes together. Between chunks finished samples leave, the next ones take
-their slots, their prompts enter the pool, and the cache is moved if it is too short or far too
-large. There are few shapes, and every decision is a function of what was sampled alone.
+A fixed number of slots decode together. Between chunks, finished samples free their slots for the
+next ones, whose prompts are read into the pool, and the cache is resized if it is too short or far
+too long. There are few shapes, and every decision depends only on what has been sampled.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round
 from seif_jax.sharding import use_mesh_of
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
-FIRST_READS = tuple(size for size in SIZES if size <= 64)  # prompts per prefill, all slots empty
-LATER_READS = (1, 4)  # and while other samples decode
-READ_TOKENS = 1 << 14  # per prefill of several prompts: bounds its memory
+FIRST_READS = tuple(size for size in SIZES if size <= 64)  # prompts per prefill before decoding
+LATER_READS = (1, 4)  # prompts per prefill while other samples decode
+READ_TOKENS = 1 << 14  # limit on the tokens of several prompts in one prefill, to bound its memory
 MIN_SLOTS = 4
-WORTH_TOKENS = 128  # tokens that may be left for which a program with fewer slots is worth it
+WORTH_TOKENS = 128  # slots are only given up if a sample may have this many tokens to go
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Sample:
     """A sampled completion."""
 
     tokens: Int[np.ndarray, "n"]  # int32, with the stop token if there is one
-    logp: Float[np.ndarray, "n"]  # of each token, as `methods.sample_token` returns it
-    stopped: bool  # by a stop token; False: cut off at the limit
+    logp: Float[np.ndarray, "n"]  # log-probability of each token, from `methods.sample_token`
+    stopped: bool  # whether it ends with a stop token; False: cut off at the limit
 
 
-OnSample = Callable[[int, Sample], None]  # (number of the sample, the sample)
+OnSample = Callable[[int, Sample], None]  # (index of the sample, the sample)
 
 
 @dataclass
 class Occupant:
     """A sample in its slot."""
 
-    sample: int  # its number
-    pool_row: int  # where its prompt is
+    sample: int  # its index
+    pool_row: int  # its prompt's row in the pool
     born: int  # the cache column of its first token
     tokens: list[np.ndarray] = field(default_factory=list)
     logp: list[np.ndarray] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Occupant:
 
 
 class Session:
-    """The samples of one call, `group` of each prompt, in the order of the prompts."""
+    """One call of the sampler. Samples are indexed by prompt · group + index in the group."""
 
     def __init__(
         self,
@@ -75,8 +75,8 @@ class Session:
         stop_ids: tuple[int, ...],
         slots: int,
     ):
-        """keys: the key data of each sample. limits: the most tokens of each sample. slots: samples
-        that decode together, at most."""
+        """keys: the key data of each sample. limits: the maximum number of tokens of each sample.
+        slots: the maximum number of samples that decode together."""
         self.config, self.params, self.dtype = config, params, dtype
         self.keys, self.group, self.limits = keys, group, limits
         self.method, self.stop_ids = method, stop_ids
@@ -85,8 +85,8 @@ class Session:
         self.shared = common_prefix(prompts)
         self.suffixes = [prompt[self.shared :] for prompt in prompts]
         self.width = round_up(max(map(len, self.suffixes)), WIDE)
-        self.context: list[Segment] = []  # the prefix as prefills read it,
-        self.prefix: list[KV] = []  # and as decoding reads it
+        self.context: list[Segment] = []  # the common prefix, as prefill reads it
+        self.prefix: list[KV] = []  # the same, as decoding reads it
         if self.shared:
             _, kv = self._prefill([prompts[0][: self.shared]], self.shared)
             self.context, self.prefix = [kv], write(kv, self._cache(1, self.shared), np.arange(1))
@@ -94,8 +94,8 @@ class Session:
         size = min(slots, round_up(total, SIZES))
         self.waiting = list(range(total))[::-1]
         self.slots: list[Occupant | None] = [None] * size
-        self.unfinished = [group] * len(prompts)  # samples of each prompt
-        self.pool_rows: dict[int, int] = {}  # by prompt
+        self.unfinished = [group] * len(prompts)  # number of unfinished samples per prompt
+        self.pool_rows: dict[int, int] = {}  # prompt -> its row in the pool
         self.column = 0  # the cache column of the next step
         self.slot_steps = 0
         self.pool = self._empty_pool(min(len(prompts), -(-size // group)))
@@ -103,8 +103,8 @@ class Session:
         self.hidden = self._zeros((size, config.width))
 
     def run(self, on_sample: OnSample) -> None:
-        """Samples everything. `on_sample` is called for each sample while the next chunk is being
-        computed."""
+        """Samples everything. `on_sample` is called with a finished sample while the next chunk is
+        being computed."""
         finished: list[tuple[int, Sample]] = []
         while self.waiting or any(self.slots):
             self._refill()
@@ -123,14 +123,14 @@ class Session:
                 stop_ids=self.stop_ids,
                 dtype=self.dtype,
             )
-            for number, sample in finished:
-                on_sample(number, sample)
+            for i, sample in finished:
+                on_sample(i, sample)
             finished = self._collect(chunk)
-        for number, sample in finished:
-            on_sample(number, sample)
+        for i, sample in finished:
+            on_sample(i, sample)
 
     def _refill(self) -> None:
-        """Puts the next samples into the empty slots, and their prompts into the pool."""
+        """Assigns the next samples to empty slots, and reads their prompts into the pool."""
         new_prompts: list[int] = []
         sizes = LATER_READS if any(self.slots) else FIRST_READS
         for i, occupant in enumerate(self.slots):
@@ -138,17 +138,17 @@ class Session:
                 sample = self.waiting.pop()
                 prompt = sample // self.group
                 if prompt not in self.pool_rows:
-                    used = set(self.pool_rows.values())
-                    free = next(row for row in range(len(used) + 1) if row not in used)
-                    self.pool_rows[prompt] = free
+                    used_rows = set(self.pool_rows.values())
+                    free_rows = (row for row in range(len(used_rows) + 1) if row not in used_rows)
+                    self.pool_rows[prompt] = next(free_rows)
                     new_prompts.append(prompt)
                 self.slots[i] = Occupant(sample, self.pool_rows[prompt], self.column)
         self._grow_pool(max(self.pool_rows.values(), default=-1) + 1)
         while new_prompts:
             size = at_once(sizes, len(new_prompts), self.width)
-            part, new_prompts = new_prompts[:size], new_prompts[size:]
-            rows = np.array([self.pool_rows[prompt] for prompt in part], np.int32)
-            last, kv = self._prefill([self.suffixes[prompt] for prompt in part], self.width)
+            batch, new_prompts = new_prompts[:size], new_prompts[size:]
+            rows = np.array([self.pool_rows[prompt] for prompt in batch], np.int32)
+            last, kv = self._prefill([self.suffixes[prompt] for prompt in batch], self.width)
             layers = write(kv, self.pool.layers, rows)
             self.pool = PromptPool(layers, self.pool.last.at[rows].set(last))
 
@@ -161,20 +161,19 @@ class Session:
         more = self._zeros((rows - size, self.config.width))
         self.pool = PromptPool(layers, jnp.concatenate([self.pool.last, more]))
 
-    def _prefill(self, texts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
-        tokens, lengths = pad(texts, width)
+    def _prefill(self, prompts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
+        tokens, lengths = pad(prompts, width)
         with use_mesh_of(self.params):
             return prefill(
                 self.config, self.params, self.context, tokens, lengths, dtype=self.dtype
             )
 
     def _make_room(self) -> None:
-        """Makes room for the next chunk's columns, and gives up slots if few samples are left."""
+        """Makes room for the next chunk's columns, and halves the slots if few are occupied."""
         size, columns = len(self.slots), self.cache[0].v.shape[1]
         occupants = [occupant for occupant in self.slots if occupant]
-        taken = [i for i, occupant in enumerate(self.slots) if occupant]
-        left = max(self.limits[occupant.sample] - occupant.age for occupant in occupants)
-        while len(taken) <= size // 2 and size // 2 >= MIN_SLOTS and left >= WORTH_TOKENS:
+        to_go = max(self.limits[occupant.sample] - occupant.age for occupant in occupants)
+        while len(occupants) <= size // 2 and size // 2 >= MIN_SLOTS and to_go >= WORTH_TOKENS:
             size //= 2
         first = min(occupant.born for occupant in occupants)
         needed = self.column - first + CHUNK
@@ -182,13 +181,13 @@ class Session:
             return
         if needed > columns or 4 * needed <= columns:
             columns = more_columns(needed)
-        if size == len(self.slots):
-            kept = list(range(size))
-        else:
-            kept = (taken + [i for i, occupant in enumerate(self.slots) if not occupant])[:size]
-            self.hidden = self.hidden[np.array(kept)]
-            self.slots = [self.slots[i] for i in kept]
-        rows, heads = np.array(kept, np.int32), self.config.kv_heads
+        rows = np.arange(len(self.slots), dtype=np.int32)
+        if size < len(self.slots):
+            is_empty = [occupant is None for occupant in self.slots]
+            rows = rows[np.argsort(is_empty, kind="stable")][:size]  # occupied ones first
+            self.hidden = self.hidden[rows]
+            self.slots = [self.slots[i] for i in rows]
+        heads = self.config.kv_heads
         self.cache = [
             move(kv, rows, np.int32(first), heads=heads, columns=columns) for kv in self.cache
         ]
@@ -197,6 +196,7 @@ class Session:
             occupant.born -= first
 
     def _describe(self) -> Slots:
+        """The slots as the decoding program takes them."""
         B, Q = len(self.slots), self.pool.last.shape[0]
         ints = np.zeros((5, B), np.int32)
         ints[1], ints[3] = 1, self.column
@@ -207,18 +207,18 @@ class Session:
             lengths[row] = len(self.suffixes[prompt])
         for i, occupant in enumerate(self.slots):
             if occupant:
-                row, number = occupant.pool_row, occupant.sample % self.group
-                cell, start = row * self.group + number, self.shared + lengths[row]
+                row, g = occupant.pool_row, occupant.sample % self.group
+                cell, start = row * self.group + g, self.shared + lengths[row]
                 limit = self.limits[occupant.sample]
                 ints[:, i] = cell, start, occupant.age, occupant.born, limit
                 keys[i] = self.keys[occupant.sample]
-                table[row, number] = i
+                table[row, g] = i
         arrays = (*ints, keys, table, lengths, np.array(self.column, np.int32))
         return Slots(*cast(tuple[jax.Array, ...], arrays))
 
     def _collect(self, chunk: Chunk) -> list[tuple[int, Sample]]:
-        """Appends the chunk's tokens to their samples. Returns the finished ones with their
-        numbers; their slots and, if unused now, their prompts' pool rows are free."""
+        """Appends the chunk's tokens to their samples. Returns the finished samples with their
+        indices, and frees their slots and the pool rows of prompts without unfinished samples."""
         tokens, logp, count, stopped, steps = map(np.asarray, chunk)
         self.slot_steps += int(steps) * len(self.slots)
         self.column += CHUNK
@@ -230,8 +230,8 @@ class Session:
             occupant.logp.append(logp[: count[i], i])
             occupant.age += int(count[i])
             if stopped[i] or occupant.age == self.limits[occupant.sample]:
-                text = np.concatenate(occupant.tokens), np.concatenate(occupant.logp)
-                finished.append((occupant.sample, Sample(*text, bool(stopped[i]))))
+                arrays = np.concatenate(occupant.tokens), np.concatenate(occupant.logp)
+                finished.append((occupant.sample, Sample(*arrays, bool(stopped[i]))))
                 self.slots[i] = None
                 prompt = occupant.sample // self.group
                 self.unfinished[prompt] -= 1
@@ -247,26 +247,27 @@ class Session:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes)
 
     def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
-        """Zeros with the weights' sharding. jit treats an array that merely sits on the default
-        device as another type than what programs return, and would compile twice."""
+        """Zeros with the weights' sharding: jit distinguishes an array on the default device from
+        one that is committed to it, as programs return them, and would compile twice."""
         return jnp.zeros(shape, jnp.float32, device=self.params["norm"].sharding)
 
 
 def first_columns(limit: int) -> int:
-    """The size of a new cache for samples of at most `limit` tokens."""
+    """The number of columns of a new cache, for samples of at most `limit` tokens."""
     return min(COLUMNS[0], -(-limit // CHUNK) * CHUNK)
 
 
 def more_columns(needed: int) -> int:
-    """A size with room for more than is needed now, or the cache would move after every chunk."""
+    """The number of columns of a cache that grows: more than needed, or it would grow after every
+    chunk."""
     return round_up(needed + needed // 4, COLUMNS)
 
 
 def more_rows(size: int, needed: int, slots: int) -> int:
-    """The size of a pool that grows: doubled, but no larger than slots can use."""
+    """The number of rows of a pool that grows: doubled, but no more than slots can use."""
     return min(max(needed, 2 * size), max(slots, needed))
 
 
 def at_once(sizes: Sequence[int], prompts: int, width: int) -> int:
-    """How many of the prompts one prefill program reads."""
+    """How many of these prompts the next prefill reads."""
     return max(n for n in sizes if n <= prompts and (n == 1 or n * width <= READ_TOKENS))

@@ -1,4 +1,4 @@
-"""Prompts that begin alike as trees, in which each shared start is computed once."""
+"""Arranges prompts that begin alike as trees, in which each shared start is computed once."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
@@ -12,26 +12,26 @@ from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up, shared_length
 
 MIN_STEM = 32  # tokens worth sharing
 MAX_RUN = 8  # rows that share a stem
-STEM_STEP = 8  # stem lengths are tried in steps of this many tokens
-PADDING_COST = 0.25  # attention's share of a token's cost, roughly: what a padding token costs
+STEM_STEP = 8  # only stem lengths that are multiples of this are tried
+PADDING_COST = 0.25  # of a padding token relative to a real one: roughly, attention's share
 
 Runs = list[tuple[Ids, list[int]]]  # runs of rows: their common start (stem), the rows' indices
 
 
 class PromptTree(NamedTuple):
-    """The input of one program."""
+    """A tree of prompts, the input of one program."""
 
     tree: TokenTree
-    ends: Int[np.ndarray, "B"]  # token position of each leaf's last token; out of range: none
+    ends: Int[np.ndarray, "B"]  # token position of each leaf's last token; arbitrary for padding
     prompts: Int[np.ndarray, "B"]  # index of each leaf's prompt; -1: padding
 
 
 def prompt_trees(prompts: Sequence[Ids], size: int) -> Iterator[PromptTree]:
-    """Splits prompts into trees of about `size` prompts, all of one shape.
+    """Splits prompts into trees of about `size` prompts, all of the same shape.
 
-    The root is the start that all prompts share. Below it are as many levels as neighbours share
-    starts (the replies to one instruction, the constraints of one reply). What is left of a prompt,
-    at least its last token, is a leaf.
+    The root is the start that all prompts share. Below it there is a level for every further start
+    that neighbouring prompts share (such as an instruction, then one of the replies to it). The
+    remainder of a prompt, at least its last token, is a leaf.
     """
     shared = min(shared_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
     levels, children = [[prompt[shared:] for prompt in prompts]], []
@@ -66,29 +66,29 @@ def prompt_trees(prompts: Sequence[Ids], size: int) -> Iterator[PromptTree]:
 
 
 def _descend(top: list[int], size: int, children: Sequence[list[list[int]]]) -> list[list[int]]:
-    """The row indices of a tree, level by level: `top`, padded to `size`, and its descendants,
-    padded to equal numbers of children. -1 is padding."""
+    """A tree's row indices for each level, starting with `top`. -1 is padding: `top` is padded to
+    `size`, and all nodes of a level to the same number of children."""
     levels = [top + [-1] * (size - len(top))]
     for members in children:
-        most = max(map(len, members))
-        rows = ([*members[i], *[-1] * most][:most] if i >= 0 else [-1] * most for i in levels[-1])
+        n = max(map(len, members))
+        rows = ([*members[i], *[-1] * n][:n] if i >= 0 else [-1] * n for i in levels[-1])
         levels.append([i for row in rows for i in row])
     return levels
 
 
 def split_runs(rows: Sequence[Ids]) -> Runs:
-    """Splits a list of rows into runs that begin alike.
+    """Splits a list of rows into runs of neighbours that begin alike.
 
-    Tries the splits into runs of at most 1, 2, … rows that share at least so many tokens, and takes
-    the one that computes least, with what attention spends on padding.
+    Tries several limits on the length of a stem and the number of rows in a run, and chooses the
+    split that costs least. The cost counts tokens, and padding for its share of attention.
     """
 
     def cost(runs: Runs) -> float:
         longest_run = max(len(members) for _, members in runs)
         longest_stem = max(len(stem) for stem, _ in runs)
-        rest = [len(rows[i]) - len(stem) for stem, members in runs for i in members]
-        tokens = sum(len(stem) for stem, _ in runs) + sum(rest)
-        padded = len(runs) * (longest_stem + longest_run * max(rest))
+        leaf_sizes = [len(rows[i]) - len(stem) for stem, members in runs for i in members]
+        tokens = sum(len(stem) for stem, _ in runs) + sum(leaf_sizes)
+        padded = len(runs) * (longest_stem + longest_run * max(leaf_sizes))
         return tokens + PADDING_COST * padded
 
     shared = [shared_length(a, b) for a, b in pairwise(rows)]
@@ -98,9 +98,10 @@ def split_runs(rows: Sequence[Ids]) -> Runs:
 
 
 def runs_of(rows: Sequence[Ids], shared: Sequence[int], min_stem: int, max_run: int) -> Runs:
-    """Runs of at most `max_run` rows, each as long as its rows share at least `min_stem` tokens.
+    """Splits rows into runs of at most `max_run` rows that share a stem of at least `min_stem`
+    tokens.
 
-    shared: the number of tokens with which each row and the next one begin. Every row keeps at
+    shared: how many tokens each row has in common with the next row's start. Every row keeps at
     least one token after its stem.
     """
     runs: Runs = []

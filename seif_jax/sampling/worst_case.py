@@ -1,4 +1,4 @@
-"""The largest programs that a sampling session can need, by the session's own growth rules."""
+"""The largest programs that a sampling session can need, according to its own growth rules."""
 
 from typing import NamedTuple, cast
 
@@ -30,12 +30,12 @@ DecodeArguments = tuple[
 
 
 class WorstCase(NamedTuple):
-    """The programs' positional arguments, all arrays as `jax.ShapeDtypeStruct`."""
+    """The programs' positional arguments, with `jax.ShapeDtypeStruct` for arrays."""
 
     prefill: PrefillArguments
     decode: DecodeArguments
     slots: int
-    prompts: int  # per prefill
+    prompts: int  # per call of the prefill program
 
 
 def arguments(
@@ -49,9 +49,8 @@ def arguments(
     max_tokens: int,
     slots: int,
 ) -> WorstCase:
-    """The case of prompts without a common prefix, `group` samples each, all of the greatest
-    length, with as many prompts in the pool as slots can ask for. params: as
-    `jax.ShapeDtypeStruct`."""
+    """The worst case: prompts without a common prefix, and prompts and samples that all have the
+    maximum length. params: a tree of `jax.ShapeDtypeStruct`."""
     width = round_up(prompt_tokens, WIDE)
     size = min(slots, round_up(prompts * group, SIZES))
     rows = min(prompts, -(-size // group))
@@ -65,13 +64,13 @@ def arguments(
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=params["norm"].sharding)
 
-    def ints(*shape: int, kind: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, kind)
+    def ints(*shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
 
     pool = (cache_shapes(c, params, dtype, rows, width), floats(rows, c.width))
     slot_arrays = (
         *(ints(size) for _ in range(5)),
-        ints(size, 2, kind=jnp.uint32),
+        ints(size, 2, dtype=jnp.uint32),
         ints(rows, group),
         ints(rows),
         ints(),
@@ -92,6 +91,6 @@ def arguments(
 
 
 def _bits(table: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """What a session makes of the embedding: on the CPU a copy, elsewhere the same array."""
-    kind = jax.eval_shape(as_bits, table).dtype
-    return table if table.dtype == kind else table.update(dtype=kind)
+    """The embedding in the form of `as_bits`: another array if the dtype changes, else the same."""
+    dtype = jax.eval_shape(as_bits, table).dtype
+    return table if table.dtype == dtype else table.update(dtype=dtype)

@@ -40,7 +40,7 @@ def find_local(path: str | Path | None) -> Path | None:
 
 
 def resolve(path: str | Path | None) -> Path:
-    """The path of a model on this machine, after downloading it from the Hugging Face hub if needed.
+    """The path of a model on this machine; a model of the Hugging Face hub is downloaded.
 
     Raises UserError if the model does not exist or is incomplete.
     """

@@ -105,7 +105,8 @@ def finite(x: np.ndarray) -> bool:
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays of equal shape are bitwise equal: NaN equals NaN, and 0 differs from -0."""
+    """Whether two arrays of equal shape are bitwise equal, so that NaN equals NaN, and 0 is not
+    -0."""
     bits = f"u{a.itemsize}"
     pairs = zip(_blocks(a), _blocks(b), strict=True)
     return a.dtype == b.dtype and all(np.array_equal(x.view(bits), y.view(bits)) for x, y in pairs)
