@@ -116,8 +116,8 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import accelerators, models
     from seif_jax.card import card
-    from seif_jax.checkpoint import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.json_io import TEXT, field
+    from seif_jax.model_bundle import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.run_paths import RunPaths, run_of, stage_of
 
     if options.adapter and options.to != "hf":

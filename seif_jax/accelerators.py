@@ -1,4 +1,4 @@
-"""Which accelerators this machine has, and whether JAX uses them.
+"""Detects the accelerators of this machine, and warns if JAX does not use them.
 
 JAX loads and tries every accelerator plugin that is installed. On a machine without such a device,
 libtpu and the CUDA plugin print pages of errors although nothing is wrong.
@@ -26,11 +26,13 @@ def has_tpu() -> bool:
 
 @dataclass(frozen=True)
 class Accelerator:
+    """A type of accelerator, and what JAX needs to use it."""
+
     name: str
-    present: Callable[[], bool]
+    is_present: Callable[[], bool]
     platforms: frozenset[str]  # its names in JAX_PLATFORMS
     packages: tuple[str, ...]  # JAX needs one of these
-    extra: str  # the extra in pyproject.toml
+    extra: str  # the extra in pyproject.toml that installs them
 
 
 ACCELERATORS = (
@@ -43,7 +45,7 @@ ACCELERATORS = (
     ),
     Accelerator("a TPU", has_tpu, frozenset({"tpu"}), ("libtpu",), "tpu"),
 )
-# libtpu assumes that the machine has a TPU and asks its metadata server; these answer for it.
+# libtpu assumes that the machine has a TPU, and asks a metadata server unless these are set.
 WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5e-16",
@@ -55,15 +57,15 @@ NO_DEVICES = ("", "-1", "NoDevFiles")  # SLURM sets the last one for a job witho
 
 
 def let_libtpu_load() -> None:
-    """Lets libtpu load quietly on a machine without a TPU, or only to compile."""
+    """Lets libtpu load quietly without a TPU, for instance to compile for one."""
     for name, value in WITHOUT_TPU.items():
         os.environ.setdefault(name, value)
 
 
 def skip_absent() -> None:
-    """Keeps JAX from trying accelerators that this machine does not have, and from complaining.
+    """Keeps JAX from trying accelerators that this machine lacks, and from complaining about them.
 
-    Call it before JAX initialises its backends. It affects neither devices that are present nor
+    Call it before JAX initializes its backends. It does not affect devices that are present, or
     platforms that the user chose (JAX_PLATFORMS).
     """
     if not has_tpu():
@@ -74,7 +76,7 @@ def skip_absent() -> None:
         jax.config.update("jax_platforms", "cpu")
     if importlib.util.find_spec("jax_plugins") is not None:
         # The CUDA plugin complains while it loads, even with JAX_PLATFORMS=cpu. Asking for any
-        # topology makes JAX load its plugins without initialising a backend.
+        # topology makes JAX load its plugins, here in silence, without initializing a backend.
         with _muted_stderr(), contextlib.suppress(NotImplementedError):
             topologies.get_topology_desc(platform="cpu")
 
@@ -82,13 +84,13 @@ def skip_absent() -> None:
 def warn_if_unused(command: str) -> None:
     """Warns, with the reason and a remedy, if the machine has an accelerator that JAX does not use.
 
-    Initialises JAX's backends. Raises RunError if a backend does not start.
+    Initializes JAX's backends. Raises RunError if one of them does not start.
     """
     try:
         platform = jax.default_backend()
     except RuntimeError as error:
         raise RunError(f"JAX does not start: {' '.join(str(error).split())}") from error
-    accelerator = next((a for a in ACCELERATORS if a.present()), None)
+    accelerator = next((a for a in ACCELERATORS if a.is_present()), None)
     if platform == "cpu" and accelerator is not None:
         print(
             f"seif {command}: warning: this machine has {accelerator.name}, but JAX runs on the "
@@ -121,18 +123,18 @@ def _other_plugins() -> bool:
 
 @contextlib.contextmanager
 def _muted_stderr() -> Iterator[None]:
-    """Discards what the process writes to file descriptor 2, because C++ bypasses sys.stderr."""
+    """Discards what is written to file descriptor 2: C++ code bypasses sys.stderr."""
     try:
-        saved = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # it is closed
         yield
         return
     sys.stderr.flush()
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
+        os.dup2(stderr, 2)
+        os.close(stderr)

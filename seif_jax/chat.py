@@ -1,4 +1,4 @@
-"""A model one can talk to: weights and a tokenizer. Dialogues in, replies or probabilities out."""
+"""Chat models: an engine with a tokenizer, from dialogues to replies or probabilities."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ class Decoding:
         return Method(self.temperature, self.top_k, self.top_p)
 
     def stream(self, key: Key[jax.Array, ""]) -> Key[jax.Array, ""]:
-        """The key of this decoding's stream of random numbers."""
+        """The key of this role's stream of random numbers."""
         return jax.random.fold_in(key, self.rng_stream) if self.rng_stream else key
 
     def check(self, positions: int) -> None:
-        """Raises UserError for what a model with so many positions cannot do."""
+        """Raises UserError if the lengths exceed a model's positions or a value is out of range."""
         if self.max_prompt_tokens + self.max_tokens > positions:
             raise UserError(
                 f"max_prompt_tokens={self.max_prompt_tokens} and max_tokens={self.max_tokens} "
@@ -52,16 +52,16 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Reply:
-    """A sampled reply. Text is without control tokens."""
+    """A sampled reply."""
 
-    text: str  # the thought that the prompt opens, the prefill and what was sampled
-    prompt_ids: list[int]  # with the prefill
-    ids: Int[np.ndarray, "C"]  # what was sampled, with the stop token; int32
-    logp: Float[np.ndarray, "C"]  # of each token, at the sampling temperature; float32
-    finished: bool  # by a stop token; False: cut off at max_tokens
+    text: str  # from the prompt's opening and the prefill on, without control tokens
+    prompt_ids: list[int]  # including the prefill
+    ids: Int[np.ndarray, "C"]  # int32: the sampled tokens, including the stop token
+    logp: Float[np.ndarray, "C"]  # float32: their log-probabilities at the sampling temperature
+    finished: bool  # whether it ends with a stop token; False: cut off at max_tokens
 
 
-OnReply = Callable[[int, Reply | None], None]  # (index, reply); None: the prompt was too long
+OnReply = Callable[[int, Reply | None], None]  # (index, reply); None: the prompt is too long
 
 
 def ignore(index: int, reply: Reply | None) -> None:
@@ -84,7 +84,7 @@ class ChatModel:
         self.engine, self.tokenizer = engine, tokenizer
 
     def encode(self, dialogues: Sequence[list[Message]], prefill: str) -> list[list[int]]:
-        """The prompts' token ids, with the prefill."""
+        """The dialogues' token ids, including the prefill."""
         return [self.tokenizer.encode_chat(dialogue, prefill) for dialogue in dialogues]
 
     def reply(
@@ -96,12 +96,13 @@ class ChatModel:
         on_reply: OnReply = ignore,
         dialogue_ids: Iterable[Address] | None = None,
     ) -> list[Reply | None]:
-        """`group` replies to each dialogue, in the order of the dialogues; None if one is too long.
+        """Returns `group` replies per dialogue, in the order of the dialogues. They are None for a
+        dialogue that is too long.
 
-        Reply g to a dialogue is a function of the dialogue, `key` and id·group + g alone, where id
-        is the dialogue's index or its entry in `dialogue_ids` (of several integers, the last one
-        counts on). `on_reply` is called with each reply and its index when it ends, while others
-        are being sampled.
+        on_reply: called with each reply and its index as soon as it ends, while others are being
+        sampled. dialogue_ids: identify the dialogues; their indices by default. Reply g to a
+        dialogue depends only on the dialogue, `key` and id·group + g (if the id is a sequence of
+        integers, this replaces the last one).
         """
         prompts = self.encode(dialogues, decoding.prefill)
         openings = [self.tokenizer.opening(dialogue) for dialogue in dialogues]
@@ -117,8 +118,11 @@ class ChatModel:
         prompt_ids: Iterable[Address] | None = None,
         openings: Sequence[str] | None = None,
     ) -> list[Reply | None]:
-        """Like `reply`, for prompts that are encoded already, with the prefill. openings: what each
-        prompt has written of its reply; None: nothing."""
+        """Like `reply`, for prompts that are already encoded, including the prefill.
+
+        openings: the part of the reply that each prompt contains (see `Tokenizer.opening`); None if
+        there is no such part.
+        """
         decoding.check(self.engine.config.max_positions)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
         replies: list[Reply | None] = [None] * (len(prompts) * group)
@@ -133,8 +137,8 @@ class ChatModel:
         addresses = np.repeat(addresses, group, axis=0)
         addresses[:, -1] = addresses[:, -1] * group + np.tile(np.arange(group), len(fit))
 
-        def take(n: int, sample: Sample) -> None:
-            row = rows[n]
+        def store(i: int, sample: Sample) -> None:
+            row = rows[i]
             text = decoding.prefill + self.tokenizer.decode(sample.tokens)
             if openings:
                 text = whole_reply(openings[row // group], text)
@@ -150,7 +154,7 @@ class ChatModel:
             method=decoding.method,
             stop_ids=self.tokenizer.stop_ids,
             batch_size=decoding.batch_size,
-            on_sample=take,
+            on_sample=store,
         )
         return replies
 
@@ -163,11 +167,11 @@ class ChatModel:
         max_prompt_tokens: int,
         batch_size: int,
     ) -> list[list[float] | None]:
-        """Probability of each option as the continuation of the prefill; None for a dialogue that
-        is too long.
+        """Returns, per dialogue, the probability of each option as the token after the prefill;
+        None for a dialogue that is too long.
 
-        Raises UserError if an option is not one token there: one forward pass must do. A thought
-        that the prompt opens is closed before the prefill.
+        A thought that the prompt opens is closed before the prefill. Raises UserError if an option
+        is not a single token there.
         """
         ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
         prompts = [
@@ -185,15 +189,14 @@ class ChatModel:
     def coin_flips(
         self, ids: Sequence[Address], decoding: Decoding, key: Key[jax.Array, ""]
     ) -> list[bool]:
-        """A fair coin flip per id, which depends only on `key`, the decoding's rng_stream and the
-        id."""
+        """A fair coin flip per id. It depends only on the id, `key` and `decoding.rng_stream`."""
         keys = row_keys(decoding.stream(key), ids)
         return jax.vmap(jax.random.bernoulli)(keys).tolist()
 
 
 def one_token(tokenizer: Tokenizer, prefill: str, option: str) -> int:
-    """The one token that the option is after the prefill. Raises UserError if it is several."""
-    before, after = tokenizer.encode(prefill), tokenizer.encode(prefill + option)
-    if after[:-1] != before:
+    """The id of the option after the prefill. Raises UserError if it is not a single token."""
+    prefill_ids, ids = tokenizer.encode(prefill), tokenizer.encode(prefill + option)
+    if ids[:-1] != prefill_ids:
         raise UserError(f"{option!r} is not one token after the prefill {prefill!r}")
-    return after[-1]
+    return ids[-1]

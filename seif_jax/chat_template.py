@@ -1,7 +1,7 @@
-"""A tokenizer's chat template: renders dialogues as text, and checks that no text is lost.
+"""Renders dialogues with a tokenizer's chat template, and checks that no text is lost.
 
-transformers renders it. What a template can read besides the dialogue is fixed: its arguments, and
-the time, which some templates write into the system turn.
+transformers does the rendering. What a template can read in addition to the dialogue is fixed per
+run: its arguments, and the time, which some templates write into the system turn.
 """
 
 import inspect
@@ -17,10 +17,10 @@ from seif_jax.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Dialogue = Sequence[Mapping[str, str]]  # of turns with `role` and `content`
+Dialogue = Sequence[Mapping[str, str]]  # turns, each with `role` and `content`
 
-# transformers' strftime_now reads the clock. This macro, put before a template, shadows it. It is a
-# macro because transformers converts arguments to plain data, which rules out functions. "%%" is
+# transformers' strftime_now reads the clock. This macro, prepended to a template, shadows it. It is
+# a macro because transformers converts arguments to plain data, which rules out functions. "%%" is
 # split off first: the "%%d" of a format is a percent sign and a d, not a day.
 TIME_MACRO = """\
 {%- macro strftime_now(format) -%}
@@ -46,25 +46,26 @@ ADVICE = "the chat_template.jinja of a copy of the model can be changed"
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """What a chat template reads besides the dialogue."""
+    """What a chat template can read in addition to the dialogue."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)  # such as {"enable_thinking": False}
     now: datetime = field(default_factory=datetime.now)  # what strftime_now formats
 
 
 class ChatTemplate:
-    """text: the template's source; "" if there is no usable one."""
+    """A tokenizer's chat template with its settings. text: the source; "" if there is no usable
+    template."""
 
     def __init__(
         self, fast: "PreTrainedTokenizerFast", source: str, settings: ChatSettings
     ) -> None:
-        """source: the tokenizer's path, for errors. Raises UserError for arguments that the
+        """source: the tokenizer's path, for errors. Raises UserError for an argument that the
         template does not read."""
         self._fast, self._source = fast, source
         template: str | dict[str, str] | None = fast.chat_template
-        named = template if isinstance(template, dict) else {"default": template or ""}
-        self._names = sorted(named) if isinstance(template, dict) else []
-        self.text = named.get("default", "")
+        templates = template if isinstance(template, dict) else {"default": template or ""}
+        self._names = sorted(templates) if isinstance(template, dict) else []
+        self.text = templates.get("default", "")
         self._arguments = dict(settings.arguments)
         self._check_arguments()
         if "strftime_now" in self.text:
@@ -73,9 +74,9 @@ class ChatTemplate:
             self._arguments["strftime_values"] = times
 
     def render(self, dialogue: Dialogue, generation_prompt: bool = True) -> str:
-        """The dialogue as text, with the header of the assistant's turn.
+        """Renders the dialogue as text, with the header of the assistant's turn.
 
-        Raises UserError if there is no template, or if it refuses the dialogue or fails on it.
+        Raises UserError if there is no template, or if it rejects the dialogue or fails on it.
         """
         if not self.text:
             names = f" named 'default', only {', '.join(self._names)}" if self._names else ""
@@ -94,8 +95,8 @@ class ChatTemplate:
         return str(text)
 
     def check(self, dialogue: Dialogue) -> None:
-        """Raises UserError unless the rendered dialogue has the text of every turn and asks for a
-        reply."""
+        """Raises UserError unless the rendered dialogue contains the text of every turn and asks
+        for a reply."""
         text = self.render(dialogue)
         for turn in dialogue:
             if turn["content"].strip() not in text:
@@ -109,26 +110,24 @@ class ChatTemplate:
             )
 
     def _asks_for_a_reply(self) -> bool:
-        """Whether the prompt ends with the text that precedes an earlier reply: the end of the
-        user's turn and the header of the assistant's. It may also open a thought."""
+        """Whether a prompt ends with the text that precedes an earlier reply: the end of the user's
+        turn and the header of the assistant's turn. It may also open a thought."""
         question, reply, last = MARKS
         turns = zip(("user", "assistant", "user"), MARKS, strict=True)
         try:
             text = self.render([{"role": role, "content": content} for role, content in turns])
-        except UserError:  # the template takes a single question
+        except UserError:  # the template only accepts a single question
             text = ""
         if question in text and reply in text:
-            before = text.partition(question)[2].partition(reply)[0]
-            header, after = (
-                THOUGHT_TAG.sub("", part).strip() for part in (before, text.rpartition(last)[2])
-            )
-            return bool(after) and after.startswith(header)
+            parts = text.partition(question)[2].partition(reply)[0], text.rpartition(last)[2]
+            header, ending = (THOUGHT_TAG.sub("", part).strip() for part in parts)
+            return bool(ending) and ending.startswith(header)
         single = [{"role": "user", "content": last}]
         return self.render(single) != self.render(single, generation_prompt=False)
 
     def _check_arguments(self) -> None:
-        """Raises UserError, naming the argument, if one would change nothing, or more than the
-        template."""
+        """Raises UserError, naming the argument, if the template does not read it, or if it would
+        change more than the template."""
         reserved = {*inspect.signature(self._fast.apply_chat_template).parameters, "messages"}
         for name in self._arguments:
             if name in reserved or not re.search(rf"\b{re.escape(name)}\b", self.text):

@@ -1,8 +1,8 @@
-"""What programs do about their own sharding, by logical axes; without a mesh all of it is free.
+"""Sharding inside programs, in terms of logical axes. Without a mesh, nothing here does anything.
 
 `constrain` tells XLA how an activation is sharded. `shard_map` runs a function on every device with
 its own shards, where XLA's partitioner would have to guess (gathers) or cannot look inside
-(kernels); that function calls the collectives below for what it needs from other devices.
+(kernels). That function calls the collectives below for what it needs from other devices.
 """
 
 import math
@@ -21,7 +21,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
-    """How RULES shard an array with these logical axes."""
+    """How `sharding.RULES` shard an array with these logical axes."""
     return PartitionSpec(*(RULES.get(axis or "") for axis in axes))
 
 
@@ -36,14 +36,14 @@ def even_partition_spec(shape: Sequence[int], *axes: str | None) -> PartitionSpe
 
 
 def num_shards(axis: str) -> int:
-    """How many shards the mesh, if there is one, makes of a logical axis."""
+    """The number of shards of a logical axis; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Constrains x to `even_partition_spec` if a mesh is set (`jax.set_mesh`). Trailing axes that
-    are not named are not sharded."""
+    """Constrains x to `even_partition_spec` if a mesh is set (`jax.set_mesh`). Trailing axes
+    without a name are not sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -55,14 +55,14 @@ def shard_map(
     in_specs: Sequence[PartitionSpec],
     out_specs: PartitionSpec,
 ) -> Callable[Arguments, Array]:
-    """The function, run by every device of the mesh with its own shards of the arguments.
+    """Makes every device of the mesh run the function with its own shards of the arguments.
 
-    Its derivative sums the cotangents of an argument over all devices that hold the same shard.
+    The derivative sums the cotangents of an argument over all devices that hold the same shard.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return function
-    # JAX cannot check through a kernel that devices agree on outputs that several of them hold.
+    # check_vma would have to prove that replicated outputs agree, and it cannot look into kernels.
     return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
 
 
@@ -83,26 +83,26 @@ def pmax(x: Array, axis: str) -> Array:
 
 
 def shard_offset(size: int, axis: str) -> Array | int:
-    """The index, on a logical axis, of the first of the `size` entries that this device holds."""
+    """The index on a logical axis of this device's first entry, where every device has `size`."""
     return lax.axis_index(RULES[axis]) * size if _devices(axis) > 1 else 0
 
 
 def all_gather(x: Array, axis: str, dim: int) -> Array:
-    """Concatenates, on x's axis `dim`, the shards of all devices that a logical axis is sharded
+    """Concatenates along x's axis `dim` the shards of all devices that a logical axis is sharded
     over."""
     return lax.all_gather(x, RULES[axis], axis=dim, tiled=True) if _devices(axis) > 1 else x
 
 
 def psum_scatter(x: Array, axis: str, dim: int) -> Array:
-    """`psum`, of which each device keeps its own part of x's axis `dim`."""
+    """`psum`, after which each device keeps only its own part of x's axis `dim`."""
     if _devices(axis) == 1:
         return x
     return lax.psum_scatter(x, RULES[axis], scatter_dimension=dim, tiled=True)
 
 
 def all_to_all(x: Array, axis: str, split: int, concatenate: int) -> Array:
-    """Splits x's axis `split` among the devices that a logical axis is sharded over, and
-    concatenates what they send on the axis `concatenate`."""
+    """Splits x along the axis `split`, sends a part to each of the devices that a logical axis is
+    sharded over, and concatenates the parts received along the axis `concatenate`."""
     if _devices(axis) == 1:
         return x
     return lax.all_to_all(x, RULES[axis], split, concatenate, tiled=True)
@@ -113,16 +113,16 @@ def shard_over_heads(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
-    *rest: PyTree[Array],
+    *by_row: PyTree[Array],
 ) -> Float[Array, "B T N H"]:
-    """attention(q, k, v, *rest), under a mesh by every device for its own rows B and query heads.
+    """attention(q, k, v, *by_row). Under a mesh every device computes its own rows and query heads.
 
-    rest: arrays that are sharded by rows. If there are fewer key/value heads than devices, several
-    devices hold the same head.
+    by_row: further arrays, which are sharded by rows. If there are fewer key/value heads than
+    devices, several devices get the same head.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:
-        return attention(q, k, v, *rest)
+        return attention(q, k, v, *by_row)
     N, K = q.shape[2], k.shape[2]
 
     def devices(axes: Sequence[str]) -> int:
@@ -132,18 +132,18 @@ def shard_over_heads(
     split = max(i for i in range(len(axes) + 1) if K % devices(axes[:i]) == 0)
     repeated = axes[split:]  # devices along these get the same key/value heads
 
-    def own_heads(x: Array) -> Array:
-        """Of the key/value heads that several devices get, those of this device's queries."""
+    def local_heads(x: Array) -> Array:
+        """Selects the key/value heads of this device's query heads."""
         if not repeated:
             return x
         x = jnp.repeat(x, devices(axes) // math.gcd(devices(axes), K), axis=2)
         size = x.shape[2] // devices(repeated)
         return lax.dynamic_slice_in_dim(x, lax.axis_index(repeated) * size, size, axis=2)
 
-    def local(q: Array, k: Array, v: Array, *rest: PyTree[Array]) -> Array:
-        return attention(q, own_heads(k), own_heads(v), *rest)
+    def local(q: Array, k: Array, v: Array, *by_row: PyTree[Array]) -> Array:
+        return attention(q, local_heads(k), local_heads(v), *by_row)
 
     queries = PartitionSpec(BATCH_AXES, None, axes)
     keys = PartitionSpec(BATCH_AXES, None, axes[:split])
-    specs = (queries, keys, keys, *(PartitionSpec(BATCH_AXES) for _ in rest))
-    return shard_map(local, specs, queries)(q, k, v, *rest)
+    specs = (queries, keys, keys, *(PartitionSpec(BATCH_AXES) for _ in by_row))
+    return shard_map(local, specs, queries)(q, k, v, *by_row)

@@ -1,16 +1,15 @@
-"""Compilation during a stage: shown on the display as it happens, and counted."""
+"""Shows on the display which programs a stage is compiling, and counts them."""
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 
 from seif_jax.display import Display
 from seif_jax.metrics import COMPILED
 
-# The programs that take long to compile, in the order in which a step first runs them, by the name
-# that JAX reports: what the display calls them.
+# The programs that take long to compile, in the order in which a step first runs them: the name
+# that JAX reports -> the name that the display shows.
 PROGRAMS = {
     "prefill": "prefill",
     "decode": "decoding",
@@ -43,20 +42,20 @@ class Compiles(contextlib.AbstractContextManager["Compiles"]):
         jax.monitoring.unregister_event_duration_listener(self._end)
 
     def take(self) -> dict[str, float]:
-        """Metrics of the programs compiled since the last call."""
+        """Returns metrics of the programs compiled since the last call."""
         secs, self._secs = self._secs, []
         return {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
 
-    def _begin(self, event: str, value: float, **rest: Any) -> None:
-        name = str(rest.get("fun_name")).removeprefix("jit(").removesuffix(")")
+    def _begin(self, event: str, value: float, **details: object) -> None:
+        name = str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")
         if event != COMPILED or name not in PROGRAMS:
             return
-        # Programs that a step runs before this one were compiled by an earlier stage.
+        # If the programs before this one were not compiled now, an earlier stage has done it.
         order = list(PROGRAMS)
         self._left &= {*order[order.index(name) + 1 :]}
         self._display.compiling(PROGRAMS[name], len(self._left))
 
-    def _end(self, event: str, duration_secs: float, **rest: Any) -> None:
+    def _end(self, event: str, duration_secs: float, **details: object) -> None:
         if event == COMPILED:
             self._secs.append(duration_secs)
             self._display.compiled(duration_secs)

@@ -11,7 +11,6 @@ from seif_jax import data, fingerprints, preflight, processes, propose, run_data
 from seif_jax.card import card
 from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import RunError
 from seif_jax.evaluate.answer_model import Form
@@ -20,6 +19,7 @@ from seif_jax.evaluate.registry import load_run_suites
 from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.models import resolve
 from seif_jax.report import closing_table, page
 from seif_jax.rewards.check import JUDGE, load_checks

@@ -8,9 +8,9 @@ import jax
 
 from seif_jax import data, files, sources
 from seif_jax.chat import ChatModel, Decoding, Reply
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.json_io import dumps
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.sampling import Engine
 from seif_jax.sampling.methods import Method
 from seif_jax.settings import dtype

@@ -1,6 +1,6 @@
-"""The private parts of JAX that this package uses; no other file imports `jax._src`.
+"""The private parts of JAX that this package uses. No other file imports `jax._src`.
 
-Each of them has no public counterpart, and using JAX's own code keeps us from disagreeing with it.
+None of them has a public counterpart. Reimplementing them could disagree with what JAX itself does.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ def num_tpu_chips() -> int:
 
 
 def num_scheduled_processes() -> int:
-    """How many processes the scheduler started that `jax.distributed.initialize` would detect; 1
-    without a scheduler, where `initialize` raises."""
+    """The number of processes that `jax.distributed.initialize` would detect from a scheduler's
+    variables; 1 without a scheduler, where `initialize` would raise."""
     clusters = (cluster for cluster in ClusterEnv._cluster_types if not cluster.opt_in_only_method)
     cluster = next((cluster for cluster in clusters if cluster.is_env_present()), None)
     return 1 if cluster is None else cluster.get_process_count()
@@ -30,13 +30,13 @@ def num_scheduled_processes() -> int:
 
 @contextmanager
 def cudnn_version(version: int) -> Iterator[None]:
-    """Makes `jax.nn.dot_product_attention` assume this version of cuDNN, which need not be
-    installed: it asks for the version, but a lowered program only has a custom call."""
+    """Makes `jax.nn.dot_product_attention` assume this version of cuDNN without any being
+    installed. Lowering checks the version, but only emits a custom call."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn  # slow, and only plans need it
 
-    before = cudnn.check_cudnn_version
+    check = cudnn.check_cudnn_version
     cudnn.check_cudnn_version = lambda: version
     try:
         yield
     finally:
-        cudnn.check_cudnn_version = before
+        cudnn.check_cudnn_version = check

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from seif_jax import accelerators, config_keys, evolve
 from seif_jax.chat import ChatModel
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.config_file import import_folders, read_config
 from seif_jax.display import Display
 from seif_jax.files import local_path
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.rl.stage import Stage
 from seif_jax.run_config import DType, RunConfig
 from seif_jax.run_paths import RunPaths

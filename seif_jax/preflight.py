@@ -10,9 +10,9 @@ import numpy as np
 
 from seif_jax import config_keys, settings
 from seif_jax.chat import one_token
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.models.decoder import Architecture, ModelConfig
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger

@@ -1,7 +1,7 @@
-"""Several processes as one program: start-up, communication between hosts, and who writes.
+"""Runs several processes as one program: start-up, communication, and which process writes.
 
-Every process runs the same code and makes every decision itself, from the same values. All
-processes read files; only the first one writes them.
+Every process runs the same code, and reaches the same decisions from the same values. All processes
+read files; only the first one writes them.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from jax.experimental import multihost_utils
 from seif_jax.errors import UserError, exit_code, one_line
 from seif_jax.jax_private import num_scheduled_processes
 
-HEARTBEAT_SECS = 30  # a process that is silent for so long is considered dead
+HEARTBEAT_SECS = 30  # a process that is silent for this long is considered dead
 SHUTDOWN_SECS = 30
 
 T = TypeVar("T")
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Connects this process with the others, before any device is used: as the flags say, or as
-    SLURM, Open MPI, a TPU slice or GKE say. Does nothing if there is only one process.
+    """Connects this process to the others, as the flags say or as SLURM, Open MPI, a TPU slice or
+    GKE say. Call it before any device is used. Does nothing if there is only one process.
 
-    Raises UserError if only some of the flags are set, or `index` is out of range.
+    Raises UserError if only some of the flags are set, or if `index` is out of range.
     """
     flags_set = [flag is not None for flag in (coordinator, count, index)]
     if any(flags_set) and not all(flags_set):
@@ -51,8 +51,8 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
 
 @contextlib.contextmanager
 def together(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
-    """Calls `start` and runs the body. If one of several processes fails, it reports the error and
-    exits at once, so that the others do not wait for it in JAX's shutdown barrier."""
+    """Calls `start`, then runs the body. If one of several processes fails, it reports the error
+    and exits at once, so that the others do not wait for it in JAX's shutdown barrier."""
     start(coordinator, count, index)
     try:
         yield
@@ -80,18 +80,19 @@ def first() -> bool:
 
 
 def wait(barrier: str) -> None:
-    """Blocks until all processes call it; what the first one wrote before can then be read."""
+    """Blocks until all processes have called it. Afterwards all can read what the first one
+    wrote."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(barrier)
 
 
 def share(count: int) -> range:
-    """This process's share of `count` rows, split as grain's ShardByJaxProcess does."""
+    """This process's share of `count` rows, split like grain's ShardByJaxProcess."""
     return range(jax.process_index(), count, jax.process_count())
 
 
 def allgather_objects(value: T) -> list[T]:
-    """The value of every process, in the order of their indices. All processes must call it."""
+    """Returns the values of all processes, ordered by process index. All processes must call it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)

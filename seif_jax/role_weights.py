@@ -9,8 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from seif_jax import models, settings, sharding
-from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.errors import UserError
+from seif_jax.model_bundle import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.models import Params, lora, resolve
 from seif_jax.models.io.to_device import ShardingRule
 from seif_jax.run_config import RunConfig

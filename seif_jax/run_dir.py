@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from seif_jax import __version__, config_keys, metrics, processes, settings
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -25,6 +24,7 @@ from seif_jax.files import (
     write_text,
 )
 from seif_jax.metrics import Writer
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.resume import check_resumable, record_changes
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import RunPaths, read_record

@@ -1,15 +1,15 @@
-"""Where arrays live: a mesh of devices, and one table from logical axes to the mesh's axes.
+"""How arrays are sharded: the mesh of devices, and one table from logical axes to mesh axes.
 
-Weights and activations name their logical axes ("layer heads head_dim embed"); only this module
+Weights and activations name their logical axes ("layer heads head_dim embed"). Only this module
 decides which of them are sharded over which devices. Meshes have `AxisType.Auto`: XLA inserts the
-collectives, except inside `collectives.shard_map`, where the program calls them.
+collectives, except inside `collectives.shard_map`, where the program calls them itself.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ from jaxtyping import PyTree
 from seif_jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")  # devices along the last axis are neighbours
-BATCH_AXES = ("data", "fsdp")  # what micro-batches are sharded over
-HEAD_AXES = ("tensor", "sequence")  # what heads are sharded over inside attention
+BATCH_AXES = ("data", "fsdp")  # micro-batches are sharded over these
+HEAD_AXES = ("tensor", "sequence")  # inside attention, heads are sharded over these
 RULES: dict[str, str | tuple[str, ...]] = {  # logical axis -> mesh axes; others are not sharded
     "embed": "fsdp",
     "heads": "tensor",
@@ -39,7 +39,7 @@ Tree = TypeVar("Tree")
 
 @runtime_checkable
 class Device(Protocol):
-    """The attributes of a `jax.Device` that are read; type checkers reject JAX's own class."""
+    """The attributes of `jax.Device` that this package reads; type checkers reject JAX's class."""
 
     @property
     def id(self) -> int: ...
@@ -49,36 +49,36 @@ class Device(Protocol):
     def platform(self) -> str: ...
     @property
     def device_kind(self) -> str: ...
-    def memory_stats(self) -> dict[str, Any]: ...
+    def memory_stats(self) -> Mapping[str, int]: ...
 
 
 def mesh_axes(axis: str | None) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is sharded over."""
+    """The mesh axes that a logical axis is sharded over; () if none."""
     names = RULES.get(axis or "", ())
     return (names,) if isinstance(names, str) else names
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
-    """A mesh of AXES in which the devices of a process are neighbours.
+    """A mesh with the axes AXES, in which the devices of a process are neighbours.
 
-    sizes: of each axis; one of them may be -1, all devices that are left. Raises UserError if the
-    sizes do not make sense or do not fit the number of devices.
+    sizes: of every axis; one of them may be -1, which takes all remaining devices. Raises UserError
+    if a size is impossible, or if the sizes do not fit the number of devices.
     """
-    wanted = [sizes[axis] for axis in AXES]
-    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
-    if any(size < 1 and size != -1 for size in wanted) or wanted.count(-1) > 1:
+    shape = [sizes[axis] for axis in AXES]
+    text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh: {text}: each is 1 or more, and one may be -1 (the rest)")
-    known = math.prod(size for size in wanted if size > 0)
-    if len(devices) % known or (-1 not in wanted and known != len(devices)):
+    known = math.prod(size for size in shape if size > 0)
+    if len(devices) % known or (-1 not in shape and known != len(devices)):
         raise UserError(f"config.mesh: {text} does not fit {len(devices)} devices")
-    shape = [len(devices) // known if size == -1 else size for size in wanted]
-    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    shape = [len(devices) // known if size == -1 else size for size in shape]
+    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=kinds)
+    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=axis_types)
 
 
 def summary(mesh: Mesh) -> str:
-    """In words: `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`."""
+    """Such as `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`."""
     kinds = Counter(device.device_kind for device in mesh.devices.flat)
     devices = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
     return f"{devices}, mesh {', '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)}"
@@ -95,10 +95,10 @@ def weight_spec(
     shape: Sequence[int],
     over: Sequence[str] = AXES,
 ) -> PartitionSpec:
-    """How an array with these logical axes is sharded over some of the mesh's axes.
+    """How an array with these logical axes is sharded over the mesh axes `over`.
 
-    If an axis has more devices than there are key/value heads, all of them hold every head. Raises
-    UserError if a dimension is not divisible by the number of devices.
+    Key/value heads are replicated if there are more devices than heads. Raises UserError if a
+    dimension is not divisible by its number of devices.
     """
     spec: list[str | None] = []
     for axis, size in zip(axes, shape, strict=True):
@@ -116,41 +116,44 @@ def weight_spec(
 
 
 def sharding_rule(mesh: Mesh, over: Sequence[str] = AXES) -> ShardingRule:
-    """Shards arrays by their logical axes over some of the mesh's axes, and replicates them over
-    the others."""
+    """Shards arrays by their logical axes over the mesh axes `over`, and replicates them over the
+    others."""
     return lambda axes, shape: NamedSharding(mesh, weight_spec(mesh, axes, shape, over))
 
 
 def state_sharding(
     weight: jax.Array | jax.ShapeDtypeStruct, shape: Sequence[int]
 ) -> Sharding | None:
-    """The sharding of optimizer state that belongs to a weight: the weight's own if the shapes are
-    equal, otherwise over all devices along the leading axis if they divide it."""
+    """The sharding of an optimizer state array of this shape that belongs to a weight.
+
+    It is the weight's if the shapes are equal. Otherwise the leading axis is sharded over all
+    devices if their number divides it.
+    """
     sharding = weight.sharding
     if not isinstance(sharding, NamedSharding) or tuple(shape) == weight.shape:
         return sharding
-    even = bool(shape) and shape[0] % sharding.mesh.size == 0
-    return NamedSharding(sharding.mesh, PartitionSpec(AXES) if even else PartitionSpec())
+    divisible = bool(shape) and shape[0] % sharding.mesh.size == 0
+    return NamedSharding(sharding.mesh, PartitionSpec(AXES) if divisible else PartitionSpec())
 
 
 def sampling_sharding(sharding: Sharding | None) -> Sharding | None:
-    """The sharding of a weight in sampling, given the one in training: only tensor parallelism is
-    left."""
+    """A weight's sharding in sampling, given its sharding in training: only the axis "tensor"
+    stays."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    kept = (axis if axis == "tensor" else None for axis in sharding.spec)
-    return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+    axes = (axis if axis == "tensor" else None for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
 
 def kv_sharding(sharding: Sharding | None) -> Sharding | None:
-    """The sharding of cached keys and values [heads, …], given that of a weight [L, heads, …]."""
+    """The sharding of cached keys and values [heads, …], given a key projection's [L, heads, …]."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:2]))
 
 
 def layer_struct(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """One layer of a stack of weights, with the sharding that slicing it leaves."""
+    """One layer of a stack of weights, with the sharding that it has after slicing."""
     sharding = weight.sharding
     if isinstance(sharding, NamedSharding):
         sharding = sharding.update(spec=PartitionSpec(*sharding.spec[1:]))
@@ -158,7 +161,7 @@ def layer_struct(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def replica_devices(mesh: Mesh) -> np.ndarray:
-    """The mesh's devices [replicas, tensor]: each row holds one copy of the weights for sampling.
+    """The mesh's devices [replicas, tensor]; in sampling each row holds one copy of the weights.
     Raises UserError if a row spans processes."""
     rows = np.asarray(mesh.devices).reshape(-1, mesh.shape["tensor"])
     if any(len({device.process_index for device in row}) > 1 for row in rows):
@@ -172,12 +175,12 @@ def replica_devices(mesh: Mesh) -> np.ndarray:
 
 
 def replicas(params: Tree) -> list[Tree]:
-    """The copies of the weights that this process's devices hold, one for each group of devices
-    along "tensor". Copies nothing. Raises UserError if a group spans processes."""
+    """Splits replicated weights into this process's copies, one per group of devices along
+    "tensor". No array is copied. Raises UserError if a group spans processes."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
         return [params]
-    here = jax.process_index()
+    process = jax.process_index()
     groups = replica_devices(cast(Mesh, sharding.mesh))
 
     def replica(group: np.ndarray) -> Tree:
@@ -192,11 +195,11 @@ def replicas(params: Tree) -> list[Tree]:
 
         return jax.tree.map(local, params)
 
-    return [replica(group) for group in groups if group[0].process_index == here]
+    return [replica(group) for group in groups if group[0].process_index == process]
 
 
 def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
-    """Sets the mesh of these weights for the programs that read them."""
+    """A context in which programs run under the mesh of these weights, if they have one."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding):
         return nullcontext()
@@ -204,7 +207,7 @@ def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
 
 
 def to_host(x: jax.Array) -> np.ndarray:
-    """The whole array, on every process."""
+    """Gathers an array to the host of every process. All processes must call it."""
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
@@ -219,9 +222,9 @@ def shard_micro_batches(
     micro_batches: Sequence[Tree],
     make: Callable[[np.ndarray, NamedSharding], jax.Array | jax.ShapeDtypeStruct] = _device_array,
 ) -> Tree:
-    """`stack_micro_batches`, each micro-batch on its own devices.
+    """`stack_micro_batches`, sharded so that each micro-batch is on its own devices.
 
-    make: builds the device array from the host array and a sharding.
+    make: creates an array from a host array and a sharding.
     """
 
     def put(x: np.ndarray) -> jax.Array | jax.ShapeDtypeStruct:
@@ -232,8 +235,8 @@ def shard_micro_batches(
 
 
 def stack_micro_batches(micro_batches: Sequence[Tree]) -> Tree:
-    """Stacks trees of host arrays of equal shapes on a new leading axis. Of scalars it keeps the
-    largest."""
+    """Stacks trees of equally shaped host arrays on a new leading axis. A scalar becomes the
+    maximum of the trees' scalars."""
 
     def stack(*xs: np.ndarray) -> np.ndarray:
         return np.stack(xs) if np.ndim(xs[0]) else np.asarray(max(xs))

@@ -1,8 +1,9 @@
-"""Text to token ids and back. Data stay text: only the chat template writes control tokens.
+"""Converts text to token ids and back. Only the chat template can write control tokens: data that
+spell one stay text.
 
 A control token is an added token that is marked special, or one shaped like `<|name|>` (some
-checkpoints do not mark their role tokens). Others, such as `<think>`, are ordinary added tokens:
-the model reads and writes them as text.
+checkpoints do not mark their role tokens). Other added tokens, such as `<think>`, are ordinary text
+that the model reads and writes.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-SAVED_FILES = (  # the files of a tokenizer, in a Hugging Face folder that has them
+SAVED_FILES = (  # the files that a tokenizer may have in a Hugging Face folder
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -35,20 +36,20 @@ SAVED_FILES = (  # the files of a tokenizer, in a Hugging Face folder that has t
     "merges.txt",
     "tokenizer.model",
 )
-CHAT_TEMPLATES = "additional_chat_templates"  # a folder of named ones, besides the default
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder with templates other than the default
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 SENTINELS = range(0xE000, 0xF900)  # private-use characters, which mean nothing in any text
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
 
-# The tokenizer, its files by name, and the ids that end a reply
+# The tokenizer, the contents of its files by name, and the ids that end a reply
 Parts = tuple["PreTrainedTokenizerFast", dict[str, bytes], list[int]]
 
 
 class Tokenizer:
     """A byte-exact text codec with a chat template, from a Hugging Face folder or a GGUF file.
 
-    stop_ids    token ids that end a reply; the tokenizer's own comes first
+    stop_ids    the token ids that end a reply, starting with the tokenizer's eos_token
     pad_id      an id to pad arrays with; it may equal a stop id, so masks must come from lengths
     vocab_size  the highest token id + 1 (a model's embedding may have more rows)
     bos_id      the start token, even if texts do not begin with it; None if there is none
@@ -63,11 +64,11 @@ class Tokenizer:
         source: str,
         chat: ChatSettings | None = None,
     ) -> None:
-        """files: what `save` writes, by name. source: the tokenizer's path, for errors."""
+        """files: the contents that `save` writes, by name. source: the path, for errors."""
         self._fast, self._files, self._source = fast, dict(files), source
         self.stop_ids = tuple(dict.fromkeys(int(i) for i in stop_ids))
         if not self.stop_ids:
-            raise UserError(f"{source}: no end token (eos_token) is named")
+            raise UserError(f"{source}: the tokenizer has no end token (eos_token)")
         pad = fast.pad_token_id
         self.pad_id = pad if isinstance(pad, int) else self.stop_ids[0]
         self._template = ChatTemplate(fast, source, chat or ChatSettings())
@@ -84,7 +85,7 @@ class Tokenizer:
         names = sorted(self._control, key=len, reverse=True)  # the longest match wins
         self._marker = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._marker_start = re.compile(f"(?={self._marker.pattern})(.)", re.DOTALL)
-        # Replies are read by the format's tags, even where a tokenizer marks these as special.
+        # Replies are parsed by the format's tags, even if a tokenizer marks them as special.
         self._dropped = frozenset(i for name, i in self._control.items() if name not in TAGS)
         self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
         if not {*self._control.values()}.isdisjoint(self.encode("".join(self._control))):
@@ -99,7 +100,7 @@ class Tokenizer:
     def load(cls, path: str | Path, chat: ChatSettings | None = None) -> "Tokenizer":
         """Loads a Hugging Face folder or a .gguf file. Raises UserError if it cannot be read.
 
-        A chat template that cannot be used is an error only when a dialogue is encoded.
+        An unusable chat template only raises an error when a dialogue is encoded.
         """
         path = Path(path)
         if path.is_dir():
@@ -109,30 +110,30 @@ class Tokenizer:
         raise UserError(f"{path}: no such model folder or GGUF file")
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, with nothing added. Control tokens spelled in it stay text."""
+        """The ids of plain text, with nothing added. Control tokens that it spells stay text."""
         return self._backend.encode(_valid(text), add_special_tokens=False).ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
         """The ids of the dialogue, the header of the assistant's turn and the reply's prefill.
 
-        messages: dicts with `role` and `content`. Unless contents spell a control token, the ids
-        are those of transformers' apply_chat_template. Raises UserError if there is no template or
-        the template refuses the dialogue.
+        messages: dicts with `role` and `content`. The ids equal those of transformers'
+        apply_chat_template unless contents spell a control token. Raises UserError if there is no
+        template, or if it rejects the dialogue.
         """
         if self._chat_problem:
             raise UserError(self._chat_problem)
         messages = [{key: _valid(value) for key, value in turn.items()} for turn in messages]
         prefill = _valid(prefill)
-        used = "".join([*(value for turn in messages for value in turn.values()), prefill])
-        used += self._template.text
-        sentinel = next(chr(code) for code in SENTINELS if chr(code) not in used)
-        # A sentinel inside every control token of the data: only the template's own are intact.
+        all_text = "".join([*(value for turn in messages for value in turn.values()), prefill])
+        all_text += self._template.text
+        sentinel = next(chr(code) for code in SENTINELS if chr(code) not in all_text)
+        # A sentinel inside every control token in the data leaves only the template's own intact.
         broken = rf"\1{sentinel}"
-        hidden = [
+        escaped = [
             {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
             for turn in messages
         ]
-        text = self._template.render(hidden) + self._marker_start.sub(broken, prefill)
+        text = self._template.render(escaped) + self._marker_start.sub(broken, prefill)
         return self.encode_markup(text, sentinel)
 
     def encode_markup(self, text: str, ignored: str = "") -> list[int]:
@@ -160,30 +161,31 @@ class Tokenizer:
         return self._template.render(messages)
 
     def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The part of the reply that the template writes after the header of the assistant's turn:
-        a thought that it opens, or an empty one; "" for most templates."""
+        """The start of the reply that the template itself writes after the header of the
+        assistant's turn: the opening tag of a thought, or an empty thought; "" for most templates.
+        """
         return opening(self._template.render(messages))
 
     def check_chat(self, messages: Sequence[Mapping[str, str]]) -> None:
-        """Raises UserError if the template drops text of such a dialogue, or does not ask for a
+        """Raises UserError if the template drops text of this dialogue, or does not ask for a
         reply."""
         self.encode_chat(messages)
         self._template.check(messages)
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of the ids, without control tokens. Bytes that are not UTF-8 become U+FFFD. The
-        tags of thought and answer stay, even if they are control tokens."""
+        """The text of the ids, without control tokens except for the tags of thought and answer.
+        Bytes that are not UTF-8 become U+FFFD."""
         text_ids = [i for i in map(int, ids) if i not in self._dropped]
         return self._backend.decode(text_ids, skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files into `folder`, those of a source folder byte for byte except
-        for byte-order marks."""
+        """Writes the tokenizer's files into `folder`. The files of a source folder are copied byte
+        for byte, except for byte-order marks."""
         _write(Path(folder), self._files)
 
     def _probe(self) -> tuple[list[int], str]:
-        """The ids of a dialogue whose control tokens the backend still reads itself, or the reason
-        why there are none."""
+        """The ids of a dialogue as the backend reads it by itself, control tokens included; or [],
+        with the reason why the template cannot be used."""
         try:
             text = self._template.render(PROBE)
         except UserError as error:
@@ -199,12 +201,13 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _valid(text: str) -> str:
-    """Joins surrogate pairs and replaces lone ones, which come from JSON escapes, by U+FFFD."""
+    """Joins surrogate pairs and replaces lone surrogates by U+FFFD. They come from JSON escapes."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _control_tokens(backend: "tokenizers.Tokenizer") -> dict[str, int]:
-    """The control tokens and their ids. Marks all of them as special in the backend."""
+    """Returns the control tokens with their ids, after marking all of them special in the
+    backend."""
     from tokenizers import AddedToken
 
     control = {
@@ -246,14 +249,14 @@ def _from_folder(folder: Path) -> Parts:
 
 
 def _content(path: Path) -> bytes:
-    """The content of a tokenizer's file without a byte-order mark; .model files are binary."""
+    """The content of a tokenizer's file, without a byte-order mark unless it is binary (.model)."""
     content = path.read_bytes()
     return content if path.suffix == ".model" else plain_utf8(content)
 
 
 @contextlib.contextmanager
 def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """The folder, or a copy without byte-order marks, which transformers cannot read."""
+    """Yields the folder, or a copy without the byte-order marks that transformers cannot read."""
     config = folder / "config.json"
     clean = {**files, **({config.name: _content(config)} if config.is_file() else {})}
     if all((folder / name).read_bytes() == content for name, content in clean.items()):
@@ -265,7 +268,7 @@ def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def _from_gguf(path: Path) -> Parts:
-    """The tokenizer of a GGUF file, with the files of its Hugging Face form."""
+    """The tokenizer of a GGUF file, and the files that it would have in a Hugging Face folder."""
     from seif_jax.models.io import gguf, gguf_tokenizer
 
     data = gguf.read(path).metadata
@@ -293,7 +296,7 @@ def _from_gguf(path: Path) -> Parts:
         from transformers import PreTrainedTokenizerFast
 
         fast = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
-    # The class that loads tokenizer.json as it is, in transformers 4 and 5 alike.
+    # This class loads tokenizer.json unchanged, in transformers 4 and 5 alike.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
         files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
@@ -302,8 +305,8 @@ def _from_gguf(path: Path) -> Parts:
 
 
 def _gguf_templates(path: Path, data: Mapping[str, object]) -> object:
-    """The chat template, or a list of named ones, in the form of tokenizer_config.json; None if
-    there is none."""
+    """The chat template, or a list of named templates, in the format of tokenizer_config.json; None
+    if there is none."""
     key = "tokenizer.chat_template"
     names = field(data, "tokenizer.chat_templates", TEXTS, [], str(path))
     if not names:

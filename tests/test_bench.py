@@ -18,8 +18,8 @@ from seif_jax.__main__ import main
 from seif_jax.bench import baselines, inputs, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.workloads import Workload
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.errors import UserError
+from seif_jax.model_bundle import ModelBundle
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
 FAKE = """

@@ -15,7 +15,7 @@ from tiny import CHATML
 from seif_jax import run_dir
 from seif_jax.__main__ import main
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import ModelBundle
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.rl.stage import Stage
 from seif_jax.tokenizer import CHAT_TEMPLATES
 

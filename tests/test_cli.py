@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save_file
 
 from seif_jax import __main__, models, run_dir
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import RunError, UserError
 from seif_jax.generate import heading
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models.io import gguf
 
 

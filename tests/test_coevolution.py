@@ -6,8 +6,8 @@ import pytest
 import tiny_run
 
 from seif_jax import models
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.instruction import Instruction
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.report import coevolution, matrix
 from seif_jax.report.matrix import Cell
 from seif_jax.report.run_files import RunFiles

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from seif_jax import models
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import ModelBundle, open_checkpoints
+from seif_jax.checkpoint import open_checkpoints
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.models.io import hf
 
 

@@ -12,9 +12,9 @@ from scipy.special import log_softmax
 
 from seif_jax.__main__ import main
 from seif_jax.chat import ChatModel
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.evaluate import registry
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models import dense_forward
 from seif_jax.sampling import Engine, continuations
 from seif_jax.sampling.continuations import continuation_logp

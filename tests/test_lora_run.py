@@ -16,10 +16,10 @@ from test_run import assert_same_run, interrupt
 
 from seif_jax import checkpoint, models
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
+from seif_jax.model_bundle import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.stage import make_learner, make_policy
 
@@ -181,7 +181,7 @@ def test_merged_and_as_an_adapter(place, capsys):
 def test_ways_out_that_cannot_be(place, capsys):
     stage, dst = place.run / "round_1" / "follower", str(place.folder / "refused")
     assert main(["convert", str(place.model), dst, "--adapter"]) == 2
-    assert "no checkpoint of a run with adapters" in capsys.readouterr().err
+    assert "not a checkpoint of a run with adapters" in capsys.readouterr().err
     assert main(["convert", str(stage), str(place.run), "--adapter"]) == 2
     assert "already exists and is not a model folder" in capsys.readouterr().err
     moved = place.model.rename(place.folder / "moved")

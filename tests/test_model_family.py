@@ -159,8 +159,7 @@ def test_prefill_and_decoding(toy, greedy):
 
 def test_the_tree_forward(toy, greedy):
     c, params = toy
-    packed = pack_completions(*split(PROMPTS), greedy.tokens, np.full(8, 24))
-    packed = jax.tree.map(jnp.asarray, tiny.one_part(packed))
+    packed = tiny.one_part(pack_completions(*split(PROMPTS), greedy.tokens, np.full(8, 24)))
     (logp,) = completion_logp(c, params, packed, temperature=1.0, dtype=jnp.float32)
     np.testing.assert_allclose(logp, greedy.logp, atol=1e-4)
     got = Engine(c, params, jnp.float32).next_logp(PROMPTS, (4, 60), batch_size=4)

@@ -8,11 +8,11 @@ import pytest
 import tiny_run
 
 from seif_jax import preflight, propose, settings
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
+from seif_jax.model_bundle import ModelBundle
 
 ROWS = [
     {"prompt": f"{seed}\nBe kind.", "constraint": ["Be kind."], "seed_question": seed}

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 import seif_jax.rl.stage
 from seif_jax import checkpoint, data, metrics, propose
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import ModelBundle, load_params
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.report import coevolution
 from seif_jax.rl import optim
 
@@ -412,7 +412,7 @@ import pathlib, sys
 from seif_jax import evolve
 from seif_jax.__main__ import use_compilation_cache
 from seif_jax.config_file import read_config
-from seif_jax.checkpoint import ModelBundle
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import judger
 

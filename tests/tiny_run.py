@@ -15,7 +15,7 @@ import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
 from seif_jax import models
-from seif_jax.checkpoint import ModelBundle
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.tokenizer import Tokenizer
 
 VOCAB = 336

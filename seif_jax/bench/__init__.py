@@ -36,8 +36,8 @@ from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.inputs import BenchModel, WorkloadSizes
 from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
-from seif_jax.checkpoint import ModelBundle, tensors
 from seif_jax.errors import UserError
+from seif_jax.model_bundle import ModelBundle, tensors
 from seif_jax.run_config import DType, RunConfig
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")

@@ -11,9 +11,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from seif_jax import data, models, settings, sharding
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io.to_device import ShardingRule, single_device

@@ -12,7 +12,6 @@ import jax
 from seif_jax import fingerprints, models, sharding
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import ModelBundle, load_params
 from seif_jax.errors import UserError
 from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.answer_model import (
@@ -28,6 +27,7 @@ from seif_jax.evaluate.options import EvaluateOptions
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent
+from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts

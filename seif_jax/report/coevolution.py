@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax import config_keys, data, models, settings
 from seif_jax.chat_template import ChatSettings
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import EvaluationSet, Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.report import instruction_map, matrix
 from seif_jax.report.blocks import Row
 from seif_jax.report.instruction_map import InstructionMap

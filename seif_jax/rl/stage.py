@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from seif_jax import data, metrics, processes
 from seif_jax.chat import ChatModel
-from seif_jax.checkpoint import Checkpoints, ModelBundle, open_checkpoints
+from seif_jax.checkpoint import Checkpoints, open_checkpoints
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation, Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics import Phases, Writer
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.models import Params
 from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
