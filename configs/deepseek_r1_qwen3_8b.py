@@ -4,7 +4,7 @@
 
 Planned with `seif plan --topology=v5p:2x4x4`, not run: on 32 chips of 95 GiB all programs fit, the
 largest (instructor, answers: prefill) takes 80.0 GiB. Where every prompt and sample has the
-greatest length, a step takes at least 36 minutes of the Instructor, 26 minutes of the Follower.
+greatest length, a step takes at least 36 minutes for the Instructor, 26 for the Follower.
 Mesh and batches are chosen for that slice; docs/plan.md has others.
 A reasoning model writes its own <think> part, which is removed before parsing and judging; the
 format is therefore `plain`.

@@ -4,7 +4,7 @@
 
 Planned with `seif plan --topology=v5p:4x4x4`, not run: on 64 chips of 95 GiB all programs fit, the
 largest (instructor, gradient) takes 73.3 GiB. Where every prompt and sample has the greatest
-length, a step takes at least 27 minutes of the Instructor, 20 minutes of the Follower. Mesh and
+length, a step takes at least 27 minutes for the Instructor, 20 for the Follower. Mesh and
 batches are chosen for that slice; docs/plan.md has others.
 Its chat template opens <think> itself: the thoughts of a reply are removed before parsing and
 judging, and the format is therefore `plain`.

@@ -2,9 +2,9 @@
 
     seif run --config=configs/default.py --workdir=DIR --config.model=PATH --config.data.seeds=PATH
 
-The base of every other config: they import `get_config`, and change the `ConfigDict` it returns.
-Every key is listed in seif_jax/run_config.py, with its default, range and unit; a key that is not
-there is an error.
+The other configs import `get_config` and change the `ConfigDict` that it returns. Their docstrings
+say which hardware a model needs, planned or measured. All keys are in seif_jax/run_config.py, with
+their defaults, ranges and units; any other key is an error.
 """
 
 from typing import Any

@@ -1,8 +1,11 @@
-"""A Follower learns rule-checked constraints of many kinds on a CPU: SmolLM2, KL on.
+"""SmolLM2-135M-Instruct learns rule-checked constraints: one Follower stage, KL penalty on.
 
-seif run --config=configs/follower_rules.py --workdir=DIR --config.seed=0
+    seif run --config=configs/follower_rules.py --workdir=DIR --config.seed=0
 
-Measured in the README. With --config.grpo.advantage=zero nothing is learned: the control.
+Hardware: a CPU. Measured on 2 shared Xeon cores with AMX (2026-11-22): 14m53s and 5.4 GB. Expected
+result, over two seeds: the share of constraints met rises from 0.34 to 0.66 for the trained kinds
+and from 0.31 to 0.40 for the held-out ones. The control, --config.grpo.advantage=zero, learns
+nothing.
 """
 
 from default import Config

@@ -4,7 +4,7 @@
 
 Planned with `seif plan --topology=v5e:4x8`, not run: on 32 chips of 16 GiB all programs fit, the
 largest (instructor, answers: prefill) takes 12.9 GiB. Where every prompt and sample has the
-greatest length, a step takes at least 21 minutes of the Instructor, 15 minutes of the Follower.
+greatest length, a step takes at least 21 minutes for the Instructor, 15 for the Follower.
 Mesh and batches are chosen for that slice; docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with

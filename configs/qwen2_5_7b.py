@@ -4,7 +4,7 @@
 
 Planned with `seif plan --topology=v5p:2x4x4`, not run: on 32 chips of 95 GiB all programs fit, the
 largest (instructor, answers: prefill) takes 66.8 GiB. Where every prompt and sample has the
-greatest length, a step takes at least 18 minutes of the Instructor, 14 minutes of the Follower.
+greatest length, a step takes at least 18 minutes for the Instructor, 14 for the Follower.
 Mesh and batches are chosen for that slice; docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with

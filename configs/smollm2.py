@@ -1,10 +1,11 @@
-"""SmolLM2-135M-Instruct, embedded: all roles at the smallest size that says anything.
+"""The embedded SmolLM2-135M-Instruct in all roles, three rounds.
 
     seif run --config=configs/smollm2.py --workdir=DIR
 
-Hardware: a CPU, or any accelerator. A 135M model cannot hold the think/answer format and needs
-few-shot turns and a prefill to play Instructor, hence the plain format. Its verdicts are close to
-guesses, so rules decide where there is one.
+Hardware: a CPU or any accelerator. Duration and result are not measured; its smaller versions
+quickstart.py and follower_rules.py are. A 135M model does not keep to the think_answer format, so
+the format is plain, and as Instructor it needs few-shot turns and a prefill. Its verdicts are close
+to guesses, so a rule decides where there is one.
 """
 
 from default import Config

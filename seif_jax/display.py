@@ -4,7 +4,6 @@ Progress goes to stderr and tables of results go to stdout, so that either can b
 """
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
+
+from seif_jax.formatting import compact, count, duration
 
 # The metrics of a step that are shown, and their format; a narrow terminal shows only the first
 # ones.
@@ -247,44 +248,6 @@ class Display(contextlib.AbstractContextManager["Display"]):
 
 def _shown(metrics: Mapping[str, float]) -> list[str]:
     return [text.format(compact(metrics[key])) for key, text in FORMATS.items() if key in metrics]
-
-
-def compact(value: Any) -> str:
-    """A number with at most three significant digits (integers in full); None and NaN are "-"."""
-    if value is None:
-        return "-"
-    if isinstance(value, str) or isinstance(value, bool):
-        return str(value)
-    number = float(value)
-    if not math.isfinite(number):
-        return "-"
-    if number == int(number) and (isinstance(value, int) or abs(number) >= 1000):
-        return f"{int(number):,}"
-    if abs(number) >= 100:
-        return f"{number:,.0f}"
-    if number and abs(number) < 0.001:
-        return f"{number:.1e}"
-    return f"{number:.3f}" if abs(number) < 1 else f"{number:.3g}"
-
-
-def count(number: int, thing: str) -> str:
-    """ "1 step", "2 steps"."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def duration(secs: float) -> str:
-    """8.4s, 42s, 3m05s, 2h07m or 3d04h."""
-    if secs < 9.95:
-        return f"{secs:.1f}s"
-    total = round(secs)
-    for size, unit, small, letter in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if total >= size:
-            return f"{total // size}{unit}{total % size // small:02d}{letter}"
-    return f"{total}s"
 
 
 def _bars(console: Console) -> Progress:

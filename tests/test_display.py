@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from seif_jax.display import Display, compact, duration
+from seif_jax.display import Display
+from seif_jax.formatting import compact, duration
 
 
 class Terminal(io.StringIO):

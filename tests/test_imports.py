@@ -27,6 +27,7 @@ LEVELS = [
         "bench.baselines",
         "errors",
         "files",
+        "formatting",
         "instruction",
         "jax_private",
         "json_io",

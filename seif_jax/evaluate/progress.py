@@ -9,7 +9,7 @@ from typing import Protocol, TextIO
 from rich import progress as rich_progress
 from rich.console import Console
 
-from seif_jax.display import duration
+from seif_jax.formatting import duration
 
 
 class Progress(Protocol):

@@ -4,8 +4,9 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from seif_jax.display import Display, compact
+from seif_jax.display import Display
 from seif_jax.evaluate import compare
+from seif_jax.formatting import compact
 
 
 def show(scores: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Answers to instructions: how the frozen Follower is asked for them, and how they are read."""
+"""The frozen Follower's answers to instructions, which the Instructor's reward is computed from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from seif_jax.roles.prompts import Prompts
 
 @dataclass(frozen=True)
 class Answerer:
-    """The frozen Follower, which answers exactly as the Follower is trained to."""
+    """The frozen Follower, with the prompts and format in which the Follower is trained."""
 
     chat_model: ChatModelLike
     decoding: Decoding
@@ -29,12 +29,12 @@ class Answerer:
         key: Key,
         checker: Checker,
     ) -> list[tuple[Answer, CheckedAnswer | None]]:
-        """The answers to each instruction in turn. An answer is checked, as far as no model is
-        needed, as soon as it is there. What is drawn for answer g of a sample depends on the
-        sample's id, g and the key alone."""
+        """`samples` answers per instruction, in order. The checks that need no model run as soon as
+        an answer is sampled. The random numbers for answer g of a sample are a function of the
+        sample's id, g and the key."""
         answers: dict[int, tuple[Answer, CheckedAnswer | None]] = {}
 
-        def ended(n: int, reply: ReplyLike | None) -> None:
+        def on_reply(n: int, reply: ReplyLike | None) -> None:
             answer, instruction = read_answer(reply, self.format), instructions[n // self.samples]
             checked = None if answer.reason else checker.check(instruction, answer.text)
             # A reply outside the format says nothing about the constraints.
@@ -43,14 +43,14 @@ class Answerer:
             answers[n] = answer, checked
 
         style = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
-        dialogues = [follower.messages(each.prompt, **style) for each in instructions]
+        dialogues = [follower.messages(row.prompt, **style) for row in instructions]
         if dialogues:
-            self.chat_model.reply(dialogues, self.decoding, key, self.samples, ended, sample_ids)
+            self.chat_model.reply(dialogues, self.decoding, key, self.samples, on_reply, sample_ids)
         return [answers[n] for n in range(len(answers))]
 
 
 def read_answer(reply: ReplyLike | None, format: str) -> Answer:
-    """The answer in a reply, with reason "" if it can be checked."""
+    """The answer in a reply. Its reason is "" if it can be checked."""
     if reply is None:
         return Answer(reason="prompt_too_long")
     text = follower.read(reply.text, format)

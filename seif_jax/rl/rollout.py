@@ -19,7 +19,7 @@ from seif_jax.rl.tasks import Parsed, Prompter, Task
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 
 T = TypeVar("T")
-# Reasons for which a reply does not have the form that was asked for.
+# The reasons of replies that are not in the format that was asked for.
 UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_seed")
 
 
@@ -59,7 +59,7 @@ def rollout(
     config: RolloutConfig,
     phases: Phases,
 ) -> Rollout:
-    """Samples a group of replies to each row's prompt, scores them, and makes a batch of them."""
+    """Samples a group of replies to each row's prompt, scores them, and packs them into a batch."""
     sampling_key, scoring_key = (jax.random.fold_in(key, i) for i in range(2))
     group_size = config.grouping.size
 
@@ -115,10 +115,10 @@ def sample_and_score(
     """Samples `group_size` replies to the dialogue of each row, and scores them.
 
     Replies are parsed on the host while others are still being sampled. With several chunks they
-    are scored then, too. score: takes parsed replies and their sample ids, returns one result per
-    reply. phase_names: of sampling, and of the scoring that is left after it.
+    are scored during sampling, too. score: maps parsed replies and their sample ids to one result
+    per reply. phase_names: of sampling, and of the scoring that is left after it.
 
-    Of several processes, each samples and scores its share of the rows; all return everything.
+    With several processes, each samples and scores its share of the rows; all return everything.
     Returns replies (None for a prompt that is too long) and results in the order of the rows.
     """
     local = processes.share(len(rows))  # indices of this process's rows

@@ -1,4 +1,4 @@
-"""One GRPO stage: every step samples, scores and updates. Both trained roles run through it."""
+"""A GRPO stage, which trains Instructor or Follower: each step samples, scores and updates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,14 +45,14 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The model that a stage trains: its weights, before they are loaded, and where they live."""
+    """The model that a stage trains: shapes, shardings, and how its weights are loaded."""
 
     bundle: ModelBundle
     mesh: Mesh
     shapes: Params  # the trained weights as `jax.ShapeDtypeStruct` with shardings, float32
     frozen: Params  # the base of adapters, in the sampling dtype; {} if all weights are trained
     load: Callable[[], Params]  # the trained weights at the start of the stage
-    reference: Callable[[], Engine]  # the same model before it is trained; read if there is a KL
+    reference: Callable[[], Engine]  # the same model before training; used with a KL penalty
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that a stage needs: what it trains, on what, and how."""
+    """Everything that a stage needs: the model, the task, and the settings."""
 
     info: StageInfo
     model: TrainedModel
@@ -205,13 +205,13 @@ def make_learner(stage: Stage, updates: int) -> Learner:
 
 
 def make_policy(stage: Stage, learner: Learner, state: TrainState) -> ChatModel:
-    """The policy as it is now, to be sampled from."""
+    """The current policy as a model to sample from."""
     bundle, weights = stage.model.bundle, learner.policy(state.params)
     return ChatModel(Engine(bundle.model.config, weights, learner.config.dtype), bundle.tokenizer)
 
 
 def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
-    """The rows whose prompt, in every form it can take, is within the length limit."""
+    """The rows whose prompt, in every form it may have, is within the length limit."""
     decoding, tokenizer = stage.rollout.decoding, stage.model.bundle.tokenizer
     task, limit = stage.task, decoding.max_prompt_tokens
 

@@ -1,6 +1,6 @@
-"""What each trained role is asked, and how its replies become scores. Text only.
+"""The prompts of each trained role, and how its replies become rewards. Text only.
 
-Instructor and Follower are trained by the same stage: all that differs is their `Task`.
+Instructor and Follower are trained by the same stage; only their `Task` differs.
 """
 
 import random
@@ -24,7 +24,7 @@ Parsed_co = TypeVar("Parsed_co", covariant=True)
 
 
 class Prompter(Protocol[Parsed_co]):
-    """What a model is asked about each row of data, and how its replies are parsed."""
+    """Turns rows of data into dialogues, and parses the replies."""
 
     @property
     def rows(self) -> Sequence[object]: ...
@@ -33,29 +33,29 @@ class Prompter(Protocol[Parsed_co]):
         ...
 
     def dialogues(self, row: int) -> list[list[Message]]:
-        """Every dialogue that the row can become."""
+        """Every dialogue that may be made of the row, at any step."""
         ...
 
     def dialogue(self, row: int, step: int) -> list[Message]:
-        """The dialogue that the row becomes at this step."""
+        """The dialogue that is made of the row at this step."""
         ...
 
     def read(self, row: int, step: int, reply: ReplyLike | None) -> Parsed_co:
-        """Parses one reply, and checks it as far as no model is needed. It runs on the host while
-        other replies are still being sampled. reply None: the prompt was too long."""
+        """Parses one reply and runs the checks that need no model, on the host while other replies
+        are still being sampled. reply: None if the prompt was too long."""
         ...
 
 
 class Task(Prompter[Parsed], Protocol[Parsed]):
-    """All that differs between training the Instructor and training the Follower."""
+    """What differs between training the Instructor and training the Follower."""
 
     def columns(self, row: int, step: int) -> dict[str, object]:
         """Columns of samples.parquet that describe the prompt."""
         ...
 
     def score(self, parsed: Sequence[Parsed], sample_ids: Sequence[int], key: Key) -> list[Score]:
-        """One score per parsed reply. What is drawn for a sample depends on its id and the key
-        alone."""
+        """One score per parsed reply. The random numbers for a sample are a function of its id and
+        the key."""
         ...
 
     def metrics(self, scores: Sequence[Score]) -> dict[str, float]:
@@ -89,7 +89,8 @@ class FollowerTask:
     def read(
         self, row: int, step: int, reply: ReplyLike | None
     ) -> tuple[Score, CheckedAnswer | None]:
-        """The score so far, and the answer with the checks that need no model, if it has one."""
+        """The score, not yet with its reward, and the answer with the checks that need no model, or
+        None if the reply has no answer."""
         answer, instruction = read_answer(reply, self.format), self.rows[row]
         score = Score(0.0, answer.reason, prompt=instruction.prompt, answers=(answer,))
         return score, None if answer.reason else self.checker.check(instruction, answer.text)
@@ -119,7 +120,7 @@ class FollowerTask:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an Instructor's reply came to: an instruction, or the reason why there is none."""
+    """The instruction in an Instructor's reply, or the reason why there is none."""
 
     instruction: Instruction
     variant: str
@@ -130,8 +131,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Proposer:
-    """Write constraints for a seed question: what the Instructor is asked, and what its replies
-    come to."""
+    """Write constraints for a seed question: the Instructor's prompts, and its replies as
+    proposals."""
 
     rows: Sequence[Seed]
     filter: Judge | None  # None: nothing is filtered
@@ -222,10 +223,10 @@ class InstructorTask(Proposer):
         scores = [
             Score(0.0, p.reason, p.detail, p.instruction.prompt, filter=p.filter) for p in proposals
         ]
-        kept = [i for i, p in enumerate(proposals) if not p.reason]
-        instructions = [proposals[i].instruction for i in kept]
-        answers = self._answers(instructions, [sample_ids[i] for i in kept], key)
-        for i, instruction, its_answers in zip(kept, instructions, answers, strict=True):
+        valid = [i for i, p in enumerate(proposals) if not p.reason]
+        instructions = [proposals[i].instruction for i in valid]
+        answers = self._answers(instructions, [sample_ids[i] for i in valid], key)
+        for i, instruction, its_answers in zip(valid, instructions, answers, strict=True):
             scores[i] = self._reward(replace(scores[i], answers=its_answers), instruction)
         return scores
 
@@ -236,9 +237,9 @@ class InstructorTask(Proposer):
         count = self.answerer.samples
         pairs = self.answerer.answer(instructions, sample_ids, key, self.checker)
         answers = [answer for answer, _ in pairs]
-        checked = [(n, each) for n, (_, each) in enumerate(pairs) if each]
+        checked = [(n, item) for n, (_, item) in enumerate(pairs) if item]
         answer_ids = [sample_ids[n // count] * count + n % count for n, _ in checked]
-        all_marks = self.checker.marks([each for _, each in checked], answer_ids, key)
+        all_marks = self.checker.marks([item for _, item in checked], answer_ids, key)
         for (n, _), marks in zip(checked, all_marks, strict=True):
             answers[n] = with_marks(answers[n], marks)
         return [tuple(answers[n : n + count]) for n in range(0, len(answers), count)]

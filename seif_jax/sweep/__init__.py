@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from seif_jax import config_keys, metrics, resume, run_dir, run_paths, shipped
-from seif_jax.display import Display, count
+from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
+from seif_jax.formatting import count
 from seif_jax.run_config import RunConfig
 from seif_jax.sweep import launchers
 
