@@ -31,14 +31,14 @@ def distinct(texts: Iterable[str], n: int, budget_words: int) -> float | None:
     It falls as there are more words, so texts are compared at the same `budget_words`: those that
     follow are left out. None if there is no n-gram.
     """
-    seen: set[tuple[str, ...]] = set()
+    distinct_ngrams: set[tuple[str, ...]] = set()
     count, left = 0, budget_words
     for text in texts:
         part = ngrams(words(text)[: max(left, 0)], n)
         left -= len(words(text))
-        seen.update(part)
+        distinct_ngrams.update(part)
         count += len(part)
-    return len(seen) / count if count else None
+    return len(distinct_ngrams) / count if count else None
 
 
 def repeats(texts: Sequence[str]) -> float | None:
@@ -62,9 +62,9 @@ def _shape(text: str) -> tuple[str, ...]:
 def _copies(text: tuple[str, ...], examples: Sequence[tuple[str, ...]]) -> bool:
     if text in examples:
         return True
-    own = ngrams(text, NGRAM)
-    return bool(own) and any(
-        sum(ngram in known for ngram in own) >= COPIED * len(own)
+    text_ngrams = ngrams(text, NGRAM)
+    return bool(text_ngrams) and any(
+        sum(ngram in known for ngram in text_ngrams) >= COPIED * len(text_ngrams)
         for known in ({*ngrams(example, NGRAM)} for example in examples)
     )
 

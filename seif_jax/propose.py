@@ -83,10 +83,10 @@ def propose_instructions(
 
 
 def collapse_signs(task: Proposer, samples: Sequence[Mapping[str, Any]]) -> str:
-    """What says that the kept instructions among the stage's samples hardly vary; "": nothing."""
-    kept = [sample for sample in samples if sample["kept"]]
-    texts = [text for sample in kept for text in sample["constraint"]]
-    ids = [name for sample in kept for name in sample["instruction_id_list"]]
+    """The signs that a stage's kept instructions hardly vary, in words; "" if there are none."""
+    kept_samples = [sample for sample in samples if sample["kept"]]
+    texts = [text for sample in kept_samples for text in sample["constraint"]]
+    ids = [name for sample in kept_samples for name in sample["instruction_id_list"]]
     examples = instructor.shown_constraints(task.shots, task.prompts)
     return diversity.collapse(texts, ids, examples)
 
@@ -165,11 +165,11 @@ def _instruction(sample: dict[str, Any]) -> dict[str, object]:
 def _shares(reasons: Sequence[str]) -> dict[str, float]:
     """format_valid: the share of all replies; kept: of those that the Filter saw."""
     filtered = [r for r in reasons if r not in (*UNREADABLE, "prompt_too_long")]
-    kept = sum(r == "" for r in reasons)
+    num_kept = sum(r == "" for r in reasons)
     out = {
-        "instructions": kept,
+        "instructions": num_kept,
         "format_valid": len(filtered) / len(reasons),
-        "kept": kept / max(len(filtered), 1),
+        "kept": num_kept / max(len(filtered), 1),
     }
     for reason in sorted(set(reasons) - {""}):
         out[f"reason/{reason}"] = sum(r == reason for r in reasons) / len(reasons)

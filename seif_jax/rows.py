@@ -160,11 +160,11 @@ def _arguments(where: str, value: object) -> dict[str, object]:
     return {name: inner for name, inner in (arguments or {}).items() if inner is not None}
 
 
-def _json(what: str, text: str) -> object:
+def _json(cell: str, text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise UserError(f"{what}, but not JSON: {shown(text)}") from None
+        raise UserError(f"{cell}, but not JSON: {shown(text)}") from None
 
 
 def _rule_id(where: str, name: object, kwargs: Mapping[str, object], seed: str) -> str:

@@ -92,8 +92,8 @@ def import_path(folders: Sequence[Path]) -> Iterator[None]:
 
 def _import(name: str, folders: Sequence[Path]) -> ModuleType:
     paths = [str(folder.resolve()) for folder in folders]
-    found = PathFinder.find_spec(name, paths)
-    if found and not found.submodule_search_locations and name not in sys.stdlib_module_names:
+    spec = PathFinder.find_spec(name, paths)
+    if spec and not spec.submodule_search_locations and name not in sys.stdlib_module_names:
         sys.modules.pop(name, None)  # it may be from another folder, or edited since
     try:
         with import_path(folders):
@@ -102,9 +102,9 @@ def _import(name: str, folders: Sequence[Path]) -> ModuleType:
         if error.name and f"{name}.".startswith(f"{error.name}."):
             places = " or ".join(dict.fromkeys(paths))
             raise UserError(f"there is no module {error.name} in {places}, nor installed") from None
-        raise UserError(f"its import raised {_reason(error, found and found.origin)}") from error
+        raise UserError(f"its import raised {_reason(error, spec and spec.origin)}") from error
     except FAILURES as error:
-        raise UserError(f"its import raised {_reason(error, found and found.origin)}") from error
+        raise UserError(f"its import raised {_reason(error, spec and spec.origin)}") from error
 
 
 def _function(module: ModuleType, name: str, parameters: Sequence[str]) -> Callable[..., object]:

@@ -25,7 +25,7 @@ from seif_jax.plan import assumptions, chips, cost, gpus, hlo
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
-from seif_jax.plan.estimate import Estimate
+from seif_jax.plan.estimate import ProgramEstimate
 from seif_jax.plan.programs import Program
 from seif_jax.sampling import prefill
 
@@ -151,10 +151,10 @@ def test_both_names_of_the_pool_are_refused(monkeypatch):
 H100 = chips.GPUS["NVIDIA H100 80GB HBM3"]
 
 
-def planned(gib: float, fraction: float, **costs: Any) -> Estimate:
+def planned(gib: float, fraction: float, **costs: Any) -> ProgramEstimate:
     chip = chips.replace(H100, pool_fraction=fraction)
     program = Program("follower", "gradient", jax.jit(abs), (), 1, {"policy": 8 * GIB}, 8)
-    return Estimate(program, Cost(0, int((gib - 8) * GIB), 0, 1e12, 1e9, **costs), chip)
+    return ProgramEstimate(program, Cost(0, int((gib - 8) * GIB), 0, 1e12, 1e9, **costs), chip)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from seif_jax.models.io import hf
 from seif_jax.plan import assumptions
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import chip_of, compiling_for, devices_of, host_of
-from seif_jax.plan.estimate import Compiler, Estimate
+from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import programs
 from seif_jax.plan.text import gib, log
@@ -72,7 +72,7 @@ def plan(config: RunConfig, topology: str | None) -> dict[str, Any]:
     }
 
 
-def estimate_step(estimates: Sequence[Estimate], stage: str) -> dict[str, float]:
+def estimate_step(estimates: Sequence[ProgramEstimate], stage: str) -> dict[str, float]:
     """Seconds per step of a stage, and sampled tokens per second of its rollouts if it has any."""
     own = [estimate for estimate in estimates if estimate.program.stage == stage]
     rollout = [estimate for estimate in own if estimate.program.name.startswith("rollout")]

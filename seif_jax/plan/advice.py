@@ -10,7 +10,7 @@ from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE
 from seif_jax.plan.chips import devices_of, host_of, larger
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.estimate import Compiler, Estimate
+from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.programs import Program, programs
 from seif_jax.plan.text import gib
@@ -33,7 +33,7 @@ class Change:
 
 
 def find_change(
-    estimate: Estimate,
+    estimate: ProgramEstimate,
     config: RunConfig,
     topology: str | None,
     model: Model,

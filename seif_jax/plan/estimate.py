@@ -13,7 +13,7 @@ from seif_jax.plan.programs import Program
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ProgramEstimate:
     """A compiled program on a chip."""
 
     program: Program
@@ -91,10 +91,10 @@ class Compiler:
     def __init__(self):
         self._costs: dict[str, Cost] = {}
 
-    def __call__(self, program: Program, chip: Chip) -> Estimate:
+    def __call__(self, program: Program, chip: Chip) -> ProgramEstimate:
         if program.key not in self._costs:
             with jax.set_mesh(program.mesh) if program.mesh else nullcontext():
                 self._costs[program.key] = compile_cost(
                     program.function, program.arguments, program.options, program.hosts
                 )
-        return Estimate(program, self._costs[program.key], chip)
+        return ProgramEstimate(program, self._costs[program.key], chip)

@@ -66,7 +66,7 @@ class Checker:
         self, answers: Sequence[CheckedAnswer], answer_ids: Sequence[int], key: Key
     ) -> list[tuple[Mark, ...]]:
         """The marks of each answer's constraints. The Judger is asked about all of them in one
-        call; what is drawn for an answer depends on its id and the key alone."""
+        call; random numbers for an answer are a function of its id and the key."""
         pairs = [(i, j) for i, item in enumerate(answers) for j in range(len(item.opinions))]
         verdicts = [Verdict(None)] * len(pairs)
         if self.judge:
@@ -80,7 +80,7 @@ class Checker:
         marks: list[list[Mark]] = [[] for _ in answers]
         for (i, j), verdict in zip(pairs, verdicts, strict=True):
             marks[i].append(self._mark(answers[i], j, verdict))
-        return [tuple(each) for each in marks]
+        return [tuple(answer_marks) for answer_marks in marks]
 
     def _mark(self, item: CheckedAnswer, j: int, verdict: Verdict) -> Mark:
         opinion = item.opinions[j]
@@ -133,5 +133,5 @@ def apply_rule(instruction: Instruction, answer: str, j: int) -> tuple[str, bool
         rule = recognise(constraint)
         return (rule.instruction_id, rule.check(answer, request)) if rule else (SOFT, None)
     except Exception as error:
-        what = described(instruction, constraint=constraint, reply=answer)
-        raise RunError(f"the rule {name} failed on {what}: {error}") from error
+        case = described(instruction, constraint=constraint, reply=answer)
+        raise RunError(f"the rule {name} failed on {case}: {error}") from error

@@ -63,7 +63,7 @@ def _detect(text: str, code: str) -> bool | None:
 
     langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
     try:  # in lower case: it passes over words in capital letters
-        probs = {each.lang: each.prob for each in langdetect.detect_langs(text.lower())}
+        probs = {guess.lang: guess.prob for guess in langdetect.detect_langs(text.lower())}
     except langdetect.LangDetectException:  # no letter that it knows
         return None
     prob = probs.pop(code, 0.0)

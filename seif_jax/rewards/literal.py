@@ -34,8 +34,8 @@ _CLOSING = "\"'*_`)]}» "  # quotation marks and markup that may follow the last
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     """False if one is False, else None if one is None, else True."""
-    seen = set(verdicts)
-    return False if False in seen else None if None in seen else True
+    outcomes = set(verdicts)
+    return False if False in outcomes else None if None in outcomes else True
 
 
 def _compared(count: Callable[[str], Count | int], relation: str, number: int) -> SentenceCheck:

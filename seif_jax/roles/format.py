@@ -26,10 +26,10 @@ THOUGHTS = re.compile(r"\A(?:\s*<think>.*?</think>)*\s*", re.DOTALL)
 OPENING = re.compile(r"<think>\s*(?:</think>\s*(?:<answer>\s*)?)?\Z")
 
 
-def choose(table: dict[str, str], key: str, what: str) -> str:
+def choose(table: dict[str, str], key: str, name: str) -> str:
     """The entry of a table of texts. Raises UserError for an unknown key."""
     if key not in table:
-        raise UserError(f"{what} must be one of: {', '.join(sorted(table))} (got {key!r})")
+        raise UserError(f"{name} must be one of: {', '.join(sorted(table))} (got {key!r})")
     return table[key]
 
 

@@ -122,14 +122,14 @@ def _words(text: str) -> str:
 
 def _repetition(constraints: dict[str, str], seed: str) -> Parsed | None:
     """The reason if a constraint repeats an earlier one or a part of the seed; else None."""
-    seen: dict[str, str] = {}
+    name_of: dict[str, str] = {}
     for name, text in constraints.items():
         words = _words(text)
-        if words in seen:
-            return Parsed(None, "duplicate", f"{name} repeats {seen[words]}")
+        if words in name_of:
+            return Parsed(None, "duplicate", f"{name} repeats {name_of[words]}")
         if words in _words(seed):
             return Parsed(None, "repeats_seed", f"{name} repeats the seed question")
-        seen[words] = name
+        name_of[words] = name
     return None
 
 
