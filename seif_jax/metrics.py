@@ -33,7 +33,7 @@ Line = dict[str, Any]  # of metrics.jsonl: round, stage, step, and metrics (numb
 RunPosition = tuple[int, int, int]  # round, index of the stage, step: sorts in run order
 
 
-class Scalar(SupportsInt, SupportsFloat, Protocol):
+class MetricValue(SupportsInt, SupportsFloat, Protocol):
     """A number of Python, NumPy or JAX."""
 
 
@@ -53,7 +53,7 @@ class Writer:
         if self.writes:
             self._open(read(self.path))
 
-    def write(self, round: int, stage: str, step: int, metrics: Mapping[str, Scalar]) -> None:
+    def write(self, round: int, stage: str, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Appends a line. metrics: Python, NumPy or JAX scalars; NaN and infinities become null."""
         if not self.writes:
             return
@@ -231,7 +231,7 @@ def _position(line: Line) -> RunPosition:
     return line["round"], STAGES[line["stage"]], line["step"]
 
 
-def _number(value: Scalar) -> int | float | None:
+def _number(value: MetricValue) -> int | float | None:
     """The value as a Python number, None if it is not finite. Raises TypeError if not a scalar."""
     if isinstance(value, int) or getattr(getattr(value, "dtype", None), "kind", "f") in "iub":
         return int(value)
