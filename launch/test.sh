@@ -17,6 +17,10 @@ for argument in "$@"; do
 done
 bash launch/install.sh test ${install[@]+"${install[@]}"}
 export JAX_PLATFORMS=cpu
+# Every process of the tests would compile all packages from source without their bytecode.
+unset PYTHONDONTWRITEBYTECODE
+PYTHONPYCACHEPREFIX="$(cd "$venv" && pwd)/pycache"
+export PYTHONPYCACHEPREFIX
 if [[ ${#tests[@]} == 0 ]]; then
     "$venv/bin/ruff" check .
     if [[ -n "$quick" ]]; then

@@ -34,18 +34,19 @@ STEPS, PROMPTS, GROUP = 5, 8, 2
 
 
 def batch(step: int) -> Batch:
-    rng = np.random.default_rng(step)
+    """Steps differ in tokens and advantages, not in lengths, so that programs compile once."""
+    rng, lengths_rng = np.random.default_rng(step), np.random.default_rng(0)
     samples = PROMPTS * GROUP
     nothing = np.zeros((samples, 12), np.float32)
     fields: dict[str, Any] = dict(
         prefix=rng.integers(3, 96, 6, np.int32),
         prompts=rng.integers(3, 96, (PROMPTS, 9), np.int32),
-        prompt_lengths=rng.integers(1, 10, PROMPTS, np.int32),
+        prompt_lengths=lengths_rng.integers(1, 10, PROMPTS, np.int32),
         completions=rng.integers(3, 96, (samples, 12), np.int32),
-        lengths=rng.integers(1, 13, samples, np.int32),
+        lengths=lengths_rng.integers(1, 13, samples, np.int32),
         sampler_logp=nothing, old_logp=nothing, ref_logp=nothing,
         advantages=rng.normal(size=samples).astype(np.float32),
-        trained=rng.random(samples) < 0.9,
+        trained=lengths_rng.random(samples) < 0.9,
     )  # fmt: skip
     return Batch(**fields)
 
