@@ -20,7 +20,6 @@ from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.model_bundle import ModelBundle
-from seif_jax.models import resolve
 from seif_jax.report import closing_table, page
 from seif_jax.rewards.check import JUDGE, load_checks
 from seif_jax.rewards.checker import Checker
@@ -135,7 +134,7 @@ class Evolution:
         role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
         self.weights.keep_only(
-            start, self.weights.path("follower", round - 1), self.judger_path(round)
+            start, self.weights.path("follower", round - 1), self.weights.judger_path(round)
         )
         task = self.instructor_task(round) if name == "instructor" else self.follower_task(round)
         return Stage(
@@ -161,13 +160,6 @@ class Evolution:
         """The frozen model at `path`. devices: "shared", or config.judger.devices."""
         return ChatModel(self.weights.engine(path, dtype, devices), self.base.tokenizer)
 
-    def judger_path(self, round: int) -> Path:
-        """The Judger's weights: F_{t-1} in round t, or those that config.judger.model names."""
-        fixed = self.config.judger.model
-        if fixed and fixed != "base":
-            return resolve(fixed)
-        return self.weights.path("follower", 0 if fixed else round - 1)
-
     def checker(self, round: int) -> Checker:
         """The checks of a round. The Judger, if there is one, is F_{t-1} or a fixed model."""
         c = self.config.judger
@@ -175,7 +167,7 @@ class Evolution:
         if JUDGE not in checks:
             return Checker(checks, functions=self.checks)
         chat_model = self.chat_model(
-            self.judger_path(round), c.dtype or self.config.dtype, c.devices
+            self.weights.judger_path(round), c.dtype or self.config.dtype, c.devices
         )
         decoding = settings.verdict_decoding(c, settings.JUDGER_RNG_STREAM)
         judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])

@@ -52,6 +52,13 @@ class RoleWeights:
             return RunPaths(self.workdir).stage(round, role).folder
         return resolve(self.config.trained_role(role).init or self.config.model)
 
+    def judger_path(self, round: int) -> Path:
+        """The Judger's weights: F_{t-1} in round t, or those that config.judger.model names."""
+        fixed = self.config.judger.model
+        if fixed and fixed != "base":
+            return resolve(fixed)
+        return self.path("follower", 0 if fixed else round - 1)
+
     def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Params:
         """Loads all weights of a model, sharded for training unless `rule` says otherwise;
         adapters are merged into their base."""

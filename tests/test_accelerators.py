@@ -4,8 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -50,7 +50,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(
             accelerators.importlib.metadata,
             "entry_points",
-            lambda group: [SimpleNamespace(name=name) for name in plugins],
+            lambda group: [EntryPoint(name, "plugin", group) for name in plugins],
         )
         for name in ("CUDA_VISIBLE_DEVICES", *accelerators.WITHOUT_TPU):
             monkeypatch.delenv(name, raising=False)

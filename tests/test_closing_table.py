@@ -4,7 +4,7 @@ import importlib.machinery
 import io
 import json
 import sys
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -21,7 +21,9 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     if installed:
         spec = importlib.machinery.ModuleSpec("tensorboard", None)
-        monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace(__spec__=spec))
+        module = ModuleType("tensorboard")
+        module.__spec__ = spec
+        monkeypatch.setitem(sys.modules, "tensorboard", module)
     folder = tmp_path / "round_1" / "follower"
     folder.mkdir(parents=True)
     StagePaths(folder).done.write_text(json.dumps({"reward": 0.5}))

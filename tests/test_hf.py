@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +16,8 @@ from seif_jax.errors import UserError
 from seif_jax.models.io import hf, safetensors
 from seif_jax.models.io.to_device import finite
 from seif_jax.tokenizer import SAVED_FILES, Tokenizer
+
+DiskUsage = type(shutil.disk_usage("/"))  # its fields are total, used and free
 
 GENERATION = b'{"eos_token_id":  2}'  # not as this code would write it
 
@@ -123,11 +124,10 @@ def test_no_space(tmp_path, monkeypatch):
     """Said before anything is written where the size is known, else where the disk says so."""
     folder = write(tmp_path / "m", weights())
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    free = SimpleNamespace(free=215)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1000, 785, free=215))
     new = tmp_path / "new"
     assert message(write, new, weights()) == f"{new}: no space, needs 216 bytes and 215 are free"
-    free.free = 216
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1000, 784, free=216))
     write(new, weights())
     full = SafetensorError("Error while serializing: No space left on device (os error 28)")
 
@@ -142,7 +142,9 @@ def test_no_space(tmp_path, monkeypatch):
 
 def test_a_full_disk(tmp_path, monkeypatch):
     """A real one: the weights do not fit, or what comes after them does not."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 40))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: DiskUsage(1 << 41, 1 << 40, free=1 << 40)
+    )
     big, small = np.ones(20_000, np.float32), np.ones(10, np.float32)
     with mounted(tmp_path / "disk", "64k") as disk:
         for tensors, extra_files in (

@@ -1,7 +1,6 @@
 """What is impossible from the start is refused before anything is computed."""
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle
+from seif_jax.roles.format import Message
 
 ROWS = [
     {"prompt": f"{seed}\nBe kind.", "constraint": ["Be kind."], "seed_question": seed}
@@ -118,19 +118,19 @@ def test_verdicts_that_are_more_than_a_token(place, monkeypatch, mode, checks, w
         preflight.check_verdicts(config, tokenizer)
 
 
-def test_only_one_prompt_must_fit(place):
+def test_only_one_prompt_must_fit(place, monkeypatch):
     """The others are dropped; nothing after the first that fits is encoded."""
     config = read_config(str(place.config), ["--config.follower.max_prompt_tokens=40"])
     tokenizer = ModelBundle.load(place.model).tokenizer
     rows = [Instruction("", ("x",), text, ({},), ("soft",)) for text in ("long " * 50, "Hi", "")]
-    seen: list[Any] = []
+    encode_chat, seen = tokenizer.encode_chat, []
 
-    def encode_chat(dialogue: Any, prefill: str) -> list[int]:
+    def counting(dialogue: list[Message], prefill: str) -> list[int]:
         seen.append(dialogue)
-        return tokenizer.encode_chat(dialogue, prefill)
+        return encode_chat(dialogue, prefill)
 
-    counting: Any = SimpleNamespace(encode_chat=encode_chat)
-    preflight.check_prompts(config, counting, settings.prompts(config), "data", rows)
+    monkeypatch.setattr(tokenizer, "encode_chat", counting)
+    preflight.check_prompts(config, tokenizer, settings.prompts(config), "data", rows)
     assert len(seen) == 2
 
 

@@ -6,7 +6,7 @@ for what that code uses of it.
 
 import logging
 from collections.abc import Iterator
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,8 @@ class Tensor(np.ndarray):
         return self.to()
 
 
-TORCH = SimpleNamespace(
+TORCH = ModuleType("torch")
+vars(TORCH).update(
     int64=np.int64,
     float=np.float64,
     float32=np.float64,

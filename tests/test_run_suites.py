@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,13 @@ from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.sampling import Engine
 
 
+@dataclass(frozen=True)
+class Finished:
+    run: Path
+    data: Path
+    command: list[str]
+
+
 @pytest.fixture(scope="module")
 def finished(place, tmp_path_factory):
     """Two rounds of a Follower, with a suite of 3 prompts and an evaluation set of every step."""
@@ -38,7 +44,7 @@ def finished(place, tmp_path_factory):
         "--config.eval.suite_limit=3",
     ]  # fmt: skip
     assert main(command) == 0
-    return SimpleNamespace(run=run, data=data, command=command)
+    return Finished(run, data, command)
 
 
 def evaluate_lines(run):

@@ -7,16 +7,16 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import tiny_run
 
 from seif_jax import config_keys
 from seif_jax.__main__ import main
+from seif_jax.checkpoint import ModelBundle
 from seif_jax.config_file import read_config
-from seif_jax.evolve import Evolution
+from seif_jax.role_weights import RoleWeights
+from seif_jax.run_config import JudgerConfig, RunConfig
 from seif_jax.sweep import launchers
 from seif_jax.sweep.launchers import Job
 
@@ -197,8 +197,7 @@ def test_what_waits_does_not_begin_once_it_is_stopped(tmp_path, monkeypatch):
 
     cancelled, started = threading.Event(), []
     monkeypatch.setattr(launchers, "ThreadPoolExecutor", Pool)
-    here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(launchers, "subprocess", here)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         launchers.local([Job(f"{n}", (f"{n}",)) for n in range(3)], tmp_path, 1, ())
     assert set(started) <= {"0", "1"}
@@ -280,12 +279,13 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
     """`seif run` without its training; a second call starts nothing."""
 
     def run(command, **rest):
-        assert command[:3] == [sys.executable, "-m", "seif_jax"]
+        if command[:3] != [sys.executable, "-m", "seif_jax"]:  # git, asked for the commit
+            return real_run(command, **rest)
         return subprocess.CompletedProcess(command, main(command[3:]))
 
+    real_run = subprocess.run
     monkeypatch.setattr("seif_jax.evolve.run_stage", lambda *_: {"reward": 0.5})
-    here = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT)
-    monkeypatch.setattr(launchers, "subprocess", here)
+    monkeypatch.setattr(subprocess, "run", run)
     config = tiny_run.config_file(tmp_path, tiny_run.model_folder(tmp_path / "model"))
     (tmp_path / "sweep.py").write_text(body("for seed in (1, 2):", "    add(seed=seed)"))
     command = [
@@ -302,7 +302,9 @@ def test_what_a_real_run_leaves_is_finished(tmp_path, capsys, monkeypatch):
 
 
 def test_the_judger_is_the_last_follower_or_the_first(tmp_path):
-    evolution: Any = SimpleNamespace(weights=SimpleNamespace(path=lambda *which: which))
-    for model, wanted in ((None, ("follower", 2)), ("base", ("follower", 0)), (tmp_path, tmp_path)):
-        evolution.config = SimpleNamespace(judger=SimpleNamespace(model=model and str(model)))
-        assert Evolution.judger_path(evolution, 3) == wanted
+    model, other = (tiny_run.model_folder(tmp_path / name) for name in ("model", "other"))
+    base, run = ModelBundle.load(model), tmp_path / "run"
+    paths = {None: run / "round_2/follower", "base": model, str(other): other}
+    for judger, wanted in paths.items():
+        config = RunConfig(model=str(model), judger=JudgerConfig(model=judger))
+        assert RoleWeights(config, run, base).judger_path(3) == wanted

@@ -126,7 +126,7 @@ def ask(
 ) -> dict[int, list[float | None]]:
     """The share of constraints that one Follower meets, per instruction of each round."""
     config = evolution.config
-    evolution.weights.keep_only(path, evolution.judger_path(1))
+    evolution.weights.keep_only(path, evolution.weights.judger_path(1))
     checker, prompts = evolution.checker(1), evolution.prompts["follower"]
     decoding = settings.decoding(config, config.follower, config.eval.temperature)
     policy = evolution.chat_model(path, config.dtype)
