@@ -191,7 +191,7 @@ def likeness(name: str, other: str) -> float:
     )
     initials = "".join(word[0] for word in other_last.split("_"))
     words = 1.0 if last == initials else _ratio(last, other_last)
-    return words + _ratio(group, other_group) if words > 0.6 else 0.0
+    return words + _ratio(group, other_group) if words > 0.65 else 0.0
 
 
 def _ratio(a: str, b: str) -> float:

@@ -90,7 +90,10 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
         raise UserError(f"--max_tokens={options.max_tokens} and --n={options.n} must be 1 or more")
     prompts: list[str] = list(options.prompt or ())
     if options.prompts:
-        seeds = data.load_seeds(options.prompts, options.column, warn=warn)
+        try:
+            seeds = data.load_seeds(options.prompts, options.column, warn=warn)
+        except sources.MissingColumn as error:
+            raise UserError(f"{error}; set --column to one of them") from None
         prompts += [seed.question for seed in seeds]
     elif not prompts:
         text = files.decode(sys.stdin.buffer.read(), "standard input")

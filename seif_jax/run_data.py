@@ -9,6 +9,7 @@ from seif_jax.instruction import Instruction, Seed
 from seif_jax.rewards import phrase
 from seif_jax.rows import read_instruction
 from seif_jax.run_config import RuleSetConfig, RunConfig
+from seif_jax.sources import MissingColumn
 
 Warn = Callable[[str], None]
 
@@ -27,7 +28,10 @@ def load(config: RunConfig, warn: Warn) -> RunData:
     the source of the Follower's instructions do not go together.
     """
     source = config.data
-    seeds = data.load_seeds(source.seeds, source.column, source.split, warn)
+    try:
+        seeds = data.load_seeds(source.seeds, source.column, source.split, warn)
+    except MissingColumn as error:
+        raise UserError(f"{error}; set config.data.column to one of them") from None
     if source.limit:
         seeds = seeds[: source.limit]
     sources = {"instructions": source.instructions, "rules.kinds": source.rules.kinds}

@@ -177,8 +177,9 @@ def check_model(path: Path) -> None:
         return
     if (path / ADAPTER).is_file():
         base = read_object(path / ADAPTER).get("base_model_name_or_path")
+        model = f" ({base})" if base else ""
         raise UserError(
-            f"{path} is an adapter without the model that it belongs to ({base}); convert the "
+            f"{path} is an adapter without the model that it belongs to{model}; convert the "
             "run's stage without --adapter, or merge the two with PEFT's merge_and_unload"
         )
     for folder in (path, *path.parents, *path.absolute().parents):

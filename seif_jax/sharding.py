@@ -70,7 +70,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
         raise UserError(f"config.mesh: {text}: each is 1 or more, and one may be -1 (the rest)")
     known = math.prod(size for size in shape if size > 0)
     if len(devices) % known or (-1 not in shape and known != len(devices)):
-        raise UserError(f"config.mesh: {text} does not fit {len(devices)} devices")
+        plural = "" if len(devices) == 1 else "s"
+        raise UserError(f"config.mesh: {text} does not fit {len(devices)} device{plural}")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))

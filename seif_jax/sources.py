@@ -66,12 +66,16 @@ def _as_rows(source: str, rows: UncheckedRows) -> Rows:
     return plain
 
 
+class MissingColumn(UserError):
+    """A row lacks a column that is needed."""
+
+
 def need(column: str, names: Iterable[str], where: str) -> None:
-    """Raises UserError, which begins with `where`, if the column is not one of these."""
+    """Raises MissingColumn, which begins with `where`, if the column is not one of these."""
     names = list(names)
     if column not in names:
         columns = ", ".join(map(repr, names)) or "none"
-        raise UserError(f"{where}: no column {column!r}, the columns are {columns}")
+        raise MissingColumn(f"{where}: no column {column!r}, the columns are {columns}")
 
 
 def _parquet_rows(path: Path) -> UncheckedRows:

@@ -65,7 +65,7 @@ def test_help(command, capsys):
             r"config.judger.max_prompt_tokens=\d+ and config.judger.max_tokens=8192 exceed",
         ),
         ("eval.sets.mine.pth=x", r"key eval.sets.mine.pth; did you mean eval.sets.mine.path\?"),
-        ("data.column=question", "seeds.jsonl: row 1: no column 'question', the columns are"),
+        ("data.column=question", "the columns are 'prompt'; set config.data.column to"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
         ("data.instructions=absent.parquet", "take 'generate' out of stages"),
         (
@@ -494,7 +494,7 @@ def test_prompts_that_cannot_be(place, refused, monkeypatch):
     questions = place.folder / "questions.csv"
     questions.write_text("question,n\nWhy?,1\n")
     line = refused("generate", model, f"--prompts={questions}")
-    assert "questions.csv: row 1: no column 'prompt', the columns are 'question', 'n'" in line
+    assert "row 1: no column 'prompt', the columns are 'question', 'n'; set --column" in line
     latin = place.folder / "latin.txt"
     latin.write_bytes(b"caf\xe9\n")
     assert "latin.txt: " in refused("generate", model, f"--prompts={latin}")

@@ -216,7 +216,13 @@ def test_help_of_a_script(script, name):
 
 @pytest.mark.parametrize(
     "name, arguments",
-    [("slurm.sh", ["C.py"]), ("tpu.sh", ["C.py", "DIR"]), ("quickstart.sh", ["-x"])],
+    [
+        ("slurm.sh", ["C.py"]),
+        ("tpu.sh", ["C.py", "DIR"]),
+        ("quickstart.sh", ["-x"]),
+        ("quickstart.sh", ["DIR", "--rounds=1"]),
+        ("quickstart.sh", ["DIR", "DIR2"]),
+    ],
 )
 def test_a_script_that_lacks_arguments(script, name, arguments):
     done = script(name, *arguments)

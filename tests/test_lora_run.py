@@ -205,7 +205,9 @@ def test_going_on_from_a_run_with_adapters(place):
     begun = run.weights.start(run.weights.path("follower", 0), jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, begun, kept)
     for other in ("--config.lora.rank=3", "--config.lora.alpha=5.0", f"--config.model={stage}/hf"):
-        with pytest.raises(UserError, match=r"config.follower.init=.* holds Lora\(rank=2"):
+        with pytest.raises(
+            UserError, match=r"config.follower.init=.* holds adapters of rank 2 and alpha"
+        ):
             evolution(place, place.folder / "next", init, other)
     with pytest.raises(UserError, match="hf holds whole weights; with config.lora a role can only"):
         evolution(place, place.folder / "next", f"{init}/hf")

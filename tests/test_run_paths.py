@@ -109,16 +109,24 @@ def test_commands_say_it_and_ask_no_hub(run, refused, monkeypatch):
 CONFIG = str(Path(__file__).parents[1] / "configs" / "smollm2.py")
 
 
-@pytest.mark.parametrize("held", ["adapter_config.json", "adapter_config.json README.md"])
-def test_an_adapter_without_its_base(tmp_path, refused, held):
-    for name in held.split():
-        (tmp_path / name).write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+@pytest.mark.parametrize(
+    "files, base, named",
+    [
+        ("adapter_config.json", "org/base", " (org/base)"),
+        ("adapter_config.json README.md", "org/base", " (org/base)"),
+        ("adapter_config.json", None, ""),
+    ],
+)
+def test_an_adapter_without_its_base(tmp_path, refused, files, base, named):
+    for name in files.split():
+        (tmp_path / name).write_text(json.dumps({"base_model_name_or_path": base}))
     for command in (
         ["generate", f"--model={tmp_path}", "--prompt=x"],
         ["convert", tmp_path, "new"],
     ):
         line = refused(*command)
-        assert f"{tmp_path} is an adapter without the model that it belongs to (org/base)" in line
+        wanted = f"{tmp_path} is an adapter without the model that it belongs to{named}; convert"
+        assert wanted in line
 
 
 def test_rounds_and_steps_are_sorted_by_number(run):

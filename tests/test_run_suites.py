@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp

@@ -69,8 +69,8 @@ def test_weights_moments_and_cache_are_shared_out(found):
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"data": 2}, "data=2, fsdp=1, sequence=1, tensor=1 does not fit 1 devices"),
-        ({"data": -1, "fsdp": 3}, "data=-1, fsdp=3, sequence=1, tensor=1 does not fit 1 devices"),
+        ({"data": 2}, "data=2, fsdp=1, sequence=1, tensor=1 does not fit 1 device"),
+        ({"data": -1, "fsdp": 3}, "data=-1, fsdp=3, sequence=1, tensor=1 does not fit 1 device"),
         ({"data": -1, "fsdp": -1}, "each is 1 or more, and one may be -1"),
         ({"tensor": 0}, "each is 1 or more, and one may be -1"),
     ],

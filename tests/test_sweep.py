@@ -13,8 +13,8 @@ import tiny_run
 
 from seif_jax import config_keys
 from seif_jax.__main__ import main
-from seif_jax.checkpoint import ModelBundle
 from seif_jax.config_file import read_config
+from seif_jax.model_bundle import ModelBundle
 from seif_jax.role_weights import RoleWeights
 from seif_jax.run_config import JudgerConfig, RunConfig
 from seif_jax.sweep import launchers

@@ -36,6 +36,13 @@ class Lora:
     targets: tuple[str, ...]  # a subset of TARGETS
     base: str | None  # the model that is adapted: a path or name for `models.resolve`
 
+    def __str__(self) -> str:
+        """In words: `adapters of rank 16 and alpha 32 on q, v of the model org/name`."""
+        base = f"the model {self.base}" if self.base else "the embedded model"
+        return f"adapters of rank {self.rank} and alpha {self.alpha:g} on " + (
+            f"{', '.join(self.targets)} of {base}"
+        )
+
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
