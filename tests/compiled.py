@@ -11,6 +11,7 @@ from typing import Any
 
 import meshes
 import shrunk
+import tiny
 
 from seif_jax.plan import chips, hlo
 
@@ -36,6 +37,7 @@ def compile_all(topology: str, names: list[str], text: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    tiny.collect_garbage_rarely()
     topology, names, *mesh_texts = sys.argv[1:]
     with chips.compiling_for(topology):
         results = {text: compile_all(topology, names.split(","), text) for text in mesh_texts}

@@ -4,12 +4,17 @@ import os
 
 import pytest
 import shape_checks as shape_checks  # installs the checks, before the package is imported
+import tiny
 import tiny_run
 
 from seif_jax import accelerators
 from seif_jax.__main__ import main
 
 accelerators.skip_absent()
+
+
+def pytest_collection_finish() -> None:
+    tiny.collect_garbage_rarely()
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,7 @@ def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[fl
 
 
 if __name__ == "__main__":
+    tiny.collect_garbage_rarely()
     with tiny.jax_settings(jax_disable_most_optimizations=True):
         found = {
             "through": [

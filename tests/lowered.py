@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import shrunk
+import tiny
 
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
@@ -36,6 +37,7 @@ def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[s
 
 
 if __name__ == "__main__":
+    tiny.collect_garbage_rarely()
     known: dict[str, str] = {}
     result = {}
     for platform in LOWERED:

@@ -1,6 +1,7 @@
 """A very small tokenizer and model config, for tests that need whole folders but no real model."""
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -138,6 +139,12 @@ def jax_settings(**values: Any) -> Iterator[None]:
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+def collect_garbage_rarely() -> None:
+    """Tracing allocates so many objects that a fifth of its time goes into garbage collection."""
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(20_000, 50, 100)
 
 
 def one_part(tree: Any) -> Any:
