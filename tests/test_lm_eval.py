@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,9 +12,10 @@ import tiny_run
 from scipy.special import log_softmax
 
 from seif_jax.__main__ import main
-from seif_jax.chat import ChatModel
+from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.evaluate import registry
+from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models import dense_forward
 from seif_jax.sampling import Engine, continuations
@@ -177,6 +179,31 @@ def test_a_task_of_replies_goes_on_after_a_stop(place, tasks, capsys):
     assert "<|im_start|>user" in rows[0]["prompt"]  # by the chat template
     assert not any("e" in row["response"] for row in rows)
     assert "replies: 3" in capsys.readouterr().err  # two were kept
+
+
+def test_greedy_replies_are_those_of_our_sampler(model):
+    """Whatever the task calls its limit; the text before the first of its stop texts."""
+    instance = pytest.importorskip("lm_eval.api.instance").Instance
+    from seif_jax.evaluate.lm_eval_model import HarnessModel
+
+    key, progress = jax.random.key(0), EvaluationProgress()
+    harness = HarnessModel(model, "model", key, progress)
+    dialogues = [[{"role": "user", "content": seed}] for seed in tiny_run.SEEDS[:3]]
+    decoding = Decoding(100, 12, 8, temperature=0.0)
+    expected = [reply.text for reply in model.reply(dialogues, decoding, key)]
+    prompts = [harness.apply_chat_template(dialogue) for dialogue in dialogues]
+
+    def generate(**kwargs):
+        requests = [
+            instance("generate_until", {}, (prompt, kwargs), i) for i, prompt in enumerate(prompts)
+        ]
+        return harness.generate_until(requests)
+
+    assert generate(until=[], max_new_tokens=12) == expected
+    stop = expected[0][1:3]
+    assert generate(until=["absent", stop], max_gen_toks=12, temperature=0.0) == [
+        text.partition(stop)[0] for text in expected
+    ]
 
 
 def test_a_rolling_task(place, model, tasks):

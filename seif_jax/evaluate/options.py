@@ -40,6 +40,10 @@ def check(options: EvaluateOptions) -> None:
             raise UserError(f"--{name} must be 1 or more (got {getattr(options, name)})")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit must be 1 or more (got {options.limit})")
+    if options.temperature and not 0.01 <= options.temperature <= 10:
+        raise UserError(
+            f"--temperature must be 0 or a number from 0.01 to 10 (got {options.temperature})"
+        )
     if options.samples > 1 and not options.temperature:
         raise UserError(
             f"--samples={options.samples} greedy replies would all be the same: give --temperature"
