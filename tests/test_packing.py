@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seif_jax.models.token_tree import pack_completions, round_up_eighth, round_up_pow2
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.packing import count_positions, pack, share
+from seif_jax.rl.packing import RowLimits, Work, count_work, pack, round_up_row, share
 
 
 def test_a_tree_in_a_row():
@@ -19,13 +19,14 @@ def test_a_tree_in_a_row():
         np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
         np.array([[10, 11, 12], [0, 0, 0], [13, 0, 0], [14, 15, 0]]), np.array([3, 0, 1, 2]),
     )  # fmt: skip
-    assert flat.tree.tokens.tolist() == [5, 6, 7, 8, 9, 10, 11, 14]
-    assert flat.tree.positions.tolist() == [0, 1, 2, 3, 2, 4, 5, 3]
+    assert flat.tree.tokens.tolist() == [5, 6, 7, 8, 10, 11, 9, 14]
+    assert flat.tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3]
+    assert flat.tree.ends.tolist() == [8, 8, 6, 6, 6, 6, 8, 8]
     prefix, prompts, completions = flat.tree.levels
-    assert prefix.tolist() == [[0, 1]] and prompts.tolist() == [[2, 3], [4, 8]]
-    assert completions.tolist() == [[5, 6, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
-    assert flat.tree.slot_of.tolist() == [0, 1, 2, 3, 4, 6, 7, 15]
-    assert flat.hidden_index.tolist() == [3, 5, 6, 4, 4, 7, 0, 0] and flat.num_targets == 6
+    assert prefix.tolist() == [[0, 1]] and prompts.tolist() == [[2, 3], [6, 8]]
+    assert completions.tolist() == [[4, 5, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
+    assert flat.tree.slot_of.tolist() == [0, 1, 2, 3, 6, 7, 4, 15]
+    assert flat.hidden_index.tolist() == [3, 4, 5, 6, 6, 7, 0, 0] and flat.num_targets == 6
     assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
     assert flat.rows.tolist() == [[0, 1, 2], [0, 0, 0], [3, 0, 0], [4, 5, 0]]
 
@@ -39,19 +40,32 @@ def test_sizes():
     assert [round_up_pow2(n) for n in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
 
 
+def test_row_lengths():
+    assert [round_up_row(n) for n in (1, 2, 5, 9, 100, 1000, 1025, 9200, 16385)] == [
+        1, 2, 5, 9, 102, 1024, 1150, 9200, 18400,
+    ]  # fmt: skip
+    assert len({round_up_row(n) for n in range(1025, 2049)}) == 6
+    assert max(round_up_row(n) / n for n in range(1, 20_000)) <= 1.125
+
+
 @pytest.mark.parametrize(
-    "limit, expected",
+    "lengths, prompts, limit, multiple, expected",
     [
-        (20, [[0, 1, 2, 4]]),
-        (19, [[0, 2], [1, 4]]),
-        (9, [[0], [1], [2, 4]]),
-        (1, [[0], [1], [2], [4]]),  # each is larger alone
-        (-5, [[0], [1], [2], [4]]),
+        # With their prompts the groups have 3 + 4 + 2 = 9 and 4 + 5 + 0 = 9 tokens.
+        ([[5, 3], [6, 1]], [3, 4], 20, 1, [{0: [0, 1], 1: [0, 1]}]),
+        ([[5, 3], [6, 1]], [3, 4], 12, 1, [{0: [0, 1]}, {1: [0, 1]}]),
+        ([[5, 3], [6, 1]], [3, 4], 20, 3, [{0: [0, 1]}, {1: [0, 1]}, {}]),
+        ([[5, 3], [0, 0]], [3, 4], 20, 1, [{0: [0, 1]}]),
+        # Groups of 19 and 9 tokens: the former is split, because no row of 14 has room for it.
+        ([[9, 9], [5, 3]], [3, 3], 14, 1, [{0: [0]}, {0: [1]}, {1: [0, 1]}]),
+        # The largest sample has 2 + 4 + 5 tokens with prefix and prompt: more than the limit.
+        ([[5, 3], [6, 1]], [3, 4], 1, 1, [{0: [0, 1]}, {1: [0, 1]}]),
     ],
 )
-def test_shares_by_hand(limit, expected):
-    parts = share(np.array([8, 5, 3, 0, 4]), limit)
-    assert [part.tolist() for part in parts] == expected
+def test_shares_by_hand(lengths, prompts, limit, multiple, expected):
+    limits = RowLimits(limit, multiple)
+    rows = share(2, np.array(prompts), np.array(lengths), limits)
+    assert sorted(map(str, rows)) == sorted(map(str, expected))
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,21 +82,40 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         np.arange(P * group * 7).reshape(-1, 7), rng.integers(1, 8, P * group), none, none, none,
         none[:, 0], rng.random(P * group) < 0.7,
     )  # fmt: skip
-    parts = pack(batch, tokens)
-    targets = [micro.packed.targets[micro.packed.rows[micro.mask]] for _, micro in parts]
+    singles = 3 + np.repeat(batch.prompt_lengths, group) + batch.lengths - 1
+    largest = max(singles[batch.trained], default=0)
+    parts = pack(batch, RowLimits(tokens))
+    micros = [part.micro for part in parts]
+    targets = [micro.packed.targets[micro.packed.rows[micro.mask]] for micro in micros]
     expected = batch.completions[batch.mask()]
     assert sorted(np.concatenate([*targets, []]).tolist()) == expected.tolist()
-    for samples, micro in parts:
-        width = micro.mask.shape[1]
-        np.testing.assert_array_equal(micro.mask[: len(samples)], batch.mask()[samples, :width])
-        assert not micro.mask[len(samples) :].any() and not batch.mask()[samples, width:].any()
-        computed, empty = count_positions([micro])
-        assert computed - empty <= tokens or len(samples) == group
-    shapes = {tuple(x.shape for x in jax.tree.leaves(micro)) for _, micro in parts}
+    for part in parts:
+        mask, inside = part.micro.mask, batch.mask()[part.sample_ids]
+        np.testing.assert_array_equal(mask[part.rows], inside[:, : mask.shape[1]])
+        others = np.setdiff1d(np.arange(len(mask)), part.rows)
+        assert not mask[others].any() and not inside[:, mask.shape[1] :].any()
+        assert count_work([part.micro]).tokens <= max(tokens, largest)
+    shapes = {tuple(x.shape for x in jax.tree.leaves(micro)) for micro in micros}
     assert len(shapes) <= 1
     if len(parts) == 1:
-        computed, empty = count_positions([micro for _, micro in parts])
-        assert 9 * empty <= computed
+        work = count_work(micros)
+        assert 9 * (work.positions - work.tokens) <= work.positions
+
+
+def test_work_by_hand():
+    """The tree above: 8 of 8 positions; queries of 2, 2 x 2 and 4 x 3 cells see 2, 4 and 7 each."""
+    none: Any = np.zeros((4, 3), np.float32)
+    batch = Batch(
+        np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
+        np.array([[10, 11, 12], [0, 0, 0], [13, 0, 0], [14, 15, 0]]), np.array([3, 0, 1, 2]),
+        none, none, none, none[:, 0], np.ones(4, bool),
+    )  # fmt: skip
+    (part,) = pack(batch, RowLimits(20))
+    # Every token sees itself and its ancestors: as many keys as its depth.
+    needed = sum([1, 2, 3, 4, 5, 6, 3, 4])
+    assert count_work([part.micro]) == Work(8, 8, 2 * 2 + 4 * 4 + 12 * 7, needed)
+    both = count_work([part.micro] * 2)
+    assert both.metrics == {"padding": 0.0, "attention_waste": 104 / needed}
 
 
 def test_nothing_to_train_on():
@@ -91,4 +124,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, 100) == [] and count_positions([]) == (0, 0)
+    assert pack(untrained, RowLimits(100)) == [] and count_work([]) == Work()

@@ -17,7 +17,7 @@ from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import pack
+from seif_jax.rl.packing import RowLimits, pack
 from seif_jax.rl.stage import optimizer_batches
 from seif_jax.sampling import Engine
 
@@ -142,11 +142,11 @@ def test_padding_cannot_be_seen():
     inside = np.arange(6) < LENGTHS[:, None]
     prompts = np.where(np.arange(6) < BATCH.prompt_lengths[:, None], BATCH.prompts, 77)
     junk = replace(BATCH, prompts=prompts, completions=np.where(inside, BATCH.completions, 33))
-    (_, clean), (_, other) = pack(BATCH, 100)[0], pack(junk, 100)[0]
-    close(other, clean, atol=0)
-    samples, micro = pack(BATCH.take(np.array([3, 0, 1])), 100)[0]
-    assert len(samples) == 6 and micro.mask.shape[0] == 8
-    logp = jax.jit(packed_logp)(PARAMS, micro.packed)
+    clean, other = (pack(batch, RowLimits(100))[0].micro for batch in (BATCH, junk))
+    close(jax.tree.leaves(other), jax.tree.leaves(clean), atol=0)
+    (part,) = pack(BATCH.take(np.array([3, 0, 1])), RowLimits(100))
+    assert part.micro.mask.shape[0] == 8
+    logp = jax.jit(packed_logp)(PARAMS, part.micro.packed)
     expected, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
     np.testing.assert_allclose(logp[:6][mask], expected[mask], atol=1e-5)
 
@@ -258,8 +258,13 @@ def test_updates_of_a_rollout():
     ]
     assert state.params == {"updates": 3}
     # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
+    # Cells of prefix, prompts and samples, and the cells that each of them is scored against.
+    pairs = [5 * 5 + 6 * 11 + 12 * 17, 5 * 5 + 4 * 9 + 8 * 13, 5 * 5 + 4 * 9 + 8 * 13]
+    needed = [16 * 17 / 2, 9 * 10 / 2 + 2 * (10 + 11), 11 * 12 / 2]
+    waste = pytest.approx(sum(pairs) / sum(needed))
     assert metrics == {
         "loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3, "padding": 0.0,
+        "attention_waste": waste,
     }  # fmt: skip
 
 

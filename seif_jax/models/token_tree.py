@@ -12,15 +12,20 @@ from jaxtyping import Array, Int, Shaped
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenTree:
-    """The tokens of a tree in one packed row of N, and where attention finds them.
+    """The tokens of a tree in one packed row of N, depth first, and what attention reads there.
 
-    The model computes the packed tokens, so padding costs next to nothing. Only attention reads the
-    tree as padded rows, the levels. Indices that point to nothing are out of range. Trees of equal
-    shapes may be stacked: then every array has leading axes.
+    Each node of the tree is a run of tokens, followed by its children one after another. So token j
+    is an ancestor of token i, or i itself, if and only if j <= i < ends[j].
+
+    The model computes the packed tokens, so padding costs next to nothing. Where no kernel reads
+    the packed row (see `tree_attention`), attention reads the tree as padded rows, the levels.
+    Indices that point to nothing are out of range. Trees of equal shapes may be stacked: then every
+    array has leading axes.
     """
 
     tokens: Int[Array, "*P N"]
     positions: Int[Array, "*P N"]  # of the rotary embedding: the depth in the tree
+    ends: Int[Array, "*P N"]  # one past the last descendant; of padding, one past itself
     # From the root: the packed token that each cell of the padded rows holds. The rows of a level
     # are divided equally among those of the level before.
     levels: tuple[Int[Array, "*P _ _"], ...]
@@ -56,34 +61,53 @@ def round_up_pow2(n: int) -> int:
 def pack_tree(
     levels: Sequence[tuple[Int[np.ndarray, "_ _"], Int[np.ndarray, "_"]]], min_tokens: int = 0
 ) -> TokenTree:
-    """Packs a tree's tokens into a row of at least `min_tokens`.
+    """Packs a tree's tokens into a row of `min_tokens`, more if there are more tokens. If
+    `min_tokens` is 0, the row has as many as there are, rounded up.
 
     levels: from the root, right-padded tokens [n, T] and lengths [n]; the rows of a level are
     divided equally among those of the level before. A row of length 0 is left out.
     """
-    real, positions, starts = [], [], np.zeros(1, int)
-    for tokens, lengths in levels:
-        starts = np.repeat(starts, len(tokens) // len(starts))
+    starts, subtrees = _depth_first([lengths for _, lengths in levels])
+    count = int(subtrees[0].sum())
+    size = max(count, min_tokens) if min_tokens else round_up_eighth(count)
+    packed = [np.zeros(size, np.int32), np.zeros(size, np.int32), np.arange(1, size + 1)]
+    slot_of = np.full(size, sum(tokens.size for tokens, _ in levels), np.int32)
+    index, depths, offset = [], np.zeros(1, int), 0
+    for (tokens, lengths), start, subtree in zip(levels, starts, subtrees, strict=True):
         column = np.arange(tokens.shape[1])
-        real.append(column < lengths[:, None])
-        positions.append(starts[:, None] + column)
-        starts = starts + lengths
-    cells = np.flatnonzero(_ravel(real))
-    size = max(round_up_eighth(len(cells)), min_tokens)
-    sizes = [tokens.size for tokens, _ in levels]
-    index = np.full(sum(sizes), size, np.int32)
-    index[cells] = np.arange(len(cells))
-    by_level = [
-        part.reshape(tokens.shape)
-        for part, (tokens, _) in zip(np.split(index, np.cumsum(sizes)[:-1]), levels, strict=True)
-    ]
-    arrays = (
-        pad_rows(_ravel([tokens for tokens, _ in levels])[cells], size, 0),
-        pad_rows(_ravel(positions)[cells], size, 0),
-        tuple(by_level),
-        pad_rows(cells, size, sum(sizes)),
-    )
-    return TokenTree(*cast(tuple[Array, Array, tuple[Array, ...], Array], arrays))
+        real = column < lengths[:, None]
+        where = start[:, None] + column
+        depths = np.repeat(depths, len(tokens) // len(depths))
+        ends = np.broadcast_to((start + subtree)[:, None], where.shape)
+        for array, values in zip(packed, (tokens, depths[:, None] + column, ends), strict=True):
+            array[where[real]] = values[real]
+        slot_of[where[real]] = offset + np.flatnonzero(real)
+        index.append(np.where(real, where, size).astype(np.int32))
+        depths, offset = depths + lengths, offset + tokens.size
+    tokens, positions, ends = packed
+    arrays = (tokens, positions, ends.astype(np.int32), tuple(index), slot_of)
+    return TokenTree(*cast(tuple[Array, Array, Array, tuple[Array, ...], Array], arrays))
+
+
+def num_tokens(tree: TokenTree) -> int:
+    """The number of tokens in a tree on the host, without padding."""
+    return int(np.sum(tree.slot_of < sum(level.size for level in tree.levels)))
+
+
+def _depth_first(
+    lengths: Sequence[Int[np.ndarray, "_"]],
+) -> tuple[list[Int[np.ndarray, "_"]], list[Int[np.ndarray, "_"]]]:
+    """By level, where each row's tokens start in depth-first order, and how many tokens the row has
+    with all its descendants. lengths: of the rows, by level."""
+    subtrees = [lengths[-1]]
+    for level in reversed(lengths[:-1]):
+        subtrees.insert(0, level + subtrees[0].reshape(len(level), -1).sum(axis=1))
+    starts, before = [], np.zeros(1, int)  # before: the end of the parents' own tokens
+    for level, subtree in zip(lengths, subtrees, strict=True):
+        siblings = subtree.reshape(len(before), -1)
+        starts.append((before[:, None] + np.cumsum(siblings, axis=1) - siblings).ravel())
+        before = starts[-1] + level
+    return starts, subtrees
 
 
 def pack_completions(
@@ -124,10 +148,6 @@ def pack_completions(
         rows,
     )
     return PackedBatch(tree, *cast(tuple[Array, Array, Array, Array], arrays))
-
-
-def _ravel(parts: Sequence[Shaped[np.ndarray, "_ _"]]) -> Shaped[np.ndarray, "n"]:
-    return np.concatenate([part.ravel() for part in parts])
 
 
 def pad_rows(x: Shaped[np.ndarray, "n *S"], size: int, value: int) -> Shaped[np.ndarray, "_ *S"]:

@@ -7,6 +7,7 @@ them, its part of the batch. `completion_logp` is what the learner and the refer
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
@@ -18,7 +19,7 @@ from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, from_bits
-from seif_jax.models.token_tree import PackedBatch, TokenTree
+from seif_jax.models.token_tree import PackedBatch, TokenTree, num_tokens
 
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {  # what each layer keeps for the backward pass
@@ -128,6 +129,18 @@ def _attend(
         out = heads_last(attention.attend(q, positions, past, dtype, visible))
         outs.append(out.reshape(level.size, *out.shape[2:]))
     return gather_rows(jnp.concatenate(outs), tree.slot_of, index)
+
+
+def attention_pairs(tree: TokenTree) -> tuple[int, int]:
+    """For one tree on the host: the pairs of a query and a key for which attention computes a
+    score, and those that are needed, in which the key's token is the query's or an ancestor."""
+    computed, past = 0, 0
+    for level in tree.levels:
+        rows, width = level.shape
+        past += width
+        computed += rows * width * past
+    tokens = num_tokens(tree)
+    return computed, int(np.sum(np.asarray(tree.ends)[:tokens] - np.arange(tokens)))
 
 
 @jax.custom_vjp

@@ -21,6 +21,7 @@ from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.learner import Learner
+from seif_jax.rl.packing import Work, count_work
 from seif_jax.rl.rollout import make_batch
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
 from seif_jax.sampling import prefill, worst_case
@@ -47,6 +48,7 @@ class Program:
     closure: object = None  # what tells it from functions of the same name and arguments
     options: Mapping[str, object] = field(default_factory=dict)
     sampled_tokens: int = 0  # on all devices, per step
+    work: Work | None = None  # of all calls of an update, if the program reads packed rows
 
     @property
     def full_name(self) -> tuple[str, str]:
@@ -206,7 +208,7 @@ def learner_programs(
         layout.model.config, mesh, params, settings.learner(config, role),
         temperature=role.temperature, updates=1, frozen=layout.frozen,
     )  # fmt: skip
-    micros, passes = worst_case_pass(config, role, learner)
+    micros, passes, work = worst_case_pass(config, role, learner)
     updates = role.rollout_prompts // role.optimizer_prompts
 
     def program(
@@ -215,6 +217,7 @@ def learner_programs(
         arguments: tuple[object, ...],
         calls: float,
         resident: Bytes,
+        work: Work | None = None,
     ) -> Program:
         return Program(
             stage,
@@ -226,6 +229,7 @@ def learner_programs(
             num_devices=mesh.size,
             mesh=mesh,
             closure=role.temperature,
+            work=work,
         )
 
     in_updates = without(resident, "policy")
@@ -235,13 +239,13 @@ def learner_programs(
         policy = layout.sampling_weights(mesh, layout.dtype)
         others = without(resident, "policy", "base")
         arguments = (policy, micros.packed)
-        yield program("log-probabilities", learner.packed_logp, arguments, logp_calls, others)
+        yield program("log-probabilities", learner.packed_logp, arguments, logp_calls, others, work)
     grads = copy_of(params)
     gradient_sum = {"gradient so far": device_bytes(grads)} if passes > 1 else {}
     others = without(in_updates, "master weights", "base") | gradient_sum
     on_policy, totals = shapes_of((np.bool_(False), BatchTotals.of([], 0)))
     arguments = (params, layout.frozen, micros, on_policy, totals)
-    yield program("gradient", learner.gradient, arguments, passes * updates, others)
+    yield program("gradient", learner.gradient, arguments, passes * updates, others, work)
     if passes > 1:
         arguments = (grads, copy_of(params))
         yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
@@ -262,9 +266,9 @@ def learner_programs(
 
 def worst_case_pass(
     config: RunConfig, role: TrainedRoleConfig, learner: Learner
-) -> tuple[MicroBatch, int]:
+) -> tuple[MicroBatch, int, Work]:
     """A pass of an optimizer batch in which every prompt and sample has the maximum length, as
-    `jax.ShapeDtypeStruct`; and the number of passes per optimizer batch."""
+    `jax.ShapeDtypeStruct`; the number of passes per optimizer batch, and their work."""
     width, grouping = role.max_response_tokens, settings.grouping(config, role)
     ids, logp = np.zeros(width, np.int32), np.zeros(width, np.float32)
     replies = [
@@ -274,14 +278,15 @@ def worst_case_pass(
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
     passes = learner.passes(make_batch(replies, scores, grouping, width))
+    work = count_work(part.micro for parts in passes for part in parts)
     micros = [part.micro for part in passes[0]]
     if len(micros) == 1:
-        return shapes_of(sharding.stack_micro_batches(micros)), len(passes)
+        return shapes_of(sharding.stack_micro_batches(micros)), len(passes), work
 
     def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return sharding.shard_micro_batches(learner.mesh, micros, shape_of), len(passes)
+    return sharding.shard_micro_batches(learner.mesh, micros, shape_of), len(passes), work
 
 
 def without(sizes: Bytes, *names: str) -> Bytes:

@@ -52,6 +52,12 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
     if plan["chip"]["network_bytes_per_sec"] and any(sent.values()):
         sizes = ", ".join(f"{name} {size:.3g} B" for name, size in sent.items() if size)
         out.append(f"  between hosts: {sizes}")
+    for row in rows:
+        if "padding" in row:
+            out.append(
+                f"  {row['program']}: {row['padding']:.1%} of token positions are padding, "
+                f"attention computes {row['attention_waste']:.2f} pairs per pair needed"
+            )
     step = plan["stages"][stage]
     rate = step.get("rollout_tokens_per_sec")
     rollouts = f", rollouts {rate:,.0f} tokens/s" if rate else ""

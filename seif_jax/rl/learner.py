@@ -25,7 +25,7 @@ from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, count_positions, pack
+from seif_jax.rl.packing import PackedPart, RowLimits, Work, count_work, pack
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics of updates that add up over a step
 Pass = Sequence[PackedPart]  # micro-batches that are computed at the same time
@@ -107,7 +107,7 @@ class Learner:
             for parts in self.passes(batch):
                 logp = sharding.to_host(self.packed_logp(weights, self.place(parts).packed))
                 for part, rows in zip(parts, logp, strict=True):
-                    result[part.sample_ids, : rows.shape[1]] = rows[: len(part.sample_ids)]
+                    result[part.sample_ids, : rows.shape[1]] = rows[part.rows]
         return result
 
     def train(
@@ -115,24 +115,21 @@ class Learner:
     ) -> tuple[TrainState, dict[str, float]]:
         """One update per optimizer batch of a rollout, in order, in the buffers of `state`.
 
-        Metrics are means over the updates, or sums (SUMMED); `padding` is the share of computed
-        token positions that hold no token. A batch in which no sample is trained on makes no
-        update.
+        Metrics are means over the updates, or sums (SUMMED), and those of `packing.Work`. A batch
+        in which no sample is trained on makes no update.
         """
         updates: list[dict[str, float]] = []
-        positions = np.zeros(2, int)  # computed; of these without a token
+        work = Work()
         for i, batch in enumerate(batches):
             if passes := self.passes(batch):
                 # The first batch was sampled with the weights that it updates.
                 state, update_metrics = self.update(state, passes, on_policy=i == 0)
                 updates.append(update_metrics)
-                positions += count_positions([part.micro for parts in passes for part in parts])
-        computed, empty = positions.tolist()
+                work += count_work(part.micro for parts in passes for part in parts)
         names = updates[0] if updates else ()
         means = {name: float(np.mean([m[name] for m in updates])) for name in names}
         sums = {name: float(np.sum([m[name] for m in updates])) for name in SUMMED}
-        padding = empty / max(computed, 1)
-        return state, {**means, **sums, "updates": len(updates), "padding": padding}
+        return state, {**means, **sums, "updates": len(updates), **work.metrics}
 
     def update(
         self, state: TrainState, passes: Sequence[Pass], on_policy: bool
@@ -174,8 +171,9 @@ class Learner:
 
     def passes(self, batch: Batch) -> list[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side."""
-        size, sequence_shards = self.parts_per_pass, self.mesh.shape["sequence"]
-        parts = pack(batch, self.config.micro_tokens, size, sequence_shards)
+        size = self.parts_per_pass
+        limits = RowLimits(self.config.micro_tokens, size, self.mesh.shape["sequence"])
+        parts = pack(batch, limits)
         return [parts[i : i + size] for i in range(0, len(parts), size)]
 
     def totals(self, passes: Sequence[Pass]) -> BatchTotals:
