@@ -5,15 +5,17 @@
     model = seif_jax.load_model("smollm2")  # a ChatModel: dialogues in, replies out
     files = seif_jax.run("quickstart", "runs/mine", {"rounds": 1})  # as `seif run`
 
-load_model   a Hugging Face folder, GGUF file or stage of a run, as a ChatModel
-ChatModel    weights and tokenizer: replies to dialogues, and probabilities of next tokens
-Decoding     how replies are sampled: temperature, lengths, batch size
-run          starts or resumes a run
-read_config  a config file, or a shipped config by name, as a RunConfig
-RunConfig    the config of a run: frozen dataclasses that list every key
-Check        the protocol of a check of your own, (row, reply) -> bool | float | None
-grpo         advantages and losses of GRPO and its variants: arrays in, arrays out
-UserError    what is raised for a mistake that you can mend; RunError: a run cannot go on
+load_model        a Hugging Face folder, GGUF file or stage of a run, as a ChatModel
+ChatModel         weights and tokenizer: replies to dialogues, and probabilities of next tokens
+Decoding          how replies are sampled: temperature, lengths, batch size
+run               starts or resumes a run
+read_config       a config file, or a shipped config by name, as a RunConfig
+RunConfig         the config of a run: frozen dataclasses that list every key
+Check             the protocol of a check of your own, (row, reply) -> bool | float | None
+group_advantages  the advantage of every sample in its group: GRPO, RLOO or Dr. GRPO
+grpo              the loss of GRPO and its variants: arrays in, arrays out
+UserError         raised for a mistake that you can correct
+RunError          raised if a run cannot go on
 
 Names are imported when they are first used, so that `import seif_jax` takes no time.
 """
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from seif_jax.library import load_model, run
     from seif_jax.rewards.check import Check
     from seif_jax.rl import grpo
+    from seif_jax.rl.advantages import group_advantages
     from seif_jax.run_config import RunConfig
 
 __version__ = "0.1.0"
@@ -38,6 +41,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "UserError",
+    "group_advantages",
     "grpo",
     "load_model",
     "read_config",
@@ -50,6 +54,7 @@ _HOMES = {
     "RunConfig": "run_config:RunConfig",
     "RunError": "errors:RunError",
     "UserError": "errors:UserError",
+    "group_advantages": "rl.advantages:group_advantages",
     "grpo": "rl.grpo:",
     "load_model": "library:load_model",
     "read_config": "config_file:read_config",

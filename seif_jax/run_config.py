@@ -18,7 +18,8 @@ from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.check import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rewards.reward import REWARDS
-from seif_jax.rl.grpo import ADVANTAGES, LossConfig
+from seif_jax.rl.advantages import ADVANTAGES
+from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.sampling.methods import Temperature, TopK, TopP
 from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume
@@ -175,7 +176,7 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class GrpoConfig(LossConfig):
-    """Advantages, and the loss (rl/grpo.py)."""
+    """The advantages (rl/advantages.py) and the loss (rl/grpo.py)."""
 
     advantage: Annotated[str, OneOf(ADVANTAGES)] = "grpo"  # "zero": a control that learns nothing
     skip_equal_groups: bool = False  # excludes groups whose rewards are all equal from the update

@@ -14,7 +14,15 @@ from jaxtyping import install_import_hook
 
 ROOMS = (
     *("chat", "collectives", "models", "sampling", "sharding"),
-    *("rl.batch", "rl.grpo", "rl.learner", "rl.optim", "rl.packing", "rl.quantized_adam"),
+    *(
+        "rl.advantages",
+        "rl.batch",
+        "rl.grpo",
+        "rl.learner",
+        "rl.optim",
+        "rl.packing",
+        "rl.quantized_adam",
+    ),
 )
 
 strict = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484

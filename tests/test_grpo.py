@@ -15,6 +15,7 @@ import tiny
 
 from seif_jax.errors import UserError
 from seif_jax.rl import grpo
+from seif_jax.rl.advantages import group_advantages
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("grpo_*.npz"))
@@ -22,7 +23,7 @@ CONFIG = LossConfig(kl_coef=0.0)
 LONGEST = 16  # what max_response_tokens is
 
 
-advantages = jax.jit(grpo.advantages, static_argnums=2)
+advantages = jax.jit(group_advantages, static_argnums=2)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -51,6 +51,7 @@ NEVER = {
     "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
     "models": {"ml_collections", "seif_jax.rl", "seif_jax.sampling"},
     "sampling": {"ml_collections", "seif_jax.rl"} | TEXT,
+    "rl.advantages": {"ml_collections", "flax"} | TEXT,
     "rl.grpo": {"ml_collections", "flax"} | TEXT,
     "rl.batch": {"ml_collections", "flax"} | TEXT,
     "rl.packing": {"ml_collections"} | ARRAYS | TEXT,

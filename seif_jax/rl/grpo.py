@@ -1,16 +1,16 @@
-"""Advantages and losses of GRPO and its variants: arrays in, arrays out.
+"""The loss of GRPO and its variants: arrays in, arrays out.
 
-With the default config these reproduce the functions of the SEIF release (arXiv 2605.07465, built
-on EasyR1), except that a mean is taken over the whole optimizer batch rather than over each
-micro-batch.
+With the default config it is the loss of the SEIF release (arXiv 2605.07465, built on EasyR1),
+except that a mean is taken over the whole optimizer batch rather than over each micro-batch.
 
-Each choice is a table of functions: ADVANTAGES, KL_ESTIMATORS, POLICY_LOSSES and AGGREGATIONS. To
-add a variant, write its function and add it to its table; the config accepts the names in it.
+Each part of the loss is a table of functions: KL_ESTIMATORS, POLICY_LOSSES and AGGREGATIONS. To add
+a variant, write a function and add it to the table. The config accepts the names in the table.
 
-    rewards = jnp.array([[1.0, 0.0, 0.5]])
-    grpo.advantages(rewards, jnp.ones_like(rewards, bool), "grpo")  # about [[1, -1, 0]]
+    totals = grpo.BatchTotals.of([mask], max_response_tokens=256)
+    config = grpo.LossConfig(kl_coef=0.0)
+    value, metrics = grpo.loss(logp, old_logp, None, advantages, mask, totals, config)
 
-Shapes: P prompts with G samples each; *B sequences, possibly over several axes, of T tokens.
+Shapes: *B sequences (one or more axes) of T tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,6 @@ from seif_jax.values import OneOf, Range, look_up
 AnyArray = Array | np.ndarray  # on a device or on the host
 Metrics = dict[str, Array]
 
-STD_EPSILON = 1e-6
 LOG_RATIO_LIMIT = 20.0  # keeps exp() finite in float32, in the forward and the backward pass
 KL_LIMIT = 10.0
 
@@ -49,71 +48,6 @@ class BatchTotals:
         sequences = sum(int(mask.any(-1).sum()) for mask in masks)
         totals = (tokens, sequences, sequences * max_response_tokens)
         return cls(*(np.array(total, np.float32) for total in totals))
-
-
-# Advantages: (rewards, scored) -> the advantage of each sample in its group.
-
-
-def center(
-    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
-) -> tuple[Float[Array, "P G"], Float[Array, "P 1"]]:
-    """Rewards minus the mean of their group, and the number of scored samples per group. A sample
-    without a score gets 0."""
-    count = jnp.sum(scored, axis=1, keepdims=True, dtype=jnp.float32)
-    mean = jnp.sum(jnp.where(scored, rewards, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1.0)
-    return jnp.where(scored, rewards - mean, 0.0), count
-
-
-def standardized(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
-    """GRPO (arXiv 2402.03300): (r - mean) / (std + 1e-6), std with n - 1."""
-    centered, count = center(rewards, scored)
-    variance = jnp.sum(centered**2, axis=1, keepdims=True) / jnp.maximum(count - 1.0, 1.0)
-    return centered * (1.0 / (jnp.sqrt(variance) + STD_EPSILON))
-
-
-def leave_one_out(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
-    """RLOO (arXiv 2402.14740): r minus the mean of the group's other samples."""
-    centered, count = center(rewards, scored)
-    return centered * (count / jnp.maximum(count - 1.0, 1.0))
-
-
-def mean_subtracted(
-    rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]
-) -> Float[Array, "P G"]:
-    """Dr. GRPO (arXiv 2503.20783): r - mean."""
-    return center(rewards, scored)[0]
-
-
-def no_advantage(rewards: Float[Array, "P G"], scored: Bool[Array, "P G"]) -> Float[Array, "P G"]:
-    """A control that learns nothing: 0."""
-    return jnp.zeros_like(rewards)
-
-
-ADVANTAGES: dict[str, Callable[[Array, Array], Array]] = {
-    "grpo": standardized,
-    "rloo": leave_one_out,
-    "dr_grpo": mean_subtracted,
-    "zero": no_advantage,
-}
-
-
-def advantages(
-    rewards: Float[AnyArray, "P G"], scored: Bool[AnyArray, "P G"], estimator: str
-) -> Float[Array, "P G"]:
-    """The advantage of each sample in its group of G, by one of ADVANTAGES.
-
-    A sample that is not `scored` (the Judger gave no verdict) has advantage 0 and does not count in
-    its group's mean and deviation. A group with fewer than two scored samples, or with equal
-    rewards, has nothing to compare: its advantages are exactly 0, whereas rounding errors divided
-    by 1e-6 would make a gradient of it.
-
-    Raises UserError if there is no such estimator.
-    """
-    estimate = look_up("config.grpo.advantage", ADVANTAGES, estimator)
-    rewards, scored = jnp.asarray(rewards), jnp.asarray(scored)
-    best = jnp.max(jnp.where(scored, rewards, -jnp.inf), axis=1, keepdims=True)
-    worst = jnp.min(jnp.where(scored, rewards, jnp.inf), axis=1, keepdims=True)
-    return jnp.where(best > worst, estimate(rewards, scored), 0.0)
 
 
 # KL estimators: log p_ref - log p -> the estimate, both per token.

@@ -12,7 +12,7 @@ from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.metrics import Phases
 from seif_jax.rewards.score import Score
-from seif_jax.rl import grpo
+from seif_jax.rl.advantages import group_advantages
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.overlap import OverlappedScorer
 from seif_jax.rl.tasks import Parsed, Prompter, Task
@@ -28,7 +28,7 @@ class Grouping:
     """How the scores of a prompt's samples become advantages."""
 
     size: int  # samples per prompt
-    advantage: str  # a name in grpo.ADVANTAGES
+    advantage: str  # a name in rl.advantages.ADVANTAGES
     skip_equal: bool  # exclude groups with equal rewards from the update
     mask_truncated: bool  # exclude samples cut at the length limit from it
 
@@ -190,7 +190,7 @@ def make_batch(
     scored = scored.reshape(-1, grouping.size)
     rewards = np.array([score.reward or 0.0 for score in scores], np.float32).reshape(scored.shape)
     advantages = np.asarray(
-        grpo.advantages(jnp.array(rewards), jnp.array(scored), grouping.advantage)
+        group_advantages(jnp.array(rewards), jnp.array(scored), grouping.advantage)
     )
     trained = scored
     if grouping.skip_equal:
