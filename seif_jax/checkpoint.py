@@ -16,7 +16,7 @@ from seif_jax.models.io.to_device import single_device
 from seif_jax.run_paths import StagePaths
 
 Arrays = PyTree[jax.Array]
-Shapes = PyTree[jax.ShapeDtypeStruct]
+Shapes = PyTree[jax.ShapeDtypeStruct | jax.Array]  # of an array, only its shape, dtype, sharding
 
 # Orbax logs every step of a save, and a traceback for every error that it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)

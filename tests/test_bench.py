@@ -148,7 +148,7 @@ def test_sides_take_turns(write_peer, tmp_path, capsys):
     "script, words",
     [
         ("import absent_library", "exit code 1: ModuleNotFoundError: No module named 'absent_lib"),
-        ("def run(*_): raise SystemExit(3)", "exit code 3: it said nothing"),
+        ("def run(*_): raise SystemExit(3)", "exit code 3: it wrote nothing"),
         (FAKE.replace("while wait()", "if wait()"), "exit code 0: not a line of the protocol"),
     ],
 )

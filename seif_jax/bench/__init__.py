@@ -33,7 +33,7 @@ import psutil
 
 from seif_jax import metrics, models
 from seif_jax.bench import baselines, roofline
-from seif_jax.bench.baselines import Peer
+from seif_jax.bench.baselines import Peer, Repetition
 from seif_jax.bench.inputs import BenchModel, WorkloadSizes
 from seif_jax.bench.workloads import FULL_BATCH, WORKLOADS, Workload
 from seif_jax.errors import UserError
@@ -42,7 +42,8 @@ from seif_jax.run_config import DType, RunConfig
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
 
-Secs = dict[str, float]  # of a repetition: "step", all of it, and its phases by name
+Secs = dict[str, float]  # the seconds of a repetition: of its phases, and "step" for all of it
+Result = dict[str, Any]  # what is printed as JSON
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class BenchOptions:
     peer_dtype: str | None
 
     def check(self) -> None:
-        """Raises UserError naming the option whose value is not possible."""
+        """Raises UserError, naming the option, if a value is impossible."""
         for name in ("prompts", "group", "prompt_tokens", "micro_tokens", "slots", "repeats"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -83,10 +84,10 @@ class BenchOptions:
             raise UserError("--against=PEER and --peer_python=FILE go together")
         if not self.against:
             return
-        measured = baselines.MEASURES[self.against]
-        if self.what not in measured:
+        workloads = baselines.MEASURES[self.against]
+        if self.what not in workloads:
             raise UserError(
-                f"--against={self.against} measures {', '.join(measured)}, not {self.what}"
+                f"--against={self.against} measures {', '.join(workloads)}, not {self.what}"
             )
         if self.against != "trl" and self.peer_dtype == "autocast":
             raise UserError("--peer_dtype=autocast is TRL's alone")
@@ -111,10 +112,10 @@ class BenchOptions:
         return self.peer_dtype or baselines.DTYPES.get(self.against or "", self.dtype)
 
 
-def run(options: BenchOptions) -> dict[str, Any]:
-    """The result of a benchmark, with the options it was run with. Progress goes to standard error.
+def run(options: BenchOptions) -> Result:
+    """Runs a benchmark. Returns its result and options; progress goes to standard error.
 
-    Raises UserError for options that are not possible, and for a peer that fails.
+    Raises UserError for impossible options, or if a peer fails.
     """
     options.check()
     bundle = ModelBundle.load(options.model)
@@ -125,12 +126,12 @@ def run(options: BenchOptions) -> dict[str, Any]:
             f"the model's {max_positions} positions"
         )
     model = BenchModel(bundle, options.model, options.dtype)
-    result: dict[str, Any] = {
+    result: Result = {
         **asdict(options),
         "model_type": bundle.model.hf_config["model_type"],
         "parameters": models.num_params(bundle.model),
     }
-    # In a function of its own: the arrays of the workload are freed before the limits are measured.
+    # `measure` frees the workload's arrays before the hardware's limits are measured.
     result |= measure(options, model)
     limits = roofline.measure(model.dtype, options.repeats)
     limit, work, phase = least_work(options, result, model)
@@ -149,8 +150,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     return result
 
 
-def measure(options: BenchOptions, model: BenchModel) -> dict[str, Any]:
-    """What the workload and its peer take; the hardware's limits are not measured here."""
+def measure(options: BenchOptions, model: BenchModel) -> Result:
+    """Times the workload and its peer."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seif_bench_")))
         workload = WORKLOADS[options.what](model, options.sizes)
@@ -197,8 +198,8 @@ def measure(options: BenchOptions, model: BenchModel) -> dict[str, Any]:
 
 def alternate(
     workload: Workload, peer: Peer | None, repeats: int
-) -> tuple[list[Secs], list[dict[str, Any]]]:
-    """Repetitions of the workload and the peer in turns: our seconds, and the peer's replies."""
+) -> tuple[list[Secs], list[Repetition]]:
+    """Repeats the workload and the peer in turns. Returns our seconds and the peer's reports."""
     ours, theirs = [], []
     for i in range(repeats):
         secs = timed(workload.run)
@@ -214,13 +215,13 @@ def alternate(
 
 
 def timed(function: Callable[[], Mapping[str, float] | None]) -> Secs:
-    """Seconds of a call, and of the phases it returns."""
+    """The seconds of a call, and those of its phases, which it returns."""
     start = time.perf_counter()
     phases = function() or {}
     return {"step": time.perf_counter() - start, **phases}
 
 
-def summary(repetitions: Sequence[Secs], tokens: int) -> dict[str, Any]:
+def summary(repetitions: Sequence[Secs], tokens: int) -> Result:
     secs = {name: spread([row[name] for row in repetitions]) for name in repetitions[0]}
     if "first_token" in secs:
         secs["decode"] = spread([row["step"] - row["first_token"] for row in repetitions])
@@ -232,11 +233,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def least_work(
-    options: BenchOptions, result: Mapping[str, Any], model: BenchModel
-) -> tuple[str, float, str]:
-    """The limit that the workload is compared with, the work it must do at least, in the unit of
-    that limit, and the phase that does it."""
+def least_work(options: BenchOptions, result: Result, model: BenchModel) -> tuple[str, float, str]:
+    """The name of the hardware's limit that bounds the workload, the least work that it must do (in
+    the limit's unit), and the phase that does this work."""
     if options.what != "rollout":
         return "flops_per_sec", result["flops"], "step"
     sizes, lengths = options.sizes, options.sizes.new_lengths()

@@ -1,4 +1,4 @@
-"""What `seif bench` measures: the functions that training itself calls, on made-up inputs."""
+"""The workloads of `seif bench`: the functions that training calls, on made-up inputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,15 +41,15 @@ OptionProbs = Callable[
 
 @dataclass(frozen=True)
 class Workload:
-    """Work that can be repeated, and what it is measured by."""
+    """Work that can be repeated, with the amounts that its speed is computed from."""
 
     run: Callable[[], Mapping[str, float] | None]  # returns seconds of its phases, if any
     tokens: int
     flops: int  # of the model, in one run
     prompts: list[list[int]]  # token ids, for a peer
     compared: dict[str, Callable[[], None]] = field(default_factory=dict)  # timed after each run
-    warm_up: tuple[Callable[[], None], ...] = ()  # of these, what compiles something
-    metrics: dict[str, float] = field(default_factory=dict)  # written by all of these
+    warm_up: tuple[Callable[[], None], ...] = ()  # those of `compared` that compile programs
+    metrics: dict[str, float] = field(default_factory=dict)  # filled in by running the work
 
 
 def forward_flops(config: ModelConfig, prompts: list[list[int]], sizes: WorkloadSizes) -> int:
@@ -112,8 +112,8 @@ def judge(model: BenchModel, sizes: WorkloadSizes) -> Workload:
     prob_of_yes: dict[str, np.ndarray] = {}
     metrics: dict[str, float] = {}
 
-    def note(way: str, probs: np.ndarray) -> None:
-        prob_of_yes[way] = probs[:, 1] / probs.sum(axis=1)
+    def note(method: str, probs: np.ndarray) -> None:
+        prob_of_yes[method] = probs[:, 1] / probs.sum(axis=1)
         if len(prob_of_yes) == 2:
             gaps = np.abs(prob_of_yes["shared"] - prob_of_yes["full"])
             metrics["probability_gap_max"] = float(gaps.max())

@@ -250,18 +250,22 @@ def learner_programs(
         arguments = (grads, copy_of(params))
         yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
 
-    weights = jax.tree.leaves(params)
-    opt_states = jax.tree.structure(params).flatten_up_to(layout.opt_state)
-    largest = max(range(len(weights)), key=lambda i: device_bytes(weights[i]))
-    weight, opt_state = weights[largest], opt_states[largest]
-    others = in_updates | {  # less what one weight's update is given as arguments
+    weight, opt_state = largest_weight(layout)
+    others = in_updates | {  # less the arguments of one weight's update
         "master weights": in_updates["master weights"] - device_bytes(weight),
         "moments": in_updates["moments"] - device_bytes(opt_state),
         "gradient": device_bytes(grads) - device_bytes(weight),
     }
     arguments = (weight, opt_state, copy_of(weight), jax.ShapeDtypeStruct((), jnp.float32))
-    calls = updates * sum(map(device_bytes, weights)) / device_bytes(weight)
+    calls = updates * device_bytes(params) / device_bytes(weight)
     yield program("update", optim.make_change(learner.optimizer), arguments, calls, others)
+
+
+def largest_weight(layout: Layout) -> tuple[jax.ShapeDtypeStruct, object]:
+    """The trained weight with the most bytes per device, and its optimizer state."""
+    weights = jax.tree.leaves(layout.trained)
+    opt_states = jax.tree.structure(layout.trained).flatten_up_to(layout.opt_state)
+    return max(zip(weights, opt_states, strict=True), key=lambda pair: device_bytes(pair[0]))
 
 
 def worst_case_pass(

@@ -1,35 +1,46 @@
-"""Other libraries doing the same work, each in its own interpreter: the side of `seif bench`.
+"""Runs other libraries on the same work, each in its own Python interpreter.
 
-A peer is one long-lived process, `python serve.py PEER.py SPEC.json`, that speaks JSON lines: one
-with its versions once it is loaded and warm, then one a repetition, for every line that it is
-sent. Nothing here is imported there, and nothing there imports seif_jax.
+A peer is a long-lived process, `python serve.py PEER.py SPEC.json`. It writes a JSON line with its
+versions once it is loaded and warm. For every line that it reads, it repeats the work and writes a
+JSON line with the measurements. Peers' scripts do not import seif_jax.
 """
 
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from seif_jax.errors import UserError
 
 FOLDER = Path(__file__).parent
 SERVE = FOLDER / "serve.py"
-MEASURES = {  # what each can be timed at
+MEASURES = {  # the workloads that each peer supports
     "hf": ("rollout", "judge"),
     "trl": ("step",),
     "tunix": ("step",),
     "vllm": ("rollout",),
 }
-DTYPES = {"trl": "autocast", "tunix": "float32"}  # their own; others take what is asked for
-LAST_BYTES = 20_000  # of what a peer wrote, searched for why it ended
+DTYPES = {"trl": "autocast", "tunix": "float32"}  # their defaults; others use --dtype
+LAST_BYTES = 20_000  # of a peer's log, searched for the reason why it ended
+
+
+class Repetition(TypedDict):
+    """A peer's report on one repetition of the work."""
+
+    secs: float
+    phases: dict[str, float]  # seconds by phase
+    tokens: int
+    peak_bytes: int
 
 
 class Peer:
-    """A started peer; `with` ends it. UserError wherever it fails, with its own last words."""
+    """A peer's process, which ends with the `with` block. Methods raise UserError, with the last
+    line of its log, if it fails."""
 
-    def __init__(self, name: str, python: str, spec: dict[str, Any], folder: Path):
-        """spec: what serve.py describes; folder: for the spec and for what the peer writes."""
+    def __init__(self, name: str, python: str, spec: Mapping[str, object], folder: Path):
+        """spec: as serve.py describes. folder: for the spec and for what the peer writes."""
         self.name, self._log = name, folder / f"{name}.log"
         (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         command = [python, str(SERVE), str(FOLDER / f"{name}.py")]
@@ -57,25 +68,25 @@ class Peer:
         self._process.communicate()
 
     def ready(self) -> dict[str, str]:
-        """Waits until it is loaded and warm; its versions."""
-        return self._answer()["ready"]
+        """Waits until the peer is loaded and warm. Returns its packages' versions."""
+        return json.loads(self._read_line())["ready"]
 
-    def repeat(self) -> dict[str, Any]:
-        """One repetition: secs, secs by phase, tokens, peak_bytes."""
+    def repeat(self) -> Repetition:
+        """Repeats the work once."""
         assert self._process.stdin
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # why it ended is read below
-        return self._answer()
+            pass  # `_read_line` reports why it ended
+        return json.loads(self._read_line())
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_line(self) -> str:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if line:
-            return json.loads(line)
+            return line
         code = self._process.wait()
-        words = self._log.read_bytes()[-LAST_BYTES:].decode("utf-8", "replace").strip()
-        last = words.splitlines()[-1].strip() if words else "it said nothing"
+        log = self._log.read_bytes()[-LAST_BYTES:].decode("utf-8", "replace").strip()
+        last = log.splitlines()[-1].strip() if log else "it wrote nothing"
         raise UserError(f"--against={self.name}: the peer ended with exit code {code}: {last}")

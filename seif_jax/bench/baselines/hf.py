@@ -1,4 +1,4 @@
-"""transformers: `generate`, and one forward pass a prompt. Run by serve.py."""
+"""transformers: `generate`, and one forward pass per prompt. Run by serve.py."""
 
 import time
 

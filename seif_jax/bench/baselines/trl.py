@@ -1,4 +1,4 @@
-"""TRL: a step of GRPOTrainer, one update a rollout. Run by serve.py."""
+"""TRL: a step of GRPOTrainer, one update per rollout. Run by serve.py."""
 
 import time
 from pathlib import Path

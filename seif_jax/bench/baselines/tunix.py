@@ -1,4 +1,4 @@
-"""Tunix: a global step of GRPOLearner with its own rollout engine, one update a rollout.
+"""Tunix: a global step of GRPOLearner with its own rollout engine, one update per rollout.
 
 Its own model class in the shape of the model, with random weights: speed does not depend on them.
 Run by serve.py.
