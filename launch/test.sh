@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is needed and runs the checks on the CPU: ruff, pyright and the tests.
 # usage: test.sh [--quick] [--python=VERSION] [--venv=FOLDER] [PYTEST ARGUMENT ...]
-#   --quick            ruff and the tests of tests/quick.txt, which take little more than a minute
+#   --quick            ruff and the tests of tests/quick.txt, which take about a minute
 #   --python, --venv   as of install.sh
 #   PYTEST ARGUMENT    those tests alone: tests/test_grpo.py, @tests/jax_versions.txt, -k rope
 set -euo pipefail

@@ -30,7 +30,7 @@ OVERRIDES = [
     "stages=('follower',)", "reward.checks=ifeval", "sample_batch=8", "instructor.epochs=(1,)",
     "follower.rollout_prompts=8", "follower.optimizer_prompts=4", "follower.group_size=2",
     "follower.max_prompt_tokens=200", "follower.max_response_tokens=160",
-    "follower.micro_tokens=512",
+    "follower.micro_tokens=520",  # a prompt with its two samples
 ]  # fmt: skip
 
 
