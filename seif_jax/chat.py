@@ -37,7 +37,7 @@ class Decoding:
         return Method(self.temperature, self.top_k, self.top_p)
 
     def stream(self, key: Key[jax.Array, ""]) -> Key[jax.Array, ""]:
-        """The key of this role's stream of random numbers."""
+        """The key for this role's random numbers."""
         return jax.random.fold_in(key, self.rng_stream) if self.rng_stream else key
 
     def check(self, positions: int) -> None:
@@ -54,7 +54,7 @@ class Decoding:
 class Reply:
     """A sampled reply."""
 
-    text: str  # from the prompt's opening and the prefill on, without control tokens
+    text: str  # includes `Tokenizer.opening` and the prefill, but no control tokens
     prompt_ids: list[int]  # including the prefill
     ids: Int[np.ndarray, "C"]  # int32: the sampled tokens, including the stop token
     logp: Float[np.ndarray, "C"]  # float32: their log-probabilities at the sampling temperature

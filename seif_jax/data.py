@@ -41,7 +41,7 @@ INSTRUCTIONS = pa.schema(
 
 
 def ignore(text: str) -> None:
-    """A warning that nobody reads."""
+    """The default of `warn`."""
 
 
 def load_seeds(
@@ -83,16 +83,16 @@ def load_instructions(
     rows = [(f"{path}: row {number}", row) for number, row in sources.read_file(path)]
     if not rows:
         raise UserError(f"{path}: no rows")
-    used = [i for i, (where, row) in enumerate(rows) if is_kept(where, row)]
-    if not used:
+    indices = [i for i, (where, row) in enumerate(rows) if is_kept(where, row)]
+    if not indices:
         raise UserError(f"{path}: all {len(rows)} rows are dropped (column 'kept')")
-    instructions = {i: read_instruction(*rows[i]) for i in used}
+    instructions = {i: read_instruction(*rows[i]) for i in indices}
     if len(columns) == len(rows):
         instructions = {
             i: replace(row, columns={**columns[i], **row.columns})
             for i, row in instructions.items()
         }
-    _warn_of_cut(path, [read_prompt(*rows[i], "prompt").cut for i in used], warn)
+    _warn_of_cut(path, [read_prompt(*rows[i], "prompt").cut for i in indices], warn)
     _warn_of_missing_data(path, list(instructions.values()), warn)
     return list(instructions.values())
 

@@ -39,25 +39,28 @@ def run(
 ) -> None:
     """Starts the run in `workdir`, or resumes it, and carries out all of its stages.
 
-    folders: where the modules of the user's functions are looked for before the installed ones.
+    folders: searched for the modules of the user's functions, before the installed packages.
     """
     started = start_time(workdir)
     chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
     base = ModelBundle.load(config.model, chat)
     settings.check_lengths(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display, folders)
-    prints = evolution.fingerprints()
-    with open_run(config, workdir, base, prints, started) as writer:
+    run_fingerprints = evolution.fingerprints()
+    with open_run(config, workdir, base, run_fingerprints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
         for round, stage in config.schedule:
             evolution.stage(round, stage, writer)
     if processes.first():
-        page.write_in_run(workdir, display.warn)  # the last stage's may be lost to a kill
+        page.write_in_run(workdir, display.warn)  # a kill may have lost the last stage's report
         closing_table.show(config, workdir, display)
 
 
 class Evolution:
-    """The stages of a run, and what they share: weights, data, prompts, checks."""
+    """The stages of a run, and what they share: weights, data, prompts, checks.
+
+    F_t and I_t are the Follower and the Instructor after round t, as in the paper.
+    """
 
     def __init__(
         self,
@@ -80,18 +83,18 @@ class Evolution:
         self.check()
 
     def check(self) -> None:
-        """Raises UserError for what would stop the run later."""
-        c, tokenizer, run = self.config, self.base.tokenizer, self.data
+        """Raises UserError for what would stop the run later in config, data or models."""
+        c, tokenizer, inputs = self.config, self.base.tokenizer, self.data
         preflight.check_models(c, self.base)
-        num_instructions = len(run.instructions) if run.instructions else None
-        preflight.check_batches(c, len(run.seeds), num_instructions)
+        num_instructions = len(inputs.instructions) if inputs.instructions else None
+        preflight.check_batches(c, len(inputs.seeds), num_instructions)
         preflight.check_dialogues(c, tokenizer, self.prompts)
         preflight.check_verdicts(c, tokenizer)
         if "follower" not in c.stages:
             return
-        if run.instructions:
-            preflight.check_prompts(c, tokenizer, self.prompts, "data", run.instructions)
-        for name, rows in run.evaluation_sets.items() if c.eval.every_steps else ():
+        if inputs.instructions:
+            preflight.check_prompts(c, tokenizer, self.prompts, "data", inputs.instructions)
+        for name, rows in inputs.evaluation_sets.items() if c.eval.every_steps else ():
             preflight.check_prompts(c, tokenizer, self.prompts, f"eval.sets.{name}", rows)
 
     def warn(self, text: str) -> None:
@@ -102,13 +105,13 @@ class Evolution:
         functions = {"reward.checks": [check.function for check in self.checks.values()]}
         if isinstance(self.reward, UserReward):
             functions["instructor.reward"] = [self.reward.function]
-        run = self.data
+        inputs = self.data
         return fingerprints.of_run(
-            self.config, run.seeds, run.instructions, run.evaluation_sets, functions
+            self.config, inputs.seeds, inputs.instructions, inputs.evaluation_sets, functions
         )
 
     def stage(self, round: int, name: str, writer: Writer) -> None:
-        """Runs one stage unless it has ended."""
+        """Runs one stage, unless it is done already."""
         paths = RunPaths(self.workdir).stage(round, name)
         if paths.done.exists():
             return
@@ -129,7 +132,7 @@ class Evolution:
         return jax.random.fold_in(jax.random.fold_in(self.key, round), STAGES.index(name))
 
     def training_stage(self, round: int, name: str) -> Stage:
-        """The GRPO stage that trains the role `name`, which starts from its last round."""
+        """The GRPO stage that trains the role `name`, from its weights after the last round."""
         c, key = self.config, self.stage_key(round, name)
         role = c.trained_role(name)
         start = self.weights.path(name, round - 1)
@@ -198,7 +201,7 @@ class Evolution:
         return rows
 
     def evaluation(self, round: int, follower: bool) -> Evaluation:
-        """What a stage evaluates its policy on; only the Follower's is evaluated."""
+        """The evaluation sets and suites of a stage; only the Follower has any."""
         if not follower:
             return Evaluation()
         c, prompts, checker = self.config, self.prompts["follower"], self.checker(round)

@@ -33,8 +33,7 @@ class Prompt:
 
 
 def read_prompt(where: str, row: Row, column: str) -> Prompt:
-    """The prompt in a column: a text, or a chat (also as JSON text), of which it is the last user
-    turn.
+    """The prompt in a column: the text, or the last user turn of a chat (which may be JSON text).
 
     A chat is a list of messages {"role": "user" | …, "content": text}. The assistant's reply to the
     last user turn is ignored. So are a system turn and earlier turns (`Prompt.cut`).

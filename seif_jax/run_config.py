@@ -2,8 +2,8 @@
 module that defines its group: the loss's are in rl/grpo.py, the optimizer's in rl/optim.py.
 
 `configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
-`--config.key=value` options change. `config_keys.parse` checks the result and returns a `RunConfig`
-once, at the door; behind it everything takes these dataclasses.
+`--config.key=value` options change. `config_keys.parse` checks the result once and returns a
+`RunConfig`. All other code takes these dataclasses.
 
 A key that changes what a run computes is fixed once the run has begun, unless its type says LATER
 (it may change for later rounds) or FREE (it may change at any time).
@@ -69,7 +69,7 @@ class DataConfig:
     # packaged ones
     column: str = "prompt"  # of the seeds: texts or chats
     split: str | None = None  # of a data set on the hub or of TFDS; unset: "train"
-    limit: Count = 0  # uses the first seeds only; 0: all
+    limit: Count = 0  # uses only this many seeds, from the first on; 0: all
     instructions: Location = None  # the Follower's data, instead of what the Instructor writes
     rules: RuleSetConfig = RuleSetConfig()  # another alternative: rule-checked constraints
 
@@ -90,7 +90,7 @@ class TrainedRoleConfig:
     init: Location = None  # weights to start from (a run's checkpoint, HF folder, GGUF); unset: the
     # model. With lora: a checkpoint of a run with the same model and lora
     epochs: Epochs = (1,)  # passes over the data in rounds 1, 2, …; the last one repeats
-    steps: Count = 0  # of each round, however many prompts there are; 0: as many as `epochs` gives
+    steps: Count = 0  # per round, whatever the number of prompts; 0: as `epochs` says
     rollout_prompts: Batch = 384  # prompts per step
     group_size: Annotated[int, Range(2, 10**4)] = 5  # samples per prompt
     optimizer_prompts: Batch = 96  # prompts per update
@@ -153,7 +153,7 @@ class VerdictRoleConfig:
 @dataclass(frozen=True)
 class FilterConfig(VerdictRoleConfig):
     mode: Literal["generate", "verdict"] = "generate"
-    on: bool = True  # in the Instructor's reward
+    on: bool = True  # gives contradictory instructions reward 0 when the Instructor is trained
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class JudgerConfig(VerdictRoleConfig):
     dtype: DType | None = None  # unset: the run's dtype
     devices: Annotated[str, FREE] = "shared"  # or the number ("2") or ids ("[6,7]") of devices for
     # Judger, Filter and answers, which then score samples while others are still being sampled
-    max_no_verdict: Annotated[Share, FREE] = 0.5  # unreadable verdicts in a step that stop the run
+    max_no_verdict: Annotated[Share, FREE] = 0.5  # the run stops if more of a step's are unreadable
 
 
 @dataclass(frozen=True)

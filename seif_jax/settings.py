@@ -1,7 +1,6 @@
 """Turns a `RunConfig` into the settings of each part of a run, and checks keys against each other.
 
-Single values were checked by `config_keys.parse`; what depends on models and data is checked by
-`preflight`.
+`config_keys.parse` checks single values, and `preflight` checks what depends on models and data.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from seif_jax.roles.prompts import Prompts, load
 from seif_jax.run_config import STAGES, RunConfig, TrainedRoleConfig, VerdictRoleConfig
 
 ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judger": judger}
-CHUNKS = 8  # in which a step's samples are scored if the Judger has devices of its own
+CHUNKS = 8  # parts of a step that are scored one by one if the Judger has its own devices
 # Each frozen role draws from its own stream of random numbers.
 ANSWER_RNG_STREAM, FILTER_RNG_STREAM, JUDGER_RNG_STREAM = 1, 2, 3
 

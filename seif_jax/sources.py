@@ -155,7 +155,7 @@ def _dataset_rows(name: str, folder: Path, split: str | None) -> UncheckedRows:
     try:
         with quiet():
             rows = datasets.load_dataset(source, split=split or "train")
-    except DatasetGenerationError as error:  # which says no more than that there is a cause
+    except DatasetGenerationError as error:  # its message says only that it has a cause
         raise UserError(f"{name}: as a data set: {_one_line(error.__cause__ or error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{name}: not a file, and as a data set: {_one_line(error)}") from error

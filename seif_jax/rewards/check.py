@@ -41,7 +41,7 @@ class Check(Protocol):
 
 
 def row_of(instruction: Instruction) -> Row:
-    """What the user's functions read of an instruction."""
+    """An instruction as the user's functions get it."""
     return {
         **instruction.columns,
         "prompt": instruction.prompt,
@@ -51,7 +51,7 @@ def row_of(instruction: Instruction) -> Row:
 
 
 def check_row(instruction: Instruction, j: int) -> Row:
-    """What a check of the instruction's constraint j reads."""
+    """Constraint j of an instruction as the user's checks get it."""
     return {
         **row_of(instruction),
         "constraint": instruction.constraints[j],
@@ -62,7 +62,7 @@ def check_row(instruction: Instruction, j: int) -> Row:
 
 @dataclass(frozen=True)
 class UserCheck:
-    """A `Check` by the user's own function. Whatever the function does wrong is a UserError."""
+    """A `Check` by the user's own function. Any mistake of the function is a UserError."""
 
     function: UserFunction
 
@@ -79,8 +79,8 @@ class UserCheck:
 
 
 def load_checks(names: Sequence[str], folders: Sequence[Path]) -> dict[str, UserCheck]:
-    """The user's own functions among the names of config.reward.checks. UserError: one of them
-    cannot be used."""
+    """The user's own functions among the names of config.reward.checks. Raises UserError if one of
+    them cannot be used."""
     return {
         name: UserCheck(user_functions.load("reward.checks", name, folders, ("row", "reply")))
         for name in names
@@ -89,7 +89,7 @@ def load_checks(names: Sequence[str], folders: Sequence[Path]) -> dict[str, User
 
 
 def described(instruction: Instruction, **texts: str) -> str:
-    """The row of data and some texts of it, each cut short, for a message."""
+    """The row of data and some of its texts, each shortened, for an error message."""
     row = instruction.where or f"the instruction {shown(instruction.prompt)}"
     return ", ".join([row, *(f"{name} {shown(text)}" for name, text in texts.items())])
 

@@ -15,11 +15,11 @@ from seif_jax.roles import judger
 
 @dataclass(frozen=True)
 class Opinion:
-    """What is known of one constraint before the Judger is asked."""
+    """What is known about one constraint before the Judger is asked."""
 
     instruction_id: str  # of the rule, named by the data or recognised in the text; SOFT: none
     rule: bool | None  # the rule's verdict; None: there is no rule, or it cannot tell
-    decided_by: str | None  # the check that has decided; None: no check before the Judger did
+    decided_by: str | None  # the check that decided; None: none of those before the Judger
     value: bool | float | None  # its verdict
 
 
@@ -54,12 +54,12 @@ class Checker:
 
     def check(self, instruction: Instruction, answer: str) -> CheckedAnswer:
         """Runs the rules, and the user's functions that come before the Judger."""
-        first = self.order[: self.order.index(JUDGE)] if self.judge else self.order
+        before_judge = self.order[: self.order.index(JUDGE)] if self.judge else self.order
         opinions = []
         for j in range(len(instruction.constraints)):
             name, rule = apply_rule(instruction, answer, j)
-            decided = self._decide(first, instruction, answer, j, rule)
-            opinions.append(Opinion(name, rule, *decided))
+            decided_by, value = self._decide(before_judge, instruction, answer, j, rule)
+            opinions.append(Opinion(name, rule, decided_by, value))
         return CheckedAnswer(instruction, answer, tuple(opinions))
 
     def marks(
@@ -88,9 +88,9 @@ class Checker:
         if decided_by is None and self.judge:
             decided_by, value = JUDGE, verdict.value
             if value is None:
-                last = self.order[self.order.index(JUDGE) + 1 :]
+                after_judge = self.order[self.order.index(JUDGE) + 1 :]
                 decided_by, value = self._decide(
-                    last, item.instruction, item.answer, j, opinion.rule
+                    after_judge, item.instruction, item.answer, j, opinion.rule
                 )
         return Mark(
             item.instruction.constraints[j],
@@ -111,7 +111,7 @@ class Checker:
         j: int,
         rule: bool | None,
     ) -> tuple[str | None, bool | float | None]:
-        """The first of these checks that can tell, and its verdict."""
+        """The first of these checks that gives a verdict, and the verdict."""
         for name in names:
             value = rule if name == IFEVAL else self.functions[name](instruction, j, answer)
             if value is not None:

@@ -10,9 +10,9 @@ from seif_jax.roles.prompts import Prompts
 
 OPTIONS = ("0", "1")
 PREFILL = "[["
-MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, the model was writing on
+MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, there is no verdict
 
-# The rooms of text pass these two on, and must not import JAX.
+# Text modules must not import JAX, and only pass these two on.
 Key = Any  # jax.Array
 Decoding = Any  # chat.Decoding
 
@@ -20,7 +20,7 @@ Address = int | Sequence[int]  # of a stream of random numbers
 
 
 class ReplyLike(Protocol):
-    """The attributes of a `chat.Reply` that the rooms of text read."""
+    """The attributes of a `chat.Reply` that text modules read."""
 
     @property
     def text(self) -> str: ...
@@ -29,7 +29,7 @@ class ReplyLike(Protocol):
 
 
 class ChatModelLike(Protocol):
-    """The methods of a `chat.ChatModel` that the rooms of text call."""
+    """The methods of a `chat.ChatModel` that text modules call."""
 
     def reply(
         self,
@@ -85,7 +85,7 @@ class Judge:
         key: Key,
     ) -> list[Verdict]:
         """One verdict per question. `messages(*question, shots=…, mode=…, prompts=…)` makes its
-        dialogue. What is drawn for a question depends on its id and the key alone."""
+        dialogue. Random numbers for a question depend only on its id and the key."""
         if not questions:
             return []
         if self.mode == "random":

@@ -1,4 +1,4 @@
-"""Rewards of the Instructor: from the shares of constraints that the Follower meets to a number.
+"""Rewards of the Instructor, as functions of the shares of constraints that the Follower meets.
 
 `config.instructor.reward` names one of REWARDS, or the user's own function.
 """
@@ -31,15 +31,15 @@ def difficulty(shares: Sequence[float], instruction: Instruction) -> float:
 
 
 def learnability(shares: Sequence[float], instruction: Instruction) -> float:
-    """4·p·(1 − p), p being the mean share met: most for what the Follower meets half of the time,
-    and nothing for what it always or never meets."""
+    """4·p·(1 − p), p being the mean share met: highest if the Follower meets half of the
+    constraints, and 0 if it meets all or none."""
     p = sum(shares) / len(shares)
     return 4.0 * p * (1.0 - p)
 
 
 @dataclass(frozen=True)
 class UserReward:
-    """A `Reward` by the user's own function. Whatever the function does wrong is a UserError."""
+    """A `Reward` by the user's own function. Any mistake of the function is a UserError."""
 
     function: UserFunction
 
@@ -57,7 +57,7 @@ REWARDS: dict[str, InstructorReward] = {"difficulty": difficulty, "learnability"
 
 
 def load_reward(name: str, folders: Sequence[Path]) -> InstructorReward:
-    """The reward that config.instructor.reward names. UserError: it cannot be used."""
+    """The reward that config.instructor.reward names. Raises UserError if it cannot be used."""
     if name in REWARDS:
         return REWARDS[name]
     return UserReward(user_functions.load("instructor.reward", name, folders, ("shares", "row")))

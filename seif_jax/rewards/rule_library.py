@@ -47,7 +47,7 @@ def checkers() -> dict[str, type[RuleChecker]]:
         libraries = [
             importlib.import_module(f"if_verifiable.{name}") for name in ("ifeval", "ifbench")
         ]
-    return {name: one for library in libraries for name, one in library.INSTRUCTION_DICT.items()}
+    return {name: kind for library in libraries for name, kind in library.INSTRUCTION_DICT.items()}
 
 
 def missing_data(instruction_id: str) -> str | None:
@@ -57,7 +57,7 @@ def missing_data(instruction_id: str) -> str | None:
 
 
 def find_punkt() -> None:
-    """Makes sure that NLTK finds its punkt_tab, without a network; UserError if it is nowhere."""
+    """Makes sure that NLTK finds its punkt_tab, without a network. Raises UserError if not."""
     if not has_data(PUNKT):
         raise UserError(
             "NLTK's punkt_tab is missing: run `python -m nltk.downloader punkt_tab`, or "
@@ -91,7 +91,7 @@ def _add_bundled_data() -> None:
 
 @contextlib.contextmanager
 def _no_downloads() -> Iterator[None]:
-    """Keeps IFBench's module, which downloads what it may need when it is imported, from that."""
+    """Keeps IFBench's module from downloading data when it is imported."""
     import nltk
 
     download = nltk.download

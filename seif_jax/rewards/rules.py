@@ -15,7 +15,7 @@ from seif_jax.rewards.rule_library import RuleChecker
 
 IFEVAL_IDS, IFBENCH_IDS = frozenset(IFEVAL), frozenset(IFBENCH)
 IDS = IFEVAL_IDS | IFBENCH_IDS
-# What the package's own table of conflicts leaves out: "Section 1" has letters of both cases; a
+# Conflicts that are not in the package's own table: "Section 1" has letters of both cases; a
 # first word, or a letter to count, is English.
 _CONFLICTS = (
     {"change_case:english_lowercase", "detectable_format:multiple_sections"},
@@ -23,7 +23,7 @@ _CONFLICTS = (
     {"language:response_language", "length_constraints:nth_paragraph_first_word"},
     {"language:response_language", "keywords:letter_frequency"},
 )
-# What checkers raise on replies that they cannot take apart, such as JSON with thousands of open
+# The errors of checkers on replies that they cannot parse, such as JSON with thousands of open
 # brackets, a text of punctuation only, or half a CSV table.
 _UNREADABLE = (RecursionError, IndexError, csv.Error)
 

@@ -19,7 +19,7 @@ class Answerer:
     decoding: Decoding
     format: str
     shots: int
-    prompts: Prompts | None = None  # the Follower's; None: the packaged ones
+    prompts: Prompts | None = None  # the Follower's prompts; None: the packaged ones
     samples: int = 1  # answers per instruction
 
     def answer(
@@ -54,7 +54,7 @@ def read_answer(reply: ReplyLike | None, format: str) -> Answer:
     if reply is None:
         return Answer(reason="prompt_too_long")
     text = follower.read(reply.text, format)
-    if not text and not reply.finished:  # an empty one too: it was cut inside its thought
+    if not text and not reply.finished:  # "": it was cut off inside its thought
         return Answer(reason="truncated")
     if text is None:
         return Answer(reason="format")

@@ -1,4 +1,4 @@
-"""What stops a stage, or warns about it, before more time is lost."""
+"""Checks of a step that stop the stage, or warn, when going on would waste time."""
 
 import math
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ DIVERGED = (
 
 
 def check_verdicts(where: str, metrics: Mapping[str, float], max_no_verdict: float) -> None:
-    """Raises RunError if too many verdicts of a step are unreadable: the rest would reward noise.
+    """Raises RunError if so many verdicts of a step are unreadable that its rewards are noise.
 
     where: the round and stage. max_no_verdict: share of the verdicts.
     """
@@ -41,7 +41,7 @@ def check_finite(where: str, metrics: Mapping[str, float], params: Params) -> No
 
 
 def warn(display: Display, stage: str, metrics: Mapping[str, float], max_tokens: int) -> None:
-    """Warns of what would silently spoil a run: replies that are cut off, skipped updates."""
+    """Warns of problems that do not stop a run: replies that are cut off, skipped updates."""
     clipped, skipped = metrics["clipped_share"], metrics["skipped_updates"]
     display.warn_of_step(
         "clipped_share",

@@ -19,7 +19,7 @@ from seif_jax.values import OneOf, Range, look_up
 
 Decay = Annotated[float, Range(0, 0.999999)]  # 1 - decay is a divisor; float32 rounds more to 1
 
-# (peak, end, updates) -> the learning rate by update, from `peak` down to `end` times that.
+# (peak, end, updates) -> the learning rate by update. Linear and cosine end at `end * peak`.
 SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
     "constant": lambda peak, end, updates: optax.constant_schedule(peak),
     "linear": lambda peak, end, updates: optax.linear_schedule(peak, end * peak, updates),
@@ -70,7 +70,7 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """AdamW as in torch: every weight decays, norms included. `updates`: of the whole training."""
+    """AdamW as in torch: every weight decays, norms included. updates: in all steps."""
     return optax.chain(
         quantized_adam.adam(config.b1, config.b2, config.eps, config.moments),
         optax.add_decayed_weights(config.weight_decay),
@@ -84,7 +84,7 @@ def init(optimizer: optax.GradientTransformation, params: Params) -> Params:
 
 
 def shapes(optimizer: optax.GradientTransformation, params: Params) -> Params:
-    """The result of `init` as `jax.ShapeDtypeStruct` with shardings, from that of the params."""
+    """The result of `init` as `jax.ShapeDtypeStruct` with shardings, from those of the params."""
 
     def state_of(weight: jax.ShapeDtypeStruct) -> optax.OptState:
         return jax.tree.map(
@@ -138,9 +138,9 @@ def make_update(
     """One update with the gradient clipped to a global norm: (state, grads) to the new state, the
     norm before clipping, and whether the update was made.
 
-    The new state is in the buffers of the old one. Each weight is updated by a program of its own,
-    because in one program for all XLA would copy a part of the state. If the norm is not finite,
-    everything stays as it was, the moments and the number of updates included.
+    The new state is in the buffers of the old one. There is one program per weight, because XLA
+    would copy a part of the state if one program updated all weights. If the norm is not finite,
+    the state is returned unchanged, including the moments and the number of updates.
     """
     norm_of, change = jax.jit(optax.tree.norm), make_change(optimizer)
 

@@ -12,9 +12,8 @@ class OverlappedScorer(Generic[T]):
     """Scores chunks of samples, each as soon as all samples in it are done.
 
     Which samples form a chunk is fixed beforehand, so that the scores do not depend on the order in
-    which sampling ends. A single chunk is scored by the thread that asks for the results; several
-    are scored by a thread of their own, one after another. A context manager: leaving it ends the
-    thread.
+    which sampling ends. A single chunk is scored in `results`. Several chunks are scored one after
+    another by a background thread, which ends when the scorer is left as a context manager.
     """
 
     def __init__(
@@ -24,9 +23,9 @@ class OverlappedScorer(Generic[T]):
         chunks: int,
         score: Callable[[range], Sequence[T]],
     ):
-        """samples: their number. group_size: so many consecutive samples stay in one chunk. chunks:
-        their number, less if there are fewer groups. score: takes the indices of a chunk's samples,
-        all of which are done, and returns one result per sample."""
+        """samples: how many there are. group_size: consecutive samples that are never split between
+        chunks. chunks: how many (fewer if there are fewer groups). score: called with the indices
+        of a chunk's samples when all of them are done; returns one result per sample."""
         groups = samples // group_size
         ends = [n * groups // chunks * group_size for n in range(chunks + 1)]
         self._chunks = [range(*ends[n : n + 2]) for n in range(chunks) if ends[n] < ends[n + 1]]
@@ -45,15 +44,15 @@ class OverlappedScorer(Generic[T]):
             self._thread.shutdown(cancel_futures=True)
 
     def mark_done(self, sample: int) -> None:
-        """Says that a sample is done. Not thread-safe."""
+        """Records that a sample is done. Not thread-safe."""
         n = self._chunk_of[sample]
         self._unfinished[n] -= 1
         if not self._unfinished[n] and self._thread:
             self._futures[n] = self._thread.submit(self._timed_score, self._chunks[n])
 
     def results(self) -> tuple[list[T], float]:
-        """The results of all samples, in order, and the seconds of scoring that were over before
-        this call. Raises the first error of `score`."""
+        """The results of all samples, in order, and the seconds of scoring that took place
+        before this call. Raises the first error of `score`."""
         now = time.perf_counter()
         if not self._thread:
             return [result for chunk in self._chunks for result in self._timed_score(chunk)], 0.0

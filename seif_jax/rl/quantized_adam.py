@@ -1,9 +1,9 @@
 """Adam whose two moments are stored in float32, in bfloat16, or in 8 bits.
 
-Low-precision moments use stochastic rounding, which is unbiased. Rounding to the nearest would lose
-updates: with b2 = 0.999 one of them changes the second moment by a thousandth, less than half the
-distance between two bfloat16 numbers. The random bits are a function of the number of the update,
-so that a resumed run draws the same ones.
+Low-precision moments use stochastic rounding, which is unbiased. Rounding to nearest would lose
+updates: with b2 = 0.999, one update decreases the second moment by at most a thousandth, which is
+less than half the distance between two bfloat16 numbers. The random bits are a function of the
+update's number, so a resumed run draws the same ones.
 """
 
 import math
@@ -27,11 +27,11 @@ CODE_OF_ONE = 127 << CODE_MANTISSA  # exponent and mantissa bits of 1.0, of whic
 class Blocks(NamedTuple):
     """An array in 8 bits per entry, with a float32 scale per block of 256 entries.
 
-    As in 8-bit optimizers (Dettmers et al. 2022, arXiv 2110.02861), except that the codes are small
-    floats: the share of the largest magnitude in the block. int8 has a sign, 4 bits of exponent and
-    3 of mantissa, and rounds what is under 2^-16 to zero. uint8 has 5 bits of exponent, and so
-    reaches 2^-32, the square of that; unless all of its block is zero, no entry is decoded to zero,
-    because Adam divides by it.
+    As in 8-bit optimizers (Dettmers et al. 2022, arXiv 2110.02861), except that a code is a small
+    float: the entry divided by the largest magnitude in its block. An int8 code has a sign, 4 bits
+    of exponent and 3 of mantissa, and rounds magnitudes below 2^-16 to zero. A uint8 code, for the
+    second moment, has 5 bits of exponent and reaches 2^-32, the square of that. It never decodes to
+    zero, unless its whole block is zero, because Adam divides by it.
     """
 
     codes: Int[Array, "b 256"]

@@ -39,13 +39,15 @@ class RolloutConfig:
 
     decoding: Decoding
     grouping: Grouping
-    chunks: int  # in which samples are scored while others are still being sampled
+    chunks: int  # of samples, each scored while later ones are still being sampled
     max_no_verdict: float  # share of unreadable verdicts that stops the stage
 
 
 @dataclass(frozen=True)
 class Rollout:
-    batch: Batch  # without log-probabilities of policy and reference
+    """The result of sampling and scoring in one step."""
+
+    batch: Batch  # its old_logp and ref_logp are still zero
     samples: list[dict[str, Any]]  # rows of samples.parquet
     metrics: dict[str, float]
 
@@ -175,7 +177,7 @@ def make_batch(
     """Arrays of the replies and scores of whole groups, on the host.
 
     Samples without a reward are not trained on, nor are those that `grouping` excludes. max_tokens:
-    the most that a completion can have.
+    the maximum length of a completion.
     """
     prefix, prompts, prompt_lengths = split([r.prompt_ids for r in replies[:: grouping.size]])
     longest = max(len(r.ids) for r in replies)

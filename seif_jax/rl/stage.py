@@ -62,8 +62,8 @@ class Batching:
     rollout_prompts: int  # per step
     optimizer_prompts: int  # per update
     epochs: int  # passes over all prompts, unless `steps` is given
-    steps: int  # 0: as many as the epochs have
-    seed: int  # of their order
+    steps: int  # 0: as many as `epochs` passes take
+    seed: int  # of the order of the prompts
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ def optimizer_batches(
 ) -> list[Batch]:
     """Splits a rollout into optimizer batches, with the log-probabilities that their loss needs.
 
-    Those of the policy are needed only after the first update, whose own forward pass computes
-    them; those of the reference only with a KL penalty.
+    The policy's are needed from the second update on, because the first update's own forward pass
+    computes them. The reference's are needed only with a KL penalty.
     """
     prompts = np.arange(len(batch.prompts))
     starts = range(0, len(prompts), prompts_per_update)
@@ -191,7 +191,7 @@ def optimizer_batches(
 
 
 def make_learner(stage: Stage, updates: int) -> Learner:
-    """The stage's learner. updates: in the whole stage."""
+    """The stage's learner. updates: their number in the whole stage."""
     model = stage.model
     return Learner(
         model.bundle.model.config,
@@ -265,7 +265,7 @@ def evaluate(
     writer: Writer,
     display: Display,
 ) -> None:
-    """Scores the policy on what is due, and writes its metrics."""
+    """Runs the evaluations that are due at this moment, and writes their metrics."""
     info, due = stage.info, stage.evaluation.due(moment)
     if not due:
         return

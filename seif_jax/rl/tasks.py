@@ -65,7 +65,7 @@ class Task(Prompter[Parsed], Protocol[Parsed]):
 
 @dataclass(frozen=True)
 class FollowerTask:
-    """Answer an instruction; the reward is the share of its constraints that are met."""
+    """The Follower answers an instruction; its reward is the share of constraints that it meets."""
 
     rows: Sequence[Instruction]
     checker: Checker
@@ -89,8 +89,8 @@ class FollowerTask:
     def read(
         self, row: int, step: int, reply: ReplyLike | None
     ) -> tuple[Score, CheckedAnswer | None]:
-        """The score, not yet with its reward, and the answer with the checks that need no model, or
-        None if the reply has no answer."""
+        """The score without its reward, and the answer with the results of the checks that need no
+        model (None if the reply has no answer)."""
         answer, instruction = read_answer(reply, self.format), self.rows[row]
         score = Score(0.0, answer.reason, prompt=instruction.prompt, answers=(answer,))
         return score, None if answer.reason else self.checker.check(instruction, answer.text)
@@ -131,7 +131,7 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Proposer:
-    """Write constraints for a seed question: the Instructor's prompts, and its replies as
+    """Asks the Instructor for constraints to a seed question, and turns its replies into
     proposals."""
 
     rows: Sequence[Seed]
@@ -208,8 +208,8 @@ class Proposer:
 
 @dataclass(frozen=True, kw_only=True)
 class InstructorTask(Proposer):
-    """Write constraints for a seed question; the reward is a function of the shares of them that
-    the frozen Follower's answers meet."""
+    """The Instructor writes constraints for a seed question; its reward is a function of the shares
+    of them that the frozen Follower's answers meet."""
 
     checker: Checker
     answerer: Answerer

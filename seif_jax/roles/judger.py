@@ -39,17 +39,17 @@ def messages(
     "Constraint:". Raises UserError for other values, and for more shots than there are.
     """
     check_mode(mode)
-    used = prompts or PACKAGED
+    texts = prompts or PACKAGED
 
     def user(instruction: str, reply: str, constraint: str) -> str:
         data = {"instruction": instruction, "reply": reply, "constraint": constraint}
-        return used.user(mode, **{name: quote(text) for name, text in data.items()})
+        return texts.user(mode, **{name: quote(text) for name, text in data.items()})
 
     turns = [
         (
             user(shot["instruction"], shot["reply"], shot["constraint"]),
             written(shot["analysis"], shot["satisfied"], mode),
         )
-        for shot in used.shots[""]
+        for shot in texts.shots[""]
     ]
-    return dialogue(used.system[mode], turns, shots, user(prompt, reply, constraint))
+    return dialogue(texts.system[mode], turns, shots, user(prompt, reply, constraint))

@@ -61,7 +61,7 @@ def written(analysis: str, value: bool, mode: str) -> str:
 
 def analysis_fault(analysis: str) -> str:
     """Why a verdict after this analysis cannot be read; "" if it can."""
-    read = [verdict(written(analysis, value, "generate")) for value in (True, False)]
+    values = [verdict(written(analysis, value, "generate")) for value in (True, False)]
     return (
-        "" if read == [True, False] else f"no verdict can be read after the analysis {analysis!r}"
+        "" if values == [True, False] else f"no verdict can be read after the analysis {analysis!r}"
     )
