@@ -251,7 +251,7 @@ def test_a_finished_run_is_left_alone(finished, place, monkeypatch):
         return {path: path.read_bytes() for path in files}
 
     before = everything()
-    monkeypatch.setattr(checkpoint, "load_params", None)
+    monkeypatch.setattr("seif_jax.model_bundle.load_params", None)
     monkeypatch.setattr("seif_jax.evolve.run_stage", None)
     assert seif(place, finished) == 0
     assert everything() == before
