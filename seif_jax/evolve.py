@@ -177,10 +177,21 @@ class Evolution:
         return Checker(checks, judge, self.checks)
 
     def follower_task(self, round: int) -> FollowerTask:
-        c = self.config
         rows = self.data.instructions or self.proposed(round)
-        prompts = self.prompts["follower"]
-        return FollowerTask(rows, self.checker(round), c.format, c.follower.shots, prompts)
+        return self.answering(rows, self.checker(round))
+
+    def answering(self, rows: Sequence[Instruction], checker: Checker) -> FollowerTask:
+        """The task of answering these instructions as the config's Follower does."""
+        c = self.config
+        return FollowerTask(rows, checker, c.format, c.follower.shots, self.prompts["follower"])
+
+    def evaluation_set(
+        self, name: str, rows: Sequence[Instruction], checker: Checker
+    ) -> EvaluationSet:
+        """These instructions as an evaluation set, sampled at config.eval.temperature."""
+        c = self.config
+        decoding = settings.decoding(c, c.follower, c.eval.temperature)
+        return EvaluationSet(name, self.answering(rows, checker), decoding, c.eval.every_steps)
 
     def proposed(self, round: int) -> list[Instruction]:
         """The instructions that this round's Instructor wrote and the Filter kept.
@@ -205,21 +216,15 @@ class Evolution:
         if not follower:
             return Evaluation()
         c, prompts, checker = self.config, self.prompts["follower"], self.checker(round)
-        decoding = settings.decoding(c, c.follower, c.eval.temperature)
         sets = [
-            EvaluationSet(
-                name,
-                FollowerTask(rows, checker, c.format, c.follower.shots, prompts),
-                decoding,
-                c.eval.every_steps,
-            )
+            self.evaluation_set(name, rows, checker)
             for name, rows in self.data.evaluation_sets.items()
         ]
         suites = RunSuites(
             self.suites,
             self.workdir,
             Form(c.format, c.follower.shots, prompts),
-            decoding,
+            settings.decoding(c, c.follower, c.eval.temperature),
             self.key,
             checker.judge,
             {"temperature": c.eval.temperature, "max_tokens": c.follower.max_response_tokens},

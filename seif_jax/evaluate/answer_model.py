@@ -102,11 +102,10 @@ class ModelRespondent:
             return as_judge(self.load(), mode)
 
         items = [Item(key, ()) for key in keys]
-        own = JudgerVerdicts(self.label, load, self.key, self.store, self.progress)
-        found = own.verdicts(
-            f"{suite} {mode}", items, {(i, 0, 0): one for i, one in enumerate(questions)}
-        )
-        return [found[i, 0, 0] for i in range(len(keys))]
+        judger = JudgerVerdicts(self.label, load, self.key, self.store, self.progress)
+        by_address = {(i, 0, 0): question for i, question in enumerate(questions)}
+        verdicts = judger.verdicts(f"{suite} {mode}", items, by_address)
+        return [verdicts[address] for address in by_address]
 
     def harness_model(self, suite: str) -> tuple[object, str | None]:
         from seif_jax.evaluate.lm_eval_model import HarnessModel  # needs the extra `eval`

@@ -1,4 +1,4 @@
-"""`seif plan`: what a config's programs take on devices that need not be there.
+"""`seif plan`: the memory, FLOPs and traffic of a config's programs, on devices you may not have.
 
 The real programs are compiled for shapes alone: no weights, no data, no accelerator. Every prompt
 and every sample is assumed to be as long as the config allows.

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seif_jax import config_keys, data, models, settings
+from seif_jax import config_keys, data, models
 from seif_jax.chat_template import ChatSettings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.evaluate.in_run import EvaluationSet, Moment
+from seif_jax.evaluate.in_run import Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
@@ -25,7 +25,6 @@ from seif_jax.report.blocks import Row
 from seif_jax.report.instruction_map import InstructionMap
 from seif_jax.report.matrix import BASE, Cell
 from seif_jax.report.run_files import RunFiles
-from seif_jax.rl.tasks import FollowerTask
 from seif_jax.sampling import Engine
 from seif_jax.sampling.shapes import Ids, pad, round_up
 from seif_jax.sharding import use_mesh_of
@@ -125,16 +124,13 @@ def ask(
     evolution: Evolution, path: Path, rounds: Mapping[int, Sequence[Instruction]]
 ) -> dict[int, list[float | None]]:
     """The share of constraints that one Follower meets, per instruction of each round."""
-    config = evolution.config
     evolution.weights.keep_only(path, evolution.weights.judger_path(1))
-    checker, prompts = evolution.checker(1), evolution.prompts["follower"]
-    decoding = settings.decoding(config, config.follower, config.eval.temperature)
-    policy = evolution.chat_model(path, config.dtype)
+    checker = evolution.checker(1)
+    policy = evolution.chat_model(path, evolution.config.dtype)
     progress = PhaseProgress(evolution.display.phase)
     shares: dict[int, list[float | None]] = {}
     for round, rows in rounds.items():
-        task = FollowerTask(rows, checker, config.format, config.follower.shots, prompts)
-        instructions = EvaluationSet(f"round {round}", task, decoding, every_steps=0)
+        instructions = evolution.evaluation_set(f"round {round}", rows, checker)
         _, samples = instructions.score(policy, evolution.key, Moment(round, 0, 0), progress)
         shares[round] = [None] * len(rows)
         for sample in samples:

@@ -122,11 +122,11 @@ def share(
             room = size - prefix_tokens
             # The groups that stay together, first all that fit, then only smaller ones.
             for whole in (room, room // 2, room // 4):
-                if _fill(prompt_lengths, lengths, count, room, whole):
+                if rows := _fill(prompt_lengths, lengths, count, room, whole):
                     # With less room rows are more equal.
-                    rooms = (mean + (room - mean) * n // 4 for n in range(1, 5))
+                    rooms = (mean + (room - mean) * n // 4 for n in range(1, 4))
                     tries = (_fill(prompt_lengths, lengths, count, n, whole) for n in rooms)
-                    return next(rows for rows in tries if rows)
+                    return next(filter(None, tries), rows)
         count += limits.multiple
 
 
