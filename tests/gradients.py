@@ -51,7 +51,7 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
     batch = meshes.batch(0)
     passes = learner.passes(batch)
     assert len(passes) > 1 or len(passes[0]) > 1
-    grads, metrics, _ = learner.gradients(params, passes, on_policy=False)
+    grads, metrics = tiny.gradient(learner, params, batch, on_policy=False)
     logp = learner.logp(learner.policy(params), batch)
     return jax.tree.map(np.asarray, grads), logp * batch.mask(), jax.device_get(metrics)
 

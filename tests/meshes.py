@@ -63,9 +63,9 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
         sampled = batch(step)
         reference = learner.logp(learner.policy(state.params), sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
-        state, metrics = learner.train(state, [sampled])
-        losses.append(float(metrics["loss"]))
-        norms.append(float(metrics["grad_norm"]))
+        state, update = learner.update(state, learner.passes(sampled), on_policy=True)
+        losses.append(update.metrics["loss"])
+        norms.append(update.metrics["grad_norm"])
     engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)
     prompts = [sampled.prompts[i, : sampled.prompt_lengths[i]].tolist() for i in range(2)]
     samples = engine.sample(

@@ -66,8 +66,8 @@ def test_a_run_is_started_changed_and_continued(place, tmp_path, by_name):
         seif_jax.run(config, tmp_path / "run", {**FOLLOWER, "eval.sets": {}})
 
 
-def test_a_step_by_hand_is_the_step_of_a_run(place, tmp_path):
-    """Its samples are those that the run writes, and its metrics too."""
+def test_a_step_by_hand_is_the_step_of_a_run(place, tmp_path, monkeypatch):
+    """Its samples are those that the run writes. Only the first update is on-policy."""
     changes = {**FOLLOWER, "eval.sets": {}, "data.limit": 2}
     files = seif_jax.run(str(place.config), tmp_path / "run", changes)
     wanted = pq.read_table(files.stage(1, "follower").samples).to_pylist()
@@ -78,7 +78,15 @@ def test_a_step_by_hand_is_the_step_of_a_run(place, tmp_path):
     state = learner.start(stage.model.load())
     before = jax.device_get(state.params)
     rows = [sample["row"] for sample in wanted[::2]]
+    update, on_policy = learner.update, []
+
+    def recorded(*arguments, **options):
+        on_policy.append(options["on_policy"])
+        return update(*arguments, **options)
+
+    monkeypatch.setattr(learner, "update", recorded)
     state, metrics, samples = train_step(stage, learner, state, rows, 1, Phases())
+    assert on_policy == [True, False]
     assert [s["completion"] for s in samples] == [s["completion"] for s in wanted]
     assert metrics["updates"] == 2 and np.isfinite(metrics["grad_norm"])
     policy = make_policy(stage, learner, state)

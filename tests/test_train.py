@@ -15,9 +15,9 @@ from seif_jax import models, sharding
 from seif_jax.models.tree_forward import REMAT_POLICIES, completion_logp
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
-from seif_jax.rl.learner import Learner, LearnerConfig
-from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import RowLimits, pack
+from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
+from seif_jax.rl.optim import OptimizerConfig
+from seif_jax.rl.packing import RowLimits, count_work, pack
 from seif_jax.rl.stage import optimizer_batches
 from seif_jax.sampling import Engine
 
@@ -106,11 +106,10 @@ shared_learner = cache(lambda tokens, loss: make_learner(micro_tokens=tokens, lo
 def step(batch, on_policy=False, micro_tokens=100, loss=LOSS):
     """One update: (gradient, new params, metrics)."""
     learner = shared_learner(micro_tokens, loss)
-    passes = learner.passes(batch)
-    gradient, _, _ = learner.gradients(PARAMS, passes, on_policy)
+    gradient, _ = tiny.gradient(learner, PARAMS, batch, on_policy)
     start = jax.tree.map(jnp.array, PARAMS)  # the update reuses the buffers that it is given
-    state, metrics = learner.update(learner.start(start), passes, on_policy)
-    return jax.tree.map(np.asarray, gradient), state.params, metrics
+    state, update = learner.update(learner.start(start), learner.passes(batch), on_policy)
+    return jax.tree.map(np.asarray, gradient), state.params, update.metrics
 
 
 def close(actual, expected, **tolerance):
@@ -233,39 +232,30 @@ def test_gradients_are_float32_under_bfloat16():
     )
 
 
-class Recorder(Learner):
-    """Counts its updates and notes what each of them gets, instead of making them."""
-
-    calls: list[tuple[list[float], bool]] = []
-
-    def update(self, state, passes, on_policy):
-        ((part,),) = passes
-        self.calls.append((part.micro.advantages.tolist(), on_policy))
-        metrics = {"loss": float(len(self.calls)), "skipped_updates": 1.0, "trained_tokens": 10.0}
-        return TrainState({"updates": state.params["updates"] + 1}, {}), metrics
-
-
-def test_updates_of_a_rollout():
-    """Only the first is on-policy; one without a trained sample is left out; counts are sums."""
-    learner = make_learner(Recorder)
+def test_metrics_of_a_step():
+    """Means over the updates, sums of counts, and shares of the work of all updates together."""
+    learner = make_learner()
     batch = replace(BATCH, trained=np.array([1, 0, 0, 0, 1, 1, 0, 1], bool))
-    batches = [batch.take(np.array([i])) for i in range(4)]
-    state, metrics = learner.train(TrainState({"updates": 0}, {}), batches)
-    assert Recorder.calls == [
-        (pytest.approx([1.0, -1.0]), True),
-        (pytest.approx([-0.5, 2.0]), False),
-        (pytest.approx([0.7, -0.7]), False),
+    passes = [learner.passes(batch.take(np.array([i]))) for i in range(4)]
+    assert passes[1] == []  # nothing is trained on: no update
+    updates = [
+        Update(
+            {"loss": float(i), "skipped_updates": 1.0, "trained_tokens": 10.0},
+            count_work([passes[i][0][0].micro]),
+        )
+        for i in (0, 2, 3)
     ]
-    assert state.params == {"updates": 3}
     # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
     # Cells of prefix, prompts and samples, and the cells that each of them is scored against.
     pairs = [5 * 5 + 6 * 11 + 12 * 17, 5 * 5 + 4 * 9 + 8 * 13, 5 * 5 + 4 * 9 + 8 * 13]
     needed = [16 * 17 / 2, 9 * 10 / 2 + 2 * (10 + 11), 11 * 12 / 2]
     waste = pytest.approx(sum(pairs) / sum(needed))
-    assert metrics == {
-        "loss": 2.0, "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3, "padding": 0.0,
-        "attention_waste": waste,
+    assert step_metrics(updates) == {
+        "loss": pytest.approx(5 / 3), "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3,
+        "padding": 0.0, "attention_waste": waste,
     }  # fmt: skip
+    counts = {"skipped_updates": 0, "trained_tokens": 0, "updates": 0}
+    assert step_metrics([]) == {**counts, "padding": 1.0, "attention_waste": 0.0}
 
 
 class Scaled(Learner):

@@ -16,6 +16,8 @@ import numpy as np
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from seif_jax.rl.batch import Batch
+from seif_jax.rl.learner import Learner
 from seif_jax.sampling import Sample
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0, 1, 2
@@ -157,6 +159,20 @@ class Samples(NamedTuple):
     logp: Any
     lengths: np.ndarray
     stopped: np.ndarray
+
+
+def gradient(learner: Learner, params: Any, batch: Batch, on_policy: bool) -> tuple[Any, Any]:
+    """The gradient of an optimizer batch and the metrics of its loss, summed over its passes."""
+    passes = learner.passes(batch)
+    totals = learner.totals(passes)
+    with jax.set_mesh(learner.mesh):
+        terms = [
+            learner.gradient(
+                params, learner.frozen, learner.place(parts), np.bool_(on_policy), totals
+            )[:2]
+            for parts in passes
+        ]
+        return jax.tree.map(lambda *xs: sum(xs), *terms)
 
 
 def stack(samples: list[Sample]) -> Samples:

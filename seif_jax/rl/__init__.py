@@ -9,8 +9,8 @@ How a prompt becomes a gradient, in the order of the calls:
  5. `Engine.sample`              token ids -> sampled tokens with log-probabilities
  6. `rollout.make_batch`         replies and scores -> a `Batch` with advantages, on the host
  7. `stage.optimizer_batches`    the part of each update, with the log-probabilities it needs
- 8. `Learner.train`              one update per optimizer batch
- 9. `packing.pack`               a batch -> equally shaped `MicroBatch`es, a few per pass
+ 8. `Learner.passes`             a batch -> equally shaped `MicroBatch`es, a few per pass
+ 9. `Learner.update`             sums the gradients of the passes and updates the weights
 10. `learner.gradient`           the jitted gradient of `grpo.loss` over `completion_logp`
 
 How a config key reaches it: `config.grpo` is the `LossConfig` that `settings.learner` puts into the

@@ -110,47 +110,11 @@ class Learner:
                     result[part.sample_ids, : rows.shape[1]] = rows[part.rows]
         return result
 
-    def train(
-        self, state: TrainState, batches: Sequence[Batch]
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One update per optimizer batch of a rollout, in order, in the buffers of `state`.
-
-        Metrics are means over the updates, or sums (SUMMED), and those of `packing.Work`. A batch
-        in which no sample is trained on makes no update.
-        """
-        updates: list[dict[str, float]] = []
-        work = Work()
-        for i, batch in enumerate(batches):
-            if passes := self.passes(batch):
-                # The first batch was sampled with the weights that it updates.
-                state, update_metrics = self.update(state, passes, on_policy=i == 0)
-                updates.append(update_metrics)
-                work += count_work(part.micro for parts in passes for part in parts)
-        names = updates[0] if updates else ()
-        means = {name: float(np.mean([m[name] for m in updates])) for name in names}
-        sums = {name: float(np.sum([m[name] for m in updates])) for name in SUMMED}
-        return state, {**means, **sums, "updates": len(updates), **work.metrics}
-
     def update(
         self, state: TrainState, passes: Sequence[Pass], on_policy: bool
-    ) -> tuple[TrainState, dict[str, float]]:
-        """One update from the passes of an optimizer batch. A gradient that is not finite changes
-        nothing and counts as skipped."""
-        grads, loss_metrics, sampler_gap_max = self.gradients(state.params, passes, on_policy)
-        state, norm, applied = self._apply(state, grads)
-        host_metrics = jax.device_get(loss_metrics)
-        return state, {name: float(value) for name, value in host_metrics.items()} | {
-            "sampler_gap_max": sampler_gap_max,
-            "grad_norm": norm,
-            "skipped_updates": 1.0 - applied,
-            "trained_tokens": float(self.totals(passes).tokens),
-        }
-
-    def gradients(
-        self, params: Params, passes: Sequence[Pass], on_policy: bool
-    ) -> tuple[Params, grpo.Metrics, float]:
-        """The gradient of an optimizer batch, the metrics of its loss, and the largest difference
-        between a trained token's log-probability and what the sampler reported.
+    ) -> tuple[TrainState, "Update"]:
+        """One update from the passes of an optimizer batch, in the buffers of `state`. A gradient
+        that is not finite changes nothing and counts as skipped.
 
         on_policy: nothing was updated since the batch was sampled, so that the old
         log-probabilities are those that this forward pass computes.
@@ -159,7 +123,8 @@ class Learner:
         total, gaps = None, []
         with jax.set_mesh(self.mesh):
             for parts in passes:
-                arguments = (params, self.frozen, self.place(parts), np.bool_(on_policy), totals)
+                micros = self.place(parts)
+                arguments = (state.params, self.frozen, micros, np.bool_(on_policy), totals)
                 self.gradient.lower(*arguments).compile()
                 metrics.trim()  # what compiling leaves, before what needs most memory
                 *term, gap = self.gradient(*arguments)
@@ -167,7 +132,16 @@ class Learner:
                 del term
                 gaps.append(gap)
         assert total, "a gradient without a token to train on"
-        return total[0], total[1], float(max(gaps))
+        grads, loss_metrics = total
+        state, norm, applied = self._apply(state, grads)
+        update_metrics = {name: float(x) for name, x in jax.device_get(loss_metrics).items()} | {
+            "sampler_gap_max": float(max(gaps)),
+            "grad_norm": norm,
+            "skipped_updates": 1.0 - applied,
+            "trained_tokens": float(totals.tokens),
+        }
+        work = count_work(part.micro for parts in passes for part in parts)
+        return state, Update(update_metrics, work)
 
     def passes(self, batch: Batch) -> list[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side."""
@@ -187,6 +161,24 @@ class Learner:
         if self.parts_per_pass == 1:
             return sharding.stack_micro_batches(micros)
         return sharding.shard_micro_batches(self.mesh, micros)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one update reports."""
+
+    metrics: dict[str, float]
+    work: Work  # of all its passes
+
+
+def step_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """The metrics of a step with these updates: means over the updates, or sums (SUMMED), and those
+    of `packing.Work`."""
+    names = updates[0].metrics if updates else ()
+    means = {name: float(np.mean([x.metrics[name] for x in updates])) for name in names}
+    sums = {name: float(np.sum([x.metrics[name] for x in updates])) for name in SUMMED}
+    work = sum((update.work for update in updates), Work())
+    return {**means, **sums, "updates": len(updates), **work.metrics}
 
 
 def gradient(

@@ -22,7 +22,7 @@ from seif_jax.model_bundle import ModelBundle
 from seif_jax.models import Params
 from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.learner import Learner, LearnerConfig
+from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import RolloutConfig, rollout
 from seif_jax.rl.tasks import Task
@@ -112,15 +112,13 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
         for step in range(done + 1, steps + 1):
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
-            state, step_metrics, samples = train_step(
-                stage, learner, state, step_rows, step, phases
-            )
-            step_metrics |= compiles.take()
+            state, measured, samples = train_step(stage, learner, state, step_rows, step, phases)
+            measured |= compiles.take()
             data.append_samples(samples_path, samples, step)
-            writer.write(info.round, info.name, step, step_metrics)
-            display.step(step_metrics)
-            guards.warn(display, info.name, step_metrics, stage.rollout.decoding.max_tokens)
-            guards.check_finite(f"{info}, step {step}", step_metrics, state.params)
+            writer.write(info.round, info.name, step, measured)
+            display.step(measured)
+            guards.warn(display, info.name, measured, stage.rollout.decoding.max_tokens)
+            guards.check_finite(f"{info}, step {step}", measured, state.params)
             evaluate(stage, learner, state, Moment(info.round, step, steps), writer, display)
             if step % stage.checkpoint_every_steps == 0 and step < steps:
                 checkpoints.save(step, params=state.params, optimizer=state.opt_state)
@@ -161,11 +159,16 @@ def train_step(
             )
         del policy  # the update needs the memory of its weights
         with phases("update"):
-            state, update_metrics = learner.train(state, batches)
+            updates: list[Update] = []
+            for i, batch in enumerate(batches):
+                if passes := learner.passes(batch):  # without a trained sample, there are none
+                    # The first batch was sampled with the weights that it updates.
+                    state, update = learner.update(state, passes, on_policy=i == 0)
+                    updates.append(update)
     secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
     rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
-    step_metrics = {**update_metrics, **sampled.metrics, **rates, **secs, **metrics.host()}
-    return state, step_metrics, sampled.samples
+    rollout_metrics = {**sampled.metrics, **rates, **secs, **metrics.host()}
+    return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
 
 
 def optimizer_batches(
