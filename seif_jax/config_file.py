@@ -6,9 +6,9 @@ import runpy
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -16,6 +16,9 @@ from seif_jax import config_keys, shipped
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.user_functions import import_path
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
@@ -37,14 +40,14 @@ def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
     return config_keys.parse(config)
 
 
-def to_config_dict(group: Any) -> ConfigDict:
+def to_config_dict(group: "DataclassInstance") -> ConfigDict:
     """A `RunConfig`, or a part of it, as a ConfigDict that a config file can change."""
     config = ConfigDict()
     for field in fields(group):
         value = getattr(group, field.name)
         if value is None:
             value = config_dict.placeholder(str)
-        elif hasattr(value, "__dataclass_fields__"):
+        elif is_dataclass(value) and not isinstance(value, type):
             value = to_config_dict(value)
         elif isinstance(value, dict):
             value = ConfigDict(value)
@@ -127,7 +130,7 @@ def apply(config: dict[str, Any], option: str) -> None:
         holder[last] = config_keys.read(name, text if assigned else None)
 
 
-def _dict(name: str, text: str) -> dict[str, Any]:
+def _dict(name: str, text: str) -> dict[str, object]:
     """A group of keys as a Python dict; UserError if the text is not one."""
     try:
         value = ast.literal_eval(text)

@@ -10,14 +10,15 @@ import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from seif_jax import settings
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.values import Flag, Resume, Values, unwrap, values_of
 
-Hint = Any  # the type of a setting, often an Annotated; typing has no name for it
+T = TypeVar("T")
+Hint = object  # the type of a setting, often an Annotated; typing has no name for it
 
 
 class Key(NamedTuple):
@@ -76,29 +77,32 @@ def parse(config: Mapping[str, object]) -> RunConfig:
     for name in flat(config):
         if not key(name):
             raise UserError(unknown(name, KEYS))
-    parsed = _build(RunConfig, config, "")
+    parsed = _build_group(RunConfig, config, "")
     settings.check(parsed)
     return parsed
 
 
-def _build(hint: Hint, value: Any, name: str) -> Any:
+def _build_group(group: type[T], values: Mapping[str, object], prefix: str) -> T:
+    """The dataclass of a group of keys. prefix: what precedes its keys ("optim.")."""
+    fields = _fields(group)
+    for field in fields:
+        if field not in values:
+            raise UserError(f"the config has no key {prefix}{field}; base it on configs/default.py")
+    return group(**{f: _build(hint, values[f], prefix + f) for f, hint in fields.items()})
+
+
+def _build(hint: Hint, value: object, name: str) -> object:
     """The value of the key or group `name`, checked and converted to its type."""
     bare, _ = unwrap(hint)
-    prefix = f"{name}." if name else ""
-    if isinstance(bare, type) and dataclasses.is_dataclass(bare):
-        fields = _fields(bare)
-        for field in fields:
-            if field not in value:
-                raise UserError(
-                    f"the config has no key {prefix}{field}; base it on configs/default.py"
-                )
-        return bare(**{f: _build(inner, value[f], prefix + f) for f, inner in fields.items()})
-    if get_origin(bare) is Mapping:
-        return {f: _build(get_args(bare)[1], value[f], prefix + f) for f in value}
+    if isinstance(value, Mapping):
+        if isinstance(bare, type) and dataclasses.is_dataclass(bare):
+            return _build_group(bare, value, f"{name}.")
+        if get_origin(bare) is Mapping:
+            return {f: _build(get_args(bare)[1], value[f], f"{name}.{f}") for f in value}
     values = values_of(hint)
     if value not in values:
         raise UserError(refusal(name, values, value))
-    return float(value) if bare is float else value
+    return float(value) if bare is float and isinstance(value, int) else value
 
 
 def replace(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
@@ -110,12 +114,12 @@ def replace(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
     return parse(nested)
 
 
-def as_json(config: RunConfig) -> dict[str, Any]:
+def as_json(config: RunConfig) -> dict[str, object]:
     """The config as nested dicts of JSON values, with lists for tuples."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def defaults(group: str) -> dict[str, Any] | None:
+def defaults(group: str) -> dict[str, object] | None:
     """The default values of a group that the user named, such as "eval.sets.mine"; None for any
     other group."""
     hint = FREE_NAMES.get(group.rpartition(".")[0])
@@ -126,22 +130,22 @@ def defaults(group: str) -> dict[str, Any] | None:
 
 def get(config: RunConfig, name: str) -> Any:
     """The value, or the group, at a dotted key."""
-    value: Any = config
+    value: object = config
     for part in name.split("."):
         value = value[part] if isinstance(value, Mapping) else getattr(value, part)
     return value
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Nested dicts as {"a.b": value}."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, object] = {}
     for name, value in config.items():
         nested = isinstance(value, Mapping)
         leaves |= flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return leaves
 
 
-def read(name: str, text: str | None) -> Any:
+def read(name: str, text: str | None) -> object:
     """Parses the value of a key from the command line. text: None for a key without a value.
 
     Raises UserError if the text spells no value of the key's type.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, TextIO
+from typing import SupportsFloat, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
@@ -31,6 +31,8 @@ FORMATS = {
     "clipped_share": "cut off {}",
 }
 BAR_COLUMNS = 8
+
+Cell = SupportsFloat | str | None  # of a table
 
 
 class _Console(Console):
@@ -54,7 +56,7 @@ class Running:
     step_compile_secs: float = 0.0  # since the step began
     steady_secs: list[float] = field(default_factory=list)  # per step, without compiling
     announced: set[str] = field(default_factory=set)  # programs whose compilation was reported
-    warned: dict[str, Any] = field(default_factory=dict)
+    warned: dict[str, object] = field(default_factory=dict)
     evaluated: list[str] = field(default_factory=list)  # the last evaluation, one text per set
     shown: list[str] = field(default_factory=list)  # the last step's metrics, formatted
 
@@ -187,7 +189,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
     def warn(self, text: str) -> None:
         self._say(f"warning: {text}", style="bold yellow")
 
-    def warn_of_step(self, about: str, state: Any, text: str) -> None:
+    def warn_of_step(self, about: str, state: object, text: str) -> None:
         """Warns about the finished step, once per stage and again whenever `state` changes. A false
         `state` means that there is nothing to warn about."""
         s = self._stage
@@ -195,7 +197,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
             self.warn(f"{s.title} step {s.done}: {text}")
         s.warned[about] = state
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Prints a table. Numbers are shortened and right-aligned; None is a dash. Ends the bar."""
         self.__exit__()
         cells = [[compact(value) for value in row] for row in rows]

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from seif_jax.errors import UserError, os_error
 from seif_jax.json_io import dumps
@@ -179,7 +178,7 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     write_text(path, dumps(value, indent=2, sort_keys=True) + "\n")
 
 

@@ -27,7 +27,8 @@ STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
 
-Event: Any = importlib.import_module("tensorboardX.proto.event_pb2").Event  # untyped
+# Its module has no types.
+Event: Callable[..., object] = importlib.import_module("tensorboardX.proto.event_pb2").Event
 
 Line = dict[str, Any]  # of metrics.jsonl: round, stage, step, and metrics (numbers or None)
 RunPosition = tuple[int, int, int]  # round, index of the stage, step: sorts in run order

@@ -1,10 +1,9 @@
 """The data stage: the Instructor writes an instruction per seed, and the Filter drops some."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import pyarrow.parquet as pq
@@ -16,7 +15,7 @@ from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer
 from seif_jax.rewards.recognise import recognise
-from seif_jax.rl.rollout import UNREADABLE, sample_and_score
+from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer
 from seif_jax.roles import instructor
@@ -82,7 +81,7 @@ def propose_instructions(
     return shares
 
 
-def collapse_signs(task: Proposer, samples: Sequence[Mapping[str, Any]]) -> str:
+def collapse_signs(task: Proposer, samples: Sequence[SampleRow]) -> str:
     """The signs that a stage's kept instructions hardly vary, in words; "" if there are none."""
     kept_samples = [sample for sample in samples if sample["kept"]]
     texts = [text for sample in kept_samples for text in sample["constraint"]]
@@ -156,7 +155,7 @@ def _row(p: Proposal, reply: Reply | None) -> dict[str, object]:
     }
 
 
-def _instruction(sample: dict[str, Any]) -> dict[str, object]:
+def _instruction(sample: SampleRow) -> dict[str, object]:
     """The columns of instructions.parquet, from a row of samples.parquet."""
     used = [{k: v for k, v in kwargs.items() if v is not None} for kwargs in sample["kwargs"]]
     return {**{name: sample[name] for name in data.INSTRUCTIONS.names}, "kwargs": used}

@@ -1,16 +1,14 @@
 """Decides whether a config may continue the run in a folder, and lists what has changed."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from seif_jax import config_keys, settings
 from seif_jax.errors import UserError
-from seif_jax.run_paths import RunPaths
+from seif_jax.run_paths import Record, RunPaths
 from seif_jax.values import Resume
 
-Record = Mapping[str, Any]  # a run's config.json, or the parts "config" and "fingerprints" of it
 Changes = dict[str, tuple[object, object]]  # {key: (old value, new value)}
 MISSING = object()  # the value of a key that a config does not have
 MAX_SHOWN = 3  # keys in a message
@@ -51,11 +49,11 @@ def _text(value: object) -> str:
     return "None" if value is MISSING else json.dumps(value)
 
 
-def _same_in_round(round: int, old: Any, new: Any) -> bool:
+def _same_in_round(round: int, old: object, new: object) -> bool:
     """Whether two values of `rounds`, or of a role's `epochs`, mean the same for a round."""
-    if isinstance(new, list):
+    if isinstance(old, list) and isinstance(new, list):
         return settings.epochs(old, round) == settings.epochs(new, round)
-    return round <= new
+    return isinstance(new, int) and round <= new
 
 
 def config_changes(old: Record, new: Record) -> Changes:

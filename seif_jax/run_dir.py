@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -149,7 +148,7 @@ def stages_done(config: RunConfig, workdir: Path) -> list[bool]:
     return [run.stage(round, stage).done.exists() for round, stage in config.schedule]
 
 
-def last_step(workdir: Path) -> dict[str, Any] | None:
+def last_step(workdir: Path) -> metrics.Line | None:
     """Round, stage and step of the run's last line of metrics; None if it has none yet."""
     lines = metrics.read(RunPaths(workdir).metrics)
     return {key: lines[-1][key] for key in ("round", "stage", "step")} if lines else None

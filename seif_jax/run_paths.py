@@ -14,6 +14,8 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "hf"
 
+Record = dict[str, Any]  # a run's config.json: "config", "fingerprints", "started", …
+
 
 @dataclass(frozen=True)
 class StagePaths:
@@ -154,7 +156,7 @@ def run_of(path: Path) -> RunPaths:
     raise UserError(f"{path}: not inside a run's folder (no {base}/config.json above it)")
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> Record | None:
     """Reads a run's config.json. Returns None if the folder has none, or a model's config.json,
     which has no key "config"."""
     try:

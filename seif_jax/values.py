@@ -191,7 +191,7 @@ class Scalar:
             return text
 
 
-def values_of(hint: Any) -> Values:
+def values_of(hint: object) -> Values:
     """The values of a type: bool, int or float with a Range, str or Literal (also with `| None`),
     tuple[X, ...] of one of these, or Plain."""
     bare, marks = unwrap(hint)
@@ -215,7 +215,7 @@ def values_of(hint: Any) -> Values:
     raise TypeError(f"no setting can have the type {hint}")
 
 
-def unwrap(hint: Any) -> tuple[Any, dict[type, Any]]:
+def unwrap(hint: object) -> tuple[object, dict[type, Any]]:
     """Splits an Annotated into the bare type and its annotations, by class."""
     if get_origin(hint) is not Annotated:
         return hint, {}

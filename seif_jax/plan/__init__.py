@@ -110,6 +110,6 @@ def describe(path: str | None) -> Model:
 
 
 @cache
-def shipped_configs() -> dict[str, dict[str, Any]]:
+def shipped_configs() -> dict[str, dict[str, object]]:
     """The fields of config.json that define the shapes of the paper's models, by hub name."""
     return json.loads((resources.files("seif_jax") / "assets" / "model_configs.json").read_text())

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from seif_jax.plan import hlo
 
@@ -123,11 +124,12 @@ def _trips(name: str, params: Mapping[str, Any]) -> int:
     return 1
 
 
-def _shape(x: Any) -> tuple[int, ...]:
+def _shape(x: Var | Literal) -> tuple[int, ...]:
+    assert isinstance(x.aval, ShapedArray)
     return x.aval.shape
 
 
-def _inner_jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+def _inner_jaxprs(params: Mapping[str, object]) -> Iterator[Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             jaxpr = getattr(item, "jaxpr", item)  # of a closed jaxpr

@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
@@ -61,7 +60,7 @@ class ProgramEstimate:
     def secs_per_step(self) -> float:
         return self.program.calls_per_step * max(self.secs.values())
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         """The program as an entry of a plan."""
         secs, program, cost = self.secs, self.program, self.cost
         return {

@@ -19,6 +19,7 @@ from seif_jax.rl.tasks import Parsed, Prompter, Task
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 
 T = TypeVar("T")
+SampleRow = dict[str, Any]  # of samples.parquet
 # The reasons of replies that are not in the format that was asked for.
 UNREADABLE = ("truncated", "format", "parse", "count", "duplicate", "repeats_seed")
 
@@ -48,7 +49,7 @@ class Rollout:
     """The result of sampling and scoring in one step."""
 
     batch: Batch  # its old_logp and ref_logp are still zero
-    samples: list[dict[str, Any]]  # rows of samples.parquet
+    samples: list[SampleRow]
     metrics: dict[str, float]
 
 
@@ -213,7 +214,7 @@ def make_batch(
 
 def _sample(
     task: Task[Parsed], row: int, step: int, i: int, reply: Reply, score: Score, advantage: float
-) -> dict[str, object]:
+) -> SampleRow:
     """A row of samples.parquet. i: the sample's index in its group."""
     return {
         "row": int(row),

@@ -17,7 +17,6 @@ import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from seif_jax import config_keys, metrics, resume, run_dir, run_paths, shipped
 from seif_jax.display import Display
@@ -29,7 +28,7 @@ from seif_jax.sweep import launchers
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.,=+-]{0,99}"  # safe in paths, shells and on every file system
 ReadConfig = Callable[[str, Sequence[str]], RunConfig]  # `config_file.read_config`
-Values = dict[str, Any]  # {config key: value}
+Values = dict[str, object]  # {config key: value}
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def read_sweep(path: str) -> list[tuple[str, Values]]:
         raise UserError(f"{path}: no such sweep file; sweeps that come with seif_jax: {names}")
     runs: list[tuple[str, Values]] = []
 
-    def add(name: str = "", /, **values: Any) -> None:
+    def add(name: str = "", /, **values: object) -> None:
         runs.append((name, values))
 
     try:
