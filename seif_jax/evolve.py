@@ -21,6 +21,7 @@ from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.report import closing_table, page
+from seif_jax.rewards import rule_library
 from seif_jax.rewards.check import JUDGE, load_checks
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Judge
@@ -85,6 +86,7 @@ class Evolution:
     def check(self) -> None:
         """Raises UserError for what would stop the run later in config, data or models."""
         c, tokenizer, inputs = self.config, self.base.tokenizer, self.data
+        rule_library.find_punkt()  # rules are applied in every run, whatever decides
         preflight.check_models(c, self.base)
         num_instructions = len(inputs.instructions) if inputs.instructions else None
         preflight.check_batches(c, len(inputs.seeds), num_instructions)

@@ -12,6 +12,7 @@ from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle
+from seif_jax.rewards import rule_library
 from seif_jax.roles.format import Message
 
 ROWS = [
@@ -116,6 +117,12 @@ def test_verdicts_that_are_more_than_a_token(place, monkeypatch, mode, checks, w
             preflight.check_verdicts(config, tokenizer)
     else:
         preflight.check_verdicts(config, tokenizer)
+
+
+@pytest.mark.parametrize("checks", ["ifeval", "judge"])
+def test_data_of_the_rules_that_are_not_installed(begin, monkeypatch, checks):
+    monkeypatch.setattr(rule_library, "has_data", lambda path: False)
+    assert "punkt_tab, which the rules need, is not inst" in begin(f"reward.checks={checks}")
 
 
 def test_only_one_prompt_must_fit(place, monkeypatch):

@@ -369,7 +369,7 @@ def test_importing_the_module_imports_no_library():
 def test_without_punkt_both_ways_to_get_it_are_named(monkeypatch):
     rule_library.checkers.cache_clear()
     monkeypatch.setattr(rule_library, "has_data", lambda path: False)
-    with pytest.raises(UserError, match="nltk.downloader punkt_tab.*llama-index-core"):
+    with pytest.raises(UserError, match="nltk.downloader punkt_tab.*--no-deps llama-index-core=="):
         rules.check("punctuation:no_comma", {}, "word")
 
 

@@ -19,6 +19,7 @@ from seif_jax.evaluate.suite import (
     share,
 )
 from seif_jax.instruction import SOFT, Instruction
+from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import apply_rule
 from seif_jax.rewards.recognise import recognise
 from seif_jax.rows import is_kept, read_instruction
@@ -37,6 +38,7 @@ class ConstraintsSuite(ReplySuite):
 
     @classmethod
     def load(cls, name: str, source: str) -> "ConstraintsSuite":
+        rule_library.find_punkt()
         rows = [(f"{source}: row {number}", row) for number, row in sources.read(source)]
         instructions = [read_instruction(where, row) for where, row in rows if is_kept(where, row)]
         if not instructions:

@@ -60,8 +60,8 @@ def find_punkt() -> None:
     """Makes sure that NLTK finds its punkt_tab, without a network. Raises UserError if not."""
     if not has_data(PUNKT):
         raise UserError(
-            "NLTK's punkt_tab is missing: run `python -m nltk.downloader punkt_tab`, or "
-            "`pip install --no-deps llama-index-core`, which holds it"
+            "NLTK's punkt_tab, which the rules need, is not installed: run `python -m "
+            "nltk.downloader punkt_tab` or `pip install --no-deps llama-index-core==0.14.25`"
         )
 
 
