@@ -1,4 +1,4 @@
-"""Reads and writes files of seed questions, instructions and samples; orders the training rows."""
+"""Reads and writes files of seed questions and instructions; orders the training rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -6,10 +6,9 @@ from importlib import resources
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seif_jax import processes, sources
+from seif_jax import sources
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.instruction import Columns, Instruction, Seed
@@ -147,31 +146,6 @@ def save_instructions(path: str | Path, rows: Iterable[Mapping[str, object]]) ->
             raise ValueError(f"instructions.parquet has no columns or kwargs {sorted(unknown)}")
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=INSTRUCTIONS), temporary)
-
-
-def append_samples(path: str | Path, rows: Sequence[Mapping[str, object]], step: int) -> None:
-    """Appends the samples of one step to the stage's file, with the column `step`.
-
-    The file's samples of this step and later ones are dropped first, so that a step that is
-    repeated after a resume is there once. In a new column, earlier rows are null. Only the first of
-    several processes writes.
-    """
-    if not processes.first():
-        return
-    path = Path(path)
-    table = pa.Table.from_pylist([{"step": step, **row} for row in rows])
-    if path.exists():
-        before = pq.ParquetFile(path).read()
-        before = before.filter(pc.field("step") < step)
-        table = pa.concat_tables([before, table], promote_options="permissive")
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def cut_samples(path: str | Path, step: int) -> None:
-    """Drops the samples of `step` and later ones, if there is a file."""
-    if Path(path).exists():
-        append_samples(path, [], step)
 
 
 def order(n: int, epochs: int, batch: int, seed: int, steps: int = 0) -> list[list[int]]:

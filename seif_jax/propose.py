@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
-import pyarrow.parquet as pq
 
-from seif_jax import data, diversity, metrics, processes
+from seif_jax import data, diversity, metrics, processes, sample_files
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
@@ -54,9 +53,7 @@ def propose_instructions(
     samples_path = info.paths.samples
     seeds = len(stage.task.rows)
     steps = -(-seeds // stage.seeds_per_step)
-    done = 0
-    if samples_path.exists():
-        done = max(pq.read_table(samples_path)["step"].to_pylist())
+    done = sample_files.last_step(samples_path)
     writer.resume(info.round, info.name, done + 1)
     display.start_stage(info.round, info.rounds, info.name, steps, done)
     verdicts = {"next_logp" for judge in stage.task.judges() if judge.mode == "verdict"}
@@ -65,10 +62,10 @@ def propose_instructions(
             rows = range(seeds)[(step - 1) * stage.seeds_per_step : step * stage.seeds_per_step]
             samples, step_metrics = _step(stage, rows, step, Phases(display.phase))
             writer.write(info.round, info.name, step, step_metrics)
-            data.append_samples(samples_path, samples, step)  # last: it marks the step as done
+            sample_files.append(samples_path, samples, step)  # last: it marks the step as done
             display.step(step_metrics)
     processes.wait(f"{samples_path}: written")
-    samples = pq.read_table(samples_path).to_pylist()
+    samples = sample_files.read(samples_path).to_pylist()
     if processes.first():
         data.save_instructions(path, map(_instruction, samples))
     processes.wait(f"{path}: written")

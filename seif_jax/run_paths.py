@@ -30,7 +30,7 @@ class StagePaths:
 
     @property
     def samples(self) -> Path:
-        """One row per completion."""
+        """One row per completion: see `sample_files`."""
         return self.folder / "samples.parquet"
 
     @property

@@ -334,30 +334,6 @@ def test_instruction_ids_are_those_of_the_rules(tmp_path):
     told("row 1: unknown instruction id 'punctuation:no_coma'", data.load_instructions, path)
 
 
-def test_samples_of_a_step_are_there_once(tmp_path):
-    path = tmp_path / "samples.parquet"
-    data.append_samples(path, [{"text": "a", "why": None}, {"text": "b", "why": None}], 0)
-    data.append_samples(path, [{"text": "c", "why": "parse", "verdicts": [0.25]}], 1)
-    data.append_samples(path, [{"text": "d", "why": None, "verdicts": []}], 2)
-    data.append_samples(path, [{"text": "e", "why": "empty", "verdicts": None}], 1)
-    assert pq.read_table(path).to_pylist() == [
-        {"step": 0, "text": "a", "why": None, "verdicts": None},
-        {"step": 0, "text": "b", "why": None, "verdicts": None},
-        {"step": 1, "text": "e", "why": "empty", "verdicts": None},
-    ]
-    data.cut_samples(path, 1)
-    assert pq.read_table(path)["text"].to_pylist() == ["a", "b"]
-    data.cut_samples(path, 0)
-    data.append_samples(path, [{"text": "f"}], 0)
-    assert pq.read_table(path)["text"].to_pylist() == ["f"]
-    assert [file.name for file in tmp_path.iterdir()] == ["samples.parquet"]
-
-
-def test_cutting_no_samples(tmp_path):
-    data.cut_samples(tmp_path / "samples.parquet", 0)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_order_is_a_function_of_its_arguments():
     steps = data.order(n=10, epochs=3, batch=4, seed=5)
     assert len(steps) == 6  # 2 full batches an epoch

@@ -19,7 +19,8 @@ LEVELS = [
     {"card", "config_file", "config_keys", "fingerprints", "preflight"}
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},
     {"rl", "propose", "evaluate"},
-    {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"},
+    {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"}
+    | {"sample_files"},
     {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
     {"accelerators", "chat_template", "collectives", "processes", "sharding"},

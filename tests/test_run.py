@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 import seif_jax.rl.stage
-from seif_jax import checkpoint, data, metrics, propose
+from seif_jax import checkpoint, data, metrics, propose, sample_files
 from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.report import coevolution
@@ -89,7 +89,7 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
 
 
 def rows(workdir: Path, name: str) -> list[dict[str, Any]]:
-    return pq.ParquetFile(workdir / name).read().to_pylist()
+    return pq.read_table(workdir / name).to_pylist()
 
 
 def weights(stage: Path) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
         (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
         (seif_jax.rl.stage, "summary", 1),  # trained, but the stage is not marked as done
         (propose, "_step", 2),  # data: one step done
-        (data, "append_samples", 1),  # its metrics written, its samples not
+        (sample_files, "append", 1),  # its metrics written, its samples not
         (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
         (ModelBundle, "export", 1),  # weights saved, hf/ not
     ]
@@ -473,7 +473,7 @@ def test_docs_reference_describes_what_runs_write(finished, followed, beside, le
             if line["stage"] == stage:
                 metric_keys |= line.keys() - {"round", "stage", "step"}
         for path in run.glob(f"round_*/{file}"):
-            columns |= set(pq.read_schema(path).names)
+            columns |= set(pq.read_table(path).column_names)
     metric_keys = {key.removeprefix("eval/held/") for key in metric_keys}
     metric_keys = {re.sub("^reason/.*", "reason/REASON", key) for key in metric_keys}
     assert pages.documented("Metrics", letter) == metric_keys

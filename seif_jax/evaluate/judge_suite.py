@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from seif_jax import sources
+from seif_jax import sample_files, sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
@@ -189,7 +188,7 @@ def _of_run(run: Path) -> Iterator[Labelled]:
         raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
     seen = set()
     for file in files:
-        table = pq.ParquetFile(file).read()
+        table = sample_files.read(file)
         columns = [name for name in ("instruction", "answer", "answers", "verdicts")
                    if name in table.column_names]  # fmt: skip
         for row in table.select(columns).to_pylist():

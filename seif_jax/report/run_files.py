@@ -20,7 +20,7 @@ Metrics = Row  # a line of metrics.jsonl
 
 @dataclass(frozen=True)
 class SampleFile:
-    """A parquet file of samples: one row per completion."""
+    """The samples of a stage, one row per completion: see `sample_files`."""
 
     path: Path
     round: int
@@ -76,7 +76,7 @@ class RunFiles:
             paths = {stage: self.paths.stage(round, stage).samples for stage in ORDER}
             paths["evaluate"] = self.paths.stage(round, "follower").evaluations
             files += [
-                SampleFile(path, round, stage) for stage, path in paths.items() if path.is_file()
+                SampleFile(path, round, stage) for stage, path in paths.items() if path.exists()
             ]
         return files
 

@@ -13,18 +13,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seif_jax import sample_files
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.report.blocks import Cell, Row, script
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import SampleFile
 
-FORMAT = 2  # of the folder; another one is made anew
+FORMAT = 3  # of the folder; another one is made anew
 PART_ROWS = 500
 PART_CHARACTERS = 4_000_000  # a part of longer texts has fewer rows
 BATCH_ROWS = 250  # read at a time
 COUNTS = "counts.json"
-COLUMNS = (  # of a samples.parquet, those that are shown or counted
+COLUMNS = (  # of the samples, those that are shown or counted
     *("step", "row", "sample", "set", "seed_question", "variant", "constraint", "prompt"),
     *("instruction_id_list", "kept", "completion", "tokens", "finish_reason", "reward", "reason"),
     *("detail", "answer", "instruction", "followed", "verdicts", "filter", "advantage"),
@@ -61,8 +62,9 @@ def export(file: SampleFile, folder: Path, key: str) -> StageCounts:
 
 def _source(path: Path) -> list[str | int]:
     """Changes when the file does."""
-    stat = path.stat()
-    return [FORMAT, str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    stats = [part.stat() for part in sample_files.parts(path)]
+    size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+    return [FORMAT, str(path.resolve()), len(stats), size, changed]
 
 
 def _parts(path: Path) -> Iterator[list[Row]]:
@@ -81,14 +83,15 @@ def _parts(path: Path) -> Iterator[list[Row]]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    """The file's rows, a few of them in memory at a time. UserError: it is no parquet file."""
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    """The rows, a few of them in memory at a time. UserError: a file is no parquet file."""
+    for part in sample_files.parts(path):
+        try:
+            with pq.ParquetFile(part, pre_buffer=False) as file:
+                columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+                for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                    yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise UserError(f"{part} cannot be read: {error}") from error
 
 
 class _Index:

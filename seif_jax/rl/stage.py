@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics, processes
+from seif_jax import data, metrics, processes, sample_files
 from seif_jax.chat import ChatModel
 from seif_jax.checkpoint import Checkpoints, open_checkpoints
 from seif_jax.compiling import Compiles
@@ -105,7 +105,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
     with open_checkpoints(info.paths.folder) as checkpoints, compiles:
         done, state = restore(stage, learner, checkpoints, steps)
         writer.resume(info.round, info.name, done + 1 if done else 0)
-        data.cut_samples(samples_path, done + 1)
+        sample_files.cut(samples_path, done + 1)
         display.start_stage(info.round, info.rounds, info.name, steps, done)
         if not done:
             evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
@@ -114,7 +114,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             phases = Phases(display.phase)
             state, measured, samples = train_step(stage, learner, state, step_rows, step, phases)
             measured |= compiles.take()
-            data.append_samples(samples_path, samples, step)
+            sample_files.append(samples_path, samples, step)
             writer.write(info.round, info.name, step, measured)
             display.step(measured)
             guards.warn(display, info.name, measured, stage.rollout.decoding.max_tokens)
@@ -281,7 +281,7 @@ def evaluate(
         eval_metrics |= scores
         rows += samples
     if rows:
-        data.append_samples(info.paths.evaluations, rows, moment.step)
+        sample_files.append(info.paths.evaluations, rows, moment.step)
     writer.write(info.round, "evaluate", moment.step, eval_metrics)
     if processes.first():
         shares = metrics.evaluations(metrics.read(writer.path), info.round)
