@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -66,6 +67,22 @@ OnReply = Callable[[int, Reply | None], None]  # (index, reply); None: the promp
 
 def ignore(index: int, reply: Reply | None) -> None:
     """The default of `on_reply`."""
+
+
+@runtime_checkable
+class Replier(Protocol):
+    """What samples replies: a `ChatModel`, or a stand-in for one. `reply` is described there."""
+
+    def reply(
+        self,
+        dialogues: Sequence[list[Message]],
+        decoding: Decoding,
+        key: Key[jax.Array, ""],
+        group: int,
+        on_reply: OnReply,
+        dialogue_ids: Iterable[Address] | None,
+        /,
+    ) -> list[Reply | None]: ...
 
 
 class ChatModel:

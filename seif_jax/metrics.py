@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat, SupportsInt
+from typing import Any, Protocol, SupportsFloat, SupportsInt, runtime_checkable
 
 import jax
 import numpy as np
@@ -34,6 +34,7 @@ Line = dict[str, Any]  # of metrics.jsonl: round, stage, step, and metrics (numb
 RunPosition = tuple[int, int, int]  # round, index of the stage, step: sorts in run order
 
 
+@runtime_checkable
 class MetricValue(SupportsInt, SupportsFloat, Protocol):
     """A number of Python, NumPy or JAX."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from seif_jax import data, diversity, metrics, processes, sample_files
-from seif_jax.chat import ChatModel, Decoding, Reply
+from seif_jax.chat import Decoding, Replier, Reply
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
@@ -34,7 +34,7 @@ class ProposeStage:
     """Everything that the data stage needs."""
 
     info: StageInfo
-    chat_model: ChatModel  # the Instructor, frozen
+    chat_model: Replier  # the Instructor, frozen
     task: Proposer
     decoding: Decoding
     seeds_per_step: int

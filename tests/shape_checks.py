@@ -13,16 +13,8 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 ROOMS = (
-    *("chat", "collectives", "models", "sampling", "sharding"),
-    *(
-        "rl.advantages",
-        "rl.batch",
-        "rl.grpo",
-        "rl.learner",
-        "rl.optim",
-        "rl.packing",
-        "rl.quantized_adam",
-    ),
+    *("bench", "chat", "checkpoint", "collectives", "evaluate", "evolve", "model_bundle", "models"),
+    *("plan", "propose", "report.coevolution", "rl", "role_weights", "sampling", "sharding"),
 )
 
 strict = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484

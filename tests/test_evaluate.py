@@ -326,7 +326,8 @@ def test_a_pair_of_one_is_refused(bench, models, refused):
 
 
 def result(met):
-    checks = [[[Outcome("a:b", one, one, "rule")]] for one in met]
+    verdicts = [None if one is None else bool(one) for one in met]
+    checks = [[[Outcome("a:b", one, one, "rule")]] for one in verdicts]
     return Result(verifiable_scores(checks), tuple(map(str, range(len(met)))), 1, {})
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
@@ -11,6 +11,7 @@ from seif_jax.evaluate.suite import Address, Item, Question, Replies
 from seif_jax.rewards.judge import Verdict
 
 
+@runtime_checkable
 class Judger(Protocol):
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]

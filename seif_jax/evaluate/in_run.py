@@ -7,7 +7,7 @@ and the suites of `seif evaluate`, before the first Follower stage and after eac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -41,6 +41,7 @@ class Moment:
     steps: int
 
 
+@runtime_checkable
 class Scorer(Protocol):
     def due(self, moment: Moment) -> bool: ...
     def score(

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.console import Console
 from seif_jax.formatting import duration
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Is told how far a task is."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,7 @@ LEVEL = 0.95
 CHUNK_WEIGHTS = 1 << 22  # weights in memory at a time
 
 
+@runtime_checkable
 class Statistic(Protocol):
     """A score of replies that can be resampled."""
 

@@ -7,7 +7,7 @@ scores the outcomes make. Replies and verdicts come from a `Respondent`: a model
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -41,6 +41,7 @@ Address = tuple[int, int, int]  # item, sample, constraint
 Outcomes = Sequence[Sequence[list[Outcome] | None]]  # [item][sample]; None: there is no reply
 
 
+@runtime_checkable
 class Respondent(Protocol):
     """One model's replies to a suite, and the verdicts on them."""
 
@@ -77,6 +78,7 @@ class Result:
     tables: dict[str, Any] = field(default_factory=dict)  # further numbers, for scores.json
 
 
+@runtime_checkable
 class Suite(Protocol):
     @property
     def name(self) -> str: ...

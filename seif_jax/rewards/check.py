@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from seif_jax import user_functions
 from seif_jax.errors import shown
@@ -22,6 +22,7 @@ BUILT_IN = (IFEVAL, JUDGE)
 Row = dict[str, Any]  # the user's columns may hold anything
 
 
+@runtime_checkable
 class Check(Protocol):
     """Decides whether a reply meets one constraint.
 

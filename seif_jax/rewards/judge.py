@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from seif_jax.roles import verdict
 from seif_jax.roles.format import Message
@@ -19,6 +19,7 @@ Decoding = Any  # chat.Decoding
 Address = int | Sequence[int]  # of a stream of random numbers
 
 
+@runtime_checkable
 class ReplyLike(Protocol):
     """The attributes of a `chat.Reply` that text modules read."""
 
@@ -28,6 +29,7 @@ class ReplyLike(Protocol):
     def finished(self) -> bool: ...
 
 
+@runtime_checkable
 class ChatModelLike(Protocol):
     """The methods of a `chat.ChatModel` that text modules call."""
 

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seif_jax import user_functions
 from seif_jax.instruction import Instruction
@@ -14,6 +14,7 @@ from seif_jax.rewards.check import Row, as_number, described, row_of
 from seif_jax.user_functions import UserFunction
 
 
+@runtime_checkable
 class Reward(Protocol):
     """The reward, from 0 to 1, of an instruction that the Instructor wrote.
 

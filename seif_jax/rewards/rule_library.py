@@ -10,7 +10,7 @@ import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from seif_jax.errors import UserError
 
@@ -25,10 +25,9 @@ NLTK_DATA = {
 }
 
 
+@runtime_checkable
 class RuleChecker(Protocol):
     """A checker of the package."""
-
-    _letter: str  # of keywords:letter_frequency
 
     def __init__(self, instruction_id: str) -> None: ...
     def build_description(self, **kwargs: object) -> str: ...

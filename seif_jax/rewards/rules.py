@@ -86,5 +86,5 @@ def _checker(instruction_id: str, arguments: Mapping[str, object]) -> RuleChecke
     else:
         # The package would draw a random letter, but IFEval has prompts that count "#" and "!".
         checker.build_description(**{**arguments, "letter": "a"})
-        checker._letter = letter
+        vars(checker)["_letter"] = letter
     return checker

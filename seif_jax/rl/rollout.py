@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seif_jax import processes
-from seif_jax.chat import ChatModel, Decoding, Reply
+from seif_jax.chat import Decoding, Replier, Reply
 from seif_jax.metrics import Phases
 from seif_jax.rewards.score import Score
 from seif_jax.rl.advantages import group_advantages
@@ -55,7 +55,7 @@ class Rollout:
 
 def rollout(
     task: Task[Parsed],
-    policy: ChatModel,
+    policy: Replier,
     rows: Sequence[int],
     step: int,
     key: jax.Array,
@@ -103,7 +103,7 @@ def rollout(
 
 def sample_and_score(
     prompter: Prompter[Parsed],
-    chat_model: ChatModel,
+    chat_model: Replier,
     rows: Sequence[int],
     step: int,
     key: jax.Array,

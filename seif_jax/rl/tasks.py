@@ -6,7 +6,7 @@ Instructor and Follower are trained by the same stage; only their `Task` differs
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from seif_jax.instruction import SOFT, Instruction, Seed
 from seif_jax.rewards import score as scoring
@@ -23,6 +23,7 @@ Parsed = TypeVar("Parsed")
 Parsed_co = TypeVar("Parsed_co", covariant=True)
 
 
+@runtime_checkable
 class Prompter(Protocol[Parsed_co]):
     """Turns rows of data into dialogues, and parses the replies."""
 
@@ -46,6 +47,7 @@ class Prompter(Protocol[Parsed_co]):
         ...
 
 
+@runtime_checkable
 class Task(Prompter[Parsed], Protocol[Parsed]):
     """What differs between training the Instructor and training the Follower."""
 
