@@ -65,10 +65,12 @@ def flush_or_discard() -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     workdir = local_path(options.workdir)
+    from seif_jax import early_checks
     from seif_jax.config_file import import_folders, read_config
 
     config = read_config(options.config, overrides)
     folders = import_folders(options.config)
+    early_checks.check(config, workdir)
     use_compilation_cache()
     from seif_jax import accelerators, evolve, processes
     from seif_jax.display import Display
@@ -82,6 +84,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             evolve.run(config, workdir, display, folders)
 
 
+def start_jax(command: str) -> None:
+    """Sets JAX up for a command that runs a model in this process."""
+    from seif_jax import accelerators
+
+    use_compilation_cache()
+    accelerators.skip_absent()
+    accelerators.warn_if_unused(command)
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs for later processes, in the XDG cache directory."""
     import jax
@@ -91,12 +102,15 @@ def use_compilation_cache() -> None:
 
 
 def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax import accelerators, generate
+    from seif_jax import model_names, sources
+
+    model_names.check(options.model)
+    if options.prompts:
+        sources.check_exists(options.prompts)
+    from seif_jax import generate
 
     prompts = generate.read_prompts(options)
-    use_compilation_cache()
-    accelerators.skip_absent()
-    accelerators.warn_if_unused(options.command)
+    start_jax(options.command)
     generate.run(options, prompts)
 
 
@@ -104,29 +118,26 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax.evaluate import command
     from seif_jax.evaluate.options import EvaluateOptions
 
-    if not options.responses or options.judge:
-        from seif_jax import accelerators
-
-        use_compilation_cache()
-        accelerators.skip_absent()
-        accelerators.warn_if_unused(options.command)
-    command.run(EvaluateOptions(**values(options)))
+    command.run(EvaluateOptions(**values(options)), partial(start_jax, options.command))
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import model_names
+
+    if options.adapter and options.to != "hf":
+        raise UserError(f"--adapter needs --to=hf (got --to={options.to})")
+    start = time.perf_counter()
+    dst = local_path(options.dst)
+    with os_errors(options.src):
+        recover(options.src)  # DST may be the same folder, and its replacement may have been killed
+    model_names.check(options.src)
     from seif_jax import accelerators, models
     from seif_jax.card import card
     from seif_jax.json_io import TEXT, field
     from seif_jax.model_bundle import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.run_paths import RunPaths, run_of, stage_of
 
-    if options.adapter and options.to != "hf":
-        raise UserError(f"--adapter needs --to=hf (got --to={options.to})")
     accelerators.skip_absent()
-    start = time.perf_counter()
-    dst = local_path(options.dst)
-    with os_errors(options.src):
-        recover(options.src)  # DST may be the same folder, and its replacement may have been killed
     base = ModelBundle.load(options.src)
     config = base.model.hf_config
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
@@ -155,24 +166,26 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def report(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax.report import page, run_files
+    from seif_jax.report import run_files
 
     if options.matrix is not None and options.matrix < 1:
         raise UserError(f"--matrix must be 1 or more (got {options.matrix})")
     runs = run_files.open_runs([Path(name) for name in options.dirs])
+    from seif_jax.report import page
+
     folder = local_path(options.out) if options.out else page.default_folder(runs)
     if options.matrix or options.pca:
-        use_compilation_cache()
-        from seif_jax import accelerators
         from seif_jax.report import coevolution
 
-        accelerators.skip_absent()
-        accelerators.warn_if_unused(options.command)
+        start_jax(options.command)
         coevolution.compute(runs, options.matrix, options.pca)
     print(page.write(runs, folder))
 
 
 def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import model_names
+
+    model_names.check(options.model)
     from seif_jax import accelerators, bench
 
     accelerators.skip_absent()
@@ -181,11 +194,12 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from seif_jax import accelerators
     from seif_jax.config_file import read_config
-    from seif_jax.plan import plan, text
 
     config = read_config(options.config, overrides)
+    from seif_jax import accelerators
+    from seif_jax.plan import plan, text
+
     accelerators.skip_absent()
     estimate = plan(config, options.topology)
     print(dumps(estimate) if options.json else "\n".join(text.lines(estimate)))

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from seif_jax import settings
+from seif_jax import config_checks
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.values import Flag, Resume, Values, unwrap, values_of
@@ -78,7 +78,7 @@ def parse(config: Mapping[str, object]) -> RunConfig:
         if not key(name):
             raise UserError(unknown(name, KEYS))
     parsed = _build_group(RunConfig, config, "")
-    settings.check(parsed)
+    config_checks.check(parsed)
     return parsed
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import data, fingerprints, preflight, processes, propose, run_data, settings
+from seif_jax import (
+    config_checks,
+    data,
+    fingerprints,
+    preflight,
+    processes,
+    propose,
+    run_data,
+    settings,
+)
 from seif_jax.card import card
 from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
@@ -45,7 +54,7 @@ def run(
     started = start_time(workdir)
     chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
     base = ModelBundle.load(config.model, chat)
-    settings.check_lengths(config, base.model.config.max_positions)
+    config_checks.check_lengths(config, base.model.config.max_positions)
     evolution = Evolution(config, workdir, base, display, folders)
     run_fingerprints = evolution.fingerprints()
     with open_run(config, workdir, base, run_fingerprints, started) as writer:
@@ -77,7 +86,7 @@ class Evolution:
         self.weights = RoleWeights(config, workdir, base)
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
-        self.prompts = settings.prompts(config)
+        self.prompts = config_checks.prompts(config)
         self.data = run_data.load(config, self.warn)
         judged = JUDGE in config.reward.checks
         self.suites = load_run_suites(config.eval.suites, config.eval.suite_limit, judged)

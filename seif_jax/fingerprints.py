@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax import config_keys, models, settings
+from seif_jax import config_checks, config_keys, models
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.models.io import hf
 from seif_jax.run_config import RunConfig
@@ -46,7 +46,7 @@ def of_run(
         path = models.find_local(name) if name or key == "model" else None
         if path and path.exists():
             prints[key] = of_model(path)
-    for role, prompts in settings.prompts(config).items():
+    for role, prompts in config_checks.prompts(config).items():
         if config.role(role).prompts:
             prints[f"{role}.prompts"] = _digest(dataclasses.asdict(prompts))
     for key, key_functions in functions.items():

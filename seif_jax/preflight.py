@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from seif_jax import config_keys, settings
+from seif_jax import config_checks, config_keys
 from seif_jax.chat import one_token
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
@@ -21,7 +21,7 @@ from seif_jax.roles.prompts import Prompts
 from seif_jax.run_config import RunConfig
 from seif_jax.tokenizer import Tokenizer
 
-RolePrompts = Mapping[str, Prompts]  # by role, as `settings.prompts` returns them
+RolePrompts = Mapping[str, Prompts]  # by role, as `config_checks.prompts` returns them
 PROBE = "Which words of this question reach the model?"  # any text will do
 
 
@@ -115,7 +115,7 @@ def check_prompts(
 def check_verdicts(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Raises UserError if `verdict` mode cannot be used because the tokenizer does not write a
     verdict as one token after the prefill."""
-    for name, role in settings.verdict_roles(config).items():
+    for name, role in config_checks.verdict_roles(config).items():
         prefill = role.prefill + judge.PREFILL
         for option in judge.OPTIONS if role.mode == "verdict" else ():
             try:
@@ -150,7 +150,7 @@ def _dialogues(config: RunConfig, prompts: RolePrompts) -> Iterator[tuple[str, l
         style = {"shots": config.instructor.shots, "prompts": prompts["instructor"]}
         for variant in instructor.VARIANTS:
             yield "instructor", instructor.messages(PROBE, variant, format=config.format, **style)
-    for name, role in settings.verdict_roles(config).items():
+    for name, role in config_checks.verdict_roles(config).items():
         style = {"mode": role.mode, "shots": role.shots, "prompts": prompts[name]}
         if name == "filter":
             yield name, filter.messages(PROBE, **style)

@@ -4,14 +4,27 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from seif_jax import config_keys, settings
+from seif_jax import config_keys, run_config
 from seif_jax.errors import UserError
-from seif_jax.run_paths import Record, RunPaths
+from seif_jax.run_config import RunConfig
+from seif_jax.run_paths import Record, RunPaths, read_record
 from seif_jax.values import Resume
 
 Changes = dict[str, tuple[object, object]]  # {key: (old value, new value)}
 MISSING = object()  # the value of a key that a config does not have
 MAX_SHOWN = 3  # keys in a message
+
+
+def check_workdir(config: RunConfig, workdir: Path) -> None:
+    """Raises UserError if `workdir` is a file, or holds a run that cannot be resumed with this
+    config. The contents of files that keys name are not compared."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; give another --workdir")
+    if record := read_record(workdir):
+        prints = record.get("fingerprints", {})
+        check_resumable(
+            record, {"config": config_keys.as_json(config), "fingerprints": prints}, workdir
+        )
 
 
 def check_resumable(old: Record, new: Record, workdir: Path) -> None:
@@ -52,7 +65,7 @@ def _text(value: object) -> str:
 def _same_in_round(round: int, old: object, new: object) -> bool:
     """Whether two values of `rounds`, or of a role's `epochs`, mean the same for a round."""
     if isinstance(old, list) and isinstance(new, list):
-        return settings.epochs(old, round) == settings.epochs(new, round)
+        return run_config.epochs(old, round) == run_config.epochs(new, round)
     return isinstance(new, int) and round <= new
 
 

@@ -1,5 +1,6 @@
-"""Every key of a config: its type, range, default and unit. A new key is one line here, or in the
-module that defines its group: the loss's are in rl/grpo.py, the optimizer's in rl/optim.py.
+"""Every key of a config: its type, range, default and unit. A new key is one line here, or in
+rl/config.py: the keys of the loss and of the optimizer. Neither imports JAX, so that a mistake in
+a config is reported at once.
 
 `configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
 `--config.key=value` options change. `config_keys.parse` checks the result once and returns a
@@ -9,20 +10,15 @@ A key that changes what a run computes is fixed once the run has begun, unless i
 (it may change for later rounds) or FREE (it may change at any time).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from seif_jax.models.lora import TARGETS
-from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.rewards import phrase
 from seif_jax.rewards.check import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rewards.reward import REWARDS
-from seif_jax.rl.advantages import ADVANTAGES
-from seif_jax.rl.grpo import LossConfig
-from seif_jax.rl.optim import OptimizerConfig
-from seif_jax.sampling.methods import Temperature, TopK, TopP
-from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume
+from seif_jax.rl.config import Advantage, LossConfig, OptimizerConfig
+from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
 
 FREE, LATER = Resume.FREE, Resume.LATER
 STAGES = ("instructor", "generate", "follower")
@@ -38,6 +34,7 @@ Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1), LATER
 DType = Literal["bfloat16", "float32"]
 Stage = Literal["instructor", "generate", "follower"]
 CheckName = Annotated[str, OneOf(BUILT_IN, functions=True)]
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 Location = str | None  # a file, a folder, or a name on a hub
 
 
@@ -80,7 +77,7 @@ class LoraConfig:
 
     rank: Annotated[int, Range(0, 4096)] = 0  # 0: all weights are trained
     alpha: Annotated[float, Range(1e-3, 1e6)] = 32.0  # adapters are scaled by alpha / rank
-    targets: tuple[Annotated[str, OneOf(TARGETS)], ...] = TARGETS
+    targets: tuple[LoraTarget, ...] = get_args(LoraTarget)
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ class RewardConfig:
 class GrpoConfig(LossConfig):
     """The advantages (rl/advantages.py) and the loss (rl/grpo.py)."""
 
-    advantage: Annotated[str, OneOf(ADVANTAGES)] = "grpo"  # "zero": a control that learns nothing
+    advantage: Advantage = "grpo"  # "zero": a control that learns nothing
     skip_equal_groups: bool = False  # excludes groups whose rewards are all equal from the update
     mask_truncated: bool = False  # excludes samples cut at the length limit from the update
 
@@ -199,6 +196,11 @@ class CheckpointConfig:
     every_steps: Annotated[int, Range(1, 10**9)] = 1
 
 
+def epochs(by_round: Sequence[int], round: int) -> int:
+    """Passes over the data in a round. The last entry of `by_round` holds for later rounds too."""
+    return by_round[min(round, len(by_round)) - 1]
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """The config of a run. The defaults are the paper's numbers.
@@ -215,7 +217,7 @@ class RunConfig:
     dtype: DType = "bfloat16"  # of sampling and of matmuls in training; trained weights are float32
     # What the backward pass recomputes: the whole layer ("full"), all but matmuls ("dots") or
     # nothing ("none"). Recomputing saves memory and costs time.
-    remat: Annotated[str, OneOf(REMAT_POLICIES), FREE] = "full"
+    remat: Annotated[Literal["full", "dots", "none"], FREE] = "full"
     scan_weights: Annotated[bool, FREE] = True  # refuses weight files that contain NaN or infinity
     rounds: Annotated[int, Range(1, 999), LATER] = 3
     stages: Annotated[tuple[Stage, ...], AtLeast(1)] = STAGES  # of every round, in this order

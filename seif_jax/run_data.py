@@ -24,8 +24,8 @@ class RunData:
 def load(config: RunConfig, warn: Warn) -> RunData:
     """Reads everything that the config's data and evaluation sets name.
 
-    Raises UserError naming a file, row or key that cannot be used, and if the stages of the run and
-    the source of the Follower's instructions do not go together.
+    Raises UserError naming a file, row or key that cannot be used, and if the Follower is trained
+    without instructions.
     """
     source = config.data
     try:
@@ -34,10 +34,6 @@ def load(config: RunConfig, warn: Warn) -> RunData:
         raise UserError(f"{error}; set config.data.column to one of them") from None
     if source.limit:
         seeds = seeds[: source.limit]
-    sources = {"instructions": source.instructions, "rules.kinds": source.rules.kinds}
-    for key, value in sources.items():
-        if value and "generate" in config.stages:
-            raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
     instructions = rule_set("data.rules", source.rules, seeds, warn)
     if not instructions and source.instructions:
         instructions = data.load_instructions(source.instructions, warn)

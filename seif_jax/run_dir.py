@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import __version__, config_keys, metrics, processes, settings
+from seif_jax import __version__, config_checks, config_keys, metrics, processes, settings
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -134,7 +134,7 @@ def _record(
 
 def keep_prompts(config: RunConfig, workdir: Path) -> None:
     """Copies the user's prompt files into the run's folder."""
-    for role in settings.ROLES:
+    for role in config_checks.ROLES:
         if path := config.role(role).prompts:
             path = Path(path).expanduser()
             copy = RunPaths(workdir).prompts / f"{role}{path.suffix}"

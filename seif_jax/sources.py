@@ -35,6 +35,7 @@ def read(source: str, split: str | None = None) -> Rows:
       "train".
     Raises UserError naming the source, and the row if one cannot be read.
     """
+    check_exists(source)
     path = Path(source).expanduser()
     if source.startswith("tfds:"):
         rows = _tfds_rows(source, split)
@@ -45,6 +46,14 @@ def read(source: str, split: str | None = None) -> Rows:
     else:
         rows = _dataset_rows(source, path, split)
     return _as_rows(source, rows)
+
+
+def check_exists(source: str) -> None:
+    """Raises UserError if there is no such file, and the name is not one of a data set either."""
+    path = Path(source).expanduser()
+    is_data_set = source.startswith("tfds:") or HUB_NAME.fullmatch(source)
+    if not path.exists() and (path.suffix.lower() in READERS or not is_data_set):
+        raise UserError(f"{path}: no such file")
 
 
 def read_file(path: Path) -> Rows:
@@ -146,8 +155,6 @@ def _json(text: str, where: str) -> object:
 
 
 def _dataset_rows(name: str, folder: Path, split: str | None) -> UncheckedRows:
-    if not folder.is_dir() and not HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such file")
     import datasets  # takes a second, and is needed for this source only
     from datasets.exceptions import DatasetGenerationError, DatasetsError
 

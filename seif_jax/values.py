@@ -64,6 +64,12 @@ class Values(Protocol):
         ...
 
 
+# Below 0.01, logits divided by the temperature could overflow.
+Temperature = Annotated[float, Range(0.01, 10, (0,))]
+TopK = Annotated[int, Range(0, 2**31 - 1)]
+TopP = Annotated[float, Range(1e-6, 1)]
+
+
 @dataclass(frozen=True)
 class Number:
     """Numbers of one type from `low` to `high`, and a few special ones; never NaN."""

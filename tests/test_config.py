@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seif_jax import config_keys, settings
+from seif_jax import config_checks, config_keys
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.run_config import RuleSetConfig
@@ -182,7 +182,7 @@ def test_keys_that_are_unknown_or_missing_in_a_file():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_shipped_configs_are_in_the_ranges(path):
-    settings.check(read_config(str(path), []))
+    config_checks.check(read_config(str(path), []))
 
 
 @given(st.integers() | st.floats() | st.booleans() | st.none() | st.text())

@@ -16,7 +16,15 @@ LEVELS = [
     {"__main__"},
     {"bench", "generate", "library", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
     {"evolve", "report"},
-    {"card", "config_file", "config_keys", "fingerprints", "preflight"}
+    {
+        "card",
+        "config_checks",
+        "config_file",
+        "config_keys",
+        "early_checks",
+        "fingerprints",
+        "preflight",
+    }
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"}
@@ -32,6 +40,7 @@ LEVELS = [
         "instruction",
         "jax_private",
         "json_io",
+        "model_names",
         "options",
         "run_paths",
     }
@@ -46,7 +55,15 @@ NEVER = {
     "roles": ARRAYS,
     "diversity": ARRAYS,
     "rewards": ARRAYS,
+    "config_checks": ARRAYS,
+    "config_file": ARRAYS,
+    "config_keys": ARRAYS,
+    "early_checks": ARRAYS,
+    "model_names": ARRAYS,
+    "resume": ARRAYS,
     "rl.answerer": ARRAYS,
+    "rl.config": ARRAYS,
+    "run_config": ARRAYS,
     "rl.tasks": ARRAYS,
     "rows": ARRAYS,
     "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},

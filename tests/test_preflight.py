@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax import preflight, propose, settings
+from seif_jax import config_checks, preflight, propose
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
@@ -137,7 +137,7 @@ def test_only_one_prompt_must_fit(place, monkeypatch):
         return encode_chat(dialogue, prefill)
 
     monkeypatch.setattr(tokenizer, "encode_chat", counting)
-    preflight.check_prompts(config, tokenizer, settings.prompts(config), "data", rows)
+    preflight.check_prompts(config, tokenizer, config_checks.prompts(config), "data", rows)
     assert len(seen) == 2
 
 

@@ -1,9 +1,10 @@
 """`seif evaluate`: models or replies in, scores, tables and files out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seif_jax import model_names, run_paths, sources
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
 from seif_jax.evaluate.answer_file import FileRespondent
@@ -19,8 +20,10 @@ from seif_jax.files import local_path
 from seif_jax.json_io import dumps
 
 
-def run(options: EvaluateOptions) -> None:
+def run(options: EvaluateOptions, start_jax: Callable[[], None]) -> None:
+    """Evaluates and prints. start_jax: called before models are loaded, if there are any."""
     check(options)
+    check_paths(options)
     suites = load_suites(options)
     fingerprints = {suite.name: digest(suite.fingerprint) for suite in suites}
     if options.limit:
@@ -32,6 +35,8 @@ def run(options: EvaluateOptions) -> None:
             raise UserError(
                 f"--suite={suite.name} asks a Judger about what no rule checks: give --judge=PATH"
             )
+    if not options.responses or options.judge:
+        start_jax()
     with EvaluationProgress() as progress:
         answerers, store = respondents(options, fingerprints, progress)
         results = {
@@ -48,6 +53,17 @@ def run(options: EvaluateOptions) -> None:
         print(dumps(scores))
     else:
         tables.show(scores)
+
+
+def check_paths(options: EvaluateOptions) -> None:
+    """Raises UserError for a path that is not there or is not a model or, where one is allowed, a
+    run's folder."""
+    for path in (*options.model, *options.against):
+        if not run_paths.read_record(Path(path).expanduser()):
+            model_names.check(path)
+    model_names.check(options.judge)
+    if options.responses:
+        sources.check_exists(options.responses)
 
 
 def load_suites(options: EvaluateOptions) -> list[Suite]:

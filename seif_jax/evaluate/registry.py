@@ -33,6 +33,13 @@ def load_suite(name: str, data: str | None) -> Suite:
     """
     if name.startswith(LM_EVAL):
         return LmEvalSuite.load(name, data)
+    loader, source = find_suite(name, data)
+    return loader(name, source)
+
+
+def find_suite(name: str, data: str | None) -> tuple[Loader, str]:
+    """The function that loads a suite other than lm-eval's, and its data. Raises UserError as
+    `load_suite` does, and reads nothing."""
     if ":" in name:
         loader, source = UserSuite.load, data
     elif name in SUITES:
@@ -45,7 +52,7 @@ def load_suite(name: str, data: str | None) -> Suite:
         raise UserError(f"a suite must be one of: {names}, or module:function (got {name!r}){hint}")
     if not source:
         raise UserError(f"the suite {name} has no data of its own: name a file")
-    return loader(name, source)
+    return loader, source
 
 
 def names_of(texts: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seif_jax import models
+from seif_jax import model_names, models
 from seif_jax.errors import UserError
 from seif_jax.models import Model
 from seif_jax.models.io import hf
@@ -93,7 +93,7 @@ def describe(path: str | None) -> Model:
     if path in shipped_configs() and not is_file_or_folder:
         return models.describe(shipped_configs()[path])
     try:
-        if path and hf.HUB_NAME.fullmatch(path) and not is_file_or_folder:
+        if path and model_names.is_on_hub(path):
             source = hf.download(path, (hf.CONFIG,))
         else:
             source = models.resolve(path)

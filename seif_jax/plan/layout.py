@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from seif_jax import models, settings, sharding
+from seif_jax import config_checks, models, settings, sharding
 from seif_jax.models import Model, Params, lora
 from seif_jax.plan.cost import device_bytes
 from seif_jax.rl import optim
@@ -32,7 +32,7 @@ class Layout:
         devices: Sequence[Device],
         host_devices: Sequence[Device],
     ):
-        settings.check_lengths(config, model.config.max_positions)
+        config_checks.check_lengths(config, model.config.max_positions)
         self.config, self.dtype = config, settings.dtype(config.dtype)
         self.host_devices = host_devices
         by_name = meshes(config, devices)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from seif_jax import metrics
 from seif_jax.errors import UserError
 from seif_jax.report.blocks import Row
 from seif_jax.run_paths import CONFIG, RunPaths, read_record
@@ -54,6 +53,8 @@ class RunFiles:
     @cached_property
     def lines(self) -> list[Metrics]:
         """The lines of metrics.jsonl in the order of the run."""
+        from seif_jax import metrics  # brings JAX
+
         return metrics.read(self.paths.metrics)
 
     @property

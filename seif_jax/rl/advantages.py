@@ -1,7 +1,7 @@
 """Advantages from the rewards of groups of samples.
 
-To add an estimator, write a function and add it to ADVANTAGES. The config accepts the names in the
-table. `standardized`, the default, is that of the SEIF release (arXiv 2605.07465).
+To add an estimator, write a function, add it to ADVANTAGES, and add its name to `Advantage` in
+config.py. `standardized`, the default, is that of the SEIF release (arXiv 2605.07465).
 
 Shapes: P prompts with G samples each.
 """

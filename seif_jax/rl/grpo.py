@@ -4,10 +4,10 @@ With the default config it is the loss of the SEIF release (arXiv 2605.07465, bu
 except that a mean is taken over the whole optimizer batch rather than over each micro-batch.
 
 Each part of the loss is a table of functions: KL_ESTIMATORS, POLICY_LOSSES and AGGREGATIONS. To add
-a variant, write a function and add it to the table. The config accepts the names in the table.
+a variant, write a function, add it to the table, and add its name to `LossConfig` in config.py.
 
     totals = grpo.BatchTotals.of([mask], max_response_tokens=256)
-    config = grpo.LossConfig(kl_coef=0.0)
+    config = LossConfig(kl_coef=0.0)
     value, metrics = grpo.loss(logp, old_logp, None, advantages, mask, totals, config)
 
 Shapes: *B sequences (one or more axes) of T tokens.
@@ -15,7 +15,7 @@ Shapes: *B sequences (one or more axes) of T tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.values import OneOf, Range, look_up
+from seif_jax.rl.config import LossConfig
+from seif_jax.values import look_up
 
 AnyArray = Array | np.ndarray  # on a device or on the host
 Metrics = dict[str, Array]
@@ -88,14 +89,14 @@ class PolicyTerms(NamedTuple):
     clipped_low: Bool[Array, "*B #T"]  # reported as clipfrac_lower
 
 
-def clipped_ratio(log_ratio: Float[Array, "*B T"], config: "LossConfig") -> Float[Array, "*B T"]:
+def clipped_ratio(log_ratio: Float[Array, "*B T"], config: LossConfig) -> Float[Array, "*B T"]:
     """The ratio, clipped to [1 - clip_low, 1 + clip_high]."""
     low, high = jnp.log1p(-config.clip_low), jnp.log1p(config.clip_high)
     return jnp.exp(jnp.clip(log_ratio, low, high))
 
 
 def clipped_surrogate(
-    log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B 1"], config: "LossConfig"
+    log_ratio: Float[Array, "*B T"], advantage: Float[Array, "*B 1"], config: LossConfig
 ) -> PolicyTerms:
     """PPO's clipped objective (arXiv 1707.06347) with separate bounds (DAPO, arXiv 2503.14476) and,
     for negative advantages, the dual clip (arXiv 1912.09729)."""
@@ -112,7 +113,7 @@ def grpo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: "LossConfig",
+    config: LossConfig,
 ) -> PolicyTerms:
     """GRPO (arXiv 2402.03300): the clipped objective of each token's probability ratio."""
     return clipped_surrogate(log_ratio, advantage, config)
@@ -123,7 +124,7 @@ def gspo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: "LossConfig",
+    config: LossConfig,
 ) -> PolicyTerms:
     """GSPO (arXiv 2507.18071): the clipped objective of one ratio per sequence, the geometric mean
     of its tokens' ratios."""
@@ -135,7 +136,7 @@ def cispo_loss(
     log_ratio: Float[Array, "*B T"],
     advantage: Float[Array, "*B 1"],
     mask: Bool[Array, "*B T"],
-    config: "LossConfig",
+    config: LossConfig,
 ) -> PolicyTerms:
     """CISPO (MiniMax-M1, arXiv 2506.13585): REINFORCE, each token weighted by its clipped ratio.
 
@@ -145,7 +146,7 @@ def cispo_loss(
     return PolicyTerms(-weight * advantage * logp, ratio > weight, ratio < weight)
 
 
-POLICY_LOSSES: dict[str, Callable[[Array, Array, Array, Array, "LossConfig"], PolicyTerms]] = {
+POLICY_LOSSES: dict[str, Callable[[Array, Array, Array, Array, LossConfig], PolicyTerms]] = {
     "grpo": grpo_loss,
     "gspo": gspo_loss,
     "cispo": cispo_loss,
@@ -189,20 +190,6 @@ AGGREGATIONS: dict[str, Callable[[Array, Array, BatchTotals], Array]] = {
     "sequence": sequence_mean,
     "constant": constant_mean,
 }
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """The parameters of `loss`, which are keys of a config's `grpo` group."""
-
-    policy_loss: Annotated[str, OneOf(POLICY_LOSSES)] = "grpo"
-    loss_aggregation: Annotated[str, OneOf(AGGREGATIONS)] = "token"
-    clip_low: Annotated[float, Range(0, 1)] = 0.2  # clips the ratio to 1 - clip_low …
-    clip_high: Annotated[float, Range(0, 100)] = 0.3  # … 1 + clip_high
-    clip_dual: Annotated[float, Range(1, 1000)] = 3.0  # bounds the ratio where the advantage is
-    # negative; cispo does not use it
-    kl: Annotated[str, OneOf(KL_ESTIMATORS)] = "k3"
-    kl_coef: Annotated[float, Range(0, 100)] = 0.01  # 0: no reference policy is computed
 
 
 def loss(

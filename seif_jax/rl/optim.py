@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +13,9 @@ from jaxtyping import Array, Float
 
 from seif_jax.models import Params
 from seif_jax.rl import quantized_adam
+from seif_jax.rl.config import OptimizerConfig
 from seif_jax.sharding import state_sharding
-from seif_jax.values import OneOf, Range, look_up
-
-Decay = Annotated[float, Range(0, 0.999999)]  # 1 - decay is a divisor; float32 rounds more to 1
+from seif_jax.values import look_up
 
 # (peak, end, updates) -> the learning rate by update. Linear and cosine end at `end * peak`.
 SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
@@ -25,23 +23,6 @@ SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {
     "linear": lambda peak, end, updates: optax.linear_schedule(peak, end * peak, updates),
     "cosine": lambda peak, end, updates: optax.cosine_decay_schedule(peak, updates, end),
 }
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The parameters of AdamW and its learning rate, which are the `optim` keys of a config."""
-
-    learning_rate: Annotated[float, Range(1e-12, 1)] = 1e-6
-    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
-    warmup_updates: Annotated[int, Range(0, 10**9)] = 0
-    end_rate: Annotated[float, Range(0, 1)] = 0.0  # of linear and cosine: share of learning_rate
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    eps: Annotated[float, Range(1e-30, 1)] = 1e-8
-    weight_decay: Annotated[float, Range(0, 1)] = 0.01
-    clip_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0  # global norm of the gradient
-    moments: Annotated[str, OneOf(quantized_adam.MOMENTS)] = "float32"  # bfloat16 and int8 take 1/2
-    # and 1/4 of the memory, with stochastic rounding
 
 
 @jax.tree_util.register_dataclass

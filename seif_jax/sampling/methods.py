@@ -1,20 +1,16 @@
 """Samples tokens from logits: temperature, top-k and top-p."""
 
 from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seif_jax.errors import UserError
-from seif_jax.values import Range, values_of
+from seif_jax.values import Temperature, TopK, TopP, values_of
 
 BLOCK = 256  # tokens per block, in the first of the two cumulative sums
-# Below 0.01, logits divided by the temperature could overflow.
-Temperature = Annotated[float, Range(0.01, 10, (0,))]
-TopK = Annotated[int, Range(0, 2**31 - 1)]
-TopP = Annotated[float, Range(1e-6, 1)]
 
 
 @dataclass(frozen=True)

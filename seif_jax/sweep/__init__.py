@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seif_jax import config_keys, metrics, resume, run_dir, run_paths, shipped
+from seif_jax import config_keys, resume, run_paths, shipped
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -66,6 +66,8 @@ class Run:
     @property
     def status(self) -> str:
         """How far the run is: "finished", "2 of 9 stages" or "not begun"."""
+        from seif_jax import run_dir  # brings JAX
+
         ended = run_dir.stages_done(self.config, self.folder)
         if all(ended):
             return "finished"
@@ -197,6 +199,8 @@ def compare(runs: Sequence[Run]) -> None:
 
 def results(path: Path) -> dict[str, float]:
     """The columns of the table that a metrics.jsonl has values for; {} if there is no file."""
+    from seif_jax import metrics  # brings JAX
+
     lines = metrics.read(path)
     last_rounds = {line["stage"]: line["round"] for line in lines}
     means = {

@@ -1,7 +1,6 @@
 """Reads and writes Hugging Face model folders: config.json, weights and the other files."""
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -27,7 +26,6 @@ REPLACEABLE = (
     "additional_chat_templates/*.jinja",
 )
 SHARD_BYTES = 5_000_000_000
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # "./model" and "../model" are paths
 
 
 @runtime_checkable

@@ -5,12 +5,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from seif_jax import run_paths
-from seif_jax.errors import UserError
+from seif_jax import model_names
+from seif_jax.model_names import EMBEDDED
 from seif_jax.models.io import gguf, hf
 from seif_jax.models.io.hf_config import HFConfig
-
-EMBEDDED = "smollm2"  # the name of the embedded SmolLM2-135M-Instruct
 
 
 @runtime_checkable
@@ -35,8 +33,7 @@ def find_local(path: str | Path | None) -> Path | None:
     """
     if path is None or path == EMBEDDED:
         return gguf.embedded_path()
-    local = Path(path).expanduser()
-    return local if local.exists() or not hf.HUB_NAME.fullmatch(str(path)) else None
+    return None if model_names.is_on_hub(path) else Path(path).expanduser()
 
 
 def resolve(path: str | Path | None) -> Path:
@@ -44,15 +41,8 @@ def resolve(path: str | Path | None) -> Path:
 
     Raises UserError if the model does not exist or is incomplete.
     """
-    local = find_local(path)
-    run_paths.check_model(local or Path(str(path)))
-    local = local or hf.download(str(path))
-    if not local.exists():
-        raise UserError(
-            f"{path}: no such file or folder (the embedded model is called {EMBEDDED!r}, a model "
-            "on the Hugging Face hub 'ORGANISATION/NAME')"
-        )
-    return local
+    model_names.check(path)
+    return find_local(path) or hf.download(str(path))
 
 
 def open_source(path: Path) -> Source:

@@ -1,0 +1,90 @@
+"""Checks the keys of a config against each other, and reads the prompt files that it names.
+
+`config_keys.parse` checks single values first, and `preflight` what depends on models and data.
+"""
+
+from seif_jax.errors import UserError
+from seif_jax.rewards.check import JUDGE
+from seif_jax.roles import filter, follower, instructor, judger
+from seif_jax.roles.prompts import Prompts, load
+from seif_jax.run_config import STAGES, RunConfig, VerdictRoleConfig
+
+ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judger": judger}
+
+
+def check(config: RunConfig) -> None:
+    """Raises UserError naming the first key whose value contradicts that of another key."""
+    for name, role in {"instructor": config.instructor, "follower": config.follower}.items():
+        if name in config.stages and role.rollout_prompts % role.optimizer_prompts:
+            raise UserError(
+                f"config.{name}.rollout_prompts must be a multiple of "
+                f"config.{name}.optimizer_prompts={role.optimizer_prompts} "
+                f"(got {role.rollout_prompts})"
+            )
+    sources = {"instructions": config.data.instructions, "rules.kinds": config.data.rules.kinds}
+    for key, value in sources.items():
+        if value and "generate" in config.stages:
+            raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
+    rule_sets = {f"eval.sets.{name}": rules for name, rules in config.eval.sets.items()}
+    for name, rules in {"data.rules": config.data.rules, **rule_sets}.items():
+        if rules.last and rules.first >= rules.last:
+            raise UserError(
+                f"config.{name}.last must be 0 (to the end) or more than "
+                f"config.{name}.first={rules.first} (got {rules.last})"
+            )
+    if config.lora.rank and not config.lora.targets:
+        raise UserError(
+            f"config.lora.targets is empty: with config.lora.rank={config.lora.rank} nothing would "
+            "be trained"
+        )
+    prompts(config)
+
+
+def prompts(config: RunConfig) -> dict[str, Prompts]:
+    """The prompts of each role: the packaged ones, or those of the file that the config names.
+
+    Raises UserError for a file that cannot be used, and for more shots than it has.
+    """
+    by_role = {}
+    for name, role in ROLES.items():
+        path, shots = config.role(name).prompts, config.role(name).shots
+        try:
+            by_role[name] = load(role.SCHEMA, path, role.PACKAGED) if path else role.PACKAGED
+        except UserError as error:
+            raise UserError(f"config.{name}.prompts: {error}") from None
+        num_examples = min(map(len, by_role[name].shots.values()))
+        if shots > num_examples:
+            raise UserError(
+                f"config.{name}.shots must be at most {num_examples}, the number of examples in "
+                f"{path or 'the packaged prompts'} (got {shots})"
+            )
+    return by_role
+
+
+def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
+    """Filter and Judger, if any stage of the run uses them, by name."""
+    trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
+    roles: dict[str, VerdictRoleConfig] = {}
+    if (trains_instructor and config.filter.on) or (proposes and config.generate.filter):
+        roles["filter"] = config.filter
+    if JUDGE in config.reward.checks and (trains_instructor or trains_follower):
+        roles["judger"] = config.judger
+    return roles
+
+
+def check_lengths(config: RunConfig, positions: int) -> None:
+    """Raises UserError naming the first role that a stage uses and whose prompt plus reply can be
+    longer than `positions`, the longest sequence that the model takes."""
+    trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
+    # In the Instructor's stage the frozen Follower answers its instructions.
+    names = ["instructor"] if trains_instructor or proposes else []
+    names += ["follower"] if trains_instructor or trains_follower else []
+    for name in (*names, *verdict_roles(config)):
+        role = config.role(name)
+        limit = "max_tokens" if isinstance(role, VerdictRoleConfig) else "max_response_tokens"
+        if role.max_prompt_tokens + getattr(role, limit) > positions:
+            raise UserError(
+                f"config.{name}.max_prompt_tokens={role.max_prompt_tokens} and "
+                f"config.{name}.{limit}={getattr(role, limit)} exceed the model's {positions} "
+                "positions"
+            )

@@ -1,0 +1,38 @@
+"""What `seif run` refuses before it imports JAX, which takes seconds.
+
+Only what a glance at the paths shows. `evolve` reads the models and data afterwards, and checks
+all of this again.
+"""
+
+from pathlib import Path
+
+from seif_jax import config_keys, model_names, resume, sources
+from seif_jax.errors import UserError
+from seif_jax.evaluate.registry import LM_EVAL, find_suite
+from seif_jax.run_config import RunConfig
+
+
+def check(config: RunConfig, workdir: Path) -> None:
+    """Raises UserError for a model or data file that is not there, an unknown suite, and a workdir
+    in which this config cannot run."""
+    model_names.check(config.model)
+    for key in ("instructor.init", "follower.init", "judger.model"):
+        name = config_keys.get(config, key)
+        try:
+            model_names.check(None if name == "base" else name)
+        except UserError as error:
+            raise UserError(f"config.{key}: {error}") from None
+    rules = config.data.rules
+    instructions = None if rules.path or rules.kinds else config.data.instructions
+    evaluation_sets = [rule_set.path for rule_set in config.eval.sets.values()]
+    for source in (config.data.seeds, instructions, rules.path, *evaluation_sets):
+        if source:
+            sources.check_exists(source)
+    for suite in config.eval.suites:
+        name, assigned, source = suite.partition("=")
+        try:
+            if not name.startswith(LM_EVAL):
+                find_suite(name, source if assigned else None)
+        except UserError as error:
+            raise UserError(f"config.eval.suites: {error}") from None
+    resume.check_workdir(config, workdir)
