@@ -4,11 +4,11 @@ Only what a glance at the paths shows. `evolve` reads the models and data afterw
 all of this again.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from seif_jax import config_keys, model_names, resume, sources
 from seif_jax.errors import UserError
-from seif_jax.evaluate.registry import LM_EVAL, find_suite
 from seif_jax.run_config import RunConfig
 
 
@@ -28,11 +28,20 @@ def check(config: RunConfig, workdir: Path) -> None:
     for source in (config.data.seeds, instructions, rules.path, *evaluation_sets):
         if source:
             sources.check_exists(source)
-    for suite in config.eval.suites:
+    check_suites(config.eval.suites)
+    resume.check_workdir(config, workdir)
+
+
+def check_suites(suites: Sequence[str]) -> None:
+    """Raises UserError for an unknown suite among those of config.eval.suites."""
+    if not suites:
+        return
+    from seif_jax.evaluate.registry import LM_EVAL, find_suite  # brings scipy
+
+    for suite in suites:
         name, assigned, source = suite.partition("=")
         try:
             if not name.startswith(LM_EVAL):
                 find_suite(name, source if assigned else None)
         except UserError as error:
             raise UserError(f"config.eval.suites: {error}") from None
-    resume.check_workdir(config, workdir)

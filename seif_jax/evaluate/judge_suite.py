@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from seif_jax import sample_files, sources
+from seif_jax import sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
@@ -188,6 +188,8 @@ def _of_run(run: Path) -> Iterator[Labelled]:
         raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
     seen = set()
     for file in files:
+        from seif_jax import sample_files  # brings JAX
+
         table = sample_files.read(file)
         columns = [name for name in ("instruction", "answer", "answers", "verdicts")
                    if name in table.column_names]  # fmt: skip
