@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seif_jax.errors import RunError, UserError, exit_code, one_line
+from seif_jax.errors import RunError, Stopped, UserError, exit_code, one_line
 from seif_jax.files import local_path, os_errors, recover
 from seif_jax.json_io import dumps
 from seif_jax.options import DTYPES, parser
@@ -18,7 +18,7 @@ from seif_jax.options import DTYPES, parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 failed, 2 wrong usage or input, 130
-    stopped by Ctrl-C, 141 if the reader of its output has closed it."""
+    stopped by Ctrl-C, 143 by SIGTERM, 141 if the reader of its output has closed it."""
     command = "seif"
     try:
         options, rest = parser().parse_known_args(arguments)
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             raise
         if not isinstance(error, BrokenPipeError):
-            resumed = isinstance(error, KeyboardInterrupt) and command in RESUMED
+            stopped = isinstance(error, (KeyboardInterrupt, Stopped))
+            resumed = stopped and command in RESUMED
             hint = "; the same command resumes it" if resumed else ""
             with contextlib.suppress(OSError):  # standard error may be closed, too
                 print(f"{command}: {one_line(error)}{hint}", file=sys.stderr)
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     folders = import_folders(options.config)
     early_checks.check(config, workdir)
     use_compilation_cache()
-    from seif_jax import accelerators, evolve, processes
+    from seif_jax import accelerators, evolve, processes, stopping
     from seif_jax.display import Display
 
     accelerators.skip_absent()
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         if processes.first():
             accelerators.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
-        with Display(stream, stream) as display:
+        with Display(stream, stream) as display, stopping.at_safe_points(display.warn):
             evolve.run(config, workdir, display, folders)
 
 

@@ -19,6 +19,18 @@ class RunError(RuntimeError):
     """A run that cannot go on, for a reason in its data or model."""
 
 
+class Stopped(RuntimeError):
+    """A run that was told to stop, and has saved what it had done, on all processes."""
+
+
+class Interrupted(Stopped):
+    """By Ctrl-C."""
+
+
+class Preempted(Stopped):
+    """By SIGTERM."""
+
+
 def shown(value: object, limit: int = 80) -> str:
     """The repr of a value for a message, cut to `limit` characters."""
     text = repr(value)
@@ -29,6 +41,8 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first match c
     (UserError, 2),
     (RunError, 1),
     (KeyboardInterrupt, 128 + 2),  # as a shell reports SIGINT
+    (Interrupted, 128 + 2),
+    (Preempted, 128 + 15),  # as a shell reports SIGTERM
     (BrokenPipeError, 128 + 13),  # as a shell reports SIGPIPE
     (ConnectionError, 1),
     (TimeoutError, 1),

@@ -16,6 +16,7 @@ from seif_jax import (
     propose,
     run_data,
     settings,
+    stopping,
 )
 from seif_jax.card import card
 from seif_jax.chat import ChatModel
@@ -60,6 +61,8 @@ def run(
     with open_run(config, workdir, base, run_fingerprints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
         for round, stage in config.schedule:
+            if stop := stopping.request(f"before round {round} {stage}"):
+                raise stop
             evolution.stage(round, stage, writer)
     if processes.first():
         page.write_in_run(workdir, display.warn)  # a kill may have lost the last stage's report

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seif_jax.errors import UserError, exit_code, one_line
+from seif_jax.errors import Stopped, UserError, exit_code, one_line
 from seif_jax.jax_private import num_scheduled_processes
 
 HEARTBEAT_SECS = 30  # a process that is silent for this long is considered dead
@@ -57,7 +57,7 @@ def together(coordinator: str | None, count: int | None, index: int | None) -> I
     try:
         yield
     except BaseException as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or isinstance(error, Stopped):  # all processes stop
             raise
         code = exit_code(error)
         if code is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import data, diversity, metrics, processes, sample_files
+from seif_jax import data, diversity, metrics, processes, sample_files, stopping
 from seif_jax.chat import Decoding, Replier, Reply
 from seif_jax.compiling import Compiles
 from seif_jax.display import Display
@@ -64,6 +64,8 @@ def propose_instructions(
             writer.write(info.round, info.name, step, step_metrics)
             sample_files.append(samples_path, samples, step)  # last: it marks the step as done
             display.step(step_metrics)
+            if stop := stopping.request(f"after {info}, step {step}"):
+                raise stop
     processes.wait(f"{samples_path}: written")
     samples = sample_files.read(samples_path).to_pylist()
     if processes.first():

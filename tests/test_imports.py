@@ -31,7 +31,7 @@ LEVELS = [
     | {"sample_files"},
     {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},
     {"models"},
-    {"accelerators", "chat_template", "collectives", "processes", "sharding"},
+    {"accelerators", "chat_template", "collectives", "processes", "sharding", "stopping"},
     {
         "bench.baselines",
         "errors",

@@ -32,6 +32,7 @@ ids = os.environ.get("JAX_LOCAL_DEVICE_IDS")
 place.with_suffix(".new").write_text(json.dumps([os.getpid(), os.getppid(), ids]))
 place.with_suffix(".new").rename(place)
 time.sleep(60 * (first and "slow" in sys.argv))
+sys.exit(143 * (first and "preempted" in sys.argv))
 """
 
 
@@ -108,6 +109,13 @@ def test_what_slurm_preempts_is_queued_again_and_goes_on(slurm, tmp_path):
         os.kill(run, 0)
     assert task(1).wait() == 0
     assert json.loads(seen.read_text())[0] != run
+
+
+def test_a_run_that_saved_itself_before_a_preemption_is_queued_again(slurm, tmp_path):
+    slurm([Job("a", (f"{tmp_path}/a",)), Job("b", (f"{tmp_path}/b", "preempted"))])
+    assert task(1).wait() != 0
+    assert (tmp_path / "called").read_text() == "scontrol requeue 77_1\n"
+    assert task(1).wait() == 0
 
 
 def test_what_slurm_cannot_do(slurm, tmp_path, programs, monkeypatch):

@@ -91,6 +91,20 @@ def test_a_process_that_dies_ends_the_other(place):
     assert "process" in said
 
 
+def test_one_process_that_is_told_to_stop_stops_both(place):
+    workdir = place.folder / "told"
+    running = start(place, workdir, 2)
+    file, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while not (file.exists() and '"follower"' in file.read_text()):
+        assert time.monotonic() < deadline and running[0].poll() is None
+        time.sleep(0.05)
+    running[1].terminate()
+    said = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [143, 143], said
+    assert all("stopped after round 1 follower, step " in text for text in said)
+    assert (workdir / "round_1/follower/checkpoints").is_dir()
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -307,6 +307,40 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_stop_saves_its_step(
+    followed, finished, place, monkeypatch, capsys, number, code
+):
+    """Although checkpoints are rare. The step is not taken again."""
+    given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
+    workdir = place.folder / f"told_{code}"
+    options = (*FOLLOWER, given, "--config.checkpoint.every_steps=50")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    step = seif_jax.rl.stage.train_step
+
+    def told(*arguments: Any) -> Any:
+        signal.raise_signal(number)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(seif_jax.rl.stage, "train_step", told)
+        assert seif(place, workdir, *options) == code
+    signal.signal(signal.SIGINT, before)
+    printed = capsys.readouterr().err
+    stopped = "seif run: stopped after round 1 follower, step 1, and saved; the same command resum"
+    assert "the run stops when this step is saved" in printed and stopped in printed
+    steps = []
+
+    def counted(*arguments: Any) -> Any:
+        steps.append(arguments[4])
+        return step(*arguments)
+
+    monkeypatch.setattr(seif_jax.rl.stage, "train_step", counted)
+    assert seif(place, workdir, *options) == 0
+    assert steps == [2]
+    assert_same_run(workdir, followed)
+
+
 PROPOSE = ["--config.stages=generate,follower", "--config.rounds=1"]
 
 

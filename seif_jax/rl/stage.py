@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics, processes, sample_files
+from seif_jax import data, metrics, processes, sample_files, stopping
 from seif_jax.chat import ChatModel
 from seif_jax.checkpoint import Checkpoints, open_checkpoints
 from seif_jax.compiling import Compiles
@@ -120,8 +120,12 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             guards.warn(display, info.name, measured, stage.rollout.decoding.max_tokens)
             guards.check_finite(f"{info}, step {step}", measured, state.params)
             evaluate(stage, learner, state, Moment(info.round, step, steps), writer, display)
-            if step % stage.checkpoint_every_steps == 0 and step < steps:
-                checkpoints.save(step, params=state.params, optimizer=state.opt_state)
+            if step < steps:
+                stop = stopping.request(f"after {info}, step {step}")
+                if stop or step % stage.checkpoint_every_steps == 0:
+                    checkpoints.save(step, params=state.params, optimizer=state.opt_state)
+                if stop:
+                    raise stop
         if done < steps:  # the next stage needs no optimizer state
             checkpoints.save(steps, params=state.params)
     processes.wait(f"{info.paths.folder}: trained")

@@ -5,18 +5,20 @@ run at a time (None: the launcher's default), and its own options, `key=value` o
 RunError naming the jobs that failed.
 """
 
+import contextlib
 import hashlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import EXIT_CODES, Preempted, RunError, UserError
 
 SEIF = (sys.executable, "-m", "seif_jax")  # this package, in any working directory
 # Options of sbatch under submitit's names. A job whose time is up is queued again and continues.
@@ -26,6 +28,8 @@ SLURM: dict[str, object] = {
     "additional_parameters": {"requeue": True},
 }
 MAX_TIMEOUTS = 1000
+SAVE_SECS = 60  # submitit signals a job 90 seconds before its time is up
+PREEMPTED = dict(EXIT_CODES)[Preempted]
 # If a slice loses a process, its other hosts exit with 1; the workload restarts and resumes.
 XPK = ("--max-restarts=10", "--restart-on-exit-codes=1")
 WORKLOAD_LENGTH = 40  # characters in a workload's name
@@ -76,21 +80,33 @@ def local(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
         raise RunError(f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Requeued:
     """The command that submitit runs in every task of a job. A job that is preempted or whose time
     is up is queued again with the same command, which resumes the run."""
 
     command: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __call__(self) -> None:
-        subprocess.run(self.command, check=True)
+        self.process = subprocess.Popen(self.command)
+        code = self.process.wait()
+        if code == PREEMPTED:
+            signal.raise_signal(signal.SIGUSR2)  # by which submitit is told to queue the job again
+        if code:
+            raise subprocess.CalledProcessError(code, self.command)
 
     def checkpoint(self) -> object:
-        """What submitit queues in place of a job that was stopped."""
+        """What submitit queues in place of a job that was stopped. The run saves its step first, if
+        there is time for it."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self)
+        if self.process:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(SAVE_SECS)
+            self.process.kill()
+        return DelayedSubmission(Requeued(self.command))
 
 
 def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequence[str]) -> None:

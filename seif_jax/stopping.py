@@ -1,0 +1,58 @@
+"""Stops a run at its next safe point after SIGTERM, which schedulers send before they take a
+machine away, or after Ctrl-C. The step is finished and saved, so nothing is computed twice."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from seif_jax import processes
+from seif_jax.errors import Interrupted, Preempted, Stopped
+
+SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_received: list[signal.Signals] = []  # at most one: a second signal has its usual effect
+
+
+@contextlib.contextmanager
+def at_safe_points(tell: Callable[[str], None]) -> Iterator[None]:
+    """While the body runs, the first SIGTERM or Ctrl-C only takes note; a second one stops at once.
+
+    tell: shows a line about it. Signals that are ignored, as in a shell's background jobs, stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        restore()
+        _received.append(signal.Signals(number))
+        again = " (again: at once)" if number == signal.SIGINT else ""
+        tell(f"{SIGNALS[_received[0]]}: the run stops when this step is saved{again}")
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    _received.clear()
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def request(when: str) -> Stopped | None:
+    """The error to raise, once all is saved, if any process was told to stop; None otherwise. All
+    processes must call it at the same point.
+
+    when: which point that is, "after round 1 follower, step 3"
+    """
+    received = [number for numbers in processes.allgather_objects(_received) for number in numbers]
+    if not received:
+        return None
+    kind = Interrupted if signal.SIGINT in received else Preempted
+    return kind(f"stopped {when}, and saved")

@@ -1,0 +1,76 @@
+"""A run that is told to stop ends at its next safe point."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from seif_jax import stopping
+from seif_jax.errors import Interrupted, Preempted, exit_code
+
+WAITS = """
+import time
+from seif_jax import stopping
+with stopping.at_safe_points(lambda line: print(line, flush=True)):
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.fixture(autouse=True)
+def shell():
+    """As in a shell's foreground: Ctrl-C is not ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    "number, kind, code, name",
+    [(signal.SIGTERM, Preempted, 143, "SIGTERM"), (signal.SIGINT, Interrupted, 130, "Ctrl-C")],
+)
+def test_the_first_signal_is_an_error_at_the_next_safe_point(number, kind, code, name):
+    lines, handlers = [], [signal.getsignal(n) for n in stopping.SIGNALS]
+    with stopping.at_safe_points(lines.append):
+        assert stopping.request("before all") is None
+        signal.raise_signal(number)
+        error = stopping.request("after step 3")
+        assert type(error) is kind and exit_code(error) == code
+        assert str(error) == "stopped after step 3, and saved"
+    [line] = lines
+    assert line.startswith(f"{name}: the run stops when this step is saved")
+    assert [signal.getsignal(n) for n in stopping.SIGNALS] == handlers
+    with stopping.at_safe_points(lines.append):
+        assert stopping.request("in another run") is None
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), stopping.at_safe_points(lambda line: None):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_after_sigterm(second):
+    command = [sys.executable, "-c", WAITS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline().startswith("SIGTERM: ")
+        process.send_signal(second)
+        rest = process.stdout.read()
+    assert (rest, process.returncode) in [("", -signal.SIGTERM), ("interrupted\n", 0)]
+    assert (rest == "") == (second == signal.SIGTERM)
+
+
+def test_signals_that_are_ignored_stay_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stopping.at_safe_points(lambda line: None):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.request("later") is None
