@@ -40,7 +40,7 @@ def test_the_first_signal_is_an_error_at_the_next_safe_point(number, kind, code,
         assert stopping.request("before all") is None
         signal.raise_signal(number)
         error = stopping.request("after step 3")
-        assert type(error) is kind and exit_code(error) == code
+        assert error and type(error) is kind and exit_code(error) == code
         assert str(error) == "stopped after step 3, and saved"
     [line] = lines
     assert line.startswith(f"{name}: the run stops when this step is saved")
