@@ -13,7 +13,8 @@ from typing import Any
 from seif_jax.errors import RunError, Stopped, UserError, exit_code, one_line
 from seif_jax.files import local_path, os_errors, recover
 from seif_jax.json_io import dumps
-from seif_jax.options import DTYPES, parser
+from seif_jax.options import parser
+from seif_jax.options.shared import DTYPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,8 +215,10 @@ def sweep(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax.config_file import read_config
 
     overrides = [option for option in rest if option.startswith("--config.")]
-    own = [option for option in rest if option not in overrides]
-    sweep_options = sweep.SweepOptions(**values(options), overrides=overrides, options=own)
+    launcher_options = [option for option in rest if option not in overrides]
+    sweep_options = sweep.SweepOptions(
+        **values(options), overrides=overrides, options=launcher_options
+    )
     sweep.run(sweep_options, read_config)
 
 

@@ -59,8 +59,8 @@ def import_folders(path: str | None) -> list[Path]:
     """The folders where a config's own functions are looked for before the installed modules: the
     config file's, the working directory, and that of the shipped configs. path: as for
     `read_config`; None: the config has no file."""
-    own = [] if path is None else [split(path)[0].parent]
-    return [*own, Path(), shipped.folder("configs")]
+    config_folder = [] if path is None else [split(path)[0].parent]
+    return [*config_folder, Path(), shipped.folder("configs")]
 
 
 def split(path: str) -> tuple[Path, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from seif_jax.instruction import SOFT
 WORD = re.compile(r"[぀-ヿ㐀-鿿가-힯]|[^\W_]+")
 NGRAM = 4  # words in a row, by which a constraint is compared with examples
 COPIED = 0.8  # of a constraint's n-grams are in an example, numbers aside
-FEWEST = 20  # constraints from which a collapse is told
+FEWEST = 20  # constraints; with fewer, no collapse is reported
 COLLAPSE_SHARE = 0.5  # repeats, or copies, from which it is one
 COLLAPSE_KINDS = 2.0  # effective kinds, at most
 

@@ -1,4 +1,4 @@
-"""The rows of data that the trained roles are given: seed questions and instructions."""
+"""The rows of data that the trained roles read: seed questions and instructions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

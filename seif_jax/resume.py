@@ -1,4 +1,7 @@
-"""Decides whether a config may continue the run in a folder, and lists what has changed."""
+"""Decides whether a config may continue the run in a folder, and lists what has changed.
+
+Which keys may change is part of their types in `run_config` (FREE, LATER).
+"""
 
 import json
 from collections.abc import Iterator

@@ -42,8 +42,8 @@ class RoleWeights:
 
     def device_summary(self) -> str:
         """The devices and mesh that train and sample, and the Judger's own, in words."""
-        own = [mesh for name, mesh in self._meshes.items() if name != "shared"]
-        judger = [f"; for the Judger {sharding.summary(mesh)}" for mesh in own]
+        separate = [mesh for name, mesh in self._meshes.items() if name != "shared"]
+        judger = [f"; for the Judger {sharding.summary(mesh)}" for mesh in separate]
         return "".join([sharding.summary(self.mesh), *judger])
 
     def path(self, role: str, round: int) -> Path:

@@ -6,44 +6,25 @@ checkpoints do not mark their role tokens). Other added tokens, such as `<think>
 that the model reads and writes.
 """
 
-import contextlib
-import json
 import re
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seif_jax import tokenizer_files
 from seif_jax.chat_template import ChatSettings, ChatTemplate
-from seif_jax.errors import UserError, quiet
-from seif_jax.json_io import TEXTS, TOKEN_IDS, field, plain_utf8, read_object
+from seif_jax.errors import UserError
 from seif_jax.roles.format import TAGS, opening
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
-SAVED_FILES = (  # the files that a tokenizer may have in a Hugging Face folder
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-CHAT_TEMPLATES = "additional_chat_templates"  # a folder with templates other than the default
-VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 SENTINELS = range(0xE000, 0xF900)  # private-use characters, which mean nothing in any text
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
-
-# The tokenizer, the contents of its files by name, and the ids that end a reply
-Parts = tuple["PreTrainedTokenizerFast", dict[str, bytes], list[int]]
 
 
 class Tokenizer:
@@ -77,8 +58,10 @@ class Tokenizer:
         self._backend.no_padding()
         start = fast.bos_token_id
         self.bos_id = start if isinstance(start, int) else None
-        plain, whole = (self._backend.encode("a", add_special_tokens=s).ids for s in (False, True))
-        self.prefix_ids = whole[: len(whole) - len(plain)] if whole[-len(plain) :] == plain else []
+        plain, prefixed = (
+            self._backend.encode("a", add_special_tokens=s).ids for s in (False, True)
+        )
+        self.prefix_ids = prefixed[: -len(plain)] if prefixed[-len(plain) :] == plain else []
         expected, self._chat_problem = self._probe()
         self._control = _control_tokens(self._backend)
         self._backend.encode_special_tokens = True
@@ -104,9 +87,9 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            return cls(*_from_folder(path), str(path), chat)
+            return cls(*tokenizer_files.from_folder(path), str(path), chat)
         if path.is_file():
-            return cls(*_from_gguf(path), str(path), chat)
+            return cls(*tokenizer_files.from_gguf(path), str(path), chat)
         raise UserError(f"{path}: no such model folder or GGUF file")
 
     def encode(self, text: str) -> list[int]:
@@ -181,7 +164,7 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Writes the tokenizer's files into `folder`. The files of a source folder are copied byte
         for byte, except for byte-order marks."""
-        _write(Path(folder), self._files)
+        tokenizer_files.write(Path(folder), self._files)
 
     def _probe(self) -> tuple[list[int], str]:
         """The ids of a dialogue as the backend reads it by itself, control tokens included; or [],
@@ -191,13 +174,6 @@ class Tokenizer:
         except UserError as error:
             return [], str(error)
         return self._backend.encode(text, add_special_tokens=False).ids, ""
-
-
-def _write(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 def _valid(text: str) -> str:
@@ -217,99 +193,3 @@ def _control_tokens(backend: "tokenizers.Tokenizer") -> dict[str, int]:
     }
     backend.add_special_tokens([AddedToken(name, special=True) for name in control])
     return control
-
-
-def _from_folder(folder: Path) -> Parts:
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise UserError(f"{folder}: no tokenizer (none of {', '.join(VOCABULARY_FILES)})")
-    templates = sorted(
-        path.relative_to(folder).as_posix() for path in folder.glob(f"{CHAT_TEMPLATES}/*")
-    )
-    paths = {name: folder / name for name in (*SAVED_FILES, *templates)}
-    files = {name: _content(path) for name, path in paths.items() if path.is_file()}
-    with quiet(), _without_marks(folder, files) as readable:
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-        # AutoTokenizer 5 rebuilds some tokenizers from their class name, and then differs from
-        # tokenizer.json (DeepSeek's lose all spaces), so a tokenizer.json is loaded as it is.
-        loader = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer
-        try:
-            fast = loader.from_pretrained(str(readable), local_files_only=True)
-        except Exception as error:  # `tokenizers` raises a bare Exception if it cannot parse a file
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from error
-    if not getattr(fast, "is_fast", False):
-        raise UserError(f"{folder}: {type(fast).__name__} has no fast form (tokenizer.json)")
-    stop_ids = [] if fast.eos_token_id is None else [fast.eos_token_id]
-    for path in (folder / "generation_config.json", folder / "config.json"):
-        if path.is_file():
-            ends = field(read_object(path), "eos_token_id", TOKEN_IDS, [], str(path))
-            stop_ids += ends if isinstance(ends, list) else [ends]
-    return fast, files, stop_ids
-
-
-def _content(path: Path) -> bytes:
-    """The content of a tokenizer's file, without a byte-order mark unless it is binary (.model)."""
-    content = path.read_bytes()
-    return content if path.suffix == ".model" else plain_utf8(content)
-
-
-@contextlib.contextmanager
-def _without_marks(folder: Path, files: Mapping[str, bytes]) -> Iterator[Path]:
-    """Yields the folder, or a copy without the byte-order marks that transformers cannot read."""
-    config = folder / "config.json"
-    clean = {**files, **({config.name: _content(config)} if config.is_file() else {})}
-    if all((folder / name).read_bytes() == content for name, content in clean.items()):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        _write(Path(copy), clean)
-        yield Path(copy)
-
-
-def _from_gguf(path: Path) -> Parts:
-    """The tokenizer of a GGUF file, and the files that it would have in a Hugging Face folder."""
-    from seif_jax.models.io import gguf, gguf_tokenizer
-
-    data = gguf.read(path).metadata
-    backend = gguf_tokenizer.backend(path, data)
-    tokens = data["tokenizer.ggml.tokens"]
-    special = {
-        name: tokens[data[key]]
-        for name, key in (
-            ("bos_token", "tokenizer.ggml.bos_token_id"),
-            ("eos_token", "tokenizer.ggml.eos_token_id"),
-            ("pad_token", "tokenizer.ggml.padding_token_id"),
-            ("unk_token", "tokenizer.ggml.unknown_token_id"),
-        )
-        if key in data
-    }
-    template = _gguf_templates(path, data)
-    config = {
-        **special,
-        **({} if template is None else {"chat_template": template}),
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": data[f"{data['general.architecture']}.context_length"],
-    }
-    files = {"tokenizer.json": backend.to_str(pretty=True).encode()}
-    with quiet():
-        from transformers import PreTrainedTokenizerFast
-
-        fast = PreTrainedTokenizerFast(tokenizer_object=backend, **config)
-    # This class loads tokenizer.json unchanged, in transformers 4 and 5 alike.
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", special)):
-        files[name] = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-    ends = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    return fast, files, [end for end in ends if end is not None]
-
-
-def _gguf_templates(path: Path, data: Mapping[str, object]) -> object:
-    """The chat template, or a list of named templates, in the format of tokenizer_config.json; None
-    if there is none."""
-    key = "tokenizer.chat_template"
-    names = field(data, "tokenizer.chat_templates", TEXTS, [], str(path))
-    if not names:
-        return data.get(key)
-    keys = {"default": key, **{name: f"{key}.{name}" for name in names}}
-    return [{"name": name, "template": data[key]} for name, key in keys.items() if key in data]

@@ -11,7 +11,7 @@ import jax
 from seif_jax import config_keys, models, plan
 from seif_jax.config_file import read_config
 from seif_jax.models import Model
-from seif_jax.plan.programs import Program
+from seif_jax.plan.program import Program
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROLE = {  # whole blocks of a kernel for each kind of text, and two passes per update

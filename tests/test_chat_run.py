@@ -17,7 +17,7 @@ from seif_jax.__main__ import main
 from seif_jax.chat_template import ChatSettings
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.rl.stage import Stage
-from seif_jax.tokenizer import CHAT_TEMPLATES
+from seif_jax.tokenizer_files import CHAT_TEMPLATES
 
 NO_SYSTEM = CHATML.replace("in messages", "in messages if message['role'] != 'system'")
 NO_PROMPT = CHATML.partition("{% if add_generation_prompt %}")[0]

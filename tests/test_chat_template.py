@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import UserError
-from seif_jax.tokenizer import CHAT_TEMPLATES, Tokenizer
+from seif_jax.tokenizer import Tokenizer
+from seif_jax.tokenizer_files import CHAT_TEMPLATES
 
 USER = [{"role": "user", "content": "Is it the word?"}]
 CHAT = [

@@ -10,7 +10,7 @@ from seif_jax import config_keys, options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*.py")]
-COMMANDS = {add.__name__: add for add, *_ in options.COMMANDS}
+COMMANDS = {name: module.add_options for name, (module, *_) in options.COMMANDS.items()}
 COMMAND = re.compile(r"(?<![\w.-])seif ([a-z]+)((?:\s+[^`\n]*)?)")
 PLACEHOLDERS = {"key"}
 LAUNCHERS = ("--slurm.", "--xpk.")  # what follows belongs to other programs

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from seif_jax.errors import UserError
 from seif_jax.models.io import hf, safetensors
 from seif_jax.models.io.to_device import finite
-from seif_jax.tokenizer import SAVED_FILES, Tokenizer
+from seif_jax.tokenizer import Tokenizer
+from seif_jax.tokenizer_files import SAVED_FILES
 
 DiskUsage = type(shutil.disk_usage("/"))  # its fields are total, used and free
 

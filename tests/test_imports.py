@@ -29,7 +29,7 @@ LEVELS = [
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"}
     | {"sample_files"},
-    {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer"},
+    {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer", "tokenizer_files"},
     {"models"},
     {"accelerators", "chat_template", "collectives", "processes", "sharding", "stopping"},
     {
@@ -49,7 +49,14 @@ LEVELS = [
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 ARRAYS = {"jax", "jaxlib", "flax", "optax", "orbax"}
-TEXT = {"transformers", "tokenizers", "seif_jax.tokenizer", "seif_jax.roles", "seif_jax.rewards"}
+TEXT = {
+    "transformers",
+    "tokenizers",
+    "seif_jax.tokenizer",
+    "seif_jax.tokenizer_files",
+    "seif_jax.roles",
+    "seif_jax.rewards",
+}
 NEVER = {
     "evolve": {"jax.numpy", "numpy"},
     "roles": ARRAYS,

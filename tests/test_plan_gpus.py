@@ -26,7 +26,7 @@ from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
 from seif_jax.plan.estimate import ProgramEstimate
-from seif_jax.plan.programs import Program
+from seif_jax.plan.program import Program
 from seif_jax.sampling import prefill
 
 CONFIGS = Path(__file__).parents[1] / "configs"

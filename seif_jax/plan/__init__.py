@@ -74,10 +74,10 @@ def plan(config: RunConfig, topology: str | None) -> dict[str, Any]:
 
 def estimate_step(estimates: Sequence[ProgramEstimate], stage: str) -> dict[str, float]:
     """Seconds per step of a stage, and sampled tokens per second of its rollouts if it has any."""
-    own = [estimate for estimate in estimates if estimate.program.stage == stage]
-    rollout = [estimate for estimate in own if estimate.program.name.startswith("rollout")]
+    of_stage = [estimate for estimate in estimates if estimate.program.stage == stage]
+    rollout = [estimate for estimate in of_stage if estimate.program.name.startswith("rollout")]
     tokens = sum(estimate.program.sampled_tokens for estimate in rollout)
-    result = {"step_secs": sum(estimate.secs_per_step for estimate in own)}
+    result = {"step_secs": sum(estimate.secs_per_step for estimate in of_stage)}
     if tokens:
         rollout_secs = sum(estimate.secs_per_step for estimate in rollout)
         result["rollout_tokens_per_sec"] = tokens / rollout_secs

@@ -2,7 +2,7 @@
 
 from seif_jax.plan import gpus
 from seif_jax.plan.chips import Chip, platform_of
-from seif_jax.plan.programs import CONSTRAINTS
+from seif_jax.plan.engine_programs import CONSTRAINTS
 
 USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and free memory is fragmented
 ALWAYS = (

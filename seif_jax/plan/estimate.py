@@ -8,7 +8,7 @@ import jax
 from seif_jax.plan.assumptions import USABLE
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.cost import Cost, compile_cost
-from seif_jax.plan.programs import Program
+from seif_jax.plan.program import Program
 
 
 @dataclass(frozen=True)

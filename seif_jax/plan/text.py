@@ -61,7 +61,7 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
     step = plan["stages"][stage]
     rate = step.get("rollout_tokens_per_sec")
     rollouts = f", rollouts {rate:,.0f} tokens/s" if rate else ""
-    return [*out, f"  a step takes at least {step['step_secs']:,.1f} s{rollouts}"]
+    return [*out, f"  at least {step['step_secs']:,.1f} s per step{rollouts}"]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -75,9 +75,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     resident = dict(row["bytes"])
-    own = [resident.pop(name) for name in ("arguments", "temporaries", "output")]
+    call = [resident.pop(name) for name in ("arguments", "temporaries", "output")]
     sent = sum(entry["bytes"] for entry in row["collectives"].values())
-    memory = [*own, sum(resident.values()), row["total_bytes"]]
+    memory = [*call, sum(resident.values()), row["total_bytes"]]
     return (
         row["program"],
         *(f"{size / (1 << 30):.2f}" for size in memory),

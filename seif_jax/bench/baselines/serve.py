@@ -41,8 +41,8 @@ def main() -> None:
 
 
 def peak_bytes() -> int:
-    """The most of the host's memory that this process has held; peers start no others. Linux has
-    it by itself: ru_maxrss begins with what the process that started this one held."""
+    """The peak memory of this process on the host, in bytes; peers start no other processes. Linux
+    reports it in /proc: ru_maxrss would include the peak of the parent process."""
     status = Path("/proc/self/status")
     if status.is_file():
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -35,7 +35,7 @@ def run(spec, say, wait):
         reference=random_model(config, kind),
         tokenizer=Numbers(config["vocab_size"]),
         cluster_config=rl_cluster.ClusterConfig(
-            role_to_mesh={each: mesh for each in (role.ACTOR, role.REFERENCE, role.ROLLOUT)},
+            role_to_mesh={name: mesh for name in (role.ACTOR, role.REFERENCE, role.ROLLOUT)},
             training_config=rl_cluster.RLTrainingConfig(
                 actor_optimizer=optax.adamw(spec["learning_rate"]),
                 eval_every_n_steps=ENDLESS,
@@ -142,7 +142,7 @@ def timed(function, phase, phases):
 
 
 def turns(spec, say, wait, cluster, phases):
-    """The data: a batch is asked for when the step before it has ended. Two steps warm up."""
+    """The batches. Tunix asks for one when the step before it has ended; two steps warm up."""
     texts = [" ".join(map(str, ids[1:])) for ids in spec["prompts"]]  # Tunix adds a first token
     batch = {"prompts": np.array(texts)}
     tokens = len(texts) * spec["group"] * spec["new_tokens"]

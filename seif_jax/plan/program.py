@@ -1,0 +1,63 @@
+"""A jitted function with the shapes that a stage calls it with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from seif_jax.plan.layout import Bytes
+from seif_jax.rl.packing import Work
+
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function with the shapes that it is called with."""
+
+    stage: str
+    name: str
+    function: jax.stages.Wrapped
+    arguments: tuple[object, ...]  # arrays as `jax.ShapeDtypeStruct` with shardings
+    calls_per_step: float  # one after another
+    resident_bytes: Bytes  # per device, besides the arguments
+    num_devices: int  # that one call runs on
+    mesh: Mesh | None = None  # that it is traced under
+    closure: object = None  # what tells it from functions of the same name and arguments
+    options: Mapping[str, object] = field(default_factory=dict)
+    sampled_tokens: int = 0  # on all devices, per step
+    work: Work | None = None  # of all calls of an update, if the program reads packed rows
+
+    @property
+    def full_name(self) -> tuple[str, str]:
+        return self.stage, self.name
+
+    @property
+    def key(self) -> str:
+        """Equal for programs that compile to the same thing."""
+        kind = self.name.split(": ")[-1]
+        return str((kind, self.arguments, dict(self.options), self.closure))
+
+    @property
+    def hosts(self) -> list[int]:
+        """The host of each device. Without a mesh all devices are on one."""
+        if self.mesh is None:
+            return [0] * self.num_devices
+        return [device.process_index for device in self.mesh.devices.flat]
+
+
+def without(sizes: Bytes, *names: str) -> Bytes:
+    return {name: size for name, size in sizes.items() if name not in names}
+
+
+def copy_of(tree: Tree) -> Tree:
+    """The same shapes, for other arrays."""
+    return jax.tree.map(lambda x: x.update(), tree)
+
+
+def shapes_of(tree: Tree) -> Tree:
+    """The host's arrays as `jax.ShapeDtypeStruct`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), tree)
