@@ -15,15 +15,17 @@ import tiny_run
 
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
-from seif_jax.evaluate import compare, subjects
+from seif_jax.evaluate import compare
 from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.answer_model import Form
 from seif_jax.evaluate.candidates import candidates
-from seif_jax.evaluate.journal import Journal
+from seif_jax.evaluate.journal import Journal, ReplyRow
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.progress import EvaluationProgress
+from seif_jax.evaluate.statistics import McNemar
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Item, Result
+from seif_jax.evaluate.summary import summarize
 from seif_jax.evaluate.verifiable import verifiable_scores
 from seif_jax.rewards import rule_library
 
@@ -185,23 +187,34 @@ def test_a_suite_of_the_users_own(tmp_path, capsys):
     assert "(got 'good') on row 1 of the data, reply '12345'" in err
 
 
+def reply_row(key, text):
+    return ReplyRow(model="m", suite="s", key=key, sample=0, turn=1, text=text, tokens=3,
+                    finish_reason="stop")  # fmt: skip
+
+
 def test_a_journal_survives_a_kill(tmp_path):
     path = tmp_path / "rows.jsonl"
-    journal = Journal(path, ("a", "b"))
-    journal.add({"a": 1, "b": "x", "text": "été\u2028"})
-    journal.add({"a": 1, "b": "x", "text": "again"})
-    journal.add({"a": 2, "b": "x", "text": None})
-    whole = path.read_bytes()
-    for cut in range(len(whole)):
-        path.write_bytes(whole[:cut])
-        again = Journal(path, ("a", "b"))
-        assert len(again.rows) == whole[:cut].count(b"\n")
-        again.add({"a": 2, "b": "x", "text": "new"})
+    journal = Journal(path, ReplyRow)
+    journal.add(reply_row("1", "été\u2028"))
+    journal.add(reply_row("1", "again"))
+    journal.add(reply_row("2", ""))
+    content = path.read_bytes()
+    for cut in range(len(content)):
+        path.write_bytes(content[:cut])
+        again = Journal(path, ReplyRow)
+        assert len(again.rows) == content[:cut].count(b"\n")
+        again.add(reply_row("2", "new"))
         lines = path.read_bytes().decode().split("\n")[:-1]
-        assert [json.loads(line)["a"] for line in lines] == [*range(1, len(again.rows)), 2]
-    path.write_text('{"a": 1}\n')
-    with pytest.raises(UserError, match="line 1 is no row of an evaluation"):
-        Journal(path, ("a", "b"))
+        keys = [json.loads(line)["key"] for line in lines]
+        assert keys == [*map(str, range(1, len(again.rows))), "2"]
+
+
+@pytest.mark.parametrize("line", ['{"model": "m"}', "[1]", "3", "nonsense"])
+def test_a_line_that_is_not_of_a_journal(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(reply_row('1', 'x'))}\n{line}\n")
+    with pytest.raises(UserError, match="line 2 must be an object with the columns model, suite,"):
+        Journal(path, ReplyRow)
 
 
 @pytest.fixture(scope="module")
@@ -240,12 +253,12 @@ def test_an_evaluation_of_other_settings_is_refused(bench, models, tmp_path, ref
     evaluate(*command, *OPTIONS, "--limit=1")
     capsys.readouterr()
     line = refused("evaluate", *command, *OPTIONS, "--seed=4")
-    assert f"{out} holds an evaluation with other settings: seed is 0 there, 4 here" in line
+    assert f"--out={out}: its evaluation has other settings: seed was 0 and is now 4;" in line
     data.write_text(data.read_text().replace("please", "now"))
-    assert "suite.ifeval is" in refused("evaluate", *command, *OPTIONS)
+    assert "suite.ifeval was" in refused("evaluate", *command, *OPTIONS)
     assert "--max_tokens=9999 leaves no room" in refused("evaluate", *command, "--max_tokens=9999")
     other = ("evaluate", "--suite=ifeval", f"--data={data}", f"--model={models[0]}", *OPTIONS)
-    assert "holds other files" in refused(*other, f"--out={tmp_path}")
+    assert "the folder has other files and no evaluation" in refused(*other, f"--out={tmp_path}")
 
 
 def test_two_models_in_pairs(bench, models, capsys):
@@ -286,7 +299,7 @@ def test_a_judger_is_missing(models, tmp_path, refused):
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"prompt": "Say it kindly.", "constraint": ["Be kind."]}))
     line = refused("evaluate", "--suite=constraints", f"--data={data}", f"--model={models[0]}")
-    assert "--suite=constraints asks a Judger about what no rule checks: give --judge=PATH" in line
+    assert "--suite=constraints has constraints that no rule checks: give --judge=PATH" in line
 
 
 def test_a_judger_without_a_template(models, bench, refused, tmp_path):
@@ -333,13 +346,13 @@ def result(met):
 
 def test_differences_by_hand():
     first, second = result([1, 1, 1, 0, 0]), result([1, 0, 0, 0, None])
-    found = compare.difference(first, second)
-    assert found["scores"]["prompt_level_strict_acc"]["value"] == pytest.approx(3 / 5 - 1 / 4)
-    assert found["mcnemar"] == {
-        "score": "prompt_level_strict_acc", "pairs": 4, "only_first": 2, "only_second": 0, "p": 0.5,
-    }  # fmt: skip
+    difference = compare.difference(first, second, "second")
+    main = difference.scores["prompt_level_strict_acc"]
+    assert main.value == pytest.approx(3 / 5 - 1 / 4)
+    assert difference.main_score == "prompt_level_strict_acc"
+    assert difference.mcnemar == McNemar(pairs=4, only_first=2, only_second=0, p=0.5)
     with pytest.raises(UserError, match="not answered the same items"):
-        compare.difference(first, result([1]))
+        compare.difference(first, result([1]), "second")
 
 
 def test_runs_of_several_seeds():
@@ -347,8 +360,9 @@ def test_runs_of_several_seeds():
         "a/base": [1, 0, 0, 0], "a/round_1": [1, 1, 0, 0], "a/round_2": [1, 1, 1, 0],
         "b/base": [1, 0, 0, 0], "b/round_1": [1, 0, 0, 0], "b/round_2": [1, 1, 0, 0],
     }  # fmt: skip
-    some = [Subject(label, "ab".index(label[0]), label[2:]) for label in scores]
-    found = subjects.summary(some, {label: result(met) for label, met in scores.items()})
+    subjects = [Subject(label, "ab".index(label[0]), label[2:]) for label in scores]
+    summary = summarize(subjects, {label: result(met) for label, met in scores.items()})
+    found = json.loads(json.dumps(summary.as_json()))
     assert found["differences"]["b/round_2"]["against"] == "b/base"
     assert found["differences"]["a/round_1"]["scores"]["prompt_level_strict_acc"]["value"] == 0.25
     last = found["runs"]["round_2"]

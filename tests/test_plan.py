@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_said(planned):
 
 def test_sizes_that_sessions_grow_to():
     """The rules that the largest session is made by are a session's."""
-    assert more_columns(129) == 256 and more_columns(4112) == 8192 and COLUMNS[0] == 128
+    assert more_columns(129, None) == 256 and more_columns(4112, None) == 8192 and COLUMNS[0] == 128
     assert [more_rows(2, needed, 8) for needed in (3, 5, 8)] == [4, 5, 8]
 
 

@@ -1,6 +1,7 @@
 """The suites constraints, followbench, judge and multiif, on scripted replies and verdicts."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ from seif_jax.errors import UserError
 from seif_jax.evaluate import followbench_rules, registry
 from seif_jax.evaluate.constraints import ConstraintsSuite
 from seif_jax.evaluate.followbench import FollowBenchSuite
+from seif_jax.evaluate.followbench_rules import LevelRow
 from seif_jax.evaluate.judge_suite import JudgeSuite, reliability
 from seif_jax.evaluate.multiif import MultiIFSuite
 from seif_jax.evaluate.statistics import Ratio
@@ -168,7 +170,7 @@ def test_rules_of_followbench(source, level, good, bad):
         "BBH_logical": "(B)", "BBH_time": "02/03/2020", "gsm_8k": "$18", "self_made_space": "north",
         "WIKIEVENTS": "a\nb", "CONLL2003": "['x y', 'z']", "E2E": "exact",
     }  # fmt: skip
-    row = {"example_id": 1, "source": source, "level": level, "target": targets.get(source, "")}
+    row = LevelRow(1, source, level, "", targets.get(source, ""))
     assert followbench_rules.check("content", row, good) is True
     assert followbench_rules.check("content", row, bad) is False
 
@@ -177,14 +179,14 @@ def test_rules_of_two_format_examples():
     words = " ".join(["word"] * 21)
     short, long = (f"{n}. {words}. {words}" for n in (1, 2)), "Those are suggestions"
     first, second = short
-    row = {"example_id": 22, "source": "x", "level": 4, "target": ""}
+    row = LevelRow(22, "x", 4, "", "")
     check = followbench_rules.check
     assert check("format", row, "\n\n".join([first, second, second])) is False  # "1." ends one
-    plain = {**row, "level": 2}
+    plain = replace(row, level=2)
     assert check("format", plain, "A b\n\nC d\n\nE f. G") is True
     assert check("format", plain, "A b\n\nC d\n\nE. F. G") is False
-    assert check("format", {**row, "level": 5}, f"A\n\nB\n\nC\n\n{long}") is False
-    thirty = {**row, "example_id": 30, "level": 2}
+    assert check("format", replace(row, level=5), f"A\n\nB\n\nC\n\n{long}") is False
+    thirty = replace(row, example_id=30, level=2)
     marked = " ".join(f"**{n}. Growth: more" for n in range(1, 6))
     assert check("format", thirty, marked) is True
     assert check("format", thirty, marked.replace("**5", "5")) is False

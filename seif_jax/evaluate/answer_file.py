@@ -1,4 +1,4 @@
-"""Replies that someone else made, read from a file: an evaluation without a model."""
+"""Reads replies from a file, for an evaluation without a model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +20,16 @@ class Judger(Protocol):
 
 @dataclass
 class FileRespondent:
-    """Answers a prompt with the responses that stand beside it in a file, in their order.
+    """Answers a prompt with its responses in a file, in their order.
 
-    Prompts are compared without the white space around them. A conversation of several turns needs
-    the columns `key` and `turn`, as responses.parquet has them. judger: who gives verdicts.
+    Prompts match if they differ only by white space at their ends. Conversations of several turns
+    are matched by the columns `key` and `turn`, as in responses.parquet. judger: gives verdicts;
+    None leaves the questions unscored.
     """
 
     path: Path
-    judger: "Judger | None" = None
-    matched: set[int] = field(default_factory=set)  # rows of the file that answer some prompt
+    judger: Judger | None = None
+    matched: set[int] = field(default_factory=set)  # numbers of the rows that answer a prompt
 
     def __post_init__(self) -> None:
         rows = sources.read_file(self.path)
@@ -46,18 +47,18 @@ class FileRespondent:
             answer = (number, row["response"])
             self._by_prompt.setdefault(row["prompt"].strip(), []).append(answer)
             if "key" in row and "turn" in row:
-                at = (str(row["key"]), str(row["turn"]))
-                self._by_turn.setdefault(at, []).append(answer)
+                address = (str(row["key"]), str(row["turn"]))
+                self._by_turn.setdefault(address, []).append(answer)
 
     def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
-        found = [self._conversations(item) for item in items]
-        samples = max(map(len, found))
+        by_item = [self._conversations(item) for item in items]
+        samples = max(map(len, by_item))
         if not samples:
             raise UserError(
                 f"{self.path}: none of its {self.total} responses matches one of the "
                 f"{len(items)} prompts of {suite}"
             )
-        return [[*one, *[None] * (samples - len(one))] for one in found]
+        return [[*replies, *[None] * (samples - len(replies))] for replies in by_item]
 
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]

@@ -1,15 +1,14 @@
-"""Replies and verdicts of models, remembered as they come, so that a stopped evaluation goes on."""
+"""Samples replies and verdicts from models, and stores them as they arrive."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 
 from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding, Reply
-from seif_jax.evaluate.journal import Store
+from seif_jax.evaluate.journal import ReplyRow, Store, VerdictRow
 from seif_jax.evaluate.progress import Progress
 from seif_jax.evaluate.suite import Address, Item, Question, Replies
 from seif_jax.rewards.judge import Judge, Verdict
@@ -20,29 +19,30 @@ from seif_jax.roles.prompts import Prompts
 SLOTS = 64  # sequences decoded together
 JUDGE_SHOTS = 2
 JUDGE_TOKENS = 1024  # of analysis and verdict
-QUESTIONS = 256  # put to the Judger before their verdicts are written down
+QUESTIONS = 256  # that the Judger answers before their verdicts are stored
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a model is asked: as the Follower is in a run."""
+    """How a model is prompted: like the Follower in a run."""
 
     format: str = "plain"
     shots: int = 0
-    prompts: Prompts | None = None  # none: the packaged ones
+    prompts: Prompts | None = None  # None: the packaged ones
 
     def dialogue(self, turns: Sequence[str], answers: Sequence[str]) -> list[Message]:
-        """The dialogue up to the turn that comes after these answers."""
-        asked = {"format": self.format, "shots": self.shots, "prompts": self.prompts}
-        messages = follower.messages(turns[0], **asked)
+        """The dialogue up to the user's turn that follows these answers."""
+        messages = follower.messages(
+            turns[0], format=self.format, shots=self.shots, prompts=self.prompts
+        )
         for answer, text in zip(answers, turns[1:], strict=False):
             messages.append({"role": "assistant", "content": answer})
             messages.append({"role": "user", "content": text})
         return messages
 
     def read(self, text: str) -> str:
-        """The answer in a reply: in the plain format a reply without thoughts as it is; "" if the
-        reply is not in its format."""
+        """The answer in a reply; "" if the reply is not in the format. A plain reply without a
+        thought is returned unchanged."""
         if self.format == "plain" and "think>" not in text:
             return text
         return follower.read(text, self.format) or ""
@@ -50,10 +50,10 @@ class Form:
 
 @dataclass(frozen=True)
 class ModelRespondent:
-    """A model's replies; greedy, or `samples` per prompt at a temperature.
+    """Replies of a model: greedy ones, or `samples` per prompt at a temperature.
 
-    A reply is a function of the conversation, the key, the item's place in its suite and the
-    sample's number. load: called once something is left to be sampled.
+    A reply is a function of the conversation, the key, the item's index in its suite and the
+    sample's index. load: loads the model; it is called only if replies are missing.
     """
 
     label: str
@@ -71,13 +71,13 @@ class ModelRespondent:
             (i, sample): [] for i in range(len(items)) for sample in range(self.samples)
         }
         for turn in range(max(len(item.turns) for item in items)):
-            asked = [
+            pending = [
                 (i, sample)
-                for (i, sample), before in answers.items()
-                if len(before) == turn < len(items[i].turns)
+                for (i, sample), earlier in answers.items()
+                if len(earlier) == turn < len(items[i].turns)
             ]
-            self._ask(suite, items, turn, asked, answers)
-            for i, sample in asked:
+            self._complete_turn(suite, items, turn, pending, answers)
+            for i, sample in pending:
                 if row := self._row(suite, items[i], sample, turn):
                     answers[i, sample].append(self.form.read(row["text"]))
         return [
@@ -114,35 +114,38 @@ class ModelRespondent:
         cache = self.store.folder and str(self.store.folder / name)
         return HarnessModel(self.load(), self.label, self.key, self.progress), cache
 
-    def _row(self, suite: str, item: Item, sample: int, turn: int) -> dict[str, Any] | None:
+    def _row(self, suite: str, item: Item, sample: int, turn: int) -> ReplyRow | None:
         return self.store.replies.rows.get((self.label, suite, item.key, sample, turn + 1))
 
-    def _ask(
+    def _complete_turn(
         self,
         suite: str,
         items: Sequence[Item],
         turn: int,
-        asked: Sequence[tuple[int, int]],
+        conversations: Sequence[tuple[int, int]],
         answers: Mapping[tuple[int, int], list[str]],
     ) -> None:
-        """Samples what is not in the store yet. The samples of a first turn share its prefill."""
-        missing = [(i, s) for i, s in asked if not self._row(suite, items[i], s, turn)]
+        """Samples the replies to a turn that are not in the store yet.
+
+        conversations: (item, sample). In the first turn, the samples of an item share its prefill.
+        """
+        missing = [(i, s) for i, s in conversations if not self._row(suite, items[i], s, turn)]
         title = f"{self.label} {suite}" + (f" turn {turn + 1}" if turn else "")
-        self.progress.start(title, len(asked), len(asked) - len(missing))
+        self.progress.start(title, len(conversations), len(conversations) - len(missing))
         if not missing:
             return
         heads = missing if turn else list(dict.fromkeys((i, 0) for i, _ in missing))
         mine = [heads[n] for n in processes.share(len(heads))]
-        new: list[dict[str, Any]] = []
+        new: list[ReplyRow] = []
 
-        def ended(row: dict[str, Any] | None) -> None:
+        def store(row: ReplyRow | None) -> None:
             if row:
                 new.append(row)
                 self.store.replies.add(row)
             self.progress.advance()
 
         if mine:
-            self._sample(suite, items, turn, mine, answers, ended)
+            self._sample(suite, items, turn, mine, answers, store)
         for rows in processes.allgather_objects(new):
             for row in rows:
                 self.store.replies.add(row)
@@ -154,38 +157,40 @@ class ModelRespondent:
         turn: int,
         heads: Sequence[tuple[int, int]],
         answers: Mapping[tuple[int, int], list[str]],
-        ended: Callable[[dict[str, Any] | None], None],
+        store: Callable[[ReplyRow | None], None],
     ) -> None:
-        """Samples the replies to a turn; `ended` is told each one's row, None if there is none.
+        """Samples the replies to a turn. `store` gets the row of each one, or None if its prompt is
+        too long.
 
-        heads: (item, sample); of a first turn sample 0, which stands for all samples of the item.
+        heads: (item, sample). In the first turn the sample is 0, which stands for all samples.
         """
         group = 1 if turn else self.samples
         dialogues = [self.form.dialogue(items[i].turns, answers[i, s][:turn]) for i, s in heads]
 
-        def row_of(n: int, reply: Reply | None) -> None:
+        def on_reply(n: int, reply: Reply | None) -> None:
             i, first = heads[n // group]
-            row = reply and {
-                "model": self.label,
-                "suite": suite,
-                "key": items[i].key,
-                "sample": first + n % group,
-                "turn": turn + 1,
-                "text": reply.text,
-                "tokens": len(reply.ids),
-                "finish_reason": "stop" if reply.finished else "length",
-            }
-            ended(row)
+            row = reply and ReplyRow(
+                model=self.label,
+                suite=suite,
+                key=items[i].key,
+                sample=first + n % group,
+                turn=turn + 1,
+                text=reply.text,
+                tokens=len(reply.ids),
+                finish_reason="stop" if reply.finished else "length",
+            )
+            store(row)
 
-        # The number of sample s of item i is i·samples + s in every turn (ChatModel.reply).
-        numbers = [i * self.samples + s if turn else i for i, s in heads]
+        # The id of sample s of item i is i·samples + s in every turn (see ChatModel.reply).
+        ids = [i * self.samples + s if turn else i for i, s in heads]
         key = jax.random.fold_in(jax.random.fold_in(self.key, zlib.crc32(suite.encode())), turn)
-        self.load().reply(dialogues, self.decoding, key, group, row_of, numbers)
+        self.load().reply(dialogues, self.decoding, key, group, on_reply, ids)
 
 
 @dataclass(frozen=True)
 class JudgerVerdicts:
-    """A Judger's verdicts on the replies of the model `label`. load: as of `ModelRespondent`."""
+    """Verdicts of a Judger on the replies of the model `label`. load: loads the Judger; it is
+    called only if verdicts are missing."""
 
     label: str
     load: Callable[[], Judge]
@@ -197,31 +202,45 @@ class JudgerVerdicts:
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
         rows = self.store.verdicts.rows
-        names = {a: (self.label, suite, items[a[0]].key, a[1], a[2]) for a in questions}
-        missing = [address for address in questions if names[address] not in rows]
+        keys = {a: (self.label, suite, items[a[0]].key, a[1], a[2]) for a in questions}
+        missing = [address for address in questions if keys[address] not in rows]
         self.progress.start(
             f"{self.label} {suite} verdicts", len(questions), len(questions) - len(missing)
         )
         for start in range(0, len(missing), QUESTIONS):
-            some = missing[start : start + QUESTIONS]
-            mine = [some[n] for n in processes.share(len(some))]
+            batch = missing[start : start + QUESTIONS]
+            mine = [batch[n] for n in processes.share(len(batch))]
             asked = [questions[address] for address in mine]
-            prompts = [(one.instruction, one.reply, one.constraint) for one in asked]
-            found = self.load().ask(judger.messages, prompts, mine, self.key) if mine else []
-            pairs = zip(mine, found, strict=True)
-            for part in processes.allgather_objects([(a, asdict(v)) for a, v in pairs]):
-                for address, verdict in part:
-                    columns = dict(zip(self.store.verdicts.columns, names[address], strict=True))
-                    self.store.verdicts.add({**columns, **verdict})
-            self.progress.advance(len(some))
+            prompts = [(q.instruction, q.reply, q.constraint) for q in asked]
+            verdicts = self.load().ask(judger.messages, prompts, mine, self.key) if mine else []
+            pairs = list(zip(mine, verdicts, strict=True))
+            for share in processes.allgather_objects(pairs):
+                for address, verdict in share:
+                    self.store.verdicts.add(self._row(suite, items, address, verdict))
+            self.progress.advance(len(batch))
         return {
-            address: Verdict(*(rows[name][column] for column in ("value", "prob", "text")))
-            for address, name in names.items()
+            address: Verdict(rows[key]["value"], rows[key]["prob"], rows[key]["text"])
+            for address, key in keys.items()
         }
+
+    def _row(
+        self, suite: str, items: Sequence[Item], address: Address, verdict: Verdict
+    ) -> VerdictRow:
+        item, sample, constraint = address
+        return VerdictRow(
+            model=self.label,
+            suite=suite,
+            key=items[item].key,
+            sample=sample,
+            constraint=constraint,
+            value=verdict.value,
+            prob=verdict.prob,
+            text=verdict.text,
+        )
 
 
 def as_judge(model: ChatModel, mode: str) -> Judge:
-    """A model that gives verdicts, with as much room for the prompt as it has."""
+    """The model as a Judger, whose prompts may take all positions that its replies leave."""
     room = model.engine.config.max_positions - JUDGE_TOKENS
     decoding = Decoding(room, JUDGE_TOKENS, SLOTS, temperature=0.0)
     return Judge(model, mode, JUDGE_SHOTS, decoding)

@@ -1,11 +1,10 @@
-"""Which models an evaluation is about, and how each of them is asked."""
+"""The models of an evaluation, and how each of them is prompted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -31,18 +30,18 @@ from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts
-from seif_jax.run_paths import RunPaths, read_record
+from seif_jax.run_paths import Record, RunPaths, read_record
 from seif_jax.sampling import Engine
 from seif_jax.settings import dtype as dtype_of
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be evaluated: `role` is "model", or of a run "base", "round_1", …"""
+    """A model to evaluate."""
 
     label: str
     run: int  # which --model it comes from
-    role: str
+    role: str  # "model", or in a run "base", "round_1", …
     path: str
     form: Form
     prefill: str
@@ -50,79 +49,81 @@ class Candidate:
 
     @property
     def fingerprint(self) -> str:
-        return _identity(self.path)
+        return _fingerprint(self.path)
 
 
 def candidates(paths: Sequence[str], format: str | None, prefix: str = "") -> list[Candidate]:
-    """The models that paths name: a run's folder stands for its base and the Follower of every
-    round that has ended. format: None: as the run's Follower is asked, plain elsewhere."""
-    found: list[Candidate] = []
+    """The models of these paths. A run's folder stands for its base and for the Follower of every
+    finished round. format: None is the format of the run's Follower, or plain if there is no run.
+    prefix: of the models' labels."""
+    result: list[Candidate] = []
     for i, path in enumerate(paths):
         name = f"{prefix}{path}" if len(paths) > 1 or prefix else ""
         local = models.find_local(path)
-        about = read_record(local) if local else None
-        found += _of_run(i, name, local, about) if local and about else [_of_path(i, name, path)]
+        record = read_record(local) if local else None
+        result += _of_run(i, name, local, record) if local and record else [_of_path(i, name, path)]
     if format:
-        found = [replace(c, form=replace(c.form, format=format)) for c in found]
-    return found
+        result = [replace(c, form=replace(c.form, format=format)) for c in result]
+    return result
 
 
-def _of_run(i: int, name: str, workdir: Path, about: Mapping[str, Any]) -> list[Candidate]:
-    run, config = RunPaths(workdir), about["config"]
+def _of_run(i: int, name: str, workdir: Path, record: Record) -> list[Candidate]:
+    run, config = RunPaths(workdir), record["config"]
     rounds = range(1, config["rounds"] + 1)
     stages = {run.round(round).name: run.stage(round, "follower") for round in rounds}
     trained = {role: stage.folder for role, stage in stages.items() if stage.done.exists()}
     base = config["follower"]["init"] or config["model"] or models.EMBEDDED
     roles = {"base": base} | {role: str(stage) for role, stage in trained.items()}
-    form, prefill, chat = _as_asked(workdir, about)
+    form, prefill, chat = _follower_form(workdir, record)
     return [
-        Candidate(f"{name}/{role}" if name else role, i, role, where, form, prefill, chat)
-        for role, where in roles.items()
+        Candidate(f"{name}/{role}" if name else role, i, role, path, form, prefill, chat)
+        for role, path in roles.items()
     ]
 
 
 def _of_path(i: int, name: str, path: str) -> Candidate:
     local = models.find_local(path)
-    above = [] if not local else [local.resolve(), *local.resolve().parents]
-    for folder in above:
-        if about := read_record(folder):
-            return Candidate(name or path, i, "model", path, *_as_asked(folder, about))
+    folders = [local.resolve(), *local.resolve().parents] if local else []
+    for folder in folders:
+        if record := read_record(folder):
+            return Candidate(name or path, i, "model", path, *_follower_form(folder, record))
     return Candidate(name or path, i, "model", path, Form(), "", None)
 
 
-def _as_asked(workdir: Path, about: Mapping[str, Any]) -> tuple[Form, str, ChatSettings]:
-    """How a run asks its Follower: form, prefill, and what its chat template is told."""
-    config = about["config"]
+def _follower_form(workdir: Path, record: Record) -> tuple[Form, str, ChatSettings]:
+    """How a run prompts its Follower: the form, the prefill and the chat template's settings."""
+    config = record["config"]
     role = config["follower"]
     files = sorted(RunPaths(workdir).prompts.glob("follower.*")) if role["prompts"] else []
-    told = load_prompts(follower.SCHEMA, str(files[0]), follower.PACKAGED) if files else None
-    chat = ChatSettings(config["template_arguments"], datetime.fromisoformat(about["started"]))
-    return Form(config["format"], role["shots"], told), role["prefill"], chat
+    prompts = load_prompts(follower.SCHEMA, str(files[0]), follower.PACKAGED) if files else None
+    chat = ChatSettings(config["template_arguments"], datetime.fromisoformat(record["started"]))
+    return Form(config["format"], role["shots"], prompts), role["prefill"], chat
 
 
 @dataclass
 class Loader:
-    """Loads one model at a time: the last one is let go of before another comes."""
+    """Loads models, and keeps only the last one."""
 
     dtype: str
-    held: tuple[str, ChatModel] | None = None
+    loaded: tuple[str, ChatModel] | None = None
 
     def load(self, path: str, chat: ChatSettings | None) -> ChatModel:
-        if self.held and self.held[0] == path:
-            return self.held[1]
-        self.held = None
+        if self.loaded and self.loaded[0] == path:
+            return self.loaded[1]
+        self.loaded = None
         bundle = ModelBundle.load(path, chat)
         mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1) | {"data": -1}, jax.devices())
         rule = sharding.sharding_rule(mesh, over=("tensor",))
-        kind = dtype_of(self.dtype)
-        params = load_params(path, bundle.model, kind, rule=rule)
-        model = ChatModel(Engine(bundle.model.config, params, kind), bundle.tokenizer)
-        self.held = path, model
+        dtype = dtype_of(self.dtype)
+        params = load_params(path, bundle.model, dtype, rule=rule)
+        model = ChatModel(Engine(bundle.model.config, params, dtype), bundle.tokenizer)
+        self.loaded = path, model
         return model
 
 
 def check_candidate(candidate: Candidate, max_tokens: int) -> int:
-    """Positions that are left for a prompt. UserError: the model cannot be asked so."""
+    """The positions that are left for a prompt. Raises UserError if there are none, or if the chat
+    template does not take the Follower's prompts."""
     bundle = ModelBundle.load(candidate.path, candidate.chat)
     room = bundle.model.config.max_positions - max_tokens
     if room < 1:
@@ -138,7 +139,8 @@ def check_candidate(candidate: Candidate, max_tokens: int) -> int:
 
 
 def judge_loader(path: str, mode: str, dtype: str) -> Callable[[], Judge]:
-    """What loads the Judger, once. UserError: it has no chat template that takes its prompts."""
+    """A function that loads the Judger. Raises UserError if its chat template does not take the
+    Judger's prompts."""
     bundle = ModelBundle.load(path)
     try:
         bundle.tokenizer.check_chat(judger.messages("a", "b", "c", shots=JUDGE_SHOTS, mode=mode))
@@ -151,14 +153,15 @@ def judge_loader(path: str, mode: str, dtype: str) -> Callable[[], Judge]:
 def model_subjects(
     options: EvaluateOptions,
     folder: Path | None,
-    settings: dict[str, Any],
+    settings: dict[str, object],
     progress: EvaluationProgress,
 ) -> tuple[dict[Subject, Respondent], Store]:
-    """The models that answer, and the folder that remembers what they and the Judger said."""
+    """The models with what answers for them, and the evaluation's folder. settings: see `Store`;
+    those of the models and the Judger are added."""
     load_judge = None
     if options.judge:
         load_judge = judge_loader(options.judge, options.judge_mode, options.dtype)
-        settings |= {"judge": _identity(options.judge), "judge_mode": options.judge_mode}
+        settings |= {"judge": _fingerprint(options.judge), "judge_mode": options.judge_mode}
     key = jax.random.key(options.seed)
 
     def judger_of(label: str, store: Store) -> JudgerVerdicts | None:
@@ -168,36 +171,35 @@ def model_subjects(
         store = Store(folder, settings)
         file = FileRespondent(Path(options.responses).expanduser(), judger_of(RESPONSES, store))
         return {Subject(RESPONSES, 0, RESPONSES): file}, store
-    ours = candidates(options.model, options.format)
     others = candidates(options.against, options.format, "against ")
-    rooms = {one.label: check_candidate(one, options.max_tokens) for one in (*ours, *others)}
+    all_models = [*candidates(options.model, options.format), *others]
+    prompt_tokens = {c.label: check_candidate(c, options.max_tokens) for c in all_models}
     for name in ("temperature", "max_tokens", "samples", "dtype"):
         settings[name] = getattr(options, name)
-    for one in (*ours, *others):
-        settings[f"model.{one.label}"] = one.fingerprint
-        settings[f"format.{one.label}"] = one.form.format
+    for candidate in all_models:
+        settings[f"model.{candidate.label}"] = candidate.fingerprint
+        settings[f"format.{candidate.label}"] = candidate.form.format
     store, loader = Store(folder, settings), Loader(options.dtype)
     respondents: dict[Subject, Respondent] = {}
-    for one in (*ours, *others):
+    for c in all_models:
         decoding = Decoding(
-            rooms[one.label], options.max_tokens, SLOTS, one.prefill, options.temperature
+            prompt_tokens[c.label], options.max_tokens, SLOTS, c.prefill, options.temperature
         )
-        subject = Subject(one.label, one.run, one.role, one in others)
-        respondents[subject] = ModelRespondent(
-            one.label,
-            partial(loader.load, one.path, one.chat),
-            one.form,
+        respondents[Subject(c.label, c.run, c.role, c in others)] = ModelRespondent(
+            c.label,
+            partial(loader.load, c.path, c.chat),
+            c.form,
             decoding,
             key,
             options.samples,
             store,
             progress,
-            judger_of(one.label, store),
+            judger_of(c.label, store),
         )
     return respondents, store
 
 
-def _identity(path: str) -> str:
-    """What a model is known by: its files, or on the hub its name."""
+def _fingerprint(path: str) -> str:
+    """A digest of a model's files, or the name of a model on the hub."""
     local = models.find_local(path)
     return fingerprints.of_model(local) if local and local.exists() else path

@@ -1,8 +1,7 @@
-"""`seif evaluate`: models or replies in, scores, tables and files out."""
+"""`seif evaluate`: scores models, or replies from a file, on benchmarks."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from seif_jax import model_names, run_paths, sources
 from seif_jax.errors import UserError
@@ -12,10 +11,11 @@ from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.registry import data_of, load_suite, names_of
-from seif_jax.evaluate.result_files import digest, write_results
+from seif_jax.evaluate.result_files import as_json, digest, write_results
 from seif_jax.evaluate.statistics import check_pairs
-from seif_jax.evaluate.subjects import RESPONSES, Subject, summary
+from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent, Suite
+from seif_jax.evaluate.summary import summarize
 from seif_jax.files import local_path
 from seif_jax.json_io import dumps
 
@@ -33,26 +33,28 @@ def run(options: EvaluateOptions, start_jax: Callable[[], None]) -> None:
             check_pairs(suite.size, f"prompts of {suite.name}")
         if suite.asks_judger and not options.judge:
             raise UserError(
-                f"--suite={suite.name} asks a Judger about what no rule checks: give --judge=PATH"
+                f"--suite={suite.name} has constraints that no rule checks: give --judge=PATH"
             )
     if not options.responses or options.judge:
         start_jax()
     with EvaluationProgress() as progress:
-        answerers, store = respondents(options, fingerprints, progress)
+        by_subject, store = respondents(options, fingerprints, progress)
         results = {
-            suite.name: {one.label: suite.run(answerer) for one, answerer in answerers.items()}
+            suite.name: {
+                subject.label: suite.run(respondent) for subject, respondent in by_subject.items()
+            }
             for suite in suites
         }
-        for answerer in answerers.values():
-            if isinstance(answerer, FileRespondent):
-                _tell_unmatched(answerer, progress)
-    scores = {name: summary(list(answerers), by_label) for name, by_label in results.items()}
+        for respondent in by_subject.values():
+            if isinstance(respondent, FileRespondent):
+                _note_unmatched(respondent, progress)
+    summaries = {name: summarize(list(by_subject), result) for name, result in results.items()}
     if store.folder:
-        write_results(store.folder, results, scores)
+        write_results(store.folder, results, summaries)
     if options.json:
-        print(dumps(scores))
+        print(dumps(as_json(summaries)))
     else:
-        tables.show(scores)
+        tables.show(summaries)
 
 
 def check_paths(options: EvaluateOptions) -> None:
@@ -75,9 +77,9 @@ def load_suites(options: EvaluateOptions) -> list[Suite]:
 def respondents(
     options: EvaluateOptions, suites: Mapping[str, str], progress: EvaluationProgress
 ) -> tuple[dict[Subject, Respondent], Store]:
-    """Who answers, and the folder that remembers it."""
+    """Who answers the suites, and the evaluation's folder. suites: each suite's fingerprint."""
     folder = local_path(options.out) if options.out else None
-    settings: dict[str, Any] = {f"suite.{name}": digest for name, digest in suites.items()}
+    settings: dict[str, object] = {f"suite.{name}": digest for name, digest in suites.items()}
     settings["seed"] = options.seed
     if options.responses and not options.judge:
         file = FileRespondent(Path(options.responses).expanduser())
@@ -87,7 +89,7 @@ def respondents(
     return model_subjects(options, folder, settings, progress)
 
 
-def _tell_unmatched(file: FileRespondent, progress: EvaluationProgress) -> None:
-    missed = file.total - len(file.matched)
-    if missed:
-        progress.note(f"{missed} of {file.total} responses match no prompt of the suites")
+def _note_unmatched(file: FileRespondent, progress: EvaluationProgress) -> None:
+    unmatched = file.total - len(file.matched)
+    if unmatched:
+        progress.note(f"{unmatched} of {file.total} responses match no prompt of the suites")

@@ -1,48 +1,67 @@
-"""Scores with intervals, differences between models, means over runs, as plain dicts."""
+"""Compares the results of models on one suite: paired differences, and statistics over runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate import statistics
-from seif_jax.evaluate.statistics import Bootstrap, Ratio, Statistic
+from seif_jax.evaluate.statistics import (
+    Bootstrap,
+    Estimate,
+    McNemar,
+    PairedTest,
+    Ratio,
+    Runs,
+    Statistic,
+)
 from seif_jax.evaluate.suite import Result
 
+T = TypeVar("T")
 
-def estimates(result: Result) -> dict[str, dict[str, float]]:
-    """{score: its value and 95 % interval}"""
+
+@dataclass(frozen=True)
+class Difference:
+    """How a model's scores differ from those of the model `against`."""
+
+    against: str
+    scores: dict[str, Estimate]
+    main_score: str
+    mcnemar: McNemar | None  # of the main score; None where the test does not apply
+
+
+def estimates(result: Result) -> dict[str, Estimate]:
+    """Every score with its 95 % interval."""
     bootstrap = Bootstrap(len(result.keys), result.samples)
-    return {name: asdict(bootstrap.estimate(score)) for name, score in result.scores.items()}
+    return {name: bootstrap.estimate(score) for name, score in result.scores.items()}
 
 
-def difference(result: Result, against: Result) -> dict[str, Any]:
-    """How a model differs from another one on the same items: {"scores": the paired difference of
-    each with its interval, "mcnemar": the exact test of the first score, where it can be made}.
+def difference(result: Result, other: Result, against: str) -> Difference:
+    """The paired difference of two models on the same items. against: the other model's label.
 
-    Raises UserError for other items, and for fewer than 2 that both have answered.
+    Raises UserError if the items differ, or if both models answered fewer than 2 of them.
     """
-    if result.keys != against.keys:
+    if result.keys != other.keys:
         raise UserError("the two models have not answered the same items")
-    if result.samples != against.samples:
+    if result.samples != other.samples:
         raise UserError(
-            f"the two models have {result.samples} and {against.samples} replies per prompt"
+            f"the two models have {result.samples} and {other.samples} replies per prompt"
         )
     bootstrap = Bootstrap(len(result.keys), result.samples)
     scores = {
-        name: asdict(bootstrap.difference(score, against.scores[name]))
+        name: bootstrap.difference(score, other.scores[name])
         for name, score in result.scores.items()
-        if name in against.scores
+        if name in other.scores
     }
-    first = next(iter(result.scores))
-    test = _mcnemar(result.scores[first], against.scores[first])
-    return {"scores": scores, "mcnemar": test and {"score": first, **asdict(test)}}
+    main = result.main_score
+    return Difference(against, scores, main, _mcnemar(result.scores[main], other.scores[main]))
 
 
-def _mcnemar(score: Statistic, other: Statistic) -> statistics.McNemar | None:
-    """None where an item is not simply met or not met: several samples, or shares of items."""
+def _mcnemar(score: Statistic, other: Statistic) -> McNemar | None:
+    """None unless each item is either met or not met: the test does not apply to several samples
+    per prompt, or to shares."""
     if not isinstance(score, Ratio) or not isinstance(other, Ratio):
         return None
     if score.totals.shape[1] > 1 or np.any(score.counts > 1) or np.any(score.totals % 1):
@@ -51,32 +70,28 @@ def _mcnemar(score: Statistic, other: Statistic) -> statistics.McNemar | None:
     return statistics.mcnemar(score.totals[both, 0] > 0, other.totals[both, 0] > 0)
 
 
-def over_runs(results: Sequence[Result]) -> dict[str, dict[str, Any]]:
-    """{score: mean and deviation over runs}"""
+def over_runs(results: Sequence[Result]) -> dict[str, Runs]:
+    """The mean and the standard deviation of every score over runs."""
     return {
-        name: asdict(statistics.over_runs([result.scores[name].value for result in results]))
+        name: statistics.over_runs([result.scores[name].value for result in results])
         for name in results[0].scores
         if all(name in result.scores for result in results)
     }
 
 
-def paired_over_runs(
-    results: Sequence[Result], against: Sequence[Result]
-) -> dict[str, dict[str, Any]]:
-    """{score: the paired test over runs}. Raises UserError for fewer than 2 pairs."""
+def paired_over_runs(results: Sequence[Result], against: Sequence[Result]) -> dict[str, PairedTest]:
+    """The paired test of every score over runs. Raises UserError for fewer than 2 pairs."""
     pairs = list(zip(results, against, strict=True))
     names = [n for n in results[0].scores if all(n in r.scores for pair in pairs for r in pair)]
     return {
-        name: asdict(
-            statistics.paired_over_runs(
-                [result.scores[name].value for result, _ in pairs],
-                [other.scores[name].value for _, other in pairs],
-            )
+        name: statistics.paired_over_runs(
+            [result.scores[name].value for result, _ in pairs],
+            [other.scores[name].value for _, other in pairs],
         )
         for name in names
     }
 
 
-def main_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the scores of single groups."""
+def main_scores(scores: Mapping[str, T]) -> dict[str, T]:
+    """The scores over all items, without those of single groups."""
     return {name: value for name, value in scores.items() if "/" not in name}

@@ -5,19 +5,23 @@ constraints met, CSL the mean number of levels from the first on that are met wi
 Source: FollowBench (arXiv:2310.20410).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import followbench_rules
+from seif_jax.evaluate.followbench_rules import LevelRow
 from seif_jax.evaluate.outcome import Outcome, all_met
 from seif_jax.evaluate.statistics import Ratio, Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, share
+
+T = TypeVar("T")
 
 LEVELS = range(1, 6)
 FILES = "_constraints.json"
@@ -28,11 +32,10 @@ SECOND = "\nSecond: {}"
 
 @dataclass(frozen=True)
 class FollowBenchSuite(ReplySuite):
-    """The tasks that FollowBench checks by rule are checked so; of the others, the Judger is asked
+    """FollowBench's rules check the tasks that they cover. For all other tasks, the Judger is asked
     about each of the constraints that the levels have added."""
 
-    rows: Sequence[Mapping[str, Any]] = ()
-    history: Sequence[tuple[str, ...]] = ()  # of each item, the instructions of levels 0, 1, … n
+    tasks: Sequence["LevelTask"] = ()
 
     @classmethod
     def load(cls, name: str, source: str) -> "FollowBenchSuite":
@@ -41,19 +44,9 @@ class FollowBenchSuite(ReplySuite):
         files = sorted(path.glob(f"*{FILES}")) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{source}: no files named *{FILES}")
-        rows, history = [], []
-        for file in files:
-            before: dict[int, tuple[str, ...]] = {}
-            for number, row in sources.read_file(file):
-                _check_row(f"{file}: row {number}", row)
-                category = file.name.removesuffix(FILES)
-                earlier = before.get(row["example_id"], ()) if row["level"] else ()
-                before[row["example_id"]] = (*earlier, row["instruction"])
-                if row["level"]:
-                    rows.append({**row, "category": category})
-                    history.append(before[row["example_id"]])
-        items = [Item(_key(row), (row["instruction"],)) for row in rows]
-        return cls(name, items, rows, history)
+        tasks = [task for file in files for task in _read_tasks(file)]
+        items = [Item(task.key, (task.row.instruction,)) for task in tasks]
+        return cls(name, items, tasks)
 
     @property
     def asks_judger(self) -> bool:
@@ -61,22 +54,22 @@ class FollowBenchSuite(ReplySuite):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Examples: the replies to the levels of one are not independent."""
-        return tuple(dict.fromkeys(self._example(i) for i in range(self.size)))
+        """The examples, because the replies to an example's levels are not independent."""
+        return tuple(dict.fromkeys(task.example for task in self.tasks[: self.size]))
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
-        row, reply = self.rows[item], replies[0]
-        met = followbench_rules.check(row["category"], row, reply)
+        task, reply = self.tasks[item], replies[0]
+        met = followbench_rules.check(task.category, task.row, reply)
         if met is not None:
-            return [Outcome(row["category"], met, met, "rule", "" if met else "not met")]
-        texts = self.history[item]
+            return [Outcome(task.category, met, met, "rule", "" if met else "not met")]
+        texts = task.instructions
         return [
-            Question(row["category"], texts[-1], reply, ADDED.format(first) + SECOND.format(second))
-            for first, second in zip(texts, texts[1:], strict=False)
+            Question(task.category, texts[-1], reply, ADDED.format(first) + SECOND.format(second))
+            for first, second in pairwise(texts)
         ]
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
-        categories = sorted({row["category"] for row in self.rows[: self.size]})
+        categories = sorted({task.category for task in self.tasks[: self.size]})
         scores: dict[str, Statistic] = {}
         for name, count in {"HSR": _hard, "SSR": _soft}.items():
             scores[name] = self._by_level(outcomes, count)
@@ -102,44 +95,41 @@ class FollowBenchSuite(ReplySuite):
     ) -> Ratio:
         totals, counts = self._zeros(outcomes), self._zeros(outcomes)
         units = {key: unit for unit, key in enumerate(self.units)}
-        for i, of_item in enumerate(outcomes):
-            row = self.rows[i]
-            if category not in (None, row["category"]) or level not in (None, row["level"]):
+        for i, samples in enumerate(outcomes):
+            task = self.tasks[i]
+            if category not in (None, task.category) or level not in (None, task.row.level):
                 continue
-            for sample, one in enumerate(of_item):
-                if one is not None:
-                    total, counted = count(one)
-                    totals[units[self._example(i)], sample] += total
-                    counts[units[self._example(i)], sample] += counted
+            for sample, checks in enumerate(samples):
+                if checks is not None:
+                    total, counted = count(checks)
+                    totals[units[task.example], sample] += total
+                    counts[units[task.example], sample] += counted
         return Ratio(totals, counts)
 
     def _consistent(self, outcomes: Outcomes, category: str | None = None) -> Ratio:
-        """Levels met from the first on; an example counts if its levels tell."""
+        """The number of levels met before the first that is not. Examples in which a missing
+        verdict hides this number do not count."""
         totals, counts = self._zeros(outcomes), self._zeros(outcomes)
         met: dict[tuple[str, int], dict[int, bool | None]] = {}
-        for i, of_item in enumerate(outcomes):
-            if category in (None, self.rows[i]["category"]):
-                for sample, one in enumerate(of_item):
-                    levels = met.setdefault((self._example(i), sample), {})
-                    levels[self.rows[i]["level"]] = (
-                        all_met([c.strict for c in one]) if one else None
-                    )
+        for task, samples in zip(self.tasks, outcomes, strict=False):
+            if category in (None, task.category):
+                for sample, checks in enumerate(samples):
+                    levels = met.setdefault((task.example, sample), {})
+                    levels[task.row.level] = all_met([c.strict for c in checks or ()] or [None])
         for unit, key in enumerate(self.units):
             for sample in range(totals.shape[1]):
-                found = _run([met.get((key, sample), {}).get(level) for level in LEVELS])
-                if found is not None:
-                    totals[unit, sample], counts[unit, sample] = found, 1.0
+                levels = met.get((key, sample), {})
+                length = _levels_met([levels.get(level) for level in LEVELS])
+                if length is not None:
+                    totals[unit, sample], counts[unit, sample] = length, 1.0
         return Ratio(totals, counts)
 
     def _zeros(self, outcomes: Outcomes) -> np.ndarray:
         return np.zeros((len(self.units), max(map(len, outcomes))))
 
-    def _example(self, item: int) -> str:
-        return f"{self.rows[item]['category']} {self.rows[item]['example_id']}"
 
-
-def _run(levels: Sequence[bool | None]) -> int | None:
-    """How many levels are met before the first that is not; None: that cannot be told."""
+def _levels_met(levels: Sequence[bool | None]) -> int | None:
+    """The number of levels met before the first that is not; None if a missing verdict hides it."""
     for number, met in enumerate(levels):
         if met is None:
             return None
@@ -158,16 +148,50 @@ def _soft(outcomes: list[Outcome]) -> tuple[float, float]:
     return (met / counted, 1.0) if counted else (0.0, 0.0)
 
 
-def _key(row: Mapping[str, Any]) -> str:
-    return f"{row['category']} {row['example_id']} {row['level']}"
+@dataclass(frozen=True)
+class LevelTask:
+    """An example at one of its levels."""
+
+    category: str
+    row: LevelRow
+    instructions: tuple[str, ...]  # those of levels 0, 1, … up to this one
+
+    @property
+    def example(self) -> str:
+        return f"{self.category} {self.row.example_id}"
+
+    @property
+    def key(self) -> str:
+        return f"{self.example} {self.row.level}"
 
 
-def _check_row(where: str, row: Mapping[str, Any]) -> None:
+def _read_tasks(file: Path) -> Iterator[LevelTask]:
+    instructions: dict[int, tuple[str, ...]] = {}  # of each example so far
+    for number, columns in sources.read_file(file):
+        row = _level_row(f"{file}: row {number}", columns)
+        example, level = row.example_id, row.level
+        earlier = instructions.get(example, ()) if level else ()
+        instructions[example] = (*earlier, row.instruction)
+        if level:
+            yield LevelTask(file.name.removesuffix(FILES), row, instructions[example])
+
+
+def _level_row(where: str, columns: Mapping[str, object]) -> LevelRow:
+    """Raises UserError if a column is missing or has a wrong value."""
     for column in ("example_id", "level", *TEXTS):
-        sources.need(column, row, where)
-        kind = str if column in TEXTS else int
-        if not isinstance(row[column], kind):
-            wanted = "text" if kind is str else "a whole number"
-            raise UserError(f"{where}: {column!r} must be {wanted} (got {shown(row[column])})")
-    if row["level"] not in (0, *LEVELS):
-        raise UserError(f"{where}: 'level' must be 0 to 5 (got {row['level']})")
+        sources.need(column, columns, where)
+    level = _checked(where, columns, "level", int, "a whole number")
+    if level not in (0, *LEVELS):
+        raise UserError(f"{where}: 'level' must be 0 to 5 (got {level})")
+    source, instruction, target = (_checked(where, columns, name, str, "text") for name in TEXTS)
+    example_id = _checked(where, columns, "example_id", int, "a whole number")
+    return LevelRow(example_id, source, level, instruction, target)
+
+
+def _checked(
+    where: str, columns: Mapping[str, object], name: str, kind: type[T], description: str
+) -> T:
+    value = columns[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{where}: {name!r} must be {description} (got {shown(value)})")
+    return value

@@ -1,4 +1,4 @@
-"""FollowBench's own rules: the tasks whose replies a program checks, as its script checks them.
+"""FollowBench's rules: the tasks whose replies a program checks, as in its published script.
 
 The levels of a task add one condition each: a reply meets level n if it meets the first n.
 """
@@ -6,10 +6,21 @@ The levels of a task add one condition each: a reply meets level n if it meets t
 import ast
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 Test = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """A row of FollowBench's files: an example at one of its levels."""
+
+    example_id: int
+    source: str
+    level: int
+    instruction: str
+    target: str
 
 
 def sentences(reply: str) -> list[str]:
@@ -155,18 +166,18 @@ TARGETS: dict[str, Callable[[str, str], bool]] = {  # of a source: reply and tar
 }
 
 
-def check(category: str, row: Mapping[str, Any], reply: str) -> bool | None:
-    """Whether a reply meets all constraints of its level; None: FollowBench asks a model."""
-    source, level = row["source"], row["level"]
+def check(category: str, row: LevelRow, reply: str) -> bool | None:
+    """Whether a reply meets all constraints of its level; None if FollowBench asks a model."""
+    source, level = row.source, row.level
     if category == "example":
-        return _follows_template(row["target"], reply)
-    if category == "format" and row["example_id"] == 22:
+        return _follows_template(row.target, reply)
+    if category == "format" and row.example_id == 22:
         return _format_22(reply, level)
-    if category == "format" and row["example_id"] == 30:
+    if category == "format" and row.example_id == 30:
         source = "format 30"
     if source in LEVELS:
         return all(test(reply) for test in LEVELS[source][:level])
-    return TARGETS[source](reply, row["target"]) if source in TARGETS else None
+    return TARGETS[source](reply, row.target) if source in TARGETS else None
 
 
 def _follows_template(template: str, reply: str) -> bool:

@@ -1,13 +1,14 @@
-"""Scores the policy during a stage: what it learns beyond its own prompts.
+"""Scores the policy during a stage.
 
-A stage's `Evaluation` is a list of scorers: the evaluation sets of the config, every so many steps,
-and the suites of `seif evaluate`, before the first Follower stage and after each.
+A stage's `Evaluation` is a list of scorers: the config's evaluation sets, which are scored every
+few steps, and the suites of `seif evaluate`, which are scored before the first Follower stage and
+after each one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -19,17 +20,17 @@ from seif_jax.evaluate.compare import main_scores
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.progress import Progress
 from seif_jax.evaluate.result_files import digest, write_results
-from seif_jax.evaluate.subjects import Subject, summary
+from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Result, Suite
+from seif_jax.evaluate.summary import summarize
 from seif_jax.metrics import Phases
 from seif_jax.rewards.judge import Judge
-from seif_jax.rewards.score import Score
 from seif_jax.rl.rollout import reply_metrics, sample_and_score
-from seif_jax.rl.tasks import Parsed, Task
+from seif_jax.rl.tasks import FollowerTask
 from seif_jax.run_paths import RunPaths
 
 Metrics = dict[str, float]
-Rows = list[dict[str, object]]  # of evaluations.parquet
+Rows = list[dict[str, object]]  # for evaluations.parquet
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Scorer(Protocol):
     def score(
         self, policy: ChatModel, key: jax.Array, moment: Moment, progress: Progress
     ) -> tuple[Metrics, Rows]:
-        """Metrics named `eval/NAME/METRIC`, and rows of evaluations.parquet. With the same key at
-        every step, scores differ only because the policy does."""
+        """Metrics named `eval/NAME/METRIC`, and rows for evaluations.parquet. key: the same at all
+        steps, so that scores differ only because the policy does."""
         ...
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a stage scores its policy on."""
+    """Everything that a stage scores its policy on."""
 
     scorers: Sequence[Scorer] = ()
 
@@ -67,7 +68,7 @@ class EvaluationSet:
     """Instructions that are scored as in training, by the run's own checks."""
 
     name: str
-    task: Task[Any]
+    task: FollowerTask
     decoding: Decoding
     every_steps: int  # also before the first step and after the last; 0: never
 
@@ -84,9 +85,6 @@ class EvaluationSet:
         """
         rows = range(len(self.task.rows))
 
-        def score(parsed: Sequence[Parsed], sample_ids: Sequence[int]) -> list[Score]:
-            return self.task.score(parsed, sample_ids, key)
-
         answered, scores = sample_and_score(
             self.task,
             policy,
@@ -94,7 +92,7 @@ class EvaluationSet:
             0,
             key,
             self.decoding,
-            score,
+            lambda parsed, sample_ids: self.task.score(parsed, sample_ids, key),
             phases=Phases(),
             phase_names=("sample", "reward"),
         )
@@ -123,16 +121,16 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class RunSuites:
-    """The suites of `seif evaluate` in a run: replies and scores are in DIR/base/evaluate and
-    DIR/round_N/evaluate, and an evaluation that was stopped goes on."""
+    """The suites of `seif evaluate` in a run. Replies and scores are written to DIR/base/evaluate
+    and DIR/round_N/evaluate, from where a stopped evaluation continues."""
 
     suites: Sequence[Suite]
     workdir: Path
     form: Form
     decoding: Decoding
     key: jax.Array  # the same in all rounds
-    judge: Judge | None  # of what no rule checks; None: that is unscored
-    settings: Mapping[str, Any]  # what else decides the replies and verdicts
+    judge: Judge | None  # checks what no rule can check; None leaves that unscored
+    settings: Mapping[str, object]  # what else determines the replies and verdicts
 
     def due(self, moment: Moment) -> bool:
         base = moment.round == 1 and moment.step == 0
@@ -152,26 +150,26 @@ class RunSuites:
         results = {suite.name: {role: suite.run(respondent)} for suite in self.suites}
         if store.folder:
             subjects = [Subject(role, 0, role)]
-            scores = {name: summary(subjects, by_role) for name, by_role in results.items()}
-            write_results(store.folder, results, scores)
+            summaries = {name: summarize(subjects, by_role) for name, by_role in results.items()}
+            write_results(store.folder, results, summaries)
         metrics: Metrics = {}
         for name, by_role in results.items():
             metrics |= suite_metrics(name, by_role[role])
         return metrics, []
 
     def _store(self, folder: Path, moment: Moment) -> Store:
-        """What was replied before a stop; the first of several processes writes."""
+        """The replies from before a stop. Of several processes, only the first one writes."""
         settings = {**self.settings, "round": moment.round, "step": moment.step}
         settings |= {f"suite.{suite.name}": digest(suite.fingerprint) for suite in self.suites}
         store = Store(folder if processes.first() else None, settings, restart=True)
-        for journal in (store.replies, store.verdicts):
-            journal.rows = processes.allgather_objects(journal.rows)[0]
+        store.replies.rows = processes.allgather_objects(store.replies.rows)[0]
+        store.verdicts.rows = processes.allgather_objects(store.verdicts.rows)[0]
         return store
 
 
 def suite_metrics(name: str, result: Result) -> Metrics:
-    """A suite's scores and counts; `score` is the one to quote."""
-    scores = {metric: one.value for metric, one in main_scores(result.scores).items()}
-    metrics = {"score": next(iter(scores.values())), **scores}
+    """A suite's scores and counts; `score` is the main score."""
+    scores = {metric: score.value for metric, score in main_scores(result.scores).items()}
+    metrics = {"score": scores[result.main_score], **scores}
     metrics |= {metric: float(count) for metric, count in result.counts.items()}
     return {f"eval/{name}/{metric}": value for metric, value in metrics.items()}

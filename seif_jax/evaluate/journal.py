@@ -1,33 +1,65 @@
-"""What an evaluation has done so far: rows that are appended one by one, each of them once."""
+"""The journals of an evaluation: replies and verdicts are appended as they arrive, so that a
+stopped evaluation can continue."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypedDict, TypeVar
 
 from seif_jax.errors import UserError
 from seif_jax.files import make_folder, os_errors, write_json
 from seif_jax.json_io import dumps, read_object
 
-Key = tuple[Any, ...]
+Key = tuple[object, ...]
 
 
-class Journal:
-    """The rows of one JSONL file, by the columns that identify a row.
+class ReplyRow(TypedDict):
+    """A row of replies.jsonl."""
 
-    A row is in the file once it was added, whatever ends the process; a line that a kill has cut
-    is dropped when the file is opened again. path None: rows are kept in memory alone.
+    model: str
+    suite: str
+    key: str
+    sample: int
+    turn: int
+    text: str
+    tokens: int
+    finish_reason: str
+
+
+class VerdictRow(TypedDict):
+    """A row of verdicts.jsonl. The last three fields are those of `rewards.judge.Verdict`."""
+
+    model: str
+    suite: str
+    key: str
+    sample: int
+    constraint: int
+    value: bool | None
+    prob: float | None
+    text: str
+
+
+R = TypeVar("R", ReplyRow, VerdictRow)
+
+
+class Journal(Generic[R]):
+    """The rows of a JSONL file, which are identified by their first five columns.
+
+    An added row survives the end of the process, however it ends. An incomplete last line, as a
+    kill leaves it, is dropped when the file is opened again. path: None keeps the rows only in
+    memory.
     """
 
-    def __init__(self, path: Path | None, columns: tuple[str, ...]):
-        self.path, self.columns = path, columns
-        self.rows: dict[Key, dict[str, Any]] = {}
+    def __init__(self, path: Path | None, row_type: type[R]):
+        self.path = path
+        self.columns = tuple(row_type.__annotations__)
+        self.rows: dict[Key, R] = {}
         if path and path.exists():
             with os_errors(path):
                 self._load(path)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Appends a row unless one with its key is there."""
+    def add(self, row: R) -> None:
+        """Appends a row unless there is one with the same key."""
         key = self._key(row)
         if key in self.rows:
             return
@@ -51,50 +83,56 @@ class Journal:
         for number, line in enumerate(content[:end].splitlines(), 1):
             try:
                 row = json.loads(line)
+                if tuple(row) != self.columns:
+                    raise ValueError
                 self.rows[self._key(row)] = row
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: line {number} is no row of an evaluation") from None
+            except (ValueError, TypeError):
+                columns = ", ".join(self.columns)
+                raise UserError(
+                    f"{path}: line {number} must be an object with the columns {columns}"
+                ) from None
 
-    def _key(self, row: Mapping[str, Any]) -> Key:
-        return tuple(row[column] for column in self.columns)
+    def _key(self, row: R) -> Key:
+        return tuple(row.values())[:KEY_COLUMNS]
 
 
-REPLY = ("model", "suite", "key", "sample", "turn")
-VERDICT = ("model", "suite", "key", "sample", "constraint")
+KEY_COLUMNS = 5
 SETTINGS = "settings.json"
 
 
 class Store:
-    """The folder of an evaluation: its settings, its journals of replies and verdicts.
+    """The folder of an evaluation, with its settings and its journals of replies and verdicts.
 
-    settings: all that decides a result, by a dotted name. A folder that holds replies must have the
-    same values, or (restart) its replies are dropped; names that it lacks are added. folder None:
-    nothing is written. Raises UserError if the folder holds anything else.
+    folder: None writes nothing. settings: everything that determines the results, by dotted name.
+    If the folder has replies with other settings, they are dropped (restart) or UserError is
+    raised; new names are added. Raises UserError for a folder with other files.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any], restart: bool = False):
+    def __init__(self, folder: Path | None, settings: Mapping[str, object], restart: bool = False):
         self.folder = folder
         if folder:
             make_folder(folder)
             if any(folder.iterdir()) and not (folder / SETTINGS).exists():
-                raise UserError(f"{folder} holds other files and no evaluation; give another --out")
-        self.replies = Journal(folder and folder / "replies.jsonl", REPLY)
-        self.verdicts = Journal(folder and folder / "verdicts.jsonl", VERDICT)
+                raise UserError(
+                    f"--out={folder}: the folder has other files and no evaluation; name another"
+                )
+        self.replies = Journal(folder and folder / "replies.jsonl", ReplyRow)
+        self.verdicts = Journal(folder and folder / "verdicts.jsonl", VerdictRow)
         if folder:
-            self._settle(folder / SETTINGS, json.loads(dumps(settings)), restart)
+            self._write_settings(folder / SETTINGS, json.loads(dumps(settings)), restart)
 
-    def _settle(self, path: Path, here: Mapping[str, Any], restart: bool) -> None:
-        begun = self.replies.rows or self.verdicts.rows
-        there = read_object(path) if begun else {}
-        changed = [name for name in there.keys() & here.keys() if there[name] != here[name]]
+    def _write_settings(self, path: Path, new: Mapping[str, object], restart: bool) -> None:
+        has_rows = self.replies.rows or self.verdicts.rows
+        old = read_object(path) if has_rows else {}
+        changed = [name for name in old.keys() & new.keys() if old[name] != new[name]]
         if changed and restart:
-            for journal in (self.replies, self.verdicts):
-                journal.clear()
-            there = {}
+            self.replies.clear()
+            self.verdicts.clear()
+            old = {}
         elif changed:
             name = min(changed)
             raise UserError(
-                f"{path.parent} holds an evaluation with other settings: {name} is "
-                f"{there[name]} there, {here[name]} here; give another --out"
+                f"--out={path.parent}: its evaluation has other settings: {name} was {old[name]} "
+                f"and is now {new[name]}; name another folder"
             )
-        write_json(path, {**there, **here})
+        write_json(path, {**old, **new})

@@ -1,13 +1,13 @@
-"""The suite `judge`: how good a model's verdicts are, in each of the Judger's modes.
+"""The suite `judge`: how accurate a model's verdicts are, in each of the Judger's modes.
 
-Its data are rows of `reply`, `constraint` and `label` (and `prompt`, `kind`), or the folder of a
-run: then the constraints of its samples that have a rule, which says whether they are met.
+The data are rows of `reply`, `constraint` and `label` (and `prompt`, `kind`), or a run's folder,
+whose samples have constraints that rules have checked: then the rule's verdict is the label.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from seif_jax import sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
-from seif_jax.evaluate.suite import Question, Respondent, Result
+from seif_jax.evaluate.suite import Question, Respondent, ResponseRow, Result, Table
 from seif_jax.rewards.judge import Verdict
 
 MODES = ("verdict", "generate")
@@ -24,9 +24,29 @@ SAMPLES = "round_*/*/samples.parquet"
 LABELS = {"true": True, "false": False, "1": True, "0": False}  # also true, false, 1, 0
 
 
+class SampleAnswer(TypedDict):
+    text: str
+
+
+class SampleVerdict(TypedDict):
+    instruction_id: str
+    constraint: str
+    rule: bool | None
+    answer: NotRequired[int | None]  # the index in `answers`
+
+
+class SampleRow(TypedDict):
+    """The columns of samples.parquet that are read here."""
+
+    instruction: str
+    answer: str | None
+    answers: NotRequired[list[SampleAnswer] | None]
+    verdicts: list[SampleVerdict] | None
+
+
 @dataclass(frozen=True)
 class Labelled:
-    """A constraint of a reply, and whether it is met."""
+    """A question about a constraint, and the right answer."""
 
     question: Question
     label: bool
@@ -64,7 +84,7 @@ class JudgeSuite:
         return False  # the model itself is asked
 
     def limited(self, limit: int) -> "JudgeSuite":
-        """With rows from all over the data, as those of a run are in the order of its steps."""
+        """Rows spread evenly over the data, because a run's are in the order of its steps."""
         chosen = np.linspace(0, self.size - 1, min(limit, self.size)).round().astype(int).tolist()
         rows, keys = [self.rows[i] for i in chosen], [self.keys[i] for i in chosen]
         return replace(self, rows=rows, keys=keys)
@@ -94,22 +114,23 @@ class JudgeSuite:
     def _scores(
         self, mode: str, verdicts: Sequence[Verdict], unit: np.ndarray, units: int
     ) -> dict[str, Statistic]:
+        """unit: the number of each row's reply, below `units`."""
         labels = np.array([row.label for row in self.rows])
-        told = np.array([verdict.value is not None for verdict in verdicts])
-        right = np.array(
+        has_verdict = np.array([verdict.value is not None for verdict in verdicts])
+        correct = np.array(
             [v.value is label for v, label in zip(verdicts, labels.tolist(), strict=True)]
         )
 
-        def accuracy(some: np.ndarray) -> Ratio:
-            counts = np.bincount(unit, told & some, units)[:, None]
-            return Ratio(np.bincount(unit, right & some, units)[:, None], counts)
+        def accuracy(rows: np.ndarray) -> Ratio:
+            counts = np.bincount(unit, has_verdict & rows, units)[:, None]
+            return Ratio(np.bincount(unit, correct & rows, units)[:, None], counts)
 
         scores: dict[str, Statistic] = {
-            f"{mode}_accuracy": accuracy(np.ones_like(told)),
+            f"{mode}_accuracy": accuracy(np.ones_like(has_verdict)),
             f"{mode}_balanced_accuracy": Average((accuracy(labels), accuracy(~labels))),
         }
         if mode == "verdict":
-            probs, met, of_unit = (*self._probabilities(verdicts), unit[told])
+            probs, met, of_unit = (*self._probabilities(verdicts), unit[has_verdict])
             scores["verdict_auroc"] = Auroc(probs, met, of_unit)
             errors = np.bincount(of_unit, (probs - met) ** 2, units)[:, None]
             scores["verdict_brier"] = Ratio(errors, np.bincount(of_unit, minlength=units)[:, None])
@@ -119,7 +140,7 @@ class JudgeSuite:
         return scores
 
     def _probabilities(self, verdicts: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
-        """The probability that a constraint is met, and whether it is, where there is a verdict."""
+        """The Judger's probabilities and the labels of the rows that have a verdict."""
         pairs = [
             (verdict.prob, row.label)
             for verdict, row in zip(verdicts, self.rows, strict=True)
@@ -128,28 +149,31 @@ class JudgeSuite:
         probs, labels = np.array(pairs, float).reshape(-1, 2).T
         return probs, labels > 0
 
-    def _row(self, key: str, row: Labelled, mode: str, verdict: Verdict) -> dict[str, Any]:
-        question, right = row.question, None
-        if verdict.value is not None:
-            right = verdict.value is row.label
+    def _row(self, key: str, row: Labelled, mode: str, verdict: Verdict) -> ResponseRow:
+        question = row.question
+        correct = None if verdict.value is None else verdict.value is row.label
         reason = verdict.text or f"the label is {'met' if row.label else 'not met'}"
+        kind = f"{mode} {question.kind}".strip()
         outcome = Outcome(
-            f"{mode} {question.kind}".strip(), right, right, "judge", reason, question.constraint,
-            verdict.prob,
-        )  # fmt: skip
-        return {
-            "key": key, "sample": 0, "turn": 1, "prompt": question.instruction,
-            "response": question.reply, "checks": [asdict(outcome)],
-        }  # fmt: skip
+            kind, correct, correct, "judge", reason, question.constraint, verdict.prob
+        )
+        return ResponseRow(
+            key=key,
+            sample=0,
+            turn=1,
+            prompt=question.instruction,
+            response=question.reply,
+            checks=[asdict(outcome)],
+        )
 
 
-def reliability(probs: np.ndarray, labels: np.ndarray) -> list[dict[str, float | int | None]]:
-    """The reliability curve: by probability, how many constraints there are and how many are met.
+def reliability(probs: np.ndarray, labels: np.ndarray) -> Table:
+    """The reliability curve: the share of constraints that are met, by the Judger's probability.
 
-    A calibrated Judger has `met` near `mean_prob` in every bin.
+    In every bin, a calibrated Judger has `met` near `mean_prob`.
     """
     bins = np.minimum((probs * BINS).astype(int), BINS - 1)
-    curve: list[dict[str, float | int | None]] = []
+    curve: Table = []
     for number in range(BINS):
         inside = bins == number
         count = int(inside.sum())
@@ -182,7 +206,7 @@ def _of_rows(source: str) -> Iterator[Labelled]:
 
 
 def _of_run(run: Path) -> Iterator[Labelled]:
-    """The rule-checked constraints of a run's samples, each once."""
+    """The rule-checked constraints of a run's samples, without duplicates."""
     files = sorted(run.glob(SAMPLES))
     if not files:
         raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
@@ -200,11 +224,11 @@ def _of_run(run: Path) -> Iterator[Labelled]:
                     yield labelled
 
 
-def _of_sample(row: Mapping[str, Any]) -> Iterator[Labelled]:
-    several = row.get("answers") or []
+def _of_sample(row: SampleRow) -> Iterator[Labelled]:
+    answers = row.get("answers") or []
     for verdict in row["verdicts"] or ():
         number = verdict.get("answer") or 0
-        answer = several[number]["text"] if number < len(several) else row["answer"]
+        answer = answers[number]["text"] if number < len(answers) else row["answer"]
         if verdict["rule"] is not None and answer:
             question = Question(
                 verdict["instruction_id"], row["instruction"], answer, verdict["constraint"]

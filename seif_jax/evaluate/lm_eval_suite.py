@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate.statistics import Ratio, Statistic
-from seif_jax.evaluate.suite import Respondent, Result
+from seif_jax.evaluate.suite import Respondent, ResponseRow, Result
 
 PREFIX = "lm-eval:"
 
@@ -146,19 +146,19 @@ def _statistic(
     return Ratio(totals, np.array([[float(grade is not None)] for grade in grades]))
 
 
-def _row(task: str, sample: Sample) -> dict[str, object]:
+def _row(task: str, sample: Sample) -> ResponseRow:
     """A document as a row of responses.parquet: its first request, and what came of all of them."""
     requests = sample["arguments"]
     first = next(iter(requests.values())) if isinstance(requests, dict) else requests[0]
     prompt, *_ = first.values() if isinstance(first, dict) else first
-    return {
-        "key": f"{task} {sample['doc_id']}",
-        "sample": 0,
-        "turn": 1,
-        "prompt": str(prompt),
-        "response": _response(sample["filtered_resps"]),
-        "checks": [],
-    }
+    return ResponseRow(
+        key=f"{task} {sample['doc_id']}",
+        sample=0,
+        turn=1,
+        prompt=str(prompt),
+        response=_response(sample["filtered_resps"]),
+        checks=[],
+    )
 
 
 def _response(responses: object) -> str:

@@ -1,4 +1,4 @@
-"""The suite `multiif`: Multi-IF's conversations of three turns, each turn with more instructions.
+"""The suite `multiif`: Multi-IF's conversations of three turns, each of which adds instructions.
 
 Published columns: turn_N_prompt (a chat message), turn_N_instruction_id_list and turn_N_kwargs for
 N = 1, 2, 3, all as JSON text, `language` and `key`.
@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
@@ -29,7 +28,7 @@ UNCOUNTED = {
 
 @dataclass(frozen=True)
 class MultiIFSuite(ReplySuite):
-    """Scores are `turn_N_…` by the four names of IFEval, over all languages and by language."""
+    """Scores: IFEval's four with the prefix `turn_N_`, over all languages and by language."""
 
     conversations: Sequence[tuple[PublishedPrompt, ...]] = ()
     languages: Sequence[str] = ()
@@ -54,7 +53,7 @@ class MultiIFSuite(ReplySuite):
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
         language = self.languages[item]
         return [
-            replace(_uncounted(outcome, language), turn=turn)
+            replace(_unscored_if_uncounted(outcome, language), turn=turn)
             for turn, (prompt, reply) in enumerate(
                 zip(self.conversations[item], replies, strict=True), 1
             )
@@ -66,9 +65,9 @@ class MultiIFSuite(ReplySuite):
         groups = [""] + (languages if len(languages) > 1 else [])
         scores: dict[str, Statistic] = {}
         for language in groups:
-            some = [
-                of_item if language in ("", self.languages[i]) else [None] * len(of_item)
-                for i, of_item in enumerate(outcomes)
+            of_language = [
+                samples if language in ("", self.languages[i]) else [None] * len(samples)
+                for i, samples in enumerate(outcomes)
             ]
             suffix = f"/{language}" if language else ""
             for turn in range(1, TURNS + 1):
@@ -77,29 +76,29 @@ class MultiIFSuite(ReplySuite):
                         f"turn_{turn}_prompt_level_{form}_acc",
                         f"turn_{turn}_inst_level_{form}_acc",
                     )
-                    scores[names[0] + suffix] = ratio(some, partial(_whole, form, turn))
-                    scores[names[1] + suffix] = ratio(some, partial(_part, form, turn))
+                    scores[names[0] + suffix] = ratio(of_language, partial(_whole, form, turn))
+                    scores[names[1] + suffix] = ratio(of_language, partial(_part, form, turn))
         return scores
 
 
 def _whole(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
-    some = [outcome for outcome in outcomes if outcome.turn == turn]
-    return whole(form, some) if some else (0.0, 0.0)
+    of_turn = [outcome for outcome in outcomes if outcome.turn == turn]
+    return whole(form, of_turn) if of_turn else (0.0, 0.0)
 
 
 def _part(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
     return part(form, "", [outcome for outcome in outcomes if outcome.turn == turn])
 
 
-def _uncounted(outcome: Outcome, language: str) -> Outcome:
+def _unscored_if_uncounted(outcome: Outcome, language: str) -> Outcome:
     if language not in UNCOUNTED.get(outcome.kind, ()):
         return outcome
     reason = f"Multi-IF counts {language} text in another way than IFEval"
     return replace(outcome, strict=None, loose=None, reason=reason)
 
 
-def _turns(where: str, row: Mapping[str, Any]) -> tuple[PublishedPrompt, ...]:
-    """The turns of a conversation; one that is shorter has nothing in the columns of the rest."""
+def _turns(where: str, row: Mapping[str, object]) -> tuple[PublishedPrompt, ...]:
+    """The turns of a conversation. A conversation with fewer turns ends at the first empty one."""
     for column in ("key", "language", "turn_1_prompt"):
         sources.need(column, row, where)
     turns = []
@@ -117,7 +116,7 @@ def _turns(where: str, row: Mapping[str, Any]) -> tuple[PublishedPrompt, ...]:
 
 
 def _content(where: str, message: object) -> object:
-    """The text of a chat message, which is written as JSON."""
+    """The text of a chat message, which may be JSON text."""
     if isinstance(message, str):
         try:
             message = json.loads(message)

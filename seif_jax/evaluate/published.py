@@ -10,10 +10,9 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 from seif_jax import sources
 from seif_jax.errors import UserError, shown
@@ -32,12 +31,12 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class PublishedPrompt:
-    """A row of IFEval or IFBench. The two tuples have one entry per instruction."""
+    """A row of IFEval or IFBench. The tuples have one entry per instruction."""
 
     key: str
     prompt: str
     instruction_ids: tuple[str, ...]
-    kwargs: tuple[dict[str, Any], ...]  # the arguments of its checker, nulls left out
+    kwargs: tuple[dict[str, object], ...]  # the arguments of the checkers, without nulls
 
 
 def read(source: str, split: str | None = None) -> list[PublishedPrompt]:
@@ -60,8 +59,8 @@ def read(source: str, split: str | None = None) -> list[PublishedPrompt]:
     return prompts
 
 
-def read_row(where: str, row: Mapping[str, Any], number: int) -> PublishedPrompt:
-    """One row; `where` begins every error."""
+def read_row(where: str, row: Mapping[str, object], number: int) -> PublishedPrompt:
+    """Reads one row. where: the source and row for error messages. number: the default key."""
     for column in ("prompt", "instruction_id_list", "kwargs"):
         sources.need(column, row, where)
     prompt = row["prompt"]
@@ -78,13 +77,14 @@ def read_row(where: str, row: Mapping[str, Any], number: int) -> PublishedPrompt
         read_arguments(f"{where}: {name}", name, values)
         for name, values in zip(ids, kwargs, strict=True)
     )
-    return PublishedPrompt(str(row.get("key", number)), prompt, tuple(ids), arguments)
+    return PublishedPrompt(str(row.get("key", number)), prompt, tuple(map(str, ids)), arguments)
 
 
-def read_arguments(where: str, instruction_id: object, kwargs: object) -> dict[str, Any]:
-    """The arguments of one checker, complete: the library would draw a missing one at random.
+def read_arguments(where: str, instruction_id: object, kwargs: object) -> dict[str, object]:
+    """The arguments of one checker. None may be missing: the library would draw it at random.
 
-    Whole numbers that a file holds as floats become integers. Raises UserError if they do not fit.
+    Whole numbers that are floats in the file become integers. Raises UserError if an argument does
+    not fit.
     """
     checkers = rule_library.checkers()
     if not isinstance(instruction_id, str) or instruction_id not in checkers:
@@ -119,11 +119,11 @@ def parameters(instruction_id: str) -> tuple[str, ...]:
     return tuple(p.name for p in signature.parameters.values() if p.kind in kinds)[1:]
 
 
-def build(instruction_id: str, kwargs: Mapping[str, Any]) -> RuleChecker:
+def build(instruction_id: str, kwargs: Mapping[str, object]) -> RuleChecker:
     """The published checker of an instruction, with the file's arguments."""
     checker = rule_library.checkers()[instruction_id](instruction_id)
     replaced = dict(kwargs)
-    letter = replaced.get("letter", "a").lower()
+    letter = str(replaced.get("letter", "a")).lower()
     if not (len(letter) == 1 and "a" <= letter <= "z"):
         replaced["letter"] = "a"  # the library would draw a letter; IFEval counts "#" and "!"
     if instruction_id == "repeat:repeat_span" and not kwargs["n_start"]:
@@ -147,7 +147,7 @@ def check(prompt: PublishedPrompt, reply: str) -> list[Outcome]:
     ]
 
 
-def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Outcome:
+def _check(instruction_id: str, kwargs: Mapping[str, object], reply: str) -> Outcome:
     if missing := rule_library.missing_data(instruction_id):
         reason = f"NLTK's {missing} is missing: python -m nltk.downloader {missing}"
         return Outcome(instruction_id, None, None, "rule", reason)
@@ -158,7 +158,7 @@ def _check(instruction_id: str, kwargs: Mapping[str, Any], reply: str) -> Outcom
 
 
 def _meets(checker: RuleChecker, text: str) -> tuple[bool, str]:
-    """Whether a text meets the instruction, and what to say if it does not."""
+    """Whether a text meets the instruction, and the reason if it does not."""
     if not text.strip():
         return False, "the reply is empty"
     try:
@@ -198,8 +198,8 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _json_list(where: str, column: str, value: object) -> Sequence[Any]:
-    """A list, which a file without lists (CSV) holds as JSON text."""
+def _json_list(where: str, column: str, value: object) -> list[object]:
+    """A list, or the JSON text of one: CSV files have no lists."""
     if isinstance(value, str):
         value = _json(where, column, value)
     if not isinstance(value, list):
@@ -207,7 +207,7 @@ def _json_list(where: str, column: str, value: object) -> Sequence[Any]:
     return value
 
 
-def _json(where: str, column: str, text: str) -> Any:
+def _json(where: str, column: str, text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -1,14 +1,14 @@
-"""What an evaluation leaves behind: responses.parquet and scores.json."""
+"""Writes the results of an evaluation: responses.parquet and scores.json."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seif_jax.evaluate.suite import Result
+from seif_jax.evaluate.summary import Summary
 from seif_jax.files import atomic_path, write_json
 from seif_jax.json_io import dumps
 
@@ -40,10 +40,9 @@ SCHEMA = pa.schema(
 
 
 def write_results(
-    folder: Path, results: Mapping[str, Mapping[str, Result]], scores: Mapping[str, Any]
+    folder: Path, results: Mapping[str, Mapping[str, Result]], summaries: Mapping[str, Summary]
 ) -> None:
-    """Writes responses.parquet and scores.json. results: by suite and model; scores: of
-    `subjects.summary`, by suite."""
+    """Writes both files. results: by suite and model; summaries: by suite."""
     rows = [
         {"model": label, "suite": suite, **row}
         for suite, by_label in results.items()
@@ -52,9 +51,14 @@ def write_results(
     ]
     with atomic_path(folder / "responses.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
-    write_json(folder / "scores.json", scores)
+    write_json(folder / "scores.json", as_json(summaries))
 
 
-def digest(plain: object) -> str:
-    """SHA-256 of plain JSON."""
-    return hashlib.sha256(dumps(plain, sort_keys=True).encode()).hexdigest()
+def as_json(summaries: Mapping[str, Summary]) -> dict[str, object]:
+    """The content of scores.json."""
+    return {suite: summary.as_json() for suite, summary in summaries.items()}
+
+
+def digest(value: object) -> str:
+    """The SHA-256 of a JSON value."""
+    return hashlib.sha256(dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,13 +1,13 @@
-"""What every suite has in common: items to be answered, outcomes of the replies, scores of both.
+"""What all suites have in common: items to answer, outcomes of the replies, and scores.
 
-A suite that asks for replies derives from `ReplySuite` and says how a reply is checked and which
-scores the outcomes make. Replies and verdicts come from a `Respondent`: a model, or a file.
+A suite of prompts derives from `ReplySuite`. It defines how a reply is checked and which scores are
+computed from the outcomes. Replies and verdicts come from a `Respondent`: a model, or a file.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from seif_jax.rewards.judge import Verdict
 
 @dataclass(frozen=True)
 class Item:
-    """One conversation of a suite: what the user says, turn by turn."""
+    """One conversation of a suite: the user's message in each turn."""
 
     key: str
     turns: tuple[str, ...]
@@ -27,7 +27,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Question:
-    """A constraint of a reply that no rule checks: it is put to the Judger."""
+    """A question to the Judger: whether a reply meets a constraint that no rule checks."""
 
     kind: str
     instruction: str
@@ -36,46 +36,63 @@ class Question:
     turn: int = 1
 
 
-Replies = tuple[str, ...]  # of one conversation, turn by turn
+Replies = tuple[str, ...]  # the replies of one conversation, one per turn
 Address = tuple[int, int, int]  # item, sample, constraint
-Outcomes = Sequence[Sequence[list[Outcome] | None]]  # [item][sample]; None: there is no reply
+Table = list[dict[str, float | int | None]]
+Outcomes = Sequence[Sequence[list[Outcome] | None]]  # [item][sample]; None if there is no reply
 
 
 @runtime_checkable
 class Respondent(Protocol):
-    """One model's replies to a suite, and the verdicts on them."""
+    """Gives replies to a suite's items, and the verdicts on them."""
 
     def replies(self, suite: str, items: Sequence[Item]) -> list[list[Replies | None]]:
-        """[item][sample]; None where there is no reply."""
+        """The replies by [item][sample]; None where there is no reply."""
         ...
 
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
-        """The Judger's answers to questions about replies."""
+        """The Judger's verdicts on replies."""
         ...
 
     def own_verdicts(
         self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str
     ) -> list[Verdict]:
-        """The model's own answers, asked as a Judger is. keys: of the questions."""
+        """The verdicts of the model itself, prompted as a Judger. keys: one per question."""
         ...
 
     def harness_model(self, suite: str) -> tuple[object, str | None]:
-        """The model as an lm_eval.api.model.LM, and the path of a file that keeps its answers."""
+        """The model as an lm_eval.api.model.LM, and the path of a file that caches its answers."""
         ...
+
+
+class ResponseRow(TypedDict):
+    """A row of responses.parquet, without the columns `model` and `suite`."""
+
+    key: str
+    sample: int
+    turn: int
+    prompt: str
+    response: str
+    checks: list[dict[str, object]]  # `Outcome` as dicts
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a suite came to for one model."""
+    """The scores of one model on a suite."""
 
-    scores: dict[str, Statistic]  # the first is the one to quote; "a/b" is a of the group b
-    keys: tuple[str, ...]  # of the units that the scores resample
-    samples: int
-    counts: dict[str, int]  # of what was scored, and of what was not
-    rows: list[dict[str, Any]] = field(default_factory=list)  # of responses.parquet
-    tables: dict[str, Any] = field(default_factory=dict)  # further numbers, for scores.json
+    scores: dict[str, Statistic]  # the first is the main score; "a/b" is score a of group b
+    keys: tuple[str, ...]  # one per unit that the bootstrap resamples
+    samples: int  # per unit
+    counts: dict[str, int]  # how much was scored, and how much could not be
+    rows: list[ResponseRow] = field(default_factory=list)
+    tables: dict[str, Table] = field(default_factory=dict)  # further entries of scores.json
+
+    @property
+    def main_score(self) -> str:
+        """The name of the score to quote."""
+        return next(iter(self.scores))
 
 
 @runtime_checkable
@@ -84,21 +101,21 @@ class Suite(Protocol):
     def name(self) -> str: ...
     @property
     def size(self) -> int:
-        """How many items are left after `limited`."""
+        """The number of items."""
         ...
 
     @property
     def fingerprint(self) -> object:
-        """What identifies its data: plain JSON."""
+        """JSON values that identify the suite's data."""
         ...
 
     @property
     def asks_judger(self) -> bool:
-        """Whether it has constraints that no rule checks."""
+        """Whether it has constraints that only a Judger can check."""
         ...
 
     def limited(self, limit: int) -> "Suite":
-        """The suite with its first items alone."""
+        """The suite with only `limit` of its items."""
         ...
 
     def run(self, respondent: Respondent) -> Result: ...
@@ -106,14 +123,14 @@ class Suite(Protocol):
 
 @dataclass(frozen=True)
 class ReplySuite(ABC):
-    """A suite whose items are answered by a model, each reply then checked."""
+    """A suite whose items are prompts or conversations, and whose replies are checked."""
 
     name: str
     items: Sequence[Item]
 
     @abstractmethod
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
-        """Every constraint of a conversation: the outcome of its rule, or what to ask a Judger."""
+        """One entry per constraint: its rule's outcome, or the question for the Judger."""
 
     @abstractmethod
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]: ...
@@ -132,7 +149,7 @@ class ReplySuite(ABC):
 
     @property
     def units(self) -> tuple[str, ...]:
-        """The keys of what the scores resample."""
+        """The keys of the units that the bootstrap resamples."""
         return tuple(item.key for item in self.items)
 
     def limited(self, limit: int) -> "ReplySuite":
@@ -141,34 +158,45 @@ class ReplySuite(ABC):
     def run(self, respondent: Respondent) -> Result:
         replies = respondent.replies(self.name, self.items)
         outcomes = self._outcomes(respondent, replies)
-        answered = [one for of_item in outcomes for one in of_item if one is not None]
+        answered = [checks for samples in outcomes for checks in samples if checks is not None]
         if not answered:
             raise UserError(f"{self.name}: none of its {self.size} prompts has a reply")
-        found = [outcome for one in answered for outcome in one]
+        constraints = [outcome for checks in answered for outcome in checks]
         counts = {
             "prompts": self.size,
-            "unanswered": sum(all(one is None for one in of_item) for of_item in outcomes),
+            "unanswered": sum(all(c is None for c in samples) for samples in outcomes),
             "replies": len(answered),
-            "constraints": len(found),
-            "unscored": sum(not outcome.scored for outcome in found),
+            "constraints": len(constraints),
+            "unscored": sum(not outcome.scored for outcome in constraints),
         }
-        rows = [
-            {"key": item.key, "sample": sample, "turn": turn, "prompt": text, "response": reply}
-            | {"checks": [asdict(c) for c in outcomes[i][sample] or () if c.turn == turn]}
-            for i, item in enumerate(self.items)
-            for sample, conversation in enumerate(replies[i])
-            for turn, (text, reply) in enumerate(
-                zip(item.turns, conversation or (), strict=False), 1
-            )
-        ]
+        rows = list(self._rows(replies, outcomes))
         samples = max(map(len, outcomes))
         return Result(self.scores(outcomes), self.units, samples, counts, rows)
 
+    def _rows(
+        self, replies: list[list[Replies | None]], outcomes: Outcomes
+    ) -> Iterator[ResponseRow]:
+        """The rows of responses.parquet, one per reply and turn."""
+        for i, item in enumerate(self.items):
+            for sample, conversation in enumerate(replies[i]):
+                turns = zip(item.turns, conversation or (), strict=False)
+                for turn, (prompt, reply) in enumerate(turns, 1):
+                    checks = [c for c in outcomes[i][sample] or () if c.turn == turn]
+                    yield ResponseRow(
+                        key=item.key,
+                        sample=sample,
+                        turn=turn,
+                        prompt=prompt,
+                        response=reply,
+                        checks=[asdict(outcome) for outcome in checks],
+                    )
+
     def _outcomes(self, respondent: Respondent, replies: list[list[Replies | None]]) -> Outcomes:
+        """Checks all replies: first by rules, then the Judger answers all questions at once."""
         checked = {
             (i, sample): self.check(i, conversation)
-            for i, of_item in enumerate(replies)
-            for sample, conversation in enumerate(of_item)
+            for i, conversations in enumerate(replies)
+            for sample, conversation in enumerate(conversations)
             if conversation is not None
         }
         questions = {
@@ -179,7 +207,7 @@ class ReplySuite(ABC):
         }
         verdicts = respondent.verdicts(self.name, self.items, questions) if questions else {}
 
-        def settled(i: int, sample: int) -> list[Outcome] | None:
+        def resolve(i: int, sample: int) -> list[Outcome] | None:
             if (i, sample) not in checked:
                 return None
             return [
@@ -189,11 +217,14 @@ class ReplySuite(ABC):
                 for j, outcome in enumerate(checked[i, sample])
             ]
 
-        return [[settled(i, s) for s in range(len(of_item))] for i, of_item in enumerate(replies)]
+        return [
+            [resolve(i, sample) for sample in range(len(conversations))]
+            for i, conversations in enumerate(replies)
+        ]
 
 
 def judged(question: Question, verdict: Verdict) -> Outcome:
-    """A question with the Judger's verdict."""
+    """The outcome of a constraint that the Judger has checked."""
     return Outcome(
         question.kind,
         verdict.value,
@@ -207,22 +238,23 @@ def judged(question: Question, verdict: Verdict) -> Outcome:
 
 
 def ratio(outcomes: Outcomes, count: Callable[[list[Outcome]], tuple[float, float]]) -> Ratio:
-    """The score whose total and count `count` gives of the outcomes of each reply."""
+    """The ratio of two sums over replies. count: a reply's share of the total and of the count."""
     shape = len(outcomes), max(map(len, outcomes), default=0)
     totals, counts = np.zeros(shape), np.zeros(shape)
-    for i, of_item in enumerate(outcomes):
-        for sample, one in enumerate(of_item):
-            if one is not None:
-                totals[i, sample], counts[i, sample] = count(one)
+    for i, samples in enumerate(outcomes):
+        for sample, checks in enumerate(samples):
+            if checks is not None:
+                totals[i, sample], counts[i, sample] = count(checks)
     return Ratio(totals, counts)
 
 
 def share(values: Sequence[bool | None]) -> tuple[float, float]:
-    """How many are true, and how many have a verdict."""
+    """How many values are true, and how many are not None."""
     scored = [value for value in values if value is not None]
     return float(sum(scored)), float(len(scored))
 
 
 def kinds(outcomes: Outcomes) -> list[str]:
     """The kinds of constraints that occur."""
-    return sorted({one.kind for of_item in outcomes for each in of_item for one in each or ()})
+    checks = (outcome for samples in outcomes for reply in samples for outcome in reply or ())
+    return sorted({outcome.kind for outcome in checks})

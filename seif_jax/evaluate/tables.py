@@ -2,62 +2,66 @@
 
 import io
 from collections.abc import Mapping
-from typing import Any
 
 from seif_jax.display import Display
-from seif_jax.evaluate import compare
+from seif_jax.evaluate.compare import Difference, main_scores
+from seif_jax.evaluate.statistics import Estimate
+from seif_jax.evaluate.summary import RunScores, Summary
 from seif_jax.formatting import compact
 
+Cell = str | float | None
+SIZE_COUNTS = ("prompts", "constraints")
+PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # names start so; shown unless 0
 
-def show(scores: Mapping[str, Any]) -> None:
-    """Prints a table for each suite; scores of single groups are in the files alone."""
+
+def show(summaries: Mapping[str, Summary]) -> None:
+    """Prints each suite's tables. They leave out the scores of single groups."""
     with Display(io.StringIO()) as display:
-        for suite, found in scores.items():
-            display.table(f"{suite}: {_counts(found)}", *_rows(found))
-            for role, runs in found.get("runs", {}).items():
-                display.table(f"{suite}: {role} over runs", *_run_rows(runs))
+        for suite, summary in summaries.items():
+            display.table(f"{suite}: {_counts(summary)}", *_model_table(summary))
+            for role, runs in summary.runs.items():
+                display.table(f"{suite}: {role} over runs", *_run_table(runs))
 
 
-def _counts(found: Mapping[str, Any]) -> str:
-    counts = next(iter(found["models"].values()))["counts"]
-    words = [f"{counts[name]} {name}" for name in ("prompts", "constraints") if name in counts]
-    words += [f"{count} {name}" for name, count in counts.items() if name in ODD and count]
+def _counts(summary: Summary) -> str:
+    counts = next(iter(summary.models.values())).counts
+    words = [f"{counts[name]} {name}" for name in SIZE_COUNTS if name in counts]
+    words += [f"{n} {name}" for name, n in counts.items() if n and name.startswith(PROBLEM_COUNTS)]
     return ", ".join(words)
 
 
-ODD = ("unanswered", "unscored", "no_verdict")  # counts that are worth a word if not 0
-
-
-def _rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def _model_table(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
     columns = ["model", "score", "value", "95 % interval"]
-    if "differences" in found:
+    if summary.differences:
         columns += ["difference", "its interval", "against", "McNemar p"]
-    rows: list[list[Any]] = []
-    for label, of_model in found["models"].items():
-        for name, score in compare.main_scores(of_model["scores"]).items():
-            row = [label, name, score["value"], _interval(score)]
-            other = found.get("differences", {}).get(label)
-            if other and name in other["scores"]:
-                test = other["mcnemar"]
-                p = test["p"] if test and test["score"] == name else None
-                found_difference = other["scores"][name]
-                row += [found_difference["value"], _interval(found_difference)]
-                row += [other["against"], p]
+    rows: list[list[Cell]] = []
+    for label, model in summary.models.items():
+        difference = summary.differences.get(label)
+        for name, score in main_scores(model.scores).items():
+            row: list[Cell] = [label, name, score.value, _interval(score)]
+            if difference and name in difference.scores:
+                row += _difference_cells(difference, name)
             rows.append([*row, *[None] * (len(columns) - len(row))])
     return columns, rows
 
 
-def _run_rows(runs: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+def _difference_cells(difference: Difference, name: str) -> list[Cell]:
+    test = difference.mcnemar if name == difference.main_score else None
+    estimate = difference.scores[name]
+    return [estimate.value, _interval(estimate), difference.against, test and test.p]
+
+
+def _run_table(runs: RunScores) -> tuple[list[str], list[list[Cell]]]:
     columns = ["score", "runs", "mean", "deviation"]
-    columns += ["mean difference", "its interval", "p"] if "paired" in runs else []
-    rows = []
-    for name, score in compare.main_scores(runs["scores"]).items():
-        row = [name, score["count"], score["mean"], score["deviation"]]
-        if test := runs.get("paired", {}).get(name):
-            row += [test["difference"]["value"], _interval(test["difference"]), test["p"]]
+    columns += ["mean difference", "its interval", "p"] if runs.paired else []
+    rows: list[list[Cell]] = []
+    for name, score in main_scores(runs.scores).items():
+        row: list[Cell] = [name, score.count, score.mean, score.deviation]
+        if test := runs.paired.get(name):
+            row += [test.difference.value, _interval(test.difference), test.p]
         rows.append([*row, *[None] * (len(columns) - len(row))])
     return columns, rows
 
 
-def _interval(score: Mapping[str, float]) -> str:
-    return f"{compact(score['low'])} to {compact(score['high'])}"
+def _interval(estimate: Estimate) -> str:
+    return f"{compact(estimate.low)} to {compact(estimate.high)}"

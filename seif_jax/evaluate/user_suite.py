@@ -1,10 +1,9 @@
-"""A suite of the user's own: one function that checks a reply, and a file of prompts."""
+"""User-defined suites: a function that checks a reply, and a file of prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from seif_jax import sources, user_functions
 from seif_jax.errors import UserError, shown
@@ -25,7 +24,7 @@ class UserSuite(ReplySuite):
     Scores: `mean`, and with a dict also the mean by name.
     """
 
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[Mapping[str, object]] = ()
     function: UserFunction | None = None
 
     @property
@@ -54,8 +53,8 @@ class UserSuite(ReplySuite):
         assert self.function
         where = f"row {self.items[item].key} of the data, reply {shown(replies[0])}"
         grades = self.function(where, self.rows[item], replies[0])
-        named = grades if isinstance(grades, Mapping) else {"": grades}
-        return [self._outcome(str(kind), grade, where) for kind, grade in named.items()]
+        by_name = grades if isinstance(grades, Mapping) else {"": grades}
+        return [self._outcome(str(name), grade, where) for name, grade in by_name.items()]
 
     def _outcome(self, kind: str, grade: object, where: str) -> Outcome:
         assert self.function

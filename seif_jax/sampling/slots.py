@@ -27,6 +27,7 @@ from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round
 from seif_jax.sharding import use_mesh_of
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
+LAST_COLUMNS = tuple(n << i for i in range(12) for n in (128, 160, 192, 224))  # its last size
 FIRST_READS = tuple(size for size in SIZES if size <= 64)  # prompts per prefill before decoding
 LATER_READS = (1, 4)  # prompts per prefill while other samples decode
 READ_TOKENS = 1 << 14  # limit on the tokens of several prompts in one prefill, to bound its memory
@@ -180,7 +181,7 @@ class Session:
         if self.column + CHUNK <= columns and size == len(self.slots):
             return
         if needed > columns or 4 * needed <= columns:
-            columns = more_columns(needed)
+            columns = more_columns(needed, self._last_column(first))
         rows = np.arange(len(self.slots), dtype=np.int32)
         if size < len(self.slots):
             is_empty = [occupant is None for occupant in self.slots]
@@ -194,6 +195,13 @@ class Session:
         self.column -= first
         for occupant in occupants:
             occupant.born -= first
+
+    def _last_column(self, first: int) -> int | None:
+        """How many columns after `first` the samples can fill; None while others are waiting."""
+        if self.waiting:
+            return None
+        ends = (o.born + round_to_chunks(self.limits[o.sample]) for o in self.slots if o)
+        return max(ends) - first
 
     def _describe(self) -> Slots:
         """The slots as the decoding program takes them."""
@@ -254,13 +262,19 @@ class Session:
 
 def first_columns(limit: int) -> int:
     """The number of columns of a new cache, for samples of at most `limit` tokens."""
-    return min(COLUMNS[0], -(-limit // CHUNK) * CHUNK)
+    return min(COLUMNS[0], round_to_chunks(limit))
 
 
-def more_columns(needed: int) -> int:
+def more_columns(needed: int, last: int | None) -> int:
     """The number of columns of a cache that grows: more than needed, or it would grow after every
-    chunk."""
-    return round_up(needed + needed // 4, COLUMNS)
+    chunk. last: the columns that the samples can fill; None: unknown."""
+    columns = round_up(needed + needed // 4, COLUMNS)
+    return columns if last is None else min(columns, round_up(last, LAST_COLUMNS))
+
+
+def round_to_chunks(tokens: int) -> int:
+    """The number of steps in which a slot samples so many tokens."""
+    return -(-tokens // CHUNK) * CHUNK
 
 
 def more_rows(size: int, needed: int, slots: int) -> int:

@@ -20,6 +20,7 @@ from seif_jax.sampling.slots import (
     first_columns,
     more_columns,
     more_rows,
+    round_to_chunks,
 )
 from seif_jax.sharding import layer_struct
 
@@ -57,8 +58,9 @@ def arguments(
     for needed in range(1, min(prompts, size) + 1):
         rows = more_rows(rows, needed, size) if needed > rows else rows
     columns = first_columns(max_tokens)
+    last = round_to_chunks(max_tokens) if prompts * group <= size else None
     for needed in range(CHUNK, max_tokens + CHUNK, CHUNK):
-        columns = more_columns(needed) if needed > columns else columns
+        columns = more_columns(needed, last) if needed > columns else columns
     reads = at_once(FIRST_READS, prompts, width)
 
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
