@@ -79,8 +79,10 @@ class Display(contextlib.AbstractContextManager["Display"]):
         results: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._out = _Console(file=progress or sys.stderr, highlight=False, soft_wrap=True)
-        self._results = _Console(file=results or sys.stdout, highlight=False)
+        self._out = _Console(
+            file=progress or sys.stderr, highlight=False, emoji=False, soft_wrap=True
+        )
+        self._results = _Console(file=results or sys.stdout, highlight=False, emoji=False)
         self._clock = clock
         self._bars: Progress | None = None
         self._bar: TaskID | None = None  # the running stage's; None between stages

@@ -118,12 +118,14 @@ def test_replies_are_scored_without_jax(tmp_path):
         (["--suite=ifeval", "--temperature=-1"], "--temperature must be 0 or a number from 0.01"),
         (["--suite=ifeval", "--model=smollm2"], "leave out --model and --against"),
         (["--suite=./absent.py:check"], "--suite: absent:check: there is no module absent in"),
+        (["--suite=ifeval", "--data=ifeval="], "--data=ifeval= names no file or data set"),
         (["--suite=mine:"], "--suite=mine: must be module:function or FILE.py:function"),
     ],
 )
 def test_refusals(bench, refused, arguments, message):
     data, responses = bench
-    line = refused("evaluate", *arguments, f"--data={data}", f"--responses={responses}")
+    sources = [] if "--data=ifeval=" in arguments else [f"--data={data}"]
+    line = refused("evaluate", *arguments, *sources, f"--responses={responses}")
     assert re.search(message, line), line
 
 
@@ -134,9 +136,15 @@ def test_refusals_of_replies(bench, refused, tmp_path):
     other.write_text("prompt,answer\nNo commas,Yes\n")
     assert "other.csv: row 1: no column 'response'" in refused(*command)
     other.write_text("prompt,response\nNo commas,Yes\n")
-    line = refused(*command)
+    out = tmp_path / "out"
+    line = refused(*command, f"--out={out}")
+    assert not list(out.iterdir())
     assert "none of its 1 responses matches one of the 5 prompts of ifeval" in line
     assert "give --model=PATH, or --responses=FILE" in refused("evaluate", "--suite=ifeval")
+    line = refused("evaluate", "--suite=ifeval", "--model=")
+    assert "--model must be a model's path or name (got '')" in line
+    line = refused(*command, f"--out={other}")
+    assert f"--out={other} must be a folder (got a file)" in line
 
 
 def test_several_replies_to_a_prompt_are_samples(tmp_path):

@@ -368,7 +368,7 @@ def test_multiif_rows_that_do_not_fit(tmp_path):
 
 def test_suites_without_data_of_their_own():
     for name in ("followbench", "constraints", "judge"):
-        with pytest.raises(UserError, match=f"the suite {name} has no data of its own"):
+        with pytest.raises(UserError, match=f"the suite {name} needs data"):
             registry.load_suite(name, None)
     assert registry.data_of(["ifeval", "judge"], ["judge=a=b.jsonl"]) == {"judge": "a=b.jsonl"}
     assert registry.data_of(["judge"], ["a=b.jsonl"]) == {"judge": "a=b.jsonl"}

@@ -110,6 +110,7 @@ class ModelRespondent:
     def harness_model(self, suite: str) -> tuple[object, str | None]:
         from seif_jax.evaluate.lm_eval_model import HarnessModel  # needs the extra `eval`
 
+        self.store.begin()
         name = f"lm_eval_{zlib.crc32(f'{self.label} {suite}'.encode()):08x}"
         cache = self.store.folder and str(self.store.folder / name)
         return HarnessModel(self.load(), self.label, self.key, self.progress), cache
@@ -210,8 +211,8 @@ class JudgerVerdicts:
         for start in range(0, len(missing), QUESTIONS):
             batch = missing[start : start + QUESTIONS]
             mine = [batch[n] for n in processes.share(len(batch))]
-            asked = [questions[address] for address in mine]
-            prompts = [(q.instruction, q.reply, q.constraint) for q in asked]
+            batch_questions = [questions[address] for address in mine]
+            prompts = [(q.instruction, q.reply, q.constraint) for q in batch_questions]
             verdicts = self.load().ask(judger.messages, prompts, mine, self.key) if mine else []
             pairs = list(zip(mine, verdicts, strict=True))
             for share in processes.allgather_objects(pairs):

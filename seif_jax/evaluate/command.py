@@ -49,8 +49,7 @@ def run(options: EvaluateOptions, start_jax: Callable[[], None]) -> None:
             if isinstance(respondent, FileRespondent):
                 _note_unmatched(respondent, progress)
     summaries = {name: summarize(list(by_subject), result) for name, result in results.items()}
-    if store.folder:
-        write_results(store.folder, results, summaries)
+    write_results(store, results, summaries)
     if options.json:
         print(dumps(as_json(summaries)))
     else:

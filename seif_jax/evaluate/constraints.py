@@ -1,4 +1,4 @@
-"""The suite `constraints`: instructions of any file in this project's format or the authors'."""
+"""The suite `constraints`: any file of instructions in this project's or the authors' format."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ from seif_jax.rows import is_kept, read_instruction
 
 @dataclass(frozen=True)
 class ConstraintsSuite(ReplySuite):
-    """A constraint is checked by its rule, which the data name or which is recognised in its text;
-    the Judger is asked where there is none, or where the rule cannot tell.
+    """Constraints are checked by the rules that the data name or that their texts imply. The Judger
+    checks those without a rule, and those whose rule gives no verdict.
 
-    Scores: `constraints_met`, the share of all constraints, also by kind; `instructions_met`, the
-    share of instructions whose constraints are all met.
+    Scores: `constraints_met`, the share of constraints that are met, also by kind;
+    `instructions_met`, the share of instructions all of whose constraints are met.
     """
 
     instructions: Sequence[Instruction] = ()
@@ -43,22 +43,22 @@ class ConstraintsSuite(ReplySuite):
         instructions = [read_instruction(where, row) for where, row in rows if is_kept(where, row)]
         if not instructions:
             raise UserError(f"{source}: none of its {len(rows)} rows is kept (column 'kept')")
-        items = [Item(str(number), (one.prompt,)) for number, one in enumerate(instructions, 1)]
+        items = [Item(str(number), (i.prompt,)) for number, i in enumerate(instructions, 1)]
         return cls(name, items, instructions)
 
     @property
     def fingerprint(self) -> object:
         return [
-            [one.prompt, one.seed_question, one.constraints, one.instruction_ids, one.kwargs]
-            for one in self.instructions
+            [i.prompt, i.seed_question, i.constraints, i.instruction_ids, i.kwargs]
+            for i in self.instructions
         ]
 
     @property
     def asks_judger(self) -> bool:
         return any(
             name == SOFT and recognise(text) is None
-            for one in self.instructions
-            for name, text in zip(one.instruction_ids, one.constraints, strict=True)
+            for instruction in self.instructions
+            for name, text in zip(instruction.instruction_ids, instruction.constraints, strict=True)
         )
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
@@ -80,18 +80,18 @@ class ConstraintsSuite(ReplySuite):
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
         scores: dict[str, Statistic] = {
-            "constraints_met": ratio(outcomes, partial(_met, None)),
-            "instructions_met": ratio(outcomes, _whole),
+            "constraints_met": ratio(outcomes, partial(_constraints_met, None)),
+            "instructions_met": ratio(outcomes, _instruction_met),
         }
         for kind in kinds(outcomes):
-            scores[f"constraints_met/{kind}"] = ratio(outcomes, partial(_met, kind))
+            scores[f"constraints_met/{kind}"] = ratio(outcomes, partial(_constraints_met, kind))
         return scores
 
 
-def _met(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
+def _constraints_met(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
     return share([outcome.strict for outcome in outcomes if kind in (None, outcome.kind)])
 
 
-def _whole(outcomes: list[Outcome]) -> tuple[float, float]:
+def _instruction_met(outcomes: list[Outcome]) -> tuple[float, float]:
     met = all_met([outcome.strict for outcome in outcomes])
     return float(met is True), float(met is not None)

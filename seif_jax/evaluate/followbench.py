@@ -82,8 +82,8 @@ class FollowBenchSuite(ReplySuite):
             for category in categories:
                 scores[f"{name}/{category}"] = self._by_level(outcomes, count, category)
                 for level in LEVELS:
-                    one = self._by_level(outcomes, count, category, level)
-                    scores[f"{name}/{category}/level_{level}"] = one
+                    score = self._by_level(outcomes, count, category, level)
+                    scores[f"{name}/{category}/level_{level}"] = score
         return scores
 
     def _by_level(

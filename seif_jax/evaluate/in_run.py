@@ -148,10 +148,9 @@ class RunSuites:
             role, lambda: policy, self.form, self.decoding, self.key, 1, store, progress, judger
         )
         results = {suite.name: {role: suite.run(respondent)} for suite in self.suites}
-        if store.folder:
-            subjects = [Subject(role, 0, role)]
-            summaries = {name: summarize(subjects, by_role) for name, by_role in results.items()}
-            write_results(store.folder, results, summaries)
+        subjects = [Subject(role, 0, role)]
+        summaries = {name: summarize(subjects, by_role) for name, by_role in results.items()}
+        write_results(store, results, summaries)
         metrics: Metrics = {}
         for name, by_role in results.items():
             metrics |= suite_metrics(name, by_role[role])

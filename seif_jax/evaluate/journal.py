@@ -2,7 +2,7 @@
 stopped evaluation can continue."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypedDict, TypeVar
 
@@ -46,12 +46,14 @@ class Journal(Generic[R]):
     """The rows of a JSONL file, which are identified by their first five columns.
 
     An added row survives the end of the process, however it ends. An incomplete last line, as a
-    kill leaves it, is dropped when the file is opened again. path: None keeps the rows only in
-    memory.
+    kill leaves it, is dropped when the file is opened again.
     """
 
-    def __init__(self, path: Path | None, row_type: type[R]):
-        self.path = path
+    def __init__(
+        self, path: Path | None, row_type: type[R], before_add: Callable[[], None] = lambda: None
+    ):
+        """path: None keeps the rows only in memory. before_add: called before a row is written."""
+        self.path, self._before_add = path, before_add
         self.columns = tuple(row_type.__annotations__)
         self.rows: dict[Key, R] = {}
         if path and path.exists():
@@ -65,6 +67,7 @@ class Journal(Generic[R]):
             return
         self.rows[key] = row
         if self.path:
+            self._before_add()
             with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(dumps(row) + "\n")
 
@@ -104,24 +107,34 @@ class Store:
     """The folder of an evaluation, with its settings and its journals of replies and verdicts.
 
     folder: None writes nothing. settings: everything that determines the results, by dotted name.
-    If the folder has replies with other settings, they are dropped (restart) or UserError is
-    raised; new names are added. Raises UserError for a folder with other files.
+    They are written before the first row. If the folder has rows with other settings, these are
+    dropped (restart) or UserError is raised; new names are added. Raises UserError for a folder
+    with other files.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, object], restart: bool = False):
         self.folder = folder
         if folder:
+            if folder.is_file():
+                raise UserError(f"--out={folder} must be a folder (got a file)")
             make_folder(folder)
             if any(folder.iterdir()) and not (folder / SETTINGS).exists():
                 raise UserError(
                     f"--out={folder}: the folder has other files and no evaluation; name another"
                 )
-        self.replies = Journal(folder and folder / "replies.jsonl", ReplyRow)
-        self.verdicts = Journal(folder and folder / "verdicts.jsonl", VerdictRow)
+        self.replies = Journal(folder and folder / "replies.jsonl", ReplyRow, self.begin)
+        self.verdicts = Journal(folder and folder / "verdicts.jsonl", VerdictRow, self.begin)
+        self._settings: dict[str, object] | None = None  # to be written; None: nothing is
         if folder:
-            self._write_settings(folder / SETTINGS, json.loads(dumps(settings)), restart)
+            self._settings = self._merged(folder / SETTINGS, json.loads(dumps(settings)), restart)
 
-    def _write_settings(self, path: Path, new: Mapping[str, object], restart: bool) -> None:
+    def begin(self) -> None:
+        """Writes the settings, which mark the folder as an evaluation's, if they are not there."""
+        if self.folder and self._settings is not None:
+            write_json(self.folder / SETTINGS, self._settings)
+            self._settings = None
+
+    def _merged(self, path: Path, new: dict[str, object], restart: bool) -> dict[str, object]:
         has_rows = self.replies.rows or self.verdicts.rows
         old = read_object(path) if has_rows else {}
         changed = [name for name in old.keys() & new.keys() if old[name] != new[name]]
@@ -135,4 +148,4 @@ class Store:
                 f"--out={path.parent}: its evaluation has other settings: {name} was {old[name]} "
                 f"and is now {new[name]}; name another folder"
             )
-        write_json(path, {**old, **new})
+        return {**old, **new}

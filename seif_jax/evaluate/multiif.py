@@ -16,7 +16,7 @@ from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.published import PublishedPrompt
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, ratio
-from seif_jax.evaluate.verifiable import FORMS, Form, part, whole
+from seif_jax.evaluate.verifiable import FORMS, Form, instructions_met, prompt_met
 
 TURNS = 3
 # Multi-IF counts words and sentences of these languages with checkers that are not IFEval's.
@@ -76,18 +76,20 @@ class MultiIFSuite(ReplySuite):
                         f"turn_{turn}_prompt_level_{form}_acc",
                         f"turn_{turn}_inst_level_{form}_acc",
                     )
-                    scores[names[0] + suffix] = ratio(of_language, partial(_whole, form, turn))
-                    scores[names[1] + suffix] = ratio(of_language, partial(_part, form, turn))
+                    scores[names[0] + suffix] = ratio(of_language, partial(_prompt_met, form, turn))
+                    scores[names[1] + suffix] = ratio(
+                        of_language, partial(_instructions_met, form, turn)
+                    )
         return scores
 
 
-def _whole(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
+def _prompt_met(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
     of_turn = [outcome for outcome in outcomes if outcome.turn == turn]
-    return whole(form, of_turn) if of_turn else (0.0, 0.0)
+    return prompt_met(form, of_turn) if of_turn else (0.0, 0.0)
 
 
-def _part(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
-    return part(form, "", [outcome for outcome in outcomes if outcome.turn == turn])
+def _instructions_met(form: Form, turn: int, outcomes: list[Outcome]) -> tuple[float, float]:
+    return instructions_met(form, "", [outcome for outcome in outcomes if outcome.turn == turn])
 
 
 def _unscored_if_uncounted(outcome: Outcome, language: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""The options of `seif evaluate`, and which of them go together."""
+"""The options of `seif evaluate`, and the checks of their values and combinations."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from seif_jax.errors import UserError
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """The command's options, by their names."""
+    """The command's options, which have the same names."""
 
     model: list[str]
     against: list[str]
@@ -28,11 +28,12 @@ class EvaluateOptions:
 
 
 def check(options: EvaluateOptions) -> None:
-    """UserError for options that do not go together."""
+    """Raises UserError for values out of range and for options that exclude each other."""
     if options.responses and (options.model or options.against):
-        raise UserError(
-            "--responses scores replies that are there: leave out --model and --against"
-        )
+        raise UserError("--responses scores replies from a file: leave out --model and --against")
+    for name in ("model", "against"):
+        if not all(getattr(options, name)):
+            raise UserError(f"--{name} must be a model's path or name (got '')")
     if not options.responses and not options.model:
         raise UserError("give --model=PATH, or --responses=FILE")
     for name in ("samples", "max_tokens"):

@@ -45,7 +45,7 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
     """Shows one task after another on a stream (standard error). clock gives seconds."""
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
-        self._out = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._out = Console(file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self._clock = clock
         self._bar: rich_progress.Progress | None = None
         self._title, self._total, self._before = "", 0, 0

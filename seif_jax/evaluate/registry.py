@@ -1,4 +1,4 @@
-"""The suites by name, and where each finds its data."""
+"""The suites by name, and the sources of their data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -27,9 +27,10 @@ SUITES: dict[str, tuple[Loader, str | None]] = {  # and the data set on the Hugg
 
 
 def load_suite(name: str, data: str | None) -> Suite:
-    """A suite by its name, or `module:function`. data: a file or data set in place of its own.
+    """The suite with this name, or of the function `module:function`. data: a file or data set to
+    use in place of the suite's default.
 
-    Raises UserError for a name that is unknown, and for a suite without data.
+    Raises UserError for an unknown name, and for a suite without data.
     """
     if name.startswith(LM_EVAL):
         return LmEvalSuite.load(name, data)
@@ -51,12 +52,12 @@ def find_suite(name: str, data: str | None) -> tuple[Loader, str]:
         names = ", ".join([*SUITES, "lm-eval:TASK"])
         raise UserError(f"a suite must be one of: {names}, or module:function (got {name!r}){hint}")
     if not source:
-        raise UserError(f"the suite {name} has no data of its own: name a file")
+        raise UserError(f"the suite {name} needs data: name a file")
     return loader, source
 
 
 def names_of(texts: Sequence[str]) -> list[str]:
-    """The suites of --suite options. Names that follow `lm-eval:TASK` and are no suites are further
+    """The suites of --suite options. After `lm-eval:TASK`, names that are not suites are further
     tasks. Raises UserError if a suite is named twice."""
     names: list[str] = []
     for text in texts:
@@ -83,6 +84,8 @@ def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:
                     f"--data={text}: with several suites, say whose data it is: --data=SUITE=FILE"
                 )
             suite, source = names[0], text
+        if not source:
+            raise UserError(f"--data={text} names no file or data set")
         if suite in sources:
             raise UserError(f"--data is given twice for {suite}")
         sources[suite] = source
@@ -90,15 +93,18 @@ def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:
 
 
 def load_run_suites(names: Sequence[str], limit: int, judged: bool) -> list[Suite]:
-    """The suites of config.eval.suites: names, or NAME=DATA. limit: items of each, 0: all.
+    """The suites of config.eval.suites, which are NAME or NAME=DATA. limit: of items per suite; 0
+    is all. judged: whether the run has a Judger.
 
-    Raises UserError for one that asks a Judger in a run without one (judged).
+    Raises UserError for a suite that needs a Judger if the run has none.
     """
     suites: list[Suite] = []
     for text in names:
         name, assigned, source = text.partition("=")
         try:
-            suite = load_suite(name, source if assigned else None)
+            if assigned and not source:
+                raise UserError(f"{text} names no file or data set")
+            suite = load_suite(name, source or None)
         except UserError as error:
             raise UserError(f"config.eval.suites: {error}") from None
         if suite.asks_judger and not judged:

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.suite import Result
 from seif_jax.evaluate.summary import Summary
 from seif_jax.files import atomic_path, write_json
@@ -40,18 +40,22 @@ SCHEMA = pa.schema(
 
 
 def write_results(
-    folder: Path, results: Mapping[str, Mapping[str, Result]], summaries: Mapping[str, Summary]
+    store: Store, results: Mapping[str, Mapping[str, Result]], summaries: Mapping[str, Summary]
 ) -> None:
-    """Writes both files. results: by suite and model; summaries: by suite."""
+    """Writes both files into the store's folder, if it has one. results: by suite and model;
+    summaries: by suite."""
+    if not store.folder:
+        return
+    store.begin()
     rows = [
         {"model": label, "suite": suite, **row}
         for suite, by_label in results.items()
         for label, result in by_label.items()
         for row in result.rows
     ]
-    with atomic_path(folder / "responses.parquet") as temporary:
+    with atomic_path(store.folder / "responses.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
-    write_json(folder / "scores.json", as_json(summaries))
+    write_json(store.folder / "scores.json", as_json(summaries))
 
 
 def as_json(summaries: Mapping[str, Summary]) -> dict[str, object]:

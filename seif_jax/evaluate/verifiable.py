@@ -52,24 +52,26 @@ def verifiable_scores(outcomes: Outcomes) -> dict[str, Statistic]:
     and by the group that it belongs to."""
     scores: dict[str, Statistic] = {}
     for form in FORMS:
-        scores[f"prompt_level_{form}_acc"] = ratio(outcomes, partial(whole, form))
+        scores[f"prompt_level_{form}_acc"] = ratio(outcomes, partial(prompt_met, form))
     for form in FORMS:
-        scores[f"inst_level_{form}_acc"] = ratio(outcomes, partial(part, form, ""))
+        scores[f"inst_level_{form}_acc"] = ratio(outcomes, partial(instructions_met, form, ""))
     ids = kinds(outcomes)
     for kind in sorted({*ids, *(name.partition(":")[0] for name in ids)}):
         for form in FORMS:
-            scores[f"inst_level_{form}_acc/{kind}"] = ratio(outcomes, partial(part, form, kind))
+            scores[f"inst_level_{form}_acc/{kind}"] = ratio(
+                outcomes, partial(instructions_met, form, kind)
+            )
     return scores
 
 
-def whole(form: Form, outcomes: list[Outcome]) -> tuple[float, float]:
-    """Whether all instructions of a reply are met, and whether that can be told."""
+def prompt_met(form: Form, outcomes: list[Outcome]) -> tuple[float, float]:
+    """1 if all instructions of a reply are met, and 1 if they have the verdicts to decide that."""
     met = all_met([getattr(outcome, form) for outcome in outcomes])
     return float(met is True), float(met is not None)
 
 
-def part(form: Form, kind: str, outcomes: list[Outcome]) -> tuple[float, float]:
+def instructions_met(form: Form, kind: str, outcomes: list[Outcome]) -> tuple[float, float]:
     """How many instructions of a kind are met, and how many have a verdict. kind: an instruction
     id, its group (`keywords` of `keywords:existence`), or "" for all."""
-    some = [o for o in outcomes if not kind or kind in (o.kind, o.kind.partition(":")[0])]
-    return share([getattr(outcome, form) for outcome in some])
+    of_kind = [o for o in outcomes if not kind or kind in (o.kind, o.kind.partition(":")[0])]
+    return share([getattr(outcome, form) for outcome in of_kind])
