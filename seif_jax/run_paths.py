@@ -17,9 +17,6 @@ EXPORT = "hf"
 Record = dict[str, Any]  # a run's config.json: "config", "fingerprints", "started", …
 
 
-Record = dict[str, Any]  # the JSON object of a run's config.json
-
-
 @dataclass(frozen=True)
 class StagePaths:
     """The files of one stage, in RUN/round_N/STAGE."""

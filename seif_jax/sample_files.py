@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from seif_jax import processes
 from seif_jax.data import KWARGS
 from seif_jax.files import atomic_path, make_folder, remove
 
@@ -60,6 +59,8 @@ def append(path: Path, rows: Rows, step: int) -> None:
     Raises ValueError for a column that COLUMNS lacks, UserError if the folder cannot be written.
     """
     cut(path, step)
+    from seif_jax import processes  # needs JAX, which readers of samples do not
+
     if rows and processes.first():
         make_folder(path)
         _write(path / _part_name(step), _table(rows, step))
@@ -68,6 +69,8 @@ def append(path: Path, rows: Rows, step: int) -> None:
 def cut(path: Path, step: int) -> None:
     """Drops the samples of `step` and later ones, if there are any. The single file of an earlier
     version becomes a folder."""
+    from seif_jax import processes
+
     if not processes.first():
         return
     if path.is_file():

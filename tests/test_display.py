@@ -245,6 +245,14 @@ def test_the_activity_never_hides_the_steps(monkeypatch, clock, columns):
     assert ("KL 0.100" in last) == (columns == 200)
 
 
+def test_names_are_not_read_as_emoji():
+    out = io.StringIO()
+    with Display(io.StringIO(), results=out) as display:
+        display.table("mine.py:ok: 3 prompts", ["a:heart:"], [[":x:"]])
+    assert out.getvalue().splitlines()[0] == "mine.py:ok: 3 prompts"
+    assert ":heart:" in out.getvalue() and ":x:" in out.getvalue()
+
+
 @pytest.mark.parametrize(
     "value, text",
     [
