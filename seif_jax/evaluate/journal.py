@@ -1,6 +1,7 @@
 """The journals of an evaluation: replies and verdicts are appended as they arrive, so that a
 stopped evaluation can continue."""
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,11 +51,14 @@ class Journal(Generic[R]):
     """
 
     def __init__(
-        self, path: Path | None, row_type: type[R], before_add: Callable[[], None] = lambda: None
+        self,
+        path: Path | None,
+        row_type: Callable[..., R],
+        before_add: Callable[[], None] = lambda: None,
     ):
         """path: None keeps the rows only in memory. before_add: called before a row is written."""
         self.path, self._before_add = path, before_add
-        self.columns = tuple(row_type.__annotations__)
+        self.columns = tuple(inspect.get_annotations(row_type))
         self.rows: dict[Key, R] = {}
         if path and path.exists():
             with os_errors(path):
