@@ -2,7 +2,8 @@
 
 Prints, for each case, the largest difference of values, and of gradients of queries, keys and
 values, each over the largest number; and the heads that a device saw. `compare`: splash attention
-from plain attention on one device. `trees`: attention in trees side by side from one at a time.
+from plain attention on one device. `trees`: the kernel over packed trees, from plain attention in
+one tree at a time.
 """
 
 import json
@@ -15,14 +16,10 @@ import numpy as np
 import tiny
 
 from seif_jax import sharding
-from seif_jax.models import attention, token_tree, tree_forward
-from seif_jax.models.attention import EMPTY, Segment, cudnn, plain, splash, with_kernel
+from seif_jax.models import token_tree, tree_attention, tree_forward
+from seif_jax.models.attention import EMPTY, Segment, plain, splash, with_kernel
 
 PROMPTS, T, H = 33, 70, 16
-HERE = {  # the kernels as they run here: cuDNN's caller with XLA behind it, Pallas's interpreter
-    "gpu": partial(cudnn, implementation="xla"),
-    "tpu": partial(splash, interpret=True),
-}
 
 
 def mesh_of(**sizes: int) -> Any:
@@ -53,7 +50,7 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
 
     def kernel(q, k, v, seen, *, before):
         heads[:] = [q.shape[2], k.shape[2]]
-        return HERE["tpu"](q, k, v, seen, before=before)
+        return splash(q, k, v, seen, before=before, interpret=True)
 
     def expected(q, *kv):
         return plain(q, own, segments(*kv), jnp.float32)
@@ -70,42 +67,52 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
     return gaps(got, wanted), heads
 
 
-def trees(platform: str, sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]]:
-    """In bf16, K key/value and N query heads of 64, in trees of a prefix, prompts and samples that
-    differ from part to part: the platform's kernel on the mesh from the same on one device."""
+def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]]:
+    """K key/value and N query heads of 24, in trees of a prefix, prompts and samples that differ
+    from part to part: the kernel in Pallas's interpreter on the mesh, from plain attention over
+    padded rows on one device."""
     mesh, rng, heads = mesh_of(**sizes), np.random.default_rng(1), []
+    kernel = tree_attention.attend
 
-    def kernel(q, k, v, seen, *, before):
-        heads[:] = [q.shape[2], k.shape[2]]
-        return HERE[platform](q, k, v, seen, before=before)
+    def spy(q, k, v, ends, tiles):
+        heads[:] = [q.shape[1], k.shape[1]]
+        return kernel(q, k, v, ends, tiles)
 
     def level(rows: int, width: int) -> tuple[Any, Any]:
         return np.zeros((rows, width), int), rng.integers(1, width, rows)
 
     laid = [
-        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 130)], min_tokens=640)
+        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 70)], min_tokens=384)
         for _ in range(sharding.batch_shards(mesh))
     ]
+    cells = sum(level.size for level in laid[0].levels)
+    real = jnp.stack(
+        [jnp.asarray(np.asarray(tree.slot_of) < cells)[:, None, None] for tree in laid]
+    )
     shape = (len(laid), laid[0].tokens.size)
-    q, k, v = (jnp.array(rng.normal(size=(*shape, n, 64)), jnp.float32) for n in (N, K, K))
-    attention.KERNELS["cpu"] = kernel
+    q, k, v = (jnp.array(rng.normal(size=(*shape, n, 24)), jnp.float32) for n in (N, K, K))
 
-    def of(parts: Any, q: Any, k: Any, v: Any) -> Any:
-        return tree_forward.attend(parts, q, k, v, jnp.bfloat16)
+    def of(parts: Any, real: Any, q: Any, k: Any, v: Any) -> Any:
+        return tree_forward.attend(parts, q, k, v, jnp.float32) * real
 
     alone = [
-        jax.jit(partial(both, partial(of, tiny.one_part(one))))(*(x[i][None] for x in (q, k, v)))
+        jax.jit(partial(both, partial(of, tiny.one_part(one), real[i])))(
+            *(x[i][None] for x in (q, k, v))
+        )
         for i, one in enumerate(laid)
     ]
     wanted = [jnp.concatenate(parts) for parts in zip(*alone, strict=True)]
     cosines = jnp.cos(jnp.arange(wanted[0].size // len(laid), dtype=jnp.float32))
 
-    def side_by_side(parts: Any, q: Any, k: Any, v: Any) -> list[Any]:
-        out, pull = jax.vjp(partial(of, parts), q, k, v)
+    def side_by_side(parts: Any, real: Any, q: Any, k: Any, v: Any) -> list[Any]:
+        out, pull = jax.vjp(partial(of, parts, real), q, k, v)
         return [out, *pull(jnp.broadcast_to(cosines.reshape(out.shape[1:]), out.shape))]
 
+    tree_attention.attend = spy
+    in_tiles = sharding.shard_micro_batches(mesh, [tree.in_tiles() for tree in laid])
     with jax.set_mesh(mesh):
-        got = jax.jit(side_by_side)(sharding.shard_micro_batches(mesh, laid), q, k, v)
+        got = jax.jit(side_by_side)(in_tiles, real, q, k, v)
+    tree_attention.attend = kernel
     return gaps(got, wanted), heads
 
 
@@ -119,9 +126,8 @@ if __name__ == "__main__":
                 compare({"data": 2, "tensor": 2, "sequence": 2}, 2, 3),
             ],
             "trees": [
-                trees("gpu", {"data": 2, "fsdp": 2, "tensor": 2}, 2, 4),
-                trees("gpu", {"fsdp": 2, "sequence": 4}, 2, 8),
-                trees("tpu", {"fsdp": 2, "sequence": 2, "tensor": 2}, 2, 4),
+                trees({"data": 2, "fsdp": 2, "tensor": 2}, 2, 4),
+                trees({"fsdp": 2, "sequence": 4}, 2, 8),
             ],
         }
     print(json.dumps(found))

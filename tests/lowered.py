@@ -17,7 +17,7 @@ from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
 from seif_jax.sharding import AXES
 
-KERNELS = {"gpu": r"__cudnn\$fmha", "tpu": r"tpu_custom_call"}
+KERNELS = {"gpu": r"__cudnn\$fmha|__gpu\$xla\.gpu\.triton", "tpu": r"tpu_custom_call"}
 LOWERED = {"gpu": "cuda", "tpu": "tpu"}  # platforms by the compiler's names
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from seif_jax.models.token_tree import pack_completions, round_up_eighth, round_up_pow2
 from seif_jax.rl.batch import Batch
-from seif_jax.rl.packing import RowLimits, Work, count_work, pack, round_up_row, share
+from seif_jax.rl.packing import RowLimits, Work, pack, round_up_row, share
 
 
 def test_a_tree_in_a_row():
@@ -94,11 +94,11 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         np.testing.assert_array_equal(mask[part.rows], inside[:, : mask.shape[1]])
         others = np.setdiff1d(np.arange(len(mask)), part.rows)
         assert not mask[others].any() and not inside[:, mask.shape[1] :].any()
-        assert count_work([part.micro]).tokens <= max(tokens, largest)
+        assert part.work.tokens <= max(tokens, largest)
     shapes = {tuple(x.shape for x in jax.tree.leaves(micro)) for micro in micros}
     assert len(shapes) <= 1
     if len(parts) == 1:
-        work = count_work(micros)
+        work = parts[0].work
         assert 9 * (work.positions - work.tokens) <= work.positions
 
 
@@ -113,8 +113,8 @@ def test_work_by_hand():
     (part,) = pack(batch, RowLimits(20))
     # Every token sees itself and its ancestors: as many keys as its depth.
     needed = sum([1, 2, 3, 4, 5, 6, 3, 4])
-    assert count_work([part.micro]) == Work(8, 8, 2 * 2 + 4 * 4 + 12 * 7, needed)
-    both = count_work([part.micro] * 2)
+    assert part.work == Work(8, 8, 2 * 2 + 4 * 4 + 12 * 7, needed)
+    both = part.work + part.work
     assert both.metrics == {"padding": 0.0, "attention_waste": 104 / needed}
 
 
@@ -124,4 +124,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, RowLimits(100)) == [] and count_work([]) == Work()
+    assert pack(untrained, RowLimits(100)) == []

@@ -1,10 +1,13 @@
 """Packing at scale: 96 x 5 samples of skewed lengths on 8 and 16 groups of devices."""
 
+import jax
 import numpy as np
 import pytest
 import workload
 
-from seif_jax.rl.packing import RowLimits, round_up_row, share
+from seif_jax import plan
+from seif_jax.bench.roofline import forward_flops
+from seif_jax.rl.packing import RowLimits, pack, round_up_row, share
 
 TOKENS = 16384  # per row
 
@@ -32,6 +35,60 @@ def test_few_row_lengths_with_little_padding(mean, sigma, parts):
         sizes.add(round_up_row(max(tokens)))
         computed, needed = computed + positions, needed + distinct
     assert len(sizes) <= 4 and computed <= 1.12 * needed
+
+
+def needed_of(batch):
+    """(tokens, pairs, targets) of a batch in which each prompt is computed once, counted from the
+    lengths alone."""
+    prompts, samples = batch.prompt_lengths, batch.lengths - 1
+    before = np.repeat(prompts, len(samples) // len(prompts))
+    pairs = (prompts * (prompts + 1) / 2).sum() + (samples * before).sum()
+    pairs += (samples * (samples + 1) / 2).sum()
+    return prompts.sum() + samples.sum(), pairs, batch.lengths.sum()
+
+
+def shapes_of(part):
+    return str(jax.tree.map(np.shape, part.micro))
+
+
+@pytest.mark.parametrize("parts", [8, 16])
+@pytest.mark.parametrize("mean, sigma", workload.SETTINGS)
+def test_what_kernels_compute_over_what_is_needed(mean, sigma, parts):
+    """On GPUs and TPUs, by the tiles that the kernels loop over. Attention: at most 1.3, of no part
+    more than 1.5. Whole forward passes of a 7B model: at most 1.15. The slowest part of a pass has
+    at most 1.1 of the mean. One shape per row length."""
+    config = plan.describe("Qwen/Qwen2.5-7B-Instruct").config
+    (batch,) = workload.batches(mean, sigma, seed=5, count=1)
+    packed = pack(batch, RowLimits(TOKENS, parts, max_response_tokens=workload.CAP))
+    tokens, needed_pairs, targets = needed_of(batch)
+    work = [part.work for part in packed]
+    assert sum(w.tokens for w in work) <= 1.02 * tokens
+    assert sum(w.pairs for w in work) <= 1.3 * needed_pairs
+    assert max(w.pairs / w.needed_pairs for w in work) <= 1.5
+    flops = [
+        forward_flops(config, w.positions, w.pairs, int(part.micro.mask.sum()))
+        for w, part in zip(work, packed, strict=True)
+    ]
+    assert sum(flops) <= 1.15 * forward_flops(config, tokens, needed_pairs, targets)
+    of_passes = np.array(flops).reshape(-1, parts)
+    assert np.mean(of_passes.max(axis=1) / of_passes.mean(axis=1)) <= 1.1
+    assert len({shapes_of(part) for part in packed}) == 1
+
+
+@pytest.mark.parametrize("mean, sigma", [(300, 1.0), (1000, 1.4)])
+def test_gradient_programs_of_a_stage(mean, sigma):
+    """At most 4 shapes in 8 steps of 4 updates, of which the first step has most: those of a row
+    length, whatever the longest sample of a batch and the number of prompts in a row."""
+    limits = RowLimits(TOKENS, 8, max_response_tokens=workload.CAP)
+    by_size = {}
+    for batch in workload.batches(mean, sigma, seed=9, count=32):
+        lengths = batch.lengths.reshape(len(batch.prompts), -1)
+        rows = share(0, batch.prompt_lengths, lengths, limits)
+        size = round_up_row(max(tokens_of(row, batch) for row in rows))
+        by_size.setdefault(size, []).append(batch)
+    assert len(by_size) <= 4
+    same = max(by_size.values(), key=len)[:3]
+    assert len({shapes_of(pack(batch, limits)[0]) for batch in same}) == 1
 
 
 def test_equal_groups_are_shared_evenly():

@@ -17,7 +17,7 @@ from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
 from seif_jax.rl.optim import OptimizerConfig
-from seif_jax.rl.packing import RowLimits, count_work, pack
+from seif_jax.rl.packing import RowLimits, pack
 from seif_jax.rl.stage import optimizer_batches
 from seif_jax.sampling import Engine
 
@@ -241,7 +241,7 @@ def test_metrics_of_a_step():
     updates = [
         Update(
             {"loss": float(i), "skipped_updates": 1.0, "trained_tokens": 10.0},
-            count_work([passes[i][0][0].micro]),
+            passes[i][0][0].work,
         )
         for i in (0, 2, 3)
     ]

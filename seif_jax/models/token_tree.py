@@ -1,12 +1,14 @@
 """What a model reads: trees of tokens in a packed row, laid out on the host in numpy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
+
+from seif_jax.models.tree_attention import Tiles, plan_tiles
 
 
 @jax.tree_util.register_dataclass
@@ -17,10 +19,10 @@ class TokenTree:
     Each node of the tree is a run of tokens, followed by its children one after another. So token j
     is an ancestor of token i, or i itself, if and only if j <= i < ends[j].
 
-    The model computes the packed tokens, so padding costs next to nothing. Where no kernel reads
-    the packed row (see `tree_attention`), attention reads the tree as padded rows, the levels.
-    Indices that point to nothing are out of range. Trees of equal shapes may be stacked: then every
-    array has leading axes.
+    Attention reads either the packed row, in tiles of scores (see `tree_attention`), or the levels,
+    which are padded rows; what it does not read is absent. Everything else is computed for the
+    packed tokens, so padding costs next to nothing. Indices that point to nothing are out of range.
+    Trees of equal shapes may be stacked: then every array has leading axes.
     """
 
     tokens: Int[Array, "*P N"]
@@ -29,7 +31,13 @@ class TokenTree:
     # From the root: the packed token that each cell of the padded rows holds. The rows of a level
     # are divided equally among those of the level before.
     levels: tuple[Int[Array, "*P _ _"], ...]
-    slot_of: Int[Array, "*P N"]  # the cell of each packed token, counted through all levels
+    slot_of: Int[Array, "*P N"] | None  # the cell of each packed token, counted through all levels
+    tiles: Tiles | None = None
+
+    def in_tiles(self) -> "TokenTree":
+        """This tree, on the host, for attention that reads the packed row."""
+        tiles = plan_tiles(np.asarray(self.ends), len(self.levels))
+        return replace(self, levels=(), slot_of=None, tiles=tiles)
 
 
 @jax.tree_util.register_dataclass
@@ -89,11 +97,6 @@ def pack_tree(
     return TokenTree(*cast(tuple[Array, Array, Array, tuple[Array, ...], Array], arrays))
 
 
-def num_tokens(tree: TokenTree) -> int:
-    """The number of tokens in a tree on the host, without padding."""
-    return int(np.sum(tree.slot_of < sum(level.size for level in tree.levels)))
-
-
 def _depth_first(
     lengths: Sequence[Int[np.ndarray, "_"]],
 ) -> tuple[list[Int[np.ndarray, "_"]], list[Int[np.ndarray, "_"]]]:
@@ -122,7 +125,8 @@ def pack_completions(
     """Packs a prefix, prompts and completions, the latter two right-padded, into a row.
 
     The completions are divided equally among the prompts. Those of length 0 are left out. The row
-    has at least `min_tokens` tokens and `min_targets` targets.
+    has at least `min_tokens` tokens and `min_targets` targets; if either is 0, as many as there
+    are, rounded up.
     """
     P, (B, C) = len(prompts), completions.shape
     tree = pack_tree(
@@ -138,7 +142,7 @@ def pack_completions(
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     real = np.arange(C) < lengths[:, None]
     count = int(real.sum())
-    size = max(round_up_pow2(count), min_targets)
+    size = max(count, min_targets) if min_targets else round_up_pow2(count)
     rows = np.zeros((B, C), np.int32)
     rows[real] = np.arange(count)
     arrays = (

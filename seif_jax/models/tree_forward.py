@@ -5,21 +5,22 @@ them, its part of the batch. `completion_logp` is what the learner and the refer
 `next_logp` is what verdicts are read from.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from seif_jax.collectives import constrain, shard_over_heads
-from seif_jax.models import attention, head
+from seif_jax.models import attention, head, tree_attention
 from seif_jax.models.attention import EMPTY, Segment, Visible, heads_first, heads_last
 from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import as_bits, from_bits
-from seif_jax.models.token_tree import PackedBatch, TokenTree, num_tokens
+from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, platform
+from seif_jax.models.token_tree import PackedBatch, TokenTree
 
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {  # what each layer keeps for the backward pass
@@ -85,6 +86,12 @@ def hidden_states(
     return model.norm(c, x, params["norm"])
 
 
+def reads_packed_rows(c: ModelConfig) -> bool:
+    """Whether attention within the learner's trees is `tree_attention`'s kernel, on the platform
+    that programs are compiled for."""
+    return platform() != "cpu" and c.architecture.visible is attention.causal
+
+
 def attend(
     trees: TokenTree,
     q: Float[Array, "P N h H"],
@@ -93,21 +100,25 @@ def attend(
     dtype: DTypeLike,
     visible: Visible = attention.causal,
 ) -> Float[Array, "P N h H"]:
-    """Attention within trees: the rows of a level see themselves and their ancestors.
+    """Attention within trees: every token sees itself and its ancestors.
 
     Under a mesh, tokens that are sharded over devices come together and heads are sharded instead,
-    so that the gathers into rows and back stay within a device.
+    so that every device computes its own heads of its own tree.
     """
 
     def local(q: Array, k: Array, v: Array, trees: TokenTree) -> Array:
         (q,), (k,), (v,) = q, k, v
-        return _attend(jax.tree.map(lambda x: x[0], trees), q, k, v, dtype, visible)[None]
+        tree = jax.tree.map(lambda x: x[0], trees)
+        if tree.tiles is None:
+            return _attend_in_rows(tree, q, k, v, dtype, visible)[None]
+        q, k, v = (x.astype(cache_dtype(dtype)) for x in (q, k, v))
+        return tree_attention.attend(q, k, v, tree.ends, tree.tiles)[None]
 
     out = shard_over_heads(local, q, k, v, trees)
     return constrain(out, "batch", "tokens", "heads")
 
 
-def _attend(
+def _attend_in_rows(
     tree: TokenTree,
     q: Float[Array, "N h H"],
     k: Float[Array, "N K H"],
@@ -115,11 +126,13 @@ def _attend(
     dtype: DTypeLike,
     visible: Visible,
 ) -> Float[Array, "N h H"]:
-    """`attend` within one tree."""
+    """Attention within one tree, as padded rows: those of a level see themselves and the rows of
+    the levels before that they descend from."""
+    slot_of = cast(Array, tree.slot_of)
     levels = [level for level in tree.levels if level.size]
     index = jnp.concatenate([level.ravel() for level in levels])
     ends = [sum(level.size for level in levels[: i + 1]) for i in range(len(levels))]
-    padded = [jnp.split(gather_rows(y, index, tree.slot_of), ends[:-1]) for y in (q, k, v)]
+    padded = [jnp.split(gather_rows(y, index, slot_of), ends[:-1]) for y in (q, k, v)]
     outs, past = [], []
     for level, *rows in zip(levels, *padded, strict=True):
         q, k, v = (y.reshape(*level.shape, *y.shape[1:]) for y in rows)
@@ -128,19 +141,20 @@ def _attend(
         past.append(Segment(k, v, positions))
         out = heads_last(attention.attend(q, positions, past, dtype, visible))
         outs.append(out.reshape(level.size, *out.shape[2:]))
-    return gather_rows(jnp.concatenate(outs), tree.slot_of, index)
+    return gather_rows(jnp.concatenate(outs), slot_of, index)
 
 
-def attention_pairs(tree: TokenTree) -> tuple[int, int]:
+def attention_pairs(tree: TokenTree) -> int:
     """For one tree on the host: the pairs of a query and a key for which attention computes a
-    score, and those that are needed, in which the key's token is the query's or an ancestor."""
+    score."""
+    if tree.tiles is not None:
+        return tree_attention.computed_pairs(tree.tiles)
     computed, past = 0, 0
     for level in tree.levels:
         rows, width = level.shape
         past += width
         computed += rows * width * past
-    tokens = num_tokens(tree)
-    return computed, int(np.sum(np.asarray(tree.ends)[:tokens] - np.arange(tokens)))
+    return computed
 
 
 @jax.custom_vjp

@@ -16,7 +16,8 @@ ALWAYS = (
     "each divided by the chip's peak rate (bfloat16; links in one direction): a lower bound, "
     "without the host, data and compiling",
     "FLOPs are those of matrix products, and bytes what instructions read from and write to "
-    "memory; the blocks that a kernel skips are counted",
+    "memory; the learner's attention counts the tiles of scores that it computes, other kernels "
+    "count all blocks, even those that they skip",
 )
 NO_GPU = (
     "XLA's compiler has no GPU to try kernels on: what autotuning would choose, and the workspace "

@@ -13,6 +13,7 @@ import jax
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from seif_jax.models import tree_attention
 from seif_jax.plan import hlo
 
 # cuDNN's attention is one call, whose matrix products a jaxpr does not show. By primitive, the
@@ -57,8 +58,12 @@ def compile_cost(
     arguments: tuple[object, ...],
     options: Mapping[str, object],
     hosts: Sequence[int],
+    pairs_per_row: float = 0.0,
 ) -> Cost:
-    """Compiles a jitted function for arguments with shardings. hosts: of each device."""
+    """Compiles a jitted function for arguments with shardings.
+
+    hosts: of each device. pairs_per_row: see `count_flops`.
+    """
     traced = function.trace(*arguments, **options)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -68,7 +73,7 @@ def compile_cost(
         memory.argument_size_in_bytes + unread_bytes(traced, arguments),
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        count_flops(traced.jaxpr.jaxpr) / len(hosts),
+        count_flops(traced.jaxpr.jaxpr, pairs_per_row) / len(hosts),
         hlo.accessed_bytes(program),
         hlo.collectives(program),
         hlo.bytes_between_hosts(program, hosts),
@@ -85,16 +90,21 @@ def unread_bytes(traced: jax.stages.Traced, arguments: tuple[object, ...]) -> in
     return device_bytes(dropped) - device_bytes(repeated)
 
 
-def count_flops(jaxpr: Jaxpr) -> float:
+def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
     """FLOPs of the matrix products on all devices, a multiplication and an addition each.
 
     Of the branches of a `cond` the most expensive one counts, of a kernel's grid every block.
+    pairs_per_row: the pairs that `tree_attention` computes for a row of tokens. They depend on the
+    data, so the program does not show them.
     """
-    return sum(map(_eqn_flops, jaxpr.eqns))
+    return sum(_eqn_flops(eqn, pairs_per_row) for eqn in jaxpr.eqns)
 
 
-def _eqn_flops(eqn: JaxprEqn) -> float:
+def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
     name, params = eqn.primitive.name, eqn.params
+    if name == "pallas_call" and params["name"] in tree_attention.KERNELS:
+        heads, _, head_dim = _shape(eqn.invars[tree_attention.QUERIES])
+        return 2.0 * tree_attention.KERNELS[params["name"]] * heads * pairs_per_row * head_dim
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
@@ -105,7 +115,7 @@ def _eqn_flops(eqn: JaxprEqn) -> float:
         pairs = math.prod(q[:-3]) * q[heads] * q[rows] * k[rows]
         query_key_products, value_products = CUDNN_PRODUCTS[name]
         return 2.0 * pairs * (query_key_products * q[-1] + value_products * v[-1])
-    inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    inner = [count_flops(jaxpr, pairs_per_row) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
     return _trips(name, params) * sum(inner)

@@ -95,6 +95,10 @@ class Compiler:
         if program.key not in self._costs:
             with jax.set_mesh(program.mesh) if program.mesh else nullcontext():
                 self._costs[program.key] = compile_cost(
-                    program.function, program.arguments, program.options, program.hosts
+                    program.function,
+                    program.arguments,
+                    program.options,
+                    program.hosts,
+                    program.pairs_per_row,
                 )
         return ProgramEstimate(program, self._costs[program.key], chip)

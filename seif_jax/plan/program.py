@@ -30,6 +30,7 @@ class Program:
     options: Mapping[str, object] = field(default_factory=dict)
     sampled_tokens: int = 0  # on all devices, per step
     work: Work | None = None  # of all calls of an update, if the program reads packed rows
+    rows: int = 0  # of that work
 
     @property
     def full_name(self) -> tuple[str, str]:
@@ -39,7 +40,12 @@ class Program:
     def key(self) -> str:
         """Equal for programs that compile to the same thing."""
         kind = self.name.split(": ")[-1]
-        return str((kind, self.arguments, dict(self.options), self.closure))
+        return str((kind, self.arguments, dict(self.options), self.closure, self.pairs_per_row))
+
+    @property
+    def pairs_per_row(self) -> float:
+        """The pairs of a query and a key for which attention computes a score, per packed row."""
+        return self.work.pairs / self.rows if self.work else 0.0
 
     @property
     def hosts(self) -> list[int]:

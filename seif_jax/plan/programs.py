@@ -17,8 +17,8 @@ from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.grpo import BatchTotals
-from seif_jax.rl.learner import Learner
-from seif_jax.rl.packing import Work, count_work
+from seif_jax.rl.learner import Learner, total_work
+from seif_jax.rl.packing import Work
 from seif_jax.rl.rollout import make_batch
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
 
@@ -73,6 +73,7 @@ def learner_programs(
             mesh=mesh,
             closure=role.temperature,
             work=work,
+            rows=passes * learner.parts_per_pass,
         )
 
     in_updates = without(resident, "policy")
@@ -125,7 +126,7 @@ def worst_case_pass(
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
     passes = learner.passes(make_batch(replies, scores, grouping, width))
-    work = count_work(part.micro for parts in passes for part in parts)
+    work = total_work(passes)
     micros = [part.micro for part in passes[0]]
     if len(micros) == 1:
         return shapes_of(sharding.stack_micro_batches(micros)), len(passes), work

@@ -20,12 +20,12 @@ from seif_jax import metrics, sharding
 from seif_jax.models import Params, lora
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
-from seif_jax.models.tree_forward import completion_logp
+from seif_jax.models.tree_forward import completion_logp, reads_packed_rows
 from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, RowLimits, Work, count_work, pack
+from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics of updates that add up over a step
 Pass = Sequence[PackedPart]  # micro-batches that are computed at the same time
@@ -70,7 +70,7 @@ class Learner:
         """shapes: the trained weights as `jax.ShapeDtypeStruct` with shardings. temperature: of
         sampling. updates: in the whole training, which the learning rate depends on. frozen: the
         base of adapters, if only these are trained."""
-        self.mesh, self.shapes, self.config = mesh, shapes, config
+        self.model, self.mesh, self.shapes, self.config = model, mesh, shapes, config
         self.frozen = {} if frozen is None else frozen
         self.optimizer = optim.make_optimizer(config.optimizer, updates)
         self.parts_per_pass = sharding.batch_shards(mesh)
@@ -140,13 +140,17 @@ class Learner:
             "skipped_updates": 1.0 - applied,
             "trained_tokens": float(totals.tokens),
         }
-        work = count_work(part.micro for parts in passes for part in parts)
-        return state, Update(update_metrics, work)
+        return state, Update(update_metrics, total_work(passes))
 
     def passes(self, batch: Batch) -> list[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side."""
-        size = self.parts_per_pass
-        limits = RowLimits(self.config.micro_tokens, size, self.mesh.shape["sequence"])
+        size, longest = self.parts_per_pass, self.config.max_response_tokens
+        limits = RowLimits(
+            self.config.micro_tokens,
+            size,
+            self.mesh.shape["sequence"],
+            longest if reads_packed_rows(self.model) else None,
+        )
         parts = pack(batch, limits)
         return [parts[i : i + size] for i in range(0, len(parts), size)]
 
@@ -169,6 +173,11 @@ class Update:
 
     metrics: dict[str, float]
     work: Work  # of all its passes
+
+
+def total_work(passes: Sequence[Pass]) -> Work:
+    """The work of these passes."""
+    return sum((part.work for parts in passes for part in parts), Work())
 
 
 def step_metrics(updates: Sequence[Update]) -> dict[str, float]:

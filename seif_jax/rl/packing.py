@@ -1,14 +1,15 @@
 """Packs a batch into few micro-batches of equal shape with little padding, on the host."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
 
 from seif_jax.models import tree_forward
-from seif_jax.models.token_tree import num_tokens, pack_completions, pad_rows, round_up_pow2
+from seif_jax.models.token_tree import pack_completions, pad_rows, round_up_pow2
+from seif_jax.models.tree_attention import TILE
 from seif_jax.rl.batch import Batch, MicroBatch
 
 Row = Mapping[int, Sequence[int]]  # prompt -> the samples of its group, 0 to G - 1, in this row
@@ -21,6 +22,9 @@ class RowLimits:
     tokens: int  # per row
     multiple: int = 1  # the number of rows is a multiple of this
     sequence_shards: int = 1  # the number of token positions is a multiple of this
+    # The maximum length of a completion, if attention reads packed rows. All shapes then depend on
+    # the length of the row alone. None: attention reads padded rows, as wide as the batch needs.
+    max_response_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class PackedPart:
     rows: Int[np.ndarray, "b"]  # the others are padding
     sample_ids: Int[np.ndarray, "b"]
     micro: MicroBatch
+    work: "Work"
 
 
 def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
@@ -49,13 +54,20 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
         len(batch.prefix) + sum(int(batch.prompt_lengths[i]) - len(row[i]) for i in row) + count
         for row, count in zip(rows, targets, strict=True)
     ]
+    in_tiles = limits.max_response_tokens is not None
     num_positions = round_up_row(max(positions))
-    num_positions += -num_positions % limits.sequence_shards
+    multiple = math.lcm(limits.sequence_shards, TILE if in_tiles else 1)
+    num_positions += -num_positions % multiple
     prompt_width = round_up_pow2(int(batch.prompt_lengths[lengths.any(axis=1)].max()))
-    num_prompts = round_up_pow2(max(map(len, rows)))
-    width = round_up_pow2(int(lengths.max()))
+    if in_tiles:
+        num_prompts = most_prompts(len(batch.prompts), limits.multiple)
+        width, num_targets = limits.max_response_tokens, max(num_positions, *targets)
+    else:
+        num_prompts = round_up_pow2(max(map(len, rows)))
+        width = min(round_up_pow2(int(lengths.max())), batch.completions.shape[1])
+        num_targets = round_up_pow2(max(targets))
 
-    def micro_batch(row: Row) -> PackedPart:
+    def micro_batch(row: Row, num_tokens: int) -> PackedPart:
         prompt_ids = np.array([*row], int)
         sample_ids, taken = batch.sample_ids(prompt_ids), batch.take(prompt_ids)
         present = np.zeros((len(row), group_size), bool)
@@ -65,7 +77,10 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
         mask = batch.mask()[sample_ids] & present[:, None]
 
         def padded(x: np.ndarray) -> np.ndarray:
-            return pad_rows(x[:, :width] if x.ndim > 1 else x, num_prompts * group_size, 0)
+            if x.ndim > 1:
+                x = x[:, :width]
+                x = np.pad(x, ((0, 0), (0, width - x.shape[1])))
+            return pad_rows(x, num_prompts * group_size, 0)
 
         packed = pack_completions(
             taken.prefix,
@@ -74,18 +89,24 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
             padded(taken.completions),
             padded(mask.sum(axis=1)),
             num_positions,
-            round_up_pow2(max(targets)),
+            num_targets,
         )
+        if in_tiles:
+            packed = replace(packed, tree=packed.tree.in_tiles())
         values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
         micro = MicroBatch(packed, *map(padded, values))
-        return PackedPart(np.flatnonzero(present), sample_ids[present], micro)
+        seen = np.asarray(packed.tree.ends)[:num_tokens] - np.arange(num_tokens)
+        pairs = tree_forward.attention_pairs(packed.tree)
+        work = Work(num_positions, num_tokens, pairs, int(seen.sum()))
+        return PackedPart(np.flatnonzero(present), sample_ids[present], micro, work)
 
-    return [micro_batch(row) for row in rows]
+    return [micro_batch(row, count) for row, count in zip(rows, positions, strict=True)]
 
 
 def most_prompts(prompts: int, rows: int) -> int:
-    """The most prompts that one of so many rows may have: more than twice the mean."""
-    return round_up_pow2(2 * -(-prompts // rows) + 6)
+    """The most prompts that one of so many rows may have: more than twice the mean, if there are as
+    many."""
+    return round_up_pow2(min(2 * -(-prompts // rows) + 6, prompts))
 
 
 def round_up_row(n: int) -> int:
@@ -210,13 +231,3 @@ class Work:
             "padding": 1 - self.tokens / max(self.positions, 1),
             "attention_waste": self.pairs / max(self.needed_pairs, 1),
         }
-
-
-def count_work(micros: Iterable[MicroBatch]) -> Work:
-    """The work of these micro-batches."""
-    trees = (micro.packed.tree for micro in micros)
-    works = (
-        Work(tree.tokens.size, num_tokens(tree), *tree_forward.attention_pairs(tree))
-        for tree in trees
-    )
-    return sum(works, Work())
