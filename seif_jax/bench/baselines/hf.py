@@ -44,7 +44,7 @@ def generate(model, spec):
 
 
 def forward(model, spec):
-    """The next token's probabilities after every prompt, each computed whole."""
+    """The next token's probabilities after every prompt. Prompts share no computation."""
     batches = []
     for start in range(0, len(spec["prompts"]), spec["batch_size"]):
         part = [torch.tensor(ids) for ids in spec["prompts"][start : start + spec["batch_size"]]]
