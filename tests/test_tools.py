@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+SPEED = ["--model=m", "--peer_python=absent"]
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
@@ -38,6 +39,12 @@ def test_help(tool, name):
         ("learning_curve", [], "the following arguments are required: RUN"),
         ("learning_curve", ["absent"], "absent: not a run's folder, it has no metrics.jsonl"),
         ("learning_curve", ["{folder}"], "no evaluations there"),
+        (
+            "evaluate_speed",
+            [*SPEED, "--data=absent.parquet"],
+            "--data=absent.parquet: no such file",
+        ),
+        ("evaluate_speed", [*SPEED, f"--data={__file__}"], "--peer_python=absent: no such program"),
         ("plan_table", [], "the following arguments are required: PLAN.json"),
         ("plan_table", ["absent.json"], "absent.json: not a plan (FileNotFoundError"),
         ("plan_table", ["{folder}/metrics.jsonl"], "metrics.jsonl: not a plan (KeyError"),

@@ -12,6 +12,7 @@ not score its replies (`--predict_only`), because that needs NLTK data which it 
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -42,6 +43,10 @@ def main() -> None:
     parser.add_argument("--batches", default="27", help="batch sizes of hf, comma-separated")
     parser.add_argument("--repeat", type=int, default=1, help="measured repetitions per command")
     args = parser.parse_args()
+    if not Path(args.data).is_file():
+        parser.error(f"--data={args.data}: no such file")
+    if not shutil.which(args.peer_python):
+        parser.error(f"--peer_python={args.peer_python}: no such program")
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         data = folder / "prompts.parquet"
@@ -64,7 +69,15 @@ def seif_command(args: argparse.Namespace, data: Path) -> list[str]:
 
 
 def hf_command(args: argparse.Namespace, folder: Path, batch: str) -> list[str]:
-    command = [args.peer_python, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
+    command = [
+        str(shutil.which(args.peer_python)),
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--device",
+        "cpu",
+    ]
     command += ["--model_args", f"pretrained={args.model},dtype=bfloat16", "--batch_size", batch]
     command += ["--tasks", "ifeval_speed", "--include_path", str(folder), "--apply_chat_template"]
     return [*command, "--predict_only", "--output_path", str(folder / "hf")]
