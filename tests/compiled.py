@@ -1,44 +1,76 @@
 """Run by test_compiled.py: programs of a small model on some meshes, compiled for devices that need
 not be there. A compiler that aborts ends the process: what it compiles is said before.
 
-usage: compiled.py TOPOLOGY PROGRAMS MESH …     PROGRAMS: their names, comma-separated, or "all";
-each MESH "data=2,tensor=4" or "data=2,tensor=4,lora=8" (its rank); prints a JSON object
+usage: compiled.py TOPOLOGY PROGRAMS MESH …     TOPOLOGY: "here" for the devices of this machine;
+PROGRAMS: their names, comma-separated, or "all"; each MESH "data=2,tensor=4",
+"data=2,tensor=4,lora=8" (its rank) or "data=2,tensor=4,layers=24" (default: 1); prints a JSON
+object
 """
 
 import json
 import sys
 from typing import Any
 
+import jax
 import meshes
 import shrunk
 import tiny
 
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.matmul import platform
 from seif_jax.plan import chips, hlo
+from seif_jax.plan.program import Program
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
 
 
-def compile_all(topology: str, names: list[str], text: str) -> dict[str, Any]:
-    """By program: bytes of the largest collective in a loop over chunks of the output head."""
-    mesh, _, rank = text.partition(",lora=")
-    sizes = {f"mesh__{axis}": size for axis, size in meshes.sizes_of(mesh).items()}
+def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tpu: bool) -> float:
+    """Bytes that must leave a device in a gradient pass over fsdp and tensor, with remat=full.
+
+    The weights of the layers are gathered in bfloat16 forward, for the recomputation and backward;
+    their gradients are reduced in float32. Five sums of activations per layer over `tensor` are in
+    bfloat16, each sent twice; TPUs add up one of them in float32. And one output head.
+    """
+    fsdp, tensor = mesh["fsdp"], mesh["tensor"]
+    params: Any = learner.arguments[0]
+    frozen: Any = learner.arguments[1]
+    weights = sum(x.size for x in jax.tree.leaves(params["layers"])) / tensor
+    head = (params | frozen)["embed"].size / tensor
+    micros: Any = learner.arguments[2]
+    activations = micros.packed.tree.tokens.shape[1] * config.width * (tensor > 1)
+    gathered_and_reduced = (3 * 2 + 4) * weights + (2 + 4) * head
+    summed_bytes = 5 * 2 + 2 * tpu
+    return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
+
+
+def compile_all(topology: str | None, names: list[str], text: str) -> dict[str, Any]:
+    """By program: bytes of the largest collective in a loop (`looped`), of all (`sent`), and those
+    that are needed, of a gradient (`needed`)."""
+    sizes, options = meshes.sizes_of(text), dict(part.split("=") for part in text.split(","))
+    shape = {**HEADS, "num_hidden_layers": int(options.get("layers", 1))}
     config, model = shrunk.read(
-        "smollm2", HEADS, stages=("follower",), instructor__epochs=(1,), lora__rank=int(rank or 0),
-        **sizes,
+        "smollm2", shape, stages=("follower",), instructor__epochs=(1,),
+        lora__rank=int(options.get("lora", 0)),
+        **{f"mesh__{axis}": size for axis, size in sizes.items()},
     )  # fmt: skip
-    devices, largest = chips.devices_of(topology), {}
+    devices, results = chips.devices_of(topology), {}
     for p in shrunk.programs(config, model, devices, chips.host_of(topology)):
         if p.name in names or names == ["all"]:
             print(f"{topology} {text} {p.name}", file=sys.stderr, flush=True)
             program = hlo.parse(shrunk.trace(p).lower().compile().as_text())
             looped = [x.bytes for x in hlo.each_collective(program) if x.runs > 1]
-            largest[p.name] = max(looped, default=0)
-    return largest
+            sent = sum(size for _, size in hlo.collectives(program).values())
+            results[p.name] = {"looped": max(looped, default=0), "sent": sent}
+            if p.name == "gradient":
+                needed = needed_bytes(p, model.config, sizes, platform() == "tpu")
+                results[p.name]["needed"] = needed
+    return results
 
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    topology, names, *mesh_texts = sys.argv[1:]
+    name, names, *mesh_texts = sys.argv[1:]
+    topology = None if name == "here" else name
     with chips.compiling_for(topology):
         results = {text: compile_all(topology, names.split(","), text) for text in mesh_texts}
         print(json.dumps(results))

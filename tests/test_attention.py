@@ -10,6 +10,7 @@ import pytest
 import tiny
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AbstractMesh, AxisType
 
 from seif_jax import models
 from seif_jax.models import attention
@@ -23,6 +24,7 @@ from seif_jax.models.attention import (
     splash,
     with_kernel,
 )
+from seif_jax.sharding import AXES
 
 # The kernels as they run here: cuDNN's caller with XLA behind it, Pallas's own interpreter.
 HERE = {"gpu": partial(cudnn, implementation="xla"), "tpu": partial(splash, interpret=True)}
@@ -202,3 +204,28 @@ def test_products_of_a_platform(where, monkeypatch):
         kinds[left.count("x") == 3] |= {left[-5:], right[-5:]}
     assert kinds == {False: {"bf16>"}, True: {"xf32>" if where == "cpu" else "bf16>"}}
     assert ("bitcast_convert" in text) == (where == "cpu")
+
+
+@pytest.mark.parametrize("where", LOWERED)
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_sums_between_devices(where, tensor, monkeypatch):
+    """Accelerators round partial sums over `tensor` to bf16 before they add them up: the outputs of
+    two projections, and the gradients of the inputs of the other five, of which there are two."""
+    monkeypatch.setattr(jax, "default_backend", lambda: where)
+    model = models.describe(tiny.tiny_config(96))
+    shapes = {name: x for name, x in models.shapes(model, jnp.bfloat16)["layers"].items()}
+    weights = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
+    c, x = model.config, jnp.zeros((1, 24, model.config.width))
+
+    def loss(w, x):
+        rope = c.architecture.rope(c, jnp.zeros((1, 24), int))
+        out, _ = c.architecture.layer(
+            c, w, x, rope, lambda q, k, v: (q * jnp.mean(k) * jnp.mean(v), None), jnp.bfloat16
+        )
+        return jnp.sum(out)
+
+    mesh = AbstractMesh((1, 1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 4)
+    with jax.sharding.use_abstract_mesh(mesh):
+        jaxpr = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(weights, x))
+    rounded = re.findall(r"preferred_element_type=bfloat16", jaxpr)
+    assert len(rounded) == (7 if where != "cpu" and tensor > 1 else 0)

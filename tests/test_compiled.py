@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import shrunk
+import tiny
 
 from seif_jax.plan import gpus
 
@@ -27,7 +29,7 @@ COMPILERS = [
 ]  # fmt: skip
 
 
-def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, int]]:
+def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, Any]]:
     script = Path(__file__).parent / "compiled.py"
     done = subprocess.run(
         [sys.executable, str(script), topology, programs, *meshes],
@@ -37,20 +39,37 @@ def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def check_head(results: dict[str, Any]) -> None:
+    """Nothing as large as the output head goes between devices for each of its chunks."""
+    head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
+    for mesh, programs in results.items():
+        assert programs["gradient"]["looped"] < head / DEVICES, mesh
+
+
 @pytest.mark.parametrize("topology", COMPILERS)
 def test_the_learner_compiles_on_meshes_of_several_axes(topology):
-    """And nothing as large as the output head goes between devices for each of its chunks."""
-    largest = compiled(topology, "gradient", *MESHES)
-    assert [*largest] == MESHES
-    head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
-    for mesh, programs in largest.items():
-        assert programs["gradient"] < head / DEVICES, mesh
+    results = compiled(topology, "gradient", *MESHES)
+    assert [*results] == MESHES
+    check_head(results)
+
+
+def test_the_learner_on_the_devices_of_this_machine():
+    meshes = ["fsdp=4,tensor=2", "fsdp=8"]
+    check_head(tiny.on_devices(DEVICES, "compiled.py", "here", "gradient", *meshes))
+
+
+@pytest.mark.parametrize("topology", COMPILERS)
+def test_bytes_between_devices(topology):
+    """At most 1.2 of what is needed (see `needed_bytes`), with the output head gathered once."""
+    meshes = ["fsdp=4,tensor=2,layers=24", "fsdp=8,layers=24"]  # layers outweigh the rest
+    for mesh, programs in compiled(topology, "gradient", *meshes).items():
+        assert programs["gradient"]["sent"] <= 1.2 * programs["gradient"]["needed"], mesh
 
 
 @pytest.mark.parametrize("topology", COMPILERS)
 def test_all_programs_compile_over_several_axes(topology):
     meshes = ["data=2,tensor=4", "fsdp=2,sequence=2,tensor=2,lora=4"]
-    largest = compiled(topology, "all", *meshes)
+    results = compiled(topology, "all", *meshes)
     names = {"cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
              "rollout: decode", "judge: verdicts"}  # fmt: skip
-    assert {mesh: {*programs} for mesh, programs in largest.items()} == dict.fromkeys(meshes, names)
+    assert {mesh: {*programs} for mesh, programs in results.items()} == dict.fromkeys(meshes, names)

@@ -135,6 +135,34 @@ ENTRY %main (s: f32[4]) -> f32[4] {
     assert by_kind == {"all-gather": (5, 5 * 32), "reduce-scatter": (5, 5 * 32)}
 
 
+def test_loops_in_which_a_weight_is_gathered_step_by_step():
+    """An unsigned counter up to 8 that each trip moves by 2, by 3, or by what is not known."""
+    text = """
+%%cond (s: (f32[4], u32[])) -> pred[] {
+  %%limit = u32[]{:T(128)} constant(8), metadata={op_name="dot_general"}
+  %%s = (f32[4]{0}, u32[]{:T(128)}) parameter(0)
+  %%i = u32[]{:T(128)} get-tuple-element(%%s), index=1, backend_config={"a":[]}
+  ROOT %%less = pred[]{:T(512)} compare(%%i, %%limit), direction=LT
+}
+%%body (s: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %%two = u32[]{:T(128)} %s
+  %%s = (f32[4]{0}, u32[]{:T(128)}) parameter(0)
+  %%x = f32[4]{0} get-tuple-element(%%s), index=0
+  %%i = u32[]{:T(128)} get-tuple-element(%%s), index=1
+  %%next = u32[]{:T(128)} add(%%i, %%two), metadata={op_name="dot_general"}
+  %%y = f32[4]{0} collective-permute(%%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %%t = (f32[4]{0}, u32[]{:T(128)}) tuple(%%y, %%next), backend_config={"a":[]}
+}
+ENTRY %%main (s: (f32[4], u32[])) -> (f32[4], u32[]) {
+  %%s = (f32[4]{0}, u32[]{:T(128)}) parameter(0)
+  ROOT %%w = (f32[4]{0}, u32[]{:T(128)}) while(%%s), condition=%%cond, body=%%body
+}
+"""
+    for step, trips in (("constant(2)", 4), ("constant(3)", 3), ("partition-id()", 8)):
+        program = hlo.parse(text % step)
+        assert hlo.collectives(program) == {"collective-permute": (trips, trips * 16)}
+
+
 def test_a_plan_for_the_devices_present(planned):
     result = planned["plan"]
     rows = {row["program"]: row for row in result["programs"]}

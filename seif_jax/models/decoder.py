@@ -19,6 +19,7 @@ from seif_jax.collectives import constrain
 from seif_jax.models import layers
 from seif_jax.models.attention import Visible, causal
 from seif_jax.models.layers import Rope, linear, rms_norm, rotate, weight
+from seif_jax.models.matmul import matmul_input
 
 # Our names -> Hugging Face's, where `{}` is the layer's index. Both store [out, in]; ours keep
 # heads and head dimensions as two axes. A model has only the weights that its config calls for.
@@ -42,6 +43,9 @@ NAMES = {
     "layers/down": "model.layers.{}.mlp.down_proj.weight",
 }
 
+# The projections that are added to the residual stream. Under a mesh with `tensor` they sum over
+# sharded dimensions, the others in their gradients.
+INTO_RESIDUAL = ("o", "down")
 PROJECTED = "projected"  # the projections' outputs, as policies of jax.checkpoint name them
 
 LayerWeights = Mapping[str, Array]  # one layer's weights by name
@@ -80,7 +84,8 @@ def project(
     c: ModelConfig, w: LayerWeights, name: str, x: Float[Array, "*S I"], dtype: DTypeLike
 ) -> Float[Array, "*S O"]:
     """x through one of a layer's projections, with its LoRA adapter if it has one."""
-    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype)
+    split = "output" if name in INTO_RESIDUAL else "gradient"
+    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, split)
     if f"{name}_a" in w:
         low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
         out = out + linear(low, w[f"{name}_b"], dtype)
@@ -186,7 +191,7 @@ class Architecture:
         dtype: DTypeLike,
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Queries and keys, both rotated, and values."""
-        heads = (*x.shape[:2], -1, c.head_dim)
+        heads, x = (*x.shape[:2], -1, c.head_dim), matmul_input(x, dtype)
         q, k, v = (project(c, w, name, x, dtype).reshape(heads) for name in "qkv")
         if c.qkv_bias:
             q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
@@ -200,6 +205,7 @@ class Architecture:
         self, c: ModelConfig, w: LayerWeights, x: Float[Array, "B T D"], dtype: DTypeLike
     ) -> Float[Array, "B T D"]:
         """The gated MLP."""
+        x = matmul_input(x, dtype)
         gate, up = (project(c, w, name, x, dtype) for name in ("gate", "up"))
         return project(c, w, "down", self.activation(gate) * up, dtype)
 

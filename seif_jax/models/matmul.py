@@ -2,13 +2,15 @@
 
 import math
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
+
+from seif_jax.collectives import num_shards
 
 # The platform to compile for, if programs are not compiled for this machine.
 target_platform = jax.make_user_context(None)
@@ -41,20 +43,43 @@ def from_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
+Split = Literal["output", "gradient", None]
+
+
+def rounds_partial_sums() -> bool:
+    """Whether devices along the mesh axis `tensor` round partial sums to the dtype of matmuls
+    before they add them up, which halves the bytes that they exchange. Not on the CPU, where no
+    matmul has a bfloat16 result."""
+    return platform() != "cpu" and num_shards("mlp") > 1
+
+
+def matmul_input(x: Float[Array, "*S"], dtype: DTypeLike) -> Float[Array, "*S"]:
+    """The input of several matmuls whose gradients are sums over devices (`split` is "gradient"):
+    cast to `dtype` where partial sums are rounded, so that devices add up one gradient for all."""
+    return x.astype(dtype) if rounds_partial_sums() else x
+
+
 def matmul(
-    x: Float[Array, "*b m n"], w: Float[Array, "*b p q"], axis: int, dtype: DTypeLike
+    x: Float[Array, "*b m n"],
+    w: Float[Array, "*b p q"],
+    axis: int,
+    dtype: DTypeLike,
+    split: Split = None,
 ) -> Float[Array, "*b m _"]:
     """x @ w.T (axis -1) or x @ w (axis -2), batched over the leading axis if there are three.
 
     axis: the axis of w that is summed over. The operands are cast to `dtype`; sums and the result
     are float32. Because the casts are inside, float32 master weights get float32 gradients, while
     every matmul, including those of the backward pass, runs at the speed of `dtype`.
+
+    split: what is a sum over the devices along the mesh axis `tensor`: the output, the gradient of
+    x, or neither. See `rounds_partial_sums`.
     """
-    return cast(Array, _matmul(x, w, axis, dtype))
+    return cast(Array, _matmul(x, w, axis, dtype, split))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, split: Split) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = jnp.dtype(cache_dtype(dtype) if batch else dtype)
     x, w = x.astype(dtype), w.astype(dtype)
@@ -69,20 +94,23 @@ def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike) -> Array:
         # by its transpose. The barriers keep it from folding the transposes into the matmul.
         columns = dot(w, lax.optimization_barrier(x.T), (((1,), (0,)), ((), ())))
         return lax.optimization_barrier(columns).T
-    return dot(x, w, (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch)))
+    dimensions = (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch))
+    if split == "output" and rounds_partial_sums():
+        return dot(x, w, dimensions, preferred_element_type=dtype).astype(jnp.float32)
+    return dot(x, w, dimensions)
 
 
 def _matmul_forward(
-    x: Array, w: Array, axis: int, dtype: DTypeLike
+    x: Array, w: Array, axis: int, dtype: DTypeLike, split: Split
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x, w, axis, dtype), (x, w)
+    return _matmul(x, w, axis, dtype, split), (x, w)
 
 
 def _matmul_backward(
-    axis: int, dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
+    axis: int, dtype: DTypeLike, split: Split, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    dx = matmul(gradient, w, -3 - axis, dtype)
+    dx = matmul(gradient, w, -3 - axis, dtype, "output" if split == "gradient" else None)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 

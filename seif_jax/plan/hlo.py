@@ -24,7 +24,8 @@ CALLED = re.compile(r"(?:calls|to_apply|branch_computations|\w+_computation)=\{?
 LOOP = re.compile(r"condition=%?([\w.-]+), body=%?([\w.-]+)")
 NAME = re.compile(r"%([\w.-]+)")
 TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
-LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+ELEMENT = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*index=(\d+)")
 # Three ways of writing groups of devices: {{0,1},{2,3}}; [2,8]<=[8,2]T(1,0), an iota that is
 # reshaped, transposed and reshaped; mesh['a'=8,'b'=2] {'a'}.
 LISTED_GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=\{([\d,{}]*)\}")
@@ -79,7 +80,11 @@ def _count_runs(program: HloProgram, name: str, runs: int) -> None:
     for instruction in program.computations.get(name, ()):
         if loop := LOOP.search(instruction.text):
             condition, body = loop.groups()
-            program.trips[body] = _trips(instruction, program.computations.get(condition, ()))
+            program.trips[body] = _trips(
+                instruction,
+                program.computations.get(condition, ()),
+                program.computations.get(body, ()),
+            )
             _count_runs(program, body, runs * program.trips[body])
         elif not instruction.opcode.endswith(("-update", "-done")):
             if instruction.opcode not in CONTROL:
@@ -88,12 +93,32 @@ def _count_runs(program: HloProgram, name: str, runs: int) -> None:
                 _count_runs(program, called, runs)
 
 
-def _trips(loop: HloInstruction, condition: Sequence[HloInstruction]) -> int:
-    """The known trip count if XLA wrote it down, else what the loop's counter is compared with."""
+def _trips(
+    loop: HloInstruction, condition: Sequence[HloInstruction], body: Sequence[HloInstruction]
+) -> int:
+    """The known trip count if XLA wrote it down, else what the loop's counter is compared with over
+    what each trip adds to it: the loops in which TPUs gather or reduce a weight while they multiply
+    by it take two steps per trip."""
     if known := TRIPS.search(loop.text):
         return int(known[1])
-    limits = [LIMIT.search(instruction.text) for instruction in condition]
-    return max((int(match[1]) for match in limits if match), default=1)
+    limits = [CONSTANT.search(instruction.text) for instruction in condition]
+    limit = max((int(match[1]) for match in limits if match), default=1)
+    counters = [ELEMENT.search(instruction.text) for instruction in condition]
+    indices = [int(match[1]) for match in counters if match]
+    return -(-limit // (_step(body, indices[0]) if len(indices) == 1 else 1))
+
+
+def _step(body: Sequence[HloInstruction], index: int) -> int:
+    """What a loop's body adds to element `index` of its state; 1 if that is not a constant."""
+    texts = {match[1]: x.text for x in body if (match := INSTRUCTION.match(x.text))}
+    if not body or body[-1].opcode != "tuple":
+        return 1
+    names = NAME.findall(_operands(body[-1].text.partition(" tuple(")[2]))
+    added = INSTRUCTION.match(texts.get(names[index], "")) if index < len(names) else None
+    if not added or added[3] != "add":
+        return 1
+    terms = [CONSTANT.search(texts.get(name, "")) for name in NAME.findall(_operands(added[4]))]
+    return next((int(match[1]) for match in terms if match), 1)
 
 
 def collectives(program: HloProgram) -> dict[str, tuple[int, int]]:
