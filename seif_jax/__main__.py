@@ -20,10 +20,11 @@ from seif_jax.options.shared import DTYPES
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0 done, 1 failed, 2 wrong usage or input, 130
     stopped by Ctrl-C, 143 by SIGTERM, 141 if the reader of its output has closed it."""
-    command = "seif"
+    command, resumable = "seif", False
     try:
         options, rest = parser().parse_known_args(arguments)
         command = f"seif {options.command}"
+        resumable = options.command in RESUMED or saves_replies(options)
         prefixes = PASSED_ON.get(options.command, ())
         unknown = [argument for argument in rest if not argument.startswith(prefixes)]
         if unknown:
@@ -37,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if not isinstance(error, BrokenPipeError):
             stopped = isinstance(error, (KeyboardInterrupt, Stopped))
-            resumed = stopped and command in RESUMED
-            hint = "; the same command resumes it" if resumed else ""
+            hint = "; the same command resumes it" if stopped and resumable else ""
             with contextlib.suppress(OSError):  # standard error may be closed, too
                 print(f"{command}: {one_line(error)}{hint}", file=sys.stderr)
         flush_or_discard()
@@ -55,6 +55,11 @@ def unknown_argument(command: str, argument: str) -> str:
     if "--config." in PASSED_ON.get(command, ()) and config_keys.key(key):
         hint = f"; a key of the config is set by --config.{key}=VALUE"
     return f"unknown argument {argument}{hint}"
+
+
+def saves_replies(options: argparse.Namespace) -> bool:
+    """Whether the command is an evaluation that continues after a stop."""
+    return options.command == "evaluate" and options.out is not None
 
 
 def flush_or_discard() -> None:
@@ -117,10 +122,12 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import termination
     from seif_jax.evaluate import command
     from seif_jax.evaluate.options import EvaluateOptions
 
-    command.run(EvaluateOptions(**values(options)), partial(start_jax, options.command))
+    with termination.at_once():
+        command.run(EvaluateOptions(**values(options)), partial(start_jax, options.command))
 
 
 def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
@@ -237,7 +244,7 @@ COMMANDS = {
     "plan": plan,
     "sweep": sweep,
 }
-RESUMED = ("seif run", "seif sweep")
+RESUMED = ("run", "sweep")
 # The prefixes of further arguments that a command accepts.
 PASSED_ON = {
     "run": ("--config.",),

@@ -4,11 +4,12 @@ Row numbers, which error messages name, start at 1. In JSONL and text files they
 the header of a CSV file does not count.
 """
 
+import contextlib
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,30 @@ def _dataset_rows(name: str, folder: Path, split: str | None) -> UncheckedRows:
     import datasets  # takes a second, and is needed for this source only
     from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-    source = str(folder) if folder.is_dir() else name
+    local = folder.is_dir()
+    source = str(folder) if local else name
     try:
-        with quiet():
+        with quiet(), _no_progress_bars() if local else contextlib.nullcontext():
             rows = datasets.load_dataset(source, split=split or "train")
     except DatasetGenerationError as error:  # its message says only that it has a cause
         raise UserError(f"{name}: as a data set: {_one_line(error.__cause__ or error)}") from error
     except (OSError, ValueError, DatasetsError) as error:
         raise UserError(f"{name}: not a file, and as a data set: {_one_line(error)}") from error
     return enumerate((dict(row) for row in rows), 1)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps `datasets` from drawing progress bars."""
+    import datasets
+
+    before = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            datasets.enable_progress_bars()
 
 
 def _tfds_rows(source: str, split: str | None) -> UncheckedRows:

@@ -193,6 +193,11 @@ def test_a_suite_of_the_users_own(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "must return True, False, None, a number from 0 to 1, or a dict" in err
     assert "(got 'good') on row 1 of the data, reply '12345'" in err
+    (tmp_path / "mine.py").write_text("def check(row, reply):\n    return {}")
+    assert main(["evaluate", *command]) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert f"{suite} must return at least one verdict (got {{}} for every reply)" in captured.err
 
 
 def reply_row(key, text):

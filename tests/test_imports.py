@@ -44,7 +44,7 @@ LEVELS = [
         "options",
         "run_paths",
     }
-    | {"shipped", "sources", "sweep.launchers", "user_functions", "values"},
+    | {"shipped", "sources", "sweep.launchers", "termination", "user_functions", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -170,3 +170,11 @@ def test_a_folder_that_is_no_data_set_names_its_broken_row(tmp_path, caplog):
         line = refused(sources.read, str(tmp_path))
     assert line.startswith(f"{tmp_path}: as a data set: ") and "JSON" in line
     assert not caplog.records
+
+
+def test_a_data_sets_folder_is_read_without_progress_bars(tmp_path, capfd):
+    write(tmp_path / "test.jsonl", '{"prompt": "Why?"}\n')
+    line = refused(sources.read, str(tmp_path))
+    assert "train" in line and "['test']" in line
+    assert sources.read(str(tmp_path), "test") == [(1, {"prompt": "Why?"})]
+    assert capfd.readouterr() == ("", "")

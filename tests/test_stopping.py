@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from seif_jax import stopping
+from seif_jax import stopping, termination
 from seif_jax.errors import Interrupted, Preempted, exit_code
 
 WAITS = """
 import time
-from seif_jax import stopping
+from seif_jax import stopping, termination
 with stopping.at_safe_points(lambda line: print(line, flush=True)):
     print("ready", flush=True)
     try:
@@ -74,3 +74,25 @@ def test_signals_that_are_ignored_stay_ignored():
     with stopping.at_safe_points(lambda line: None):
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.request("later") is None
+
+
+def test_a_command_without_safe_points_stops_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted) as caught, termination.at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception:  # as around a function of the user's own
+            pytest.fail("handled on the way")
+    assert exit_code(caught.value) == 143
+    with pytest.raises(KeyboardInterrupt), termination.at_once():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_ignored_sigterm_stops_no_command():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with termination.at_once():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -21,7 +21,8 @@ class UserSuite(ReplySuite):
     """`function(row, reply)` says whether a reply is right: a bool, a grade from 0 to 1, None for
     no verdict, or a dict of these by name. `row` has all columns of the data file.
 
-    Scores: `mean`, and with a dict also the mean by name.
+    Scores: `mean`, and with a dict also the mean by name. Raises UserError if the function returns
+    {} for every reply.
     """
 
     rows: Sequence[Mapping[str, object]] = ()
@@ -67,8 +68,13 @@ class UserSuite(ReplySuite):
         return Outcome(kind, None, None, "rule", grade=number)
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
+        names = kinds(outcomes)
+        if not names:
+            raise UserError(
+                f"--suite={self.name} must return at least one verdict (got {{}} for every reply)"
+            )
         scores: dict[str, Statistic] = {"mean": ratio(outcomes, partial(_grades, None))}
-        for kind in filter(None, kinds(outcomes)):
+        for kind in filter(None, names):
             scores[f"mean/{kind}"] = ratio(outcomes, partial(_grades, kind))
         return scores
 
