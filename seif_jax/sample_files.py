@@ -5,17 +5,20 @@ Polars read the folder like one file. Runs of earlier versions have a single fil
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seif_jax.data import KWARGS
+from seif_jax.errors import UserError
 from seif_jax.files import atomic_path, make_folder, remove
 
 Rows = Sequence[Mapping[str, object]]
+BATCH_ROWS = 250  # read at a time
 
 VERDICT = pa.struct([("value", pa.bool_()), ("prob", pa.float64()), ("text", pa.string())])
 MARK = pa.struct(
@@ -93,6 +96,19 @@ def read(path: Path) -> pa.Table:
     """All samples of a stage that has some, in order."""
     tables = [pq.ParquetFile(part).read() for part in parts(path)]
     return pa.concat_tables(tables, promote_options="permissive")
+
+
+def rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """These columns of a stage's samples, row by row, with only a few rows in memory at a time.
+    Columns that a file lacks are left out. Raises UserError for a file that is not parquet."""
+    for part in parts(path):
+        try:
+            with pq.ParquetFile(part, pre_buffer=False) as file:
+                names = [name for name in columns if name in file.schema_arrow.names]
+                for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                    yield from batch.to_pylist()
+        except pa.ArrowException as error:
+            raise UserError(f"{part} cannot be read: {error}") from error
 
 
 def last_step(path: Path) -> int:

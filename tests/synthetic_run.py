@@ -149,7 +149,7 @@ def _verdict(rng: random.Random, kind: str) -> dict[str, Any]:
         "judge": prob > 0.3,
         "judge_prob": prob,
         "judge_text": "",
-        "value": prob > 0.3 if rule is None else rule,
+        "value": float(prob > 0.3 if rule is None else rule),
     }
 
 

@@ -3,12 +3,14 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic_run
 
+from seif_jax import sample_files
 from seif_jax.__main__ import main
 from seif_jax.report import (
     compare,
@@ -173,6 +175,24 @@ def test_only_samples_that_changed_are_read_again(run, monkeypatch):
     content = json_of(run / "report/data/report.js")
     counts = {stage["key"]: stage["samples"] for stage in content["stages"]}
     assert counts["0/round_2_follower"] == 5 and counts["0/round_1_follower"] == 48
+
+
+def test_samples_in_one_file_per_step_are_reported_like_a_single_file(run):
+    def scripts() -> dict[Path, bytes]:
+        page.write(open_runs([run]), run / "report")
+        return {path: path.read_bytes() for path in (run / "report/data").rglob("*.js")}
+
+    of_files = scripts()
+    assert len(of_files) > 16
+    paths = [file.path for file in RunFiles("r", run).sample_files()]
+    for path in paths:
+        sample_files.cut(path, 1000)  # a folder with one file per step
+        assert path.is_dir() and ("generate" in path.parts or len(sample_files.parts(path)) > 1)
+    assert scripts() == of_files
+    sample_files.cut(run / "round_2/follower/samples.parquet", 4)
+    content = json_of(run / "report/data/report.js") if scripts() else {}
+    counts = {stage["key"]: stage["samples"] for stage in content["stages"]}
+    assert counts["0/round_2_follower"] == 36 and counts["0/round_1_follower"] == 48
 
 
 def test_samples_that_are_gone_leave_the_report(run):

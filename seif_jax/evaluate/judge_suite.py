@@ -7,11 +7,11 @@ whose samples have constraints that rules have checked: then the rule's verdict 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
-from seif_jax import sources
+from seif_jax import sample_files, sources
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
@@ -20,6 +20,7 @@ from seif_jax.rewards.judge import Verdict
 
 MODES = ("verdict", "generate")
 BINS = 10  # of the reliability curve
+COLUMNS = ("instruction", "answer", "answers", "verdicts")  # of the samples, those that are read
 SAMPLES = "round_*/*/samples.parquet"
 LABELS = {"true": True, "false": False, "1": True, "0": False}  # also true, false, 1, 0
 
@@ -212,13 +213,8 @@ def _of_run(run: Path) -> Iterator[Labelled]:
         raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
     seen = set()
     for file in files:
-        from seif_jax import sample_files  # brings JAX
-
-        table = sample_files.read(file)
-        columns = [name for name in ("instruction", "answer", "answers", "verdicts")
-                   if name in table.column_names]  # fmt: skip
-        for row in table.select(columns).to_pylist():
-            for labelled in _of_sample(row):
+        for row in sample_files.rows(file, COLUMNS):
+            for labelled in _of_sample(cast(SampleRow, row)):
                 if labelled not in seen:
                     seen.add(labelled)
                     yield labelled

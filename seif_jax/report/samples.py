@@ -10,11 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from seif_jax import sample_files
-from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.report.blocks import Cell, Row, script
 from seif_jax.report.counts import StageCounts
@@ -23,7 +19,6 @@ from seif_jax.report.run_files import SampleFile
 FORMAT = 3  # of the folder; another one is made anew
 PART_ROWS = 500
 PART_CHARACTERS = 4_000_000  # a part of longer texts has fewer rows
-BATCH_ROWS = 250  # read at a time
 COUNTS = "counts.json"
 COLUMNS = (  # of the samples, those that are shown or counted
     *("step", "row", "sample", "set", "seed_question", "variant", "constraint", "prompt"),
@@ -71,7 +66,7 @@ def _parts(path: Path) -> Iterator[list[Row]]:
     """The file's rows in parts."""
     part: list[Row] = []
     characters = 0
-    for row in _rows(path):
+    for row in sample_files.rows(path, COLUMNS):
         size = sum(len(value) for value in row.values() if isinstance(value, str))
         if part and (len(part) == PART_ROWS or characters + size > PART_CHARACTERS):
             yield part
@@ -80,18 +75,6 @@ def _parts(path: Path) -> Iterator[list[Row]]:
         characters += size
     if part:
         yield part
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    """The rows, a few of them in memory at a time. UserError: a file is no parquet file."""
-    for part in sample_files.parts(path):
-        try:
-            with pq.ParquetFile(part, pre_buffer=False) as file:
-                columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-                for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                    yield from batch.to_pylist()
-        except pa.ArrowException as error:
-            raise UserError(f"{part} cannot be read: {error}") from error
 
 
 class _Index:
