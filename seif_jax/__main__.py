@@ -199,6 +199,7 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
     accelerators.skip_absent()
     accelerators.warn_if_unused(options.command)
+    options.dtype = options.dtype or accelerators.native_dtype()
     print(dumps(bench.run(bench.BenchOptions(**values(options)))))
 
 

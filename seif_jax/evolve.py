@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from seif_jax import (
+    accelerators,
     config_checks,
     data,
     fingerprints,
@@ -83,6 +84,7 @@ class Evolution:
         display: Display,
         folders: Sequence[Path] = (Path(),),
     ):
+        config = settings.with_dtype(config, accelerators.native_dtype())
         self.config, self.workdir, self.display = config, workdir, display
         self.checks = load_checks(config.reward.checks, folders)
         self.reward = load_reward(config.instructor.reward, folders)

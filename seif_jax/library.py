@@ -16,12 +16,12 @@ from seif_jax.sampling import Engine
 from seif_jax.settings import dtype as dtype_of
 
 
-def load_model(path: str | Path | None = None, dtype: DType = "bfloat16") -> ChatModel:
+def load_model(path: str | Path | None = None, dtype: DType | None = None) -> ChatModel:
     """Loads a model to talk to, on JAX's first device.
 
     path: a Hugging Face folder or hub name, a GGUF file, or a stage of a run
     (RUN/round_2/follower); by default the embedded SmolLM2-135M-Instruct. dtype: of weights and
-    activations.
+    activations; by default bfloat16 if the devices have instructions for it, else float32.
 
     Raises UserError if there is no model, or one that seif_jax cannot compute.
 
@@ -35,7 +35,7 @@ def load_model(path: str | Path | None = None, dtype: DType = "bfloat16") -> Cha
     """
     accelerators.skip_absent()
     bundle = ModelBundle.load(path)
-    kind = dtype_of(dtype)
+    kind = dtype_of(dtype or accelerators.native_dtype())
     params = load_params(path, bundle.model, kind)
     return ChatModel(Engine(bundle.model.config, params, kind), bundle.tokenizer)
 

@@ -214,7 +214,9 @@ class RunConfig:
     seed: Seed = 0
     model: Location = None  # HF folder, hub name, GGUF or checkpoint of a run; unset or "smollm2":
     # the embedded SmolLM2-135M-Instruct
-    dtype: DType = "bfloat16"  # of sampling and of matmuls in training; trained weights are float32
+    # Of sampling and of matmuls in training; trained weights are float32. auto: bfloat16 if the
+    # devices have instructions for it, float32 if not, as on CPUs with AVX2 alone.
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # What the backward pass recomputes: the whole layer ("full"), all but matmuls ("dots") or
     # nothing ("none"). Recomputing saves memory and costs time.
     remat: Annotated[Literal["full", "dots", "none"], FREE] = "full"

@@ -1,5 +1,7 @@
 """Turns a `RunConfig` into the settings of each part of a run."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -9,7 +11,7 @@ from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rl.learner import LearnerConfig
 from seif_jax.rl.rollout import Grouping, RolloutConfig
 from seif_jax.rl.stage import Batching
-from seif_jax.run_config import RunConfig, TrainedRoleConfig, VerdictRoleConfig, epochs
+from seif_jax.run_config import DType, RunConfig, TrainedRoleConfig, VerdictRoleConfig, epochs
 
 CHUNKS = 8  # parts of a step that are scored one by one if the Judger has its own devices
 # Each frozen role draws from its own stream of random numbers.
@@ -109,6 +111,11 @@ def learner(config: RunConfig, role: TrainedRoleConfig) -> LearnerConfig:
         micro_tokens=role.micro_tokens,
         max_response_tokens=role.max_response_tokens,
     )
+
+
+def with_dtype(config: RunConfig, native: DType) -> RunConfig:
+    """The config with the devices' native dtype in place of "auto"."""
+    return replace(config, dtype=native) if config.dtype == "auto" else config
 
 
 def dtype(name: str) -> DTypeLike:

@@ -1,9 +1,11 @@
 """JAX keeps quiet about devices that are not there; an unused device is reported."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import jax
 import pytest
 from jax._src import hardware_utils
 
-from seif_jax import accelerators
+from seif_jax import accelerators, settings
 from seif_jax.__main__ import COMMANDS, main
 from seif_jax.errors import RunError
+from seif_jax.run_config import RunConfig
 
 no_accelerator = pytest.mark.skipif(
     accelerators.has_nvidia_gpu() or accelerators.has_tpu(), reason="needs a machine without one"
@@ -183,6 +186,59 @@ def test_no_warning_where_all_is_well(machine, monkeypatch, capsys, present, bac
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    "line, dtype",
+    [
+        ("flags\t\t: fpu sse2 avx2", "float32"),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni", "bfloat16"),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", "bfloat16"),
+        ("Features\t: fp asimd sve", "float32"),
+        ("Features\t: fp asimd i8mm bf16", "bfloat16"),
+        ("model name\t: bf16 inside", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_the_dtype_that_a_cpu_does_well(monkeypatch, line, dtype):
+    def read_text(path, encoding):
+        assert str(path) == "/proc/cpuinfo"
+        if line is None:
+            raise FileNotFoundError
+        return f"processor\t: 0\n{line}\n"
+
+    jax.devices()  # reads files when it is first called
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert accelerators.native_dtype() == dtype
+
+
+@dataclass
+class OneDevice:
+    """What JAX says about a device."""
+
+    platform: str
+    compute_capability: str | float = 8.0
+
+
+@pytest.mark.parametrize(
+    "device, dtype",
+    [
+        (OneDevice("gpu", "7.5"), "float32"),
+        (OneDevice("gpu", "8.0"), "bfloat16"),
+        (OneDevice("gpu", "10.0"), "bfloat16"),
+        (OneDevice("tpu"), "bfloat16"),
+    ],
+)
+def test_the_dtype_that_an_accelerator_does_well(monkeypatch, device, dtype):
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert accelerators.native_dtype() == dtype
+
+
+def test_auto_is_the_devices_dtype():
+    assert RunConfig().dtype == "auto"
+    for native in ("bfloat16", "float32"):
+        assert settings.with_dtype(RunConfig(), native).dtype == native
+        assert settings.with_dtype(RunConfig(dtype="float32"), native).dtype == "float32"
+
+
 def test_a_device_that_does_not_start_is_one_line(machine, monkeypatch):
     def fails():
         raise RuntimeError(
@@ -197,10 +253,10 @@ def test_a_device_that_does_not_start_is_one_line(machine, monkeypatch):
 
 STARTS = {  # commands that use JAX, each as far as it must come before it starts JAX
     "run": ("--config={config}", "--workdir={folder}/run", "--config.rounds=1"),
-    "generate": ("--model={folder}/absent", "--prompt=hello"),
-    "evaluate": ("--model={folder}/absent", "--suite=ifeval"),
-    "convert": ("{folder}/absent", "{folder}/out"),
-    "bench": ("--model={folder}/absent", "--what=update"),
+    "generate": ("--model=smollm2", "--prompt=hello"),
+    "evaluate": ("--model=smollm2", "--suite=ifeval", "--data={data}"),
+    "convert": ("smollm2", "{folder}/out"),
+    "bench": ("--model=smollm2", "--what=update"),
     "plan": ("--config={config}", "--topology=v5e:9x9"),
 }
 WITHOUT_JAX = {"report", "sweep"}
@@ -220,6 +276,9 @@ def test_every_command_skips_absent_devices(monkeypatch, tmp_path, command):
 
     monkeypatch.setattr(accelerators, "skip_absent", called)
     config = Path(__file__).parents[1] / "configs" / "default.py"
-    arguments = [a.format(config=config, folder=tmp_path) for a in STARTS[command]]
+    data = tmp_path / "prompts.jsonl"
+    rule = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    data.write_text(json.dumps({"prompt": "Say hello.", **rule}) + "\n")
+    arguments = [a.format(config=config, folder=tmp_path, data=data) for a in STARTS[command]]
     with pytest.raises(Called):
         main([command, *arguments])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import fingerprints, models, sharding
+from seif_jax import accelerators, fingerprints, models, sharding
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import UserError
@@ -150,6 +150,10 @@ def judge_loader(path: str, mode: str, dtype: str) -> Callable[[], Judge]:
     return lambda: as_judge(loader.load(path, None), mode)
 
 
+def _dtype(options: EvaluateOptions) -> str:
+    return options.dtype or accelerators.native_dtype()
+
+
 def model_subjects(
     options: EvaluateOptions,
     folder: Path | None,
@@ -160,7 +164,7 @@ def model_subjects(
     those of the models and the Judger are added."""
     load_judge = None
     if options.judge:
-        load_judge = judge_loader(options.judge, options.judge_mode, options.dtype)
+        load_judge = judge_loader(options.judge, options.judge_mode, _dtype(options))
         settings |= {"judge": _fingerprint(options.judge), "judge_mode": options.judge_mode}
     key = jax.random.key(options.seed)
 
@@ -174,12 +178,13 @@ def model_subjects(
     others = candidates(options.against, options.format, "against ")
     all_models = [*candidates(options.model, options.format), *others]
     prompt_tokens = {c.label: check_candidate(c, options.max_tokens) for c in all_models}
-    for name in ("temperature", "max_tokens", "samples", "dtype"):
+    for name in ("temperature", "max_tokens", "samples"):
         settings[name] = getattr(options, name)
+    settings["dtype"] = _dtype(options)
     for candidate in all_models:
         settings[f"model.{candidate.label}"] = candidate.fingerprint
         settings[f"format.{candidate.label}"] = candidate.form.format
-    store, loader = Store(folder, settings), Loader(options.dtype)
+    store, loader = Store(folder, settings), Loader(_dtype(options))
     respondents: dict[Subject, Respondent] = {}
     for c in all_models:
         decoding = Decoding(

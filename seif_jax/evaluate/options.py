@@ -19,7 +19,7 @@ class EvaluateOptions:
     temperature: float
     max_tokens: int
     seed: int
-    dtype: str
+    dtype: str | None  # None: the devices' native one
     format: str | None
     judge: str | None
     judge_mode: str

@@ -2,7 +2,7 @@
 
 import argparse
 
-from seif_jax.options.shared import DTYPES, add_model
+from seif_jax.options.shared import DTYPES, add_dtype, add_model
 
 DESCRIPTION = """\
 Measures one part of training and compares it with the machine's limits, which are measured in the
@@ -39,7 +39,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--slots", type=int, help="rollout: samples decoded together (default: all)"
     )
     command.add_argument("--micro_tokens", type=int, help="tokens per backward pass (default: all)")
-    command.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_dtype(command)
     command.add_argument("--repeats", type=int, default=5, help="default 5, after one to warm up")
     command.add_argument(
         "--against", choices=("hf", "trl", "tunix", "vllm"), help="library to compare with"

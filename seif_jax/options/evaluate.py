@@ -2,7 +2,7 @@
 
 import argparse
 
-from seif_jax.options.shared import DTYPES
+from seif_jax.options.shared import add_dtype
 
 DESCRIPTION = """\
 Scores a model on benchmarks, each score with its 95 % bootstrap interval.
@@ -60,7 +60,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
     command.add_argument("--max_tokens", type=int, default=1280, help="per reply (default 1280)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_dtype(command)
     command.add_argument(
         "--format", choices=("plain", "think_answer"), help="default: that of the model's run"
     )

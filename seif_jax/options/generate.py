@@ -2,7 +2,7 @@
 
 import argparse
 
-from seif_jax.options.shared import DTYPES, add_model, add_scan
+from seif_jax.options.shared import add_dtype, add_model, add_scan
 
 DESCRIPTION = """\
 Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint. Prompts come from
@@ -31,7 +31,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max_tokens", type=int, default=256, help="default 256")
     command.add_argument("--n", type=int, default=1, help="completions per prompt (default 1)")
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    add_dtype(command)
     add_scan(command)
     command.add_argument("--raw", action="store_true", help="continue the text, no chat template")
     command.add_argument("--json", action="store_true", help="one object per line and completion")

@@ -16,6 +16,14 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="default: bfloat16 if the devices have instructions for it, else float32",
+    )
+
+
 def add_scan(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no_scan",

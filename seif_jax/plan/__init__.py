@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seif_jax import model_names, models
+from seif_jax import accelerators, model_names, models, settings
 from seif_jax.errors import UserError
 from seif_jax.models import Model
 from seif_jax.models.io import hf
@@ -33,6 +33,9 @@ def plan(config: RunConfig, topology: str | None) -> dict[str, Any]:
 
     Raises UserError, before anything is compiled, if config, topology and model do not go together.
     """
+    # All devices of a topology have instructions for bfloat16.
+    native = "bfloat16" if topology else accelerators.native_dtype()
+    config = settings.with_dtype(config, native)
     with compiling_for(topology):
         model, devices = describe(config.model), devices_of(topology)
         layout = Layout(config, model, devices, host_of(topology))
