@@ -182,7 +182,6 @@ class ChatModel:
         options: tuple[str, ...],
         *,
         max_prompt_tokens: int,
-        batch_size: int,
     ) -> list[list[float] | None]:
         """Returns, per dialogue, the probability of each option as the token after the prefill;
         None for a dialogue that is too long.
@@ -198,7 +197,7 @@ class ChatModel:
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         probs: list[list[float] | None] = [None] * len(prompts)
         if fit:
-            logp = self.engine.next_logp([prompts[i] for i in fit], ids, batch_size)
+            logp = self.engine.next_logp([prompts[i] for i in fit], ids)
             for i, row in zip(fit, np.exp(logp.astype(np.float64)), strict=True):
                 probs[i] = row.tolist()
         return probs

@@ -144,7 +144,7 @@ class VerdictRoleConfig:
     max_prompt_tokens: Tokens = 12288  # a longer prompt gets no verdict
     max_tokens: Tokens = 2048  # of analysis and verdict
     temperature: Temperature = 0.0
-    batch_size: Annotated[Batch, FREE] = 256  # questions at a time
+    batch_size: Annotated[Batch, FREE] = 256  # generate: replies decoded at a time
 
 
 @dataclass(frozen=True)

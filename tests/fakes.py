@@ -21,7 +21,6 @@ class Limits:
     """The attributes of a `chat.Decoding` that a Judge reads in verdict mode."""
 
     max_prompt_tokens: int = 64
-    batch_size: int = 4
     prefill: str = ""
 
 
@@ -71,9 +70,8 @@ class FakeChatModel:
         options: tuple[str, ...],
         *,
         max_prompt_tokens: int,
-        batch_size: int,
     ) -> list[list[float] | None]:
-        return self._answers(dialogues, prefill, options, max_prompt_tokens, batch_size)
+        return self._answers(dialogues, prefill, options, max_prompt_tokens)
 
     def coin_flips(self, ids: Sequence[Any], decoding: Any, key: Any) -> list[bool]:
         self.calls.append((ids, decoding, key))

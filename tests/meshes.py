@@ -72,7 +72,7 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
         prompts, row_keys(jax.random.key(0), range(2)), group=1, max_tokens=12,
         method=Method(temperature=0.0), stop_ids=(), batch_size=8,
     )  # fmt: skip
-    verdicts = engine.next_logp([[*p, *range(3, 40)] for p in prompts], (4, 60), batch_size=2)
+    verdicts = engine.next_logp([[*p, *range(3, 40)] for p in prompts], (4, 60))
     arrays = [x for x in jax.tree.leaves(state) if x.ndim > 1]
     on_one_device = sum(x.addressable_shards[0].data.nbytes for x in arrays)
     return {

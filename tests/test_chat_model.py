@@ -42,8 +42,8 @@ class RecordingEngine(Engine):
         tokens = np.array([self.letter] * i + [self.letter if i == 2 else END], np.int32)
         return Sample(tokens, np.full(i + 1, -0.5, np.float32), i != 2)
 
-    def next_logp(self, prompts, options, batch_size) -> np.ndarray:
-        self.calls.append((prompts, options, batch_size))
+    def next_logp(self, prompts, options) -> np.ndarray:
+        self.calls.append((prompts, options))
         return np.log(np.array([[0.125, 0.5], [0.25, 0.0625]], np.float32)[: len(prompts)])
 
 
@@ -122,9 +122,7 @@ def test_the_limit_counts_the_prefill(tokenizer: Tokenizer) -> None:
 def test_nothing_that_fits_asks_nothing(tokenizer: Tokenizer) -> None:
     model, engine = recording(tokenizer)
     assert model.reply([LONG], DECODING, jax.random.key(0), group=3) == [None] * 3
-    assert model.next_token_probs([LONG], "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4) == [
-        None
-    ]
+    assert model.next_token_probs([LONG], "[[", ("0", "1"), max_prompt_tokens=40) == [None]
     assert model.reply([], DECODING, jax.random.key(0)) == [] and engine.calls == []
 
 
@@ -137,22 +135,20 @@ def test_limits_beyond_the_model_are_named(tokenizer: Tokenizer) -> None:
 
 def test_next_token_probs(tokenizer: Tokenizer) -> None:
     model, engine = recording(tokenizer)
-    probs = model.next_token_probs(DIALOGUES, "[[", ("0", "1"), max_prompt_tokens=40, batch_size=4)
+    probs = model.next_token_probs(DIALOGUES, "[[", ("0", "1"), max_prompt_tokens=40)
     assert probs == [pytest.approx([0.125, 0.5]), None, pytest.approx([0.25, 0.0625])]
-    ((prompts, options, batch_size),) = engine.calls
+    ((prompts, options),) = engine.calls
     assert prompts == [tokenizer.encode_chat(DIALOGUES[i], "[[") for i in (0, 2)]
-    assert options == (tokenizer.encode("0")[0], tokenizer.encode("1")[0]) and batch_size == 4
+    assert options == (tokenizer.encode("0")[0], tokenizer.encode("1")[0])
 
 
 def test_an_option_of_several_tokens_is_refused(tokenizer: Tokenizer) -> None:
     model, _ = recording(tokenizer)
     for prefill, option in (("[[", "10"), ("The word", "ing the")):
         with pytest.raises(UserError, match=f"'{option}' is not one token after the prefill"):
-            model.next_token_probs(
-                DIALOGUES, prefill, (option,), max_prompt_tokens=40, batch_size=4
-            )
+            model.next_token_probs(DIALOGUES, prefill, (option,), max_prompt_tokens=40)
     with pytest.raises(UserError, match="'he' is not one token"):  # it melts into what is before
-        model.next_token_probs(DIALOGUES, " t", ("he",), max_prompt_tokens=40, batch_size=4)
+        model.next_token_probs(DIALOGUES, " t", ("he",), max_prompt_tokens=40)
 
 
 def test_coins_are_fair_and_functions_of_key_stream_and_id(tokenizer: Tokenizer) -> None:
@@ -256,6 +252,6 @@ def test_a_verdict_is_not_read_inside_a_thought(
     template = CHATML.replace("assistant\\n", "assistant\\n" + opens.replace("\n", "\\n"))
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, template))
     model, engine = recording(tokenizer)
-    model.next_token_probs([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99, batch_size=4)
-    ((prompts, _, _),) = engine.calls
+    model.next_token_probs([turn("Hi")], prefill, ("0", "1"), max_prompt_tokens=99)
+    ((prompts, _),) = engine.calls
     assert tokenizer.decode(prompts[0]).endswith(f"assistant\n{expected}")

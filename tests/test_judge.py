@@ -89,9 +89,9 @@ def test_answers_keep_the_order_of_the_questions() -> None:
 
 def test_what_the_model_is_asked() -> None:
     chat_model = FakeChatModel(lambda turn: [0.0, 1.0])
-    Judge(chat_model, "verdict", 2, Limits(64, 4, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
+    Judge(chat_model, "verdict", 2, Limits(64, "Verdict: ")).ask(messages, [("Q",)], [0], "key")
     assert chat_model.asked == ["Q 2 verdict"]
-    assert chat_model.calls == [("Verdict: [[", ("0", "1"), 64, 4)]
+    assert chat_model.calls == [("Verdict: [[", ("0", "1"), 64)]
     chat_model = FakeChatModel(lambda turn: FakeReply("[[1]]"))
     Judge(chat_model, "generate", 3, Limits()).ask(messages, [("Q",), ("R",)], [0, 1], "key")
     assert chat_model.asked == ["Q 3 generate", "R 3 generate"]

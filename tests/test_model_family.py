@@ -162,6 +162,6 @@ def test_the_tree_forward(toy, greedy):
     packed = tiny.one_part(pack_completions(*split(PROMPTS), greedy.tokens, np.full(8, 24)))
     (logp,) = completion_logp(c, params, packed, temperature=1.0, dtype=jnp.float32)
     np.testing.assert_allclose(logp, greedy.logp, atol=1e-4)
-    got = Engine(c, params, jnp.float32).next_logp(PROMPTS, (4, 60), batch_size=4)
+    got = Engine(c, params, jnp.float32).next_logp(PROMPTS, (4, 60))
     for prompt, row in zip(PROMPTS, got, strict=True):
         np.testing.assert_allclose(row, logp64(params, prompt)[-1, [4, 60]], atol=1e-4)

@@ -27,7 +27,6 @@ from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
 from seif_jax.plan.estimate import ProgramEstimate
 from seif_jax.plan.program import Program
-from seif_jax.sampling import prefill
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {  # of the paper's models, by config
@@ -244,7 +243,7 @@ def test_operations_of_attention_over_a_mesh(tensor, sequence):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
+def test_operations_of_a_forward_pass_are_the_same_on_every_platform(platform):
     """Plain attention, cuDNN's and splash have as many where nothing is hidden from any query and
     the lengths are whole blocks."""
     shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64}
@@ -252,10 +251,10 @@ def test_operations_of_a_prefill_are_the_same_on_every_platform(platform):
     B, T = 3, 256
     tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
     with target_platform(platform), gpus.assumed_cudnn():
-        traced = prefill.prefill.trace(
-            model.config, models.shapes(model, jnp.bfloat16), [], tokens,
-            tokens.update(shape=(B,)), dtype=jnp.bfloat16,
-        )  # fmt: skip
+        forward = jax.jit(models.forward, static_argnums=0, static_argnames="dtype")
+        traced = forward.trace(
+            model.config, models.shapes(model, jnp.bfloat16), tokens, tokens, dtype=jnp.bfloat16
+        )
     expected = roofline.forward_flops(model.config, B * T, B * T * T, 0)
     assert cost.count_flops(traced.jaxpr.jaxpr) == expected
 
@@ -332,7 +331,7 @@ def test_meshes_that_gpus_cannot_have(topology, mesh, message, monkeypatch, caps
 
 @needs_cuda
 def test_a_plan_for_gpus(tmp_path, capfd):
-    """Compiled with cuDNN's attention, which has half of the operations of this prefill."""
+    """Compiled with cuDNN's attention."""
     shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64}
     config = {**tiny.tiny_config(512), **shape}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -13,7 +13,14 @@ import pytest
 from seif_jax import metrics
 from seif_jax.__main__ import main
 
-MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use")  # what differs between equal runs
+MEASURED = (
+    "secs/",
+    "tokens_per_sec",
+    "host/",
+    "slot_use",
+    "prompt_waste",
+    "judge_prompt_waste",
+)  # what differs between equal runs
 
 
 def start(place, workdir, count):

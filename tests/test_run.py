@@ -485,7 +485,16 @@ def test_what_changes_no_result_may_change(finished, beside):
     assert change["after"] == {"round": 1, "stage": "instructor", "step": 1}
     assert (about["config"]["sample_batch"], len(about["devices"])) == (2, 3)
     one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, beside))
-    measured = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding", "attention_waste")
+    measured = (
+        "secs/",
+        "tokens_per_sec",
+        "host/",
+        "slot_use",
+        "padding",
+        "attention_waste",
+        "prompt_waste",
+        "judge_prompt_waste",
+    )
     for line, other in zip([line for line in one if line["round"] == 1], two, strict=True):
         for name in line.keys() | other.keys():
             if not name.startswith(measured):

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from seif_jax import models
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
-from seif_jax.sampling import Engine, methods, row_keys
+from seif_jax.sampling import Engine, methods, row_keys, trees
 from seif_jax.sampling.methods import Method, sample_token
 from seif_jax.sampling.shapes import common_prefix, round_up, split
-from seif_jax.sampling.trees import prompt_trees, split_runs
 
 MODEL = models.describe({**tiny.tiny_config(96), "max_position_embeddings": 2048})
 C = MODEL.config
@@ -101,62 +100,83 @@ def test_sampler_and_learner_report_the_same(temperature):
 
 
 def test_next_logp():
-    got = engine().next_logp(PROMPTS, (4, 60), batch_size=3)
+    got = engine().next_logp(PROMPTS, (4, 60))
     for prompt, row in zip(PROMPTS, got, strict=True):
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
 
 
-def test_next_logp_of_a_tree():
-    """Prompts that share stems, in families of unequal size, against one at a time."""
-    rng = np.random.default_rng(1)
-    stem_a, stem_b = rng.integers(0, 96, (2, 50)).tolist()
-    tails = [rng.integers(0, 96, n).tolist() for n in (3, 17, 1, 30, 8, 5)]
-    prompts = [SHARED + s + t for s, t in zip([stem_a] * 3 + [stem_b] * 3, tails, strict=True)]
-    prompts.append(SHARED + [3, 4])
-    runs = split_runs([prompt[32:] for prompt in prompts])
-    assert [members for _, members in runs] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [len(stem) for stem, _ in runs] == [58, 58, 9]
-    got = engine().next_logp(prompts, (4, 60), batch_size=6)
-    alone = [engine().next_logp([prompt], (4, 60), batch_size=1)[0] for prompt in prompts]
-    np.testing.assert_allclose(got, alone, atol=1e-4)
+def families(seed: int, instructions: tuple[int, ...], shots: int = 40) -> list[list[int]]:
+    """Prompts as the Judger's: few-shot turns, instructions with so many replies each, up to five
+    constraints per reply."""
+    rng = np.random.default_rng(seed)
+
+    def text(low: int, high: int) -> list[int]:
+        return rng.integers(3, 96, rng.integers(low, high)).tolist()
+
+    first, prompts = text(shots, shots + 1), []
+    for replies in instructions:
+        instruction = first + text(20, 50)
+        for _ in range(replies):
+            reply = instruction + text(1, 80)
+            prompts += [reply + text(1, 12) for _ in range(rng.integers(1, 6))]
+    return prompts
+
+
+@pytest.mark.parametrize("shots", [3, 40])
+@pytest.mark.parametrize("read_tokens", [200, 5000])
+def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
+    """With and without a common prefix, in one read and in several."""
+    monkeypatch.setattr(trees, "READ_TOKENS", read_tokens)
+    prompts = families(1, (3, 1, 2), shots)
+    got = engine().next_logp(prompts, (4, 60))
     for prompt, row in zip(prompts, got, strict=True):
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
 
 
-def test_a_tree_of_four_levels():
-    """Instructions, replies to each and constraints of each reply, as many as there happen to be:
-    every token is computed once, and what follows is what it would be alone."""
-    rng = np.random.default_rng(3)
+def test_shared_starts_change_no_probability(monkeypatch):
+    """Whatever the other prompts are, in whatever order, in several reads."""
+    monkeypatch.setattr(trees, "READ_TOKENS", 500)
+    prompts = families(2, (4, 2))
+    alone = [engine().next_logp([prompt], (4, 60))[0] for prompt in prompts]
+    together = engine().next_logp(prompts, (4, 60))
+    np.testing.assert_allclose(np.exp(together), np.exp(alone), atol=1e-6)
+    order = np.random.default_rng(0).permutation(len(prompts))
+    shuffled = engine().next_logp([prompts[i] for i in order], (4, 60))
+    np.testing.assert_allclose(np.exp(shuffled), np.exp(alone)[order], atol=1e-6)
 
-    def text(tokens: int) -> list[int]:
-        return rng.integers(0, 96, tokens).tolist()
 
-    prompts = []
-    for replies in (3, 2):
-        instruction = SHARED + text(44)
-        for _ in range(replies):
-            reply = instruction + text(int(rng.integers(40, 60)))
-            prompts += [reply + [7] + text(int(rng.integers(1, 12))) for _ in range(replies)]
-    (part,) = prompt_trees(prompts, 13)
-    assert [len(level) for level in part.tree.levels] == [1, 2, 6, 18]
+def test_prompts_that_begin_or_equal_others():
+    prompts = [SHARED + [7] * n for n in (5, 1, 5, 9)] + [SHARED]
+    got = engine().next_logp(prompts, (4, 60))
+    for prompt, row in zip(prompts, got, strict=True):
+        np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+    out = draw(prompts=prompts, group=1, method=Method(temperature=0.0), tokens=4)
+    np.testing.assert_array_equal(out.tokens[0], out.tokens[2])
+    for i in (1, 3, 4):
+        alone = draw(prompts=[prompts[i]], group=1, method=Method(temperature=0.0), tokens=4)
+        np.testing.assert_array_equal(out.tokens[i], alone.tokens[0])
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_samples_of_prompts_that_share_starts(monkeypatch, batch_size):
+    """Prompts of very different lengths in trees, more of them than slots: each sample is the one
+    that it would be alone, and every token of a prompt is computed about once."""
+    monkeypatch.setattr(trees, "READ_TOKENS", 500)
+    prompts = families(3, (3, 2, 1)) + [[5] * 300]
+    keys = row_keys(jax.random.key(1), range(len(prompts)))
+    model = engine()
+    out = model.sample(
+        prompts, keys, group=1, max_tokens=9, method=PLAIN, stop_ids=(), batch_size=batch_size
+    )
+    for i, prompt in enumerate(prompts):
+        (alone,) = engine().sample(
+            [prompt], keys[i : i + 1], group=1, max_tokens=9, method=PLAIN, stop_ids=(),
+            batch_size=1,
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone.tokens, out[i].tokens)
+        np.testing.assert_allclose(alone.logp, out[i].logp, atol=1e-5)
     starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
-    real = np.asarray(part.tree.slot_of) < sum(level.size for level in part.tree.levels)
-    assert np.sum(real) == len(starts)
-    assert sorted(part.prompts) == [-1] * 5 + list(range(13))
-    for size in (13, 5):  # and cut into trees of one instruction each
-        got = engine().next_logp(prompts, (4, 60), batch_size=size)
-        for prompt, row in zip(prompts, got, strict=True):
-            np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
-
-
-def test_families_by_what_they_cost():
-    """Four replies to one instruction, three constraints each: runs of a reply, not of eight."""
-    instruction = list(range(40))
-    replies = [[100 + i] * 60 for i in range(4)]
-    prompts = [instruction + reply + [7, c, 9] for reply in replies for c in range(3)]
-    runs = split_runs(prompts)
-    assert [members for _, members in runs] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(4)]
-    assert all(len(stem) == 101 for stem, _ in runs)
+    assert model.prompt_tokens.distinct == len(starts)
 
 
 def test_sample_depends_on_its_key_alone():

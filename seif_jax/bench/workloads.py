@@ -31,8 +31,7 @@ from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad
 
-# Prompts in a program at a time: if they share their starts, and if each is computed by itself.
-SHARED_BATCH, FULL_BATCH = 256, 16
+FULL_BATCH = 16  # prompts in a program at a time, if each is computed by itself
 
 OptionProbs = Callable[
     [Int[np.ndarray, "B T"], Int[np.ndarray, "B"]], Float[Array | np.ndarray, "B O"]
@@ -124,7 +123,6 @@ def judge(model: BenchModel, sizes: WorkloadSizes) -> Workload:
             PREFILL,
             OPTIONS,
             max_prompt_tokens=max_positions,
-            batch_size=SHARED_BATCH,
         )
         note("shared", np.array(probs))
 

@@ -1,8 +1,7 @@
 """The model over trees of tokens: every token is computed once, however many rows share it.
 
 Trees of one shape are stacked on a leading axis P; under a mesh each group of devices has one of
-them, its part of the batch. `completion_logp` is what the learner and the reference policy compute,
-`next_logp` is what verdicts are read from.
+them, its part of the batch. `completion_logp` is what the learner and the reference policy compute.
 """
 
 from typing import cast
@@ -17,7 +16,6 @@ from seif_jax.collectives import constrain, shard_over_heads
 from seif_jax.models import attention, head, tree_attention
 from seif_jax.models.attention import EMPTY, Segment, Visible, heads_first, heads_last
 from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
-from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, platform
 from seif_jax.models.token_tree import PackedBatch, TokenTree
@@ -47,21 +45,6 @@ def completion_logp(
     """
     hidden = hidden_states(c, params, packed.tree, dtype, remat)
     return head.completion_logp(head.weight(params), hidden, packed, temperature, dtype)
-
-
-def next_logp(
-    c: ModelConfig,
-    params: Params,
-    tree: TokenTree,
-    ends: Int[Array, "B"],
-    *,
-    dtype: DTypeLike,
-) -> Float[Array, "B V"]:
-    """Log-probabilities, float32, of the token that follows each of the token positions `ends` of
-    one tree."""
-    (hidden,) = hidden_states(c, params, jax.tree.map(lambda x: x[None], tree), dtype, "none")
-    scores = logits(params, constrain(hidden, None, None)[ends], dtype)
-    return jax.nn.log_softmax(constrain(scores, None, None), axis=-1)
 
 
 def hidden_states(

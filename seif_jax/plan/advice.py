@@ -79,7 +79,7 @@ def changes(config: RunConfig, program: Program, topology: str | None) -> Iterat
         if config.remat != "full" and kind == "gradient":
             yield Change({"remat": "full"})
         yield from wider_meshes(config, "sequence")
-    if ":" in program.name:  # of an engine call
+    if ":" in program.name and not program.name.endswith("verdicts"):  # that samples
         key = BATCH_SIZES.get(kind, "sample_batch")
         size = config_keys.get(config, key)
         yield from (Change({key: size >> i}) for i in range(1, HALVINGS + 1) if size >> i)

@@ -10,13 +10,15 @@ from seif_jax import settings
 from seif_jax.chat import Decoding
 from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.packed_attention import kernel_pairs
+from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.layout import Bytes, Layout, has_own_weights
 from seif_jax.plan.program import Program, shapes_of, without
 from seif_jax.run_config import RunConfig
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
-from seif_jax.sampling.trees import prompt_trees
+from seif_jax.sampling.trees import largest_read
 
 CONSTRAINTS = 5  # per instruction: the most that a variant asks for
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
@@ -83,6 +85,7 @@ def engine_programs(
         "prompts": device_bytes(pool),
         "cache": device_bytes(cache),
     }
+    read = {"prompts read ahead": device_bytes(worst.read)}
     yield Program(
         stage,
         f"{call.name}: prefill",
@@ -93,6 +96,7 @@ def engine_programs(
         num_devices=mesh.size,
         mesh=mesh,
         options={"dtype": call.dtype},
+        pairs=worst.pairs,
     )
     waves = -(-prompts * call.group_size // worst.slots)
     yield Program(
@@ -101,7 +105,7 @@ def engine_programs(
         decode,
         worst.decode,
         calls_per_step=waves * -(-decoding.max_tokens // CHUNK),
-        resident_bytes=others | {call.weights: device_bytes(params["layers"])},
+        resident_bytes=others | {call.weights: device_bytes(params["layers"])} | read,
         num_devices=mesh.size,
         options={"method": decoding.method, "stop_ids": OPTION_IDS[:1], "dtype": call.dtype},
         sampled_tokens=call.prompts * call.group_size * decoding.max_tokens,
@@ -117,18 +121,18 @@ def _verdict_program(
     others: Bytes,
     mesh: Mesh,
 ) -> Program:
-    """One forward pass over a batch of prompts that differ from their first token on."""
-    batch_size, length = call.decoding.batch_size, call.decoding.max_prompt_tokens
-    size = min(prompts, batch_size)
-    batch = next(prompt_trees([[i, *[0] * (length - 1)] for i in range(size)], batch_size))
+    """A forward pass over prompts that differ from their first token on."""
+    length, kernel = call.decoding.max_prompt_tokens, reads_packed_rows(config)
+    tree, size = largest_read(prompts, length, kernel)
     return Program(
         stage,
         f"{call.name}: verdicts",
         prefill.next_logp,
-        (config, params, shapes_of(batch.tree), shapes_of(batch.ends)),
+        (config, params, None, shapes_of(tree)),
         calls_per_step=-(-prompts // size),
         resident_bytes=others,
         num_devices=mesh.size,
         mesh=mesh,
         options={"options": OPTION_IDS, "dtype": call.dtype},
+        pairs=kernel_pairs(tree.tiles),
     )

@@ -31,6 +31,7 @@ class Program:
     sampled_tokens: int = 0  # on all devices, per step
     work: Work | None = None  # of all calls of an update, if the program reads packed rows
     rows: int = 0  # of that work
+    pairs: int = 0  # for which a kernel computes a score, if the program reads prompts
 
     @property
     def full_name(self) -> tuple[str, str]:
@@ -45,7 +46,7 @@ class Program:
     @property
     def pairs_per_row(self) -> float:
         """The pairs of a query and a key for which attention computes a score, per packed row."""
-        return self.work.pairs / self.rows if self.work else 0.0
+        return self.work.pairs / self.rows if self.work else float(self.pairs)
 
     @property
     def hosts(self) -> list[int]:

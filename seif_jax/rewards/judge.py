@@ -49,7 +49,6 @@ class ChatModelLike(Protocol):
         options: tuple[str, ...],
         *,
         max_prompt_tokens: int,
-        batch_size: int,
     ) -> Sequence[list[float] | None]: ...
     def coin_flips(
         self, ids: Sequence[Address], decoding: Decoding, key: Key
@@ -101,7 +100,6 @@ class Judge:
                 self.decoding.prefill + PREFILL,
                 OPTIONS,
                 max_prompt_tokens=self.decoding.max_prompt_tokens,
-                batch_size=self.decoding.batch_size,
             )
             return [_from_probs(pair) for pair in pairs]
         replies = self.chat_model.reply(dialogues, self.decoding, key, dialogue_ids=question_ids)

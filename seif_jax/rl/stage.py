@@ -20,6 +20,7 @@ from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics import Phases, Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.models import Params
+from seif_jax.rewards.judge import Judge
 from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
@@ -27,7 +28,7 @@ from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import RolloutConfig, rollout
 from seif_jax.rl.tasks import Task
 from seif_jax.run_paths import StagePaths
-from seif_jax.sampling import Engine
+from seif_jax.sampling import Engine, PromptTokens
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,16 @@ def train_step(
     samples.parquet.
     """
     with phases("total"):
-        policy = make_policy(stage, learner, state)
+        policy, judges = make_policy(stage, learner, state), stage.task.judges()
+        judged_before = prompt_tokens(judges)
         key = jax.random.fold_in(stage.key, step)
         sampled = rollout(stage.task, policy, rows, step, key, stage.rollout, phases)
         guards.check_verdicts(str(stage.info), sampled.metrics, stage.rollout.max_no_verdict)
         slot_steps = sum(processes.allgather_objects(policy.engine.slot_steps))
+        waste = {
+            **prompt_waste("prompt_waste", policy.engine.prompt_tokens),
+            **prompt_waste("judge_prompt_waste", prompt_tokens(judges) - judged_before),
+        }
         with phases("reference"):
             batches = optimizer_batches(
                 learner,
@@ -171,8 +177,22 @@ def train_step(
                     updates.append(update)
     secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
     rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
-    rollout_metrics = {**sampled.metrics, **rates, **secs, **metrics.host()}
+    rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics.host()}
     return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
+
+
+def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:
+    """The tokens of prompts that the judges' engines have read so far, in this process."""
+    models = [judge.chat_model for judge in judges if judge.mode != "random"]
+    engines = {model.engine for model in models if isinstance(model, ChatModel)}
+    return sum((engine.prompt_tokens for engine in engines), PromptTokens())
+
+
+def prompt_waste(name: str, tokens: PromptTokens) -> dict[str, float]:
+    """A metric: tokens of prompts that all processes computed per token that they needed to; {} if
+    there were no prompts."""
+    total = sum(processes.allgather_objects(tokens), PromptTokens())
+    return {name: total.computed / total.distinct} if total.distinct else {}
 
 
 def optimizer_batches(

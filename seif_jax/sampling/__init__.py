@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import reduce
 from threading import Lock
 
@@ -13,16 +14,32 @@ from jaxtyping import Float, Key
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
+from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill import next_logp
+from seif_jax.sampling.queue import ReadQueue
+from seif_jax.sampling.reader import Reader
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import OnSample, Sample, Session
-from seif_jax.sampling.trees import prompt_trees
-from seif_jax.sharding import replicas, use_mesh_of
+from seif_jax.sampling.trees import ReadPlan, plan_reads
+from seif_jax.sharding import replicas
 
-__all__ = ["Address", "Engine", "Sample", "row_keys"]
+__all__ = ["Address", "Engine", "PromptTokens", "Sample", "row_keys"]
 
 Address = int | Sequence[int]  # identifies a stream of random numbers
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """How many tokens of prompts were read."""
+
+    computed: int = 0  # padding and repeated starts included
+    distinct: int = 0  # a start that prompts of a call share counts once
+
+    def __add__(self, other: "PromptTokens") -> "PromptTokens":
+        return PromptTokens(self.computed + other.computed, self.distinct + other.distinct)
+
+    def __sub__(self, other: "PromptTokens") -> "PromptTokens":
+        return PromptTokens(self.computed - other.computed, self.distinct - other.distinct)
 
 
 class Engine:
@@ -36,6 +53,7 @@ class Engine:
         """params: cast to `dtype`, without a copy of the arrays that have it already."""
         self.config, self.dtype = config, dtype
         self.slot_steps = 0  # slots x decoding steps so far, including those of empty slots
+        self.prompt_tokens = PromptTokens()  # of all prompts so far
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
         self.replicas: list[Params] = replicas(self.params)
 
@@ -63,59 +81,70 @@ class Engine:
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
-        count = min(len(self.replicas), len(prompts))
+        plan = self._plan(prompts, keep_prefix=True)
+        queue = ReadQueue(len(plan.reads), plan.copies)
 
-        def run(replica: int) -> None:
-            share = range(replica, len(prompts), count)
-            sample_ids = [prompt * group + g for prompt in share for g in range(group)]
+        def store(i: int, sample: Sample) -> None:
+            with lock:
+                samples[i] = sample
+                on_sample(i, sample)
 
-            def store(i: int, sample: Sample) -> None:
-                with lock:
-                    samples[sample_ids[i]] = sample
-                    on_sample(sample_ids[i], sample)
-
-            session = Session(
-                self.config,
-                self.replicas[replica],
-                self.dtype,
-                [prompts[prompt] for prompt in share],
-                key_data[sample_ids],
-                group=group,
-                limits=[limits[i] for i in sample_ids],
-                method=method,
-                stop_ids=stop_ids,
-                slots=batch_size,
-            )
-            session.run(store)
+        def run(copy: int) -> None:
+            try:
+                session = Session(
+                    self.config,
+                    self.replicas[copy],
+                    self.dtype,
+                    plan,
+                    queue,
+                    copy,
+                    key_data,
+                    group=group,
+                    limits=limits,
+                    method=method,
+                    stop_ids=stop_ids,
+                    slots=batch_size,
+                )
+                session.run(store)
+            finally:
+                queue.leave(copy)
             with lock:
                 self.slot_steps += session.slot_steps
 
-        run_concurrently(run, count)
+        run_concurrently(run, plan.copies)
         return [samples[i] for i in range(total)]
 
     def next_logp(
-        self, prompts: Sequence[Ids], options: tuple[int, ...], batch_size: int
+        self, prompts: Sequence[Ids], options: tuple[int, ...]
     ) -> Float[np.ndarray, "n O"]:
         """Log-probabilities, float32, of each option (a token id) as the next token of each prompt.
 
-        A start that neighbouring prompts share is computed once. batch_size: the approximate number
-        of prompts per program.
+        A start that several prompts share is computed once.
         """
-        trees = list(prompt_trees(prompts, batch_size))
-        count = min(len(self.replicas), len(trees))
+        plan = self._plan(prompts, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
+        queue = ReadQueue(len(plan.reads), plan.copies)
 
-        def run(replica: int) -> None:
-            params = self.replicas[replica]
-            for tree, ends, rows in trees[replica::count]:
-                with use_mesh_of(params):
-                    logp = next_logp(
-                        self.config, params, tree, ends, options=options, dtype=self.dtype
-                    )
-                result[rows[rows >= 0]] = np.asarray(logp)[rows >= 0]
+        def run(copy: int) -> None:
+            try:
+                reader = Reader(self.config, self.replicas[copy], self.dtype, plan)
+                while (n := queue.take(copy)) is not None:
+                    queue.advance(copy, 1)
+                    read = plan.pack(n)
+                    logp = reader.next_logp(read.tree, options)
+                    result[read.prompts] = logp[: len(read.prompts)]
+            finally:
+                queue.leave(copy)
 
-        run_concurrently(run, count)
+        run_concurrently(run, plan.copies)
         return result
+
+    def _plan(self, prompts: Sequence[Ids], keep_prefix: bool) -> ReadPlan:
+        """Plans the reads of a call, and counts their tokens."""
+        kernel = reads_packed_rows(self.config)
+        plan = plan_reads(prompts, len(self.replicas), keep_prefix, kernel)
+        self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
+        return plan
 
 
 def run_concurrently(work: Callable[[int], None], count: int) -> None:

@@ -13,10 +13,10 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from seif_jax.models.attention import Segment
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import cache_dtype
+from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sharding import kv_sharding
 
 
@@ -53,26 +53,30 @@ def cache_shapes(
     return [layer() for _ in range(c.layers)]
 
 
-def write(kv: Segment, pool: list[KV], rows: Int[np.ndarray, "n"]) -> list[KV]:
-    """Writes the keys and values that a prefill returned into these rows, in place."""
-    return [_write(kv.k, kv.v, layer, rows, np.int32(i)) for i, layer in enumerate(pool)]
+def write(
+    kv: PackedKV, pool: list[KV], rows: Int[np.ndarray, "n"], paths: Int[np.ndarray, "n S"]
+) -> list[KV]:
+    """Copies the keys and values of prompts that a prefill has read into these rows of the pool, in
+    place. paths: the packed tokens that each prompt consists of; arbitrary for padding."""
+    return [_write(kv, layer, rows, paths, np.int32(i)) for i, layer in enumerate(pool)]
 
 
 @partial(jax.jit, donate_argnames="layer")
 def _write(
-    k: Float[Array, "L K n S H"],
-    v: Float[Array, "L K n S H"],
+    kv: PackedKV,
     layer: KV,
     rows: Int[Array, "n"],
+    paths: Int[Array, "n S"],
     i: Int[Array, ""],
 ) -> KV:
-    k, v = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (k, v))
+    k, v = (lax.dynamic_index_in_dim(x, i, keepdims=False) for x in kv)
+    k, v = (jnp.take(x, paths, axis=0, mode="clip") for x in (k, v))  # [n S K H]
 
     def put(old: Float[Array, "KQ _ _"], new: Float[Array, "K n _ _"]) -> Float[Array, "KQ _ _"]:
         by_head = old.reshape(new.shape[0], -1, *old.shape[1:])
         return by_head.at[:, rows].set(new).reshape(old.shape)
 
-    return KV(put(layer.k, k.swapaxes(2, 3)), put(layer.v, v))
+    return KV(put(layer.k, k.transpose(2, 0, 3, 1)), put(layer.v, v.transpose(2, 0, 1, 3)))
 
 
 @partial(jax.jit, static_argnames=("heads", "rows"))

@@ -32,6 +32,7 @@ class Slots(NamedTuple):
     key: UInt32[Array, "B 2"]
     table: Int[Array, "Q group"]  # the slot of each cell; arbitrary for a cell without a slot
     lengths: Int[Array, "Q"]  # lengths of the prompts in the pool; 1 for an unused row
+    prefix: Int[Array, ""]  # the length of the prompts' common prefix
     column: Int[Array, ""]  # the cache column of the first step
 
 
@@ -159,13 +160,14 @@ class _KeyPositions(NamedTuple):
 
 
 def _key_positions(prefix: list[KV], pool: PromptPool, cache: list[KV], s: Slots) -> _KeyPositions:
-    prefix_len = prefix[0].v.shape[1] if prefix else 0
+    column = jnp.arange(prefix[0].v.shape[1] if prefix else 0)
+    before = jnp.where(column < s.prefix, column, EMPTY)[None]
     column = jnp.arange(pool.layers[0].v.shape[1])
-    prompts = jnp.where(column < s.lengths[:, None], prefix_len + column, EMPTY)
+    prompts = jnp.where(column < s.lengths[:, None], s.prefix + column, EMPTY)
     column = jnp.arange(cache[0].v.shape[1])
     completions = s.start[:, None] + column - s.born[:, None]
     completions = jnp.where(column >= s.born[:, None], completions, EMPTY)
-    return _KeyPositions(jnp.arange(prefix_len)[None], prompts, completions)
+    return _KeyPositions(before, prompts, completions)
 
 
 def _attend(

@@ -1,6 +1,7 @@
-"""The programs that read prompts: for decoding, or for next-token probabilities."""
+"""The programs that read packed prompts: for decoding, or for next-token probabilities."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,26 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from seif_jax.models import tree_forward
-from seif_jax.models.attention import Segment
 from seif_jax.models.decoder import LayerWeights, ModelConfig
-from seif_jax.models.dense_forward import forward
+from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import as_bits, from_bits
-from seif_jax.models.token_tree import TokenTree
+from seif_jax.models.matmul import as_bits, cache_dtype, from_bits
+from seif_jax.models.packed_attention import Keys, attend
+from seif_jax.sampling.trees import PromptTree
+
+
+class PackedKV(NamedTuple):
+    """The keys and values of packed tokens, in the dtype of the cache."""
+
+    k: Float[Array, "L N K H"]
+    v: Float[Array, "L N K H"]
+
+
+class Prefix(NamedTuple):
+    """The common prefix of all prompts, once it has been read."""
+
+    kv: PackedKV
+    length: Int[Array, ""]  # without padding
 
 
 def unstack(stacked: LayerWeights) -> list[LayerWeights]:
@@ -36,36 +50,61 @@ def _layer(stacked: LayerWeights, i: Int[Array, ""]) -> LayerWeights:
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def prefill(
-    c: ModelConfig,
-    params: Params,
-    prefix: list[Segment],
-    prompts: Int[Array, "n T"],
-    lengths: Int[Array, "n"],
-    *,
-    dtype: DTypeLike,
-) -> tuple[Float[Array, "n D"], Segment]:
-    """Reads n right-padded prompts that follow the prefix.
+    c: ModelConfig, params: Params, prefix: Prefix | None, tree: PromptTree, *, dtype: DTypeLike
+) -> tuple[Float[Array, "B D"], PackedKV]:
+    """Reads a tree of prompts that follow the prefix.
 
-    Returns the final hidden state of each prompt's last token, and the prompts' keys and values,
-    stacked over layers.
+    Returns the final hidden state of each prompt's last token, and the keys and values of all
+    packed tokens.
     """
-    start = prefix[0].k.shape[3] if prefix else 0
-    n, T = prompts.shape
-    positions = jnp.broadcast_to(start + jnp.arange(T), (n, T))
-    hidden, kv = forward(c, params, prompts, positions, prefix, dtype=dtype)
-    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], kv
+    return _read(c, params, prefix, tree, dtype)
 
 
 @partial(jax.jit, static_argnames=("c", "options", "dtype"))
 def next_logp(
     c: ModelConfig,
     params: Params,
-    tree: TokenTree,
-    ends: Int[Array, "B"],
+    prefix: Prefix | None,
+    tree: PromptTree,
     *,
     options: tuple[int, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "B O"]:
-    """Log-probabilities of the token ids `options` as the next token after each of the token
-    positions `ends`."""
-    return tree_forward.next_logp(c, params, tree, ends, dtype=dtype)[:, jnp.array(options)]
+    """Log-probabilities, float32, of the token ids `options` as the next token of each prompt of a
+    tree."""
+    last, _ = _read(c, params, prefix, tree, dtype)  # XLA drops the keys and values
+    logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
+    return logp[:, jnp.array(options)]
+
+
+def _read(
+    c: ModelConfig, params: Params, prefix: Prefix | None, tree: PromptTree, dtype: DTypeLike
+) -> tuple[Float[Array, "B D"], PackedKV]:
+    model = c.architecture
+    size = 0 if prefix is None else prefix.kv.k.shape[1]
+    length = 0 if prefix is None else prefix.length
+    before = jnp.arange(size)
+    keys = Keys(
+        jnp.concatenate([before, tree.positions]),
+        jnp.concatenate([jnp.where(before < length, len(tree.tokens), 0), tree.ends]),
+    )
+    rope = model.rope(c, tree.positions[None])
+
+    def layer(
+        x: Float[Array, "1 N D"], scanned: tuple[LayerWeights, PackedKV | None]
+    ) -> tuple[Float[Array, "1 N D"], PackedKV]:
+        w, cached = jax.tree.map(from_bits, scanned)
+
+        def attend_with_prefix(q: Array, k: Array, v: Array) -> tuple[Array, PackedKV]:
+            new = PackedKV(*(y[0].astype(cache_dtype(dtype)) for y in (k, v)))
+            parts = [new] if cached is None else [cached, new]
+            k, v = (jnp.concatenate(y)[None] for y in zip(*parts, strict=True))
+            return attend(q, k, v, keys, tree.tiles, dtype, model.visible), new
+
+        return model.layer(c, w, x, rope, attend_with_prefix, dtype)
+
+    x = model.embed(c, params["embed"], tree.tokens[None])
+    scanned = params["layers"], None if prefix is None else prefix.kv
+    x, kv = lax.scan(layer, x, jax.tree.map(as_bits, scanned))
+    last = jnp.take(x[0], tree.last, axis=0)
+    return model.norm(c, last, params["norm"]), kv

@@ -11,6 +11,7 @@ from jaxtyping import Int
 LADDER = (0, *(s << i for i in range(12) for s in (32, 48)))  # 0, 32, 48, 64, 96, 128, 192, …
 SIZES = (1, *(s << i for i in range(20) for s in (2, 3)))  # batch rows: 1, 2, 3, 4, 6, 8, 12, …
 WIDE = tuple(64 << i for i in range(12))  # prompt lengths, for programs that compile slowly
+TOKENS = tuple(n for n in LADDER if n and n % 64 == 0)  # of packed rows: 64, 128, 192, 256, 384, …
 
 Ids = list[int]
 
@@ -35,7 +36,7 @@ def shared_length(a: Ids, b: Ids) -> int:
 
 
 def pad(
-    rows: Sequence[Ids], width: int
+    rows: Sequence[Ids | Int[np.ndarray, "_"]], width: int
 ) -> tuple[Int[np.ndarray, "n {width}"], Int[np.ndarray, "n"]]:
     """Returns the rows as one right-padded int32 array, and their lengths."""
     tokens = np.zeros((len(rows), width), np.int32)

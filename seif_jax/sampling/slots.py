@@ -1,10 +1,12 @@
 """The host's side of continuous batching: which sample decodes in which slot.
 
 A fixed number of slots decode together. Between chunks, finished samples free their slots for the
-next ones, whose prompts are read into the pool, and the cache is resized if it is too short or far
-too long. There are few shapes, and every decision depends only on what has been sampled.
+next ones, and the cache is resized if it is too short or far too long. Prompts are read many at a
+time, as trees; each one's keys and values are copied to the pool when its first sample gets a slot.
+There are few shapes, and every decision depends only on what has been sampled.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -15,22 +17,22 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int, UInt32
 
-from seif_jax.models.attention import Segment
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move, write
 from seif_jax.sampling.decode import CHUNK, Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill import prefill, unstack
-from seif_jax.sampling.shapes import SIZES, WIDE, Ids, common_prefix, pad, round_up
-from seif_jax.sharding import use_mesh_of
+from seif_jax.sampling.prefill import PackedKV, unstack
+from seif_jax.sampling.queue import ReadQueue
+from seif_jax.sampling.reader import Reader
+from seif_jax.sampling.shapes import SIZES, WIDE, pad, round_up
+from seif_jax.sampling.trees import ReadPlan, padded_prefix
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
 LAST_COLUMNS = tuple(n << i for i in range(12) for n in (128, 160, 192, 224))  # its last size
-FIRST_READS = tuple(size for size in SIZES if size <= 64)  # prompts per prefill before decoding
-LATER_READS = (1, 4)  # prompts per prefill while other samples decode
-READ_TOKENS = 1 << 14  # limit on the tokens of several prompts in one prefill, to bound its memory
+COPIES = tuple(4**i for i in range(8))  # prompts that are copied to the pool by one program
+CHUNK_TOKENS = 2048  # that are read in the time of a decoding chunk, roughly
 MIN_SLOTS = 4
 WORTH_TOKENS = 128  # slots are only given up if a sample may have this many tokens to go
 
@@ -59,15 +61,30 @@ class Occupant:
     age: int = 0  # tokens sampled so far
 
 
+@dataclass
+class CurrentRead:
+    """A read whose prompts have not all been copied to the pool."""
+
+    row_of: dict[int, int]  # prompt -> its index in the read
+    paths: list[Int[np.ndarray, "_"]]
+    last: Float[jax.Array, "B D"]  # final hidden state of each prompt's last token
+    kv: PackedKV
+
+
 class Session:
-    """One call of the sampler. Samples are indexed by prompt · group + index in the group."""
+    """One call of the sampler with one copy of the weights, which takes prompts from a queue.
+
+    Samples are indexed by prompt · group + index in the group.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         params: Params,
         dtype: DTypeLike,
-        prompts: Sequence[Ids],
+        plan: ReadPlan,
+        queue: ReadQueue,
+        copy: int,
         keys: UInt32[np.ndarray, "n 2"],
         *,
         group: int,
@@ -76,39 +93,40 @@ class Session:
         stop_ids: tuple[int, ...],
         slots: int,
     ):
-        """keys: the key data of each sample. limits: the maximum number of tokens of each sample.
-        slots: the maximum number of samples that decode together."""
+        """copy: the number of this copy of the weights in the queue. keys: the key data of each
+        sample. limits: the maximum number of tokens of each sample. slots: the maximum number of
+        samples that decode together."""
         self.config, self.params, self.dtype = config, params, dtype
+        self.plan, self.queue, self.copy = plan, queue, copy
         self.keys, self.group, self.limits = keys, group, limits
         self.method, self.stop_ids = method, stop_ids
         self.unstacked = unstack(params["layers"])
         self.table = jax.jit(as_bits)(params["embed"])
-        self.shared = common_prefix(prompts)
-        self.suffixes = [prompt[self.shared :] for prompt in prompts]
-        self.width = round_up(max(map(len, self.suffixes)), WIDE)
-        self.context: list[Segment] = []  # the common prefix, as prefill reads it
-        self.prefix: list[KV] = []  # the same, as decoding reads it
-        if self.shared:
-            _, kv = self._prefill([prompts[0][: self.shared]], self.shared)
-            self.context, self.prefix = [kv], write(kv, self._cache(1, self.shared), np.arange(1))
-        total = len(prompts) * group
-        size = min(slots, round_up(total, SIZES))
-        self.waiting = list(range(total))[::-1]
+        self.width = round_up(max(map(len, plan.rows)) - len(plan.prefix), WIDE)
+        self.reader = Reader(config, params, dtype, plan)
+        self.prefix: list[KV] = []  # as decoding reads it
+        if self.reader.prefix:
+            size = padded_prefix(len(plan.prefix))
+            one, path = np.zeros(1, np.int32), np.arange(size, dtype=np.int32)[None]
+            self.prefix = write(self.reader.prefix.kv, self._cache(1, size), one, path)
+        prompts = -(-len(plan.rows) // plan.copies)  # that this copy takes, roughly
+        size = min(slots, round_up(prompts * group, SIZES))
+        self.waiting: deque[int] = deque()  # samples whose prompts have been read
+        self.read: CurrentRead | None = None
         self.slots: list[Occupant | None] = [None] * size
-        self.unfinished = [group] * len(prompts)  # number of unfinished samples per prompt
+        self.unfinished = [group] * len(plan.rows)  # number of unfinished samples per prompt
         self.pool_rows: dict[int, int] = {}  # prompt -> its row in the pool
         self.column = 0  # the cache column of the next step
         self.slot_steps = 0
-        self.pool = self._empty_pool(min(len(prompts), -(-size // group)))
+        self.pool = self._empty_pool(min(prompts, -(-size // group)))
         self.cache = self._cache(size, first_columns(max(limits)))
         self.hidden = self._zeros((size, config.width))
 
     def run(self, on_sample: OnSample) -> None:
-        """Samples everything. `on_sample` is called with a finished sample while the next chunk is
-        being computed."""
+        """Samples until the queue is empty. `on_sample` is called with a finished sample while the
+        next chunk is being computed."""
         finished: list[tuple[int, Sample]] = []
-        while self.waiting or any(self.slots):
-            self._refill()
+        while self._refill():
             self._make_room()
             self.hidden, self.cache, chunk = decode(
                 self.config,
@@ -124,19 +142,42 @@ class Session:
                 stop_ids=self.stop_ids,
                 dtype=self.dtype,
             )
+            self.queue.advance(self.copy, 1)
             for i, sample in finished:
                 on_sample(i, sample)
             finished = self._collect(chunk)
         for i, sample in finished:
             on_sample(i, sample)
 
-    def _refill(self) -> None:
-        """Assigns the next samples to empty slots, and reads their prompts into the pool."""
+    def _refill(self) -> bool:
+        """Assigns the next samples to empty slots. Returns whether there are samples to decode."""
+        while None in self.slots:
+            if not self.waiting:
+                self.read = None  # its memory is needed for the next one
+                n = self.queue.take(self.copy)
+                if n is None:
+                    break
+                self._read(n)
+            self._fill()
+        return any(self.slots)
+
+    def _read(self, n: int) -> None:
+        """Reads the prompts of read n; their samples wait for slots."""
+        self.queue.advance(self.copy, self.plan.sizes[n] / CHUNK_TOKENS)
+        read = self.plan.pack(n)
+        last, kv = self.reader.prefill(read.tree)
+        row_of = {prompt: row for row, prompt in enumerate(read.prompts)}
+        self.read = CurrentRead(row_of, read.paths, last, kv)
+        self.waiting.extend(
+            prompt * self.group + g for prompt in read.prompts for g in range(self.group)
+        )
+
+    def _fill(self) -> None:
+        """Assigns waiting samples to empty slots, and copies their prompts to the pool."""
         new_prompts: list[int] = []
-        sizes = LATER_READS if any(self.slots) else FIRST_READS
         for i, occupant in enumerate(self.slots):
             if occupant is None and self.waiting:
-                sample = self.waiting.pop()
+                sample = self.waiting.popleft()
                 prompt = sample // self.group
                 if prompt not in self.pool_rows:
                     used_rows = set(self.pool_rows.values())
@@ -144,14 +185,20 @@ class Session:
                     self.pool_rows[prompt] = next(free_rows)
                     new_prompts.append(prompt)
                 self.slots[i] = Occupant(sample, self.pool_rows[prompt], self.column)
-        self._grow_pool(max(self.pool_rows.values(), default=-1) + 1)
+        self._grow_pool(max(self.pool_rows.values()) + 1)
         while new_prompts:
-            size = at_once(sizes, len(new_prompts), self.width)
-            batch, new_prompts = new_prompts[:size], new_prompts[size:]
-            rows = np.array([self.pool_rows[prompt] for prompt in batch], np.int32)
-            last, kv = self._prefill([self.suffixes[prompt] for prompt in batch], self.width)
-            layers = write(kv, self.pool.layers, rows)
-            self.pool = PromptPool(layers, self.pool.last.at[rows].set(last))
+            size = max(n for n in COPIES if n <= len(new_prompts))
+            self._copy_to_pool(new_prompts[:size])
+            new_prompts = new_prompts[size:]
+
+    def _copy_to_pool(self, prompts: Sequence[int]) -> None:
+        read = self.read
+        assert read, "a sample waits only while its prompt's read is there"
+        of_read = np.array([read.row_of[prompt] for prompt in prompts])
+        rows = np.array([self.pool_rows[prompt] for prompt in prompts], np.int32)
+        paths, _ = pad([read.paths[i] for i in of_read], self.width)
+        layers = write(read.kv, self.pool.layers, rows, paths)
+        self.pool = PromptPool(layers, self.pool.last.at[rows].set(read.last[of_read]))
 
     def _grow_pool(self, needed: int) -> None:
         size = self.pool.last.shape[0]
@@ -161,13 +208,6 @@ class Session:
         layers = [grow(kv, heads=self.config.kv_heads, rows=rows) for kv in self.pool.layers]
         more = self._zeros((rows - size, self.config.width))
         self.pool = PromptPool(layers, jnp.concatenate([self.pool.last, more]))
-
-    def _prefill(self, prompts: Sequence[Ids], width: int) -> tuple[jax.Array, Segment]:
-        tokens, lengths = pad(prompts, width)
-        with use_mesh_of(self.params):
-            return prefill(
-                self.config, self.params, self.context, tokens, lengths, dtype=self.dtype
-            )
 
     def _make_room(self) -> None:
         """Makes room for the next chunk's columns, and halves the slots if few are occupied."""
@@ -198,7 +238,7 @@ class Session:
 
     def _last_column(self, first: int) -> int | None:
         """How many columns after `first` the samples can fill; None while others are waiting."""
-        if self.waiting:
+        if self.waiting or self.queue.left(self.copy):
             return None
         ends = (o.born + round_to_chunks(self.limits[o.sample]) for o in self.slots if o)
         return max(ends) - first
@@ -211,17 +251,19 @@ class Session:
         keys = np.zeros((B, self.keys.shape[1]), self.keys.dtype)
         table = np.zeros((Q, self.group), np.int32)
         lengths = np.ones(Q, np.int32)
+        prefix = len(self.plan.prefix)
         for prompt, row in self.pool_rows.items():
-            lengths[row] = len(self.suffixes[prompt])
+            lengths[row] = len(self.plan.rows[prompt]) - prefix
         for i, occupant in enumerate(self.slots):
             if occupant:
                 row, g = occupant.pool_row, occupant.sample % self.group
-                cell, start = row * self.group + g, self.shared + lengths[row]
+                cell, start = row * self.group + g, prefix + lengths[row]
                 limit = self.limits[occupant.sample]
                 ints[:, i] = cell, start, occupant.age, occupant.born, limit
                 keys[i] = self.keys[occupant.sample]
                 table[row, g] = i
-        arrays = (*ints, keys, table, lengths, np.array(self.column, np.int32))
+        scalars = (np.array(n, np.int32) for n in (prefix, self.column))
+        arrays = (*ints, keys, table, lengths, *scalars)
         return Slots(*cast(tuple[jax.Array, ...], arrays))
 
     def _collect(self, chunk: Chunk) -> list[tuple[int, Sample]]:
@@ -280,8 +322,3 @@ def round_to_chunks(tokens: int) -> int:
 def more_rows(size: int, needed: int, slots: int) -> int:
     """The number of rows of a pool that grows: doubled, but no more than slots can use."""
     return min(max(needed, 2 * size), max(slots, needed))
-
-
-def at_once(sizes: Sequence[int], prompts: int, width: int) -> int:
-    """How many of these prompts the next prefill reads."""
-    return max(n for n in sizes if n <= prompts and (n == 1 or n * width <= READ_TOKENS))

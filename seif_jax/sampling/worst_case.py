@@ -4,27 +4,24 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from seif_jax.models.attention import Segment
 from seif_jax.models.decoder import LayerWeights, ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import as_bits
+from seif_jax.models.matmul import as_bits, cache_dtype
+from seif_jax.models.packed_attention import kernel_pairs
+from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes
 from seif_jax.sampling.decode import CHUNK, Slots
+from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
-from seif_jax.sampling.slots import (
-    FIRST_READS,
-    at_once,
-    first_columns,
-    more_columns,
-    more_rows,
-    round_to_chunks,
-)
+from seif_jax.sampling.slots import first_columns, more_columns, more_rows, round_to_chunks
+from seif_jax.sampling.trees import PromptTree, largest_read
 from seif_jax.sharding import layer_struct
 
-PrefillArguments = tuple[ModelConfig, Params, list[Segment], Array, Array]
+PrefillArguments = tuple[ModelConfig, Params, None, PromptTree]
 DecodeArguments = tuple[
     ModelConfig, Params, list[LayerWeights], Array, list[KV], PromptPool, Array, list[KV], Slots
 ]
@@ -35,6 +32,8 @@ class WorstCase(NamedTuple):
 
     prefill: PrefillArguments
     decode: DecodeArguments
+    read: PackedKV  # what a prefill returns, which stays until all its prompts have had a slot
+    pairs: int  # of a query and a key for which a prefill computes a score, per head
     slots: int
     prompts: int  # per call of the prefill program
 
@@ -61,7 +60,6 @@ def arguments(
     last = round_to_chunks(max_tokens) if prompts * group <= size else None
     for needed in range(CHUNK, max_tokens + CHUNK, CHUNK):
         columns = more_columns(needed, last) if needed > columns else columns
-    reads = at_once(FIRST_READS, prompts, width)
 
     def floats(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=params["norm"].sharding)
@@ -75,7 +73,7 @@ def arguments(
         ints(size, 2, dtype=jnp.uint32),
         ints(rows, group),
         ints(rows),
-        ints(),
+        *(ints() for _ in range(2)),
     )
     decode = (
         c,
@@ -88,8 +86,25 @@ def arguments(
         cache_shapes(c, params, dtype, size, columns),
         Slots(*cast(tuple[Array, ...], slot_arrays)),
     )
-    prefill = (c, params, [], ints(reads, width), ints(reads))
-    return WorstCase(cast(PrefillArguments, prefill), cast(DecodeArguments, decode), size, reads)
+    tree, reads = largest_read(prompts, prompt_tokens, reads_packed_rows(c))
+    prefill = (c, params, None, jax.tree.map(lambda x: ints(*x.shape), tree))
+    return WorstCase(
+        cast(PrefillArguments, prefill),
+        cast(DecodeArguments, decode),
+        packed_shapes(c, params, dtype, len(tree.tokens)),
+        kernel_pairs(tree.tiles),
+        size,
+        reads,
+    )
+
+
+def packed_shapes(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> PackedKV:
+    """The keys and values of a row of tokens as `jax.ShapeDtypeStruct`."""
+    shape, sharding = (c.layers, tokens, c.kv_heads, c.head_dim), params["layers"]["k"].sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = sharding.update(spec=PartitionSpec(None, None, *sharding.spec[1:2]))
+    struct = jax.ShapeDtypeStruct(shape, cache_dtype(dtype), sharding=sharding)
+    return PackedKV(*cast(tuple[Array, Array], (struct, struct.update())))
 
 
 def _bits(table: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

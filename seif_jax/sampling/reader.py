@@ -1,0 +1,40 @@
+"""Reads the prompts of a call with one copy of the weights."""
+
+from typing import cast
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.sampling.prefill import PackedKV, Prefix, next_logp, prefill
+from seif_jax.sampling.trees import PromptTree, ReadPlan, pack, padded_prefix
+from seif_jax.sharding import use_mesh_of
+
+
+class Reader:
+    """Runs the programs that read trees of prompts, after the prefix that they share."""
+
+    def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: ReadPlan):
+        """Reads the prefix, if there is one."""
+        self.config, self.params, self.dtype = config, params, dtype
+        self.prefix: Prefix | None = None
+        if length := len(plan.prefix):
+            _, tree = pack([plan.prefix], 0, padded_prefix(length), 1, plan.kernel)
+            _, kv = self.prefill(tree)
+            self.prefix = Prefix(kv, cast(jax.Array, np.array(length, np.int32)))
+
+    def prefill(self, tree: PromptTree) -> tuple[Float[jax.Array, "B D"], PackedKV]:
+        """The final hidden state of each prompt's last token, and all keys and values."""
+        with use_mesh_of(self.params):
+            return prefill(self.config, self.params, self.prefix, tree, dtype=self.dtype)
+
+    def next_logp(self, tree: PromptTree, options: tuple[int, ...]) -> Float[np.ndarray, "B O"]:
+        """The log-probability of each option as the next token of each prompt."""
+        with use_mesh_of(self.params):
+            logp = next_logp(
+                self.config, self.params, self.prefix, tree, options=options, dtype=self.dtype
+            )
+        return np.asarray(logp)

@@ -1,0 +1,45 @@
+"""Attention within packed trees of prompts, in tiles and by the kernel, against a full mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seif_jax.models.attention import causal
+from seif_jax.models.packed_attention import Keys, attend
+from seif_jax.sampling.trees import padded_prefix, plan_reads
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("shots", [0, 150])
+def test_values(kernel, shots):
+    """Grouped queries; with a prefix, which is padded, and without."""
+    rng = np.random.default_rng(shots)
+
+    def text(tokens: int) -> list[int]:
+        return rng.integers(0, 90, tokens).tolist()
+
+    prompts, first = [], text(shots)
+    for replies in (3, 1, 2):
+        instruction = first + text(40)
+        for _ in range(replies):
+            reply = instruction + text(int(rng.integers(1, 150)))
+            prompts += [reply + text(7), reply + text(30)]
+    plan = plan_reads(prompts, kernel=kernel)
+    tree, size, prefix = plan.pack(0).tree, plan.sizes[0], len(plan.prefix)
+    assert prefix == shots and len(plan.reads) == 1
+    before = padded_prefix(prefix)
+    shapes = (1, size, 6, 8), (1, before + size, 2, 8), (1, before + size, 2, 8)
+    q, k, v = (jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    ends = np.concatenate([np.where(np.arange(before) < prefix, size, 0), tree.ends])
+    positions = np.concatenate([np.arange(before), tree.positions])
+    keys = Keys(jnp.array(positions, jnp.int32), jnp.array(ends, jnp.int32))
+    compute = jax.jit(attend, static_argnames=("dtype", "visible"))
+    out = compute(q, k, v, keys, tree.tiles, dtype=jnp.float32, visible=causal)
+    index = np.arange(size)[:, None]
+    sees = (np.arange(-before, size) <= index) & (index < ends)
+    scores = jnp.einsum("tnh,snh->nts", q[0] * 8**-0.5, jnp.repeat(k[0], 3, 1), precision="highest")
+    weights = jax.nn.softmax(jnp.where(sees, scores, -1e30), axis=-1)
+    full = jnp.einsum("nts,snh->tnh", weights, jnp.repeat(v[0], 3, 1), precision="highest")
+    real = np.asarray(tree.ends) > 0
+    np.testing.assert_allclose(out[0][real], full[real], atol=2e-6)

@@ -1,0 +1,180 @@
+"""The trees in which prompts are read: every shared start once, few shapes, in linear time."""
+
+import time
+
+import numpy as np
+import pytest
+import workload
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seif_jax.models import packed_attention, tree_attention
+from seif_jax.models.packed_attention import tile_size
+from seif_jax.sampling import trees
+from seif_jax.sampling.trees import ReadPlan, largest_read, padded_prefix, plan_reads
+
+Prompt = list[int]
+
+
+def shape_of(plan: ReadPlan, n: int) -> tuple[int, ...]:
+    """What the shape of a program depends on."""
+    return plan.sizes[n], plan.max_prompts, padded_prefix(len(plan.prefix))
+
+
+def starts(prompts: list[Prompt]) -> set[tuple[int, ...]]:
+    return {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
+
+
+def check(prompts: list[Prompt], plan: ReadPlan) -> None:
+    """Every prompt is in one read, its path holds its tokens, and its tokens see each other and
+    nothing else."""
+    assert sorted(i for read in plan.reads for i in read) == list(range(len(prompts)))
+    prefix = len(plan.prefix)
+    for n in range(len(plan.reads)):
+        read = plan.pack(n)
+        tree, size = read.tree, plan.sizes[n]
+        assert isinstance(tree.tiles, packed_attention.Tiles)
+        index = np.arange(size)
+        sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
+        tile = tile_size(padded_prefix(prefix), size)
+        computed = np.zeros((size, padded_prefix(prefix) + size), bool)
+        for t in range(int(tree.tiles.count)):
+            i, j = int(tree.tiles.queries[t]) * tile, int(tree.tiles.keys[t]) * tile
+            assert not computed[i : i + tile, j : j + tile].any()
+            computed[i : i + tile, j : j + tile] = True
+        before = padded_prefix(prefix)
+        for row, (i, path) in enumerate(zip(read.prompts, read.paths, strict=True)):
+            assert [*plan.prefix, *np.asarray(tree.tokens)[path]] == prompts[i]
+            assert np.asarray(tree.positions)[path].tolist() == list(range(prefix, len(prompts[i])))
+            assert path[-1] == tree.last[row]
+            for depth, token in enumerate(path):
+                assert np.flatnonzero(sees[token]).tolist() == path[: depth + 1].tolist()
+                assert computed[token, before + path[: depth + 1]].all()
+                assert computed[token, :prefix].all()
+
+
+prompt = st.lists(st.integers(0, 2), min_size=1, max_size=90)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stem=prompt,
+    tails=st.lists(prompt, min_size=1, max_size=12),
+    keep_prefix=st.booleans(),
+    read_tokens=st.sampled_from([16, 70, 400]),
+    copies=st.sampled_from([1, 3]),
+)
+def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
+    """With stems, prompts that begin others and equal ones, in reads of all sizes."""
+    prompts = [stem + tail for tail in tails] + [stem + tails[0][:1], [1] * 70 + stem]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trees, "READ_TOKENS", read_tokens)
+        plan = plan_reads(prompts, copies, keep_prefix)
+    check(prompts, plan)
+    assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
+    assert len({*plan.sizes}) <= 6
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stem=prompt,
+    tails=st.lists(prompt, min_size=1, max_size=12),
+    runs=st.sampled_from([1, 2, 8]),
+)
+def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
+    prompts = [stem * 2 + tail for tail in tails] + [[1] * 200 + stem, [0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_attention, "RUNS", runs)
+        plan = plan_reads(prompts, kernel=True)
+        tree = plan.pack(0).tree
+    assert isinstance(tree.tiles, tree_attention.Tiles)
+    side, before, size = tree_attention.TILE, padded_prefix(len(plan.prefix)), plan.sizes[0]
+    computed = np.zeros((before + size, before + size), bool)
+    for i, tile_runs in enumerate(np.asarray(tree.tiles.runs)):
+        assert len(tile_runs) == runs
+        for first, end in tile_runs:
+            assert not computed[i * side, first * side : end * side].any()
+            computed[i * side : (i + 1) * side, first * side : end * side] = True
+    index = np.arange(size)
+    sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
+    assert (computed[before:, before:] | ~sees).all()
+    assert computed[before:, : len(plan.prefix)][np.asarray(tree.ends) > 0].all()
+
+
+def judged(seed: int, mean: float, sigma: float, instructions: int = 96) -> list[Prompt]:
+    """The Judger's prompts for a step: 5 replies per instruction, 3 or 5 constraints per reply."""
+    rng = np.random.default_rng(seed)
+    lengths = workload.response_lengths(instructions * 5, mean, sigma, seed)
+    prompts = []
+
+    def text(tokens: int) -> Prompt:
+        return rng.integers(0, 50_000, tokens).tolist()
+
+    shots = text(300)
+    for i, tokens in enumerate(workload.prompt_lengths(instructions, seed + 1).tolist()):
+        instruction = shots + text(tokens)
+        constraints = [text(int(rng.integers(8, 40))) for _ in range(rng.choice([3, 5]))]
+        for reply in lengths[5 * i : 5 * i + 5].tolist():
+            answered = instruction + text(reply)
+            prompts += [answered + constraint for constraint in constraints]
+    return prompts
+
+
+@pytest.mark.parametrize("copies, bound, most", [(1, 1.2, 4), (8, 1.3, 6)])
+@pytest.mark.parametrize("mean, sigma", workload.SETTINGS)
+def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, most):
+    """Few shapes over several draws of equal statistics, and hardly a token twice."""
+    shapes, waste = set(), []
+    for seed in range(10 if copies == 1 else 3):
+        plan = plan_reads(judged(seed, mean, sigma, 96 if copies > 1 else 48), copies)
+        shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
+        waste.append(plan.computed_tokens / plan.distinct_tokens)
+    assert len(shapes) <= most
+    assert max(waste) <= bound
+
+
+@pytest.mark.parametrize("copies", [1, 8])
+def test_prompts_of_a_rollout_at_scale(copies):
+    """Prompts that share nothing but a template stay in the order of the call."""
+    shapes = set()
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        lengths = workload.prompt_lengths(384, seed)
+        prompts = [[7] * 40 + rng.integers(9, 50_000, n).tolist() for n in lengths]
+        plan = plan_reads(prompts, copies)
+        assert [i for read in plan.reads for i in read] == list(range(384))
+        assert len(plan.reads) >= 8 * (copies > 1) * copies / 2
+        assert plan.computed_tokens <= 1.3 * plan.distinct_tokens
+        shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
+    assert len(shapes) <= 4
+
+
+def test_planning_takes_linear_time():
+    """Ten times the prompts take about ten times as long (CPU time; the best of three)."""
+    rng = np.random.default_rng(0)
+    prompts = [[1] * 300 + rng.integers(0, 50_000, 700).tolist() for _ in range(3000)]
+
+    def secs(count: int) -> float:
+        best = []
+        for _ in range(3):
+            start = time.process_time()
+            plan = plan_reads(prompts[:count])
+            for n in range(len(plan.reads)):
+                plan.pack(n)
+            best.append(time.process_time() - start)
+        return min(best)
+
+    assert secs(3000) < 20 * secs(300)
+
+
+def test_the_largest_read():
+    for prompts, tokens, count, size in (
+        (40, 2048, 8, 16384),
+        (40, 12288, 1, 12288),
+        (3, 500, 3, 1536),
+        (9600, 10, 256, 3072),
+    ):
+        tree, taken = largest_read(prompts, tokens, kernel=False)
+        assert (taken, len(tree.tokens)) == (count, size)
+        plan = plan_reads([[i] * tokens for i in range(min(prompts, 300))])
+        assert plan.max_prompts == len(tree.last) and max(plan.sizes) == size
