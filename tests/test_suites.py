@@ -374,3 +374,16 @@ def test_suites_without_data_of_their_own():
     assert registry.data_of(["judge"], ["a=b.jsonl"]) == {"judge": "a=b.jsonl"}
     with pytest.raises(UserError, match="given twice for judge"):
         registry.data_of(["judge"], ["a", "judge=b"])
+
+
+def test_tasks_of_lm_eval_share_a_folder():
+    tasks = ["lm-eval:a", "lm-eval:b"]
+    assert registry.data_of(tasks, ["mine"]) == dict.fromkeys(tasks, "mine")
+    assert registry.data_of(["judge", *tasks], ["lm-eval=mine", "judge=c.jsonl"]) == {
+        "judge": "c.jsonl", "lm-eval:a": "mine", "lm-eval:b": "mine",
+    }  # fmt: skip
+    assert registry.data_of(tasks, ["lm-eval:b=other"]) == {"lm-eval:b": "other"}
+    with pytest.raises(UserError, match="given twice for lm-eval:b"):
+        registry.data_of(tasks, ["lm-eval=mine", "lm-eval:b=other"])
+    with pytest.raises(UserError, match="with several suites, say whose data it is"):
+        registry.data_of(["judge", *tasks], ["mine"])

@@ -73,22 +73,27 @@ def names_of(texts: Sequence[str]) -> list[str]:
     return names
 
 
-def data_of(names: list[str], data: list[str]) -> Mapping[str, str]:
-    """{suite: its data} from --data=FILE, or with several suites --data=SUITE=FILE."""
+def data_of(names: Sequence[str], data: Sequence[str]) -> Mapping[str, str]:
+    """{suite: its data} from --data=FILE, or with several suites --data=SUITE=FILE. One folder is
+    for all tasks of lm-eval; SUITE is `lm-eval` if there are other suites, too."""
     sources: dict[str, str] = {}
     for text in data:
         suite, assigned, source = text.partition("=")
-        if not assigned or suite not in names:
-            if len(names) > 1:
+        owners = [
+            n for n in names if n == suite or f"{suite}:" == LM_EVAL and n.startswith(LM_EVAL)
+        ]
+        if not assigned or not owners:
+            owners, source = list(names), text
+            if len(names) > 1 and not all(name.startswith(LM_EVAL) for name in names):
                 raise UserError(
                     f"--data={text}: with several suites, say whose data it is: --data=SUITE=FILE"
                 )
-            suite, source = names[0], text
         if not source:
             raise UserError(f"--data={text} names no file or data set")
-        if suite in sources:
-            raise UserError(f"--data is given twice for {suite}")
-        sources[suite] = source
+        for owner in owners:
+            if owner in sources:
+                raise UserError(f"--data is given twice for {owner}")
+            sources[owner] = source
     return sources
 
 
