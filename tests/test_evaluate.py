@@ -15,11 +15,12 @@ import tiny_run
 
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
-from seif_jax.evaluate import compare
+from seif_jax.evaluate import compare, tables
 from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.answer_model import Form
 from seif_jax.evaluate.candidates import candidates
 from seif_jax.evaluate.journal import Journal, ReplyRow
+from seif_jax.evaluate.lm_eval_suite import Constant
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.statistics import McNemar
@@ -424,7 +425,20 @@ def test_progress_tells_the_time_left():
     with EvaluationProgress(stream, lambda: now[0]) as progress:
         progress.start("ifeval", 10, done=4)
         now[0] += 40
-        progress.advance(2)
+        progress.advance(2)  # after loading and compiling, which the rest does not repeat
+        now[0] += 30
+        progress.advance(1)
         now[0] += 1
-        progress.advance(4)
-    assert stream.getvalue() == "ifeval: 10, 4 of them done before\nifeval: 6/10, 1m20s left\n"
+        progress.advance(3)
+    assert stream.getvalue() == (
+        "ifeval: 10, 4 of them done before\nifeval: 6/10\nifeval: 7/10, 1m30s left\n"
+    )
+
+
+def test_the_table_of_a_score_without_an_interval(capsys):
+    result = Result({"perplexity": Constant(3.5)}, ("a", "b"), 1, {"documents": 2})
+    summary = summarize([Subject("tiny", 0, "model")], {"tiny": result})
+    tables.show({"lm-eval:task": summary})
+    title, *_, row = capsys.readouterr().out.splitlines()
+    assert title == "lm-eval:task: 2 documents"
+    assert row.split() == ["tiny", "perplexity", "3.5", "-"]

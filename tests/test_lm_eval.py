@@ -147,8 +147,10 @@ def run(place, out, task, *more):
     return found["models"][str(place.model)]
 
 
-def test_a_task_of_choices(place, model, tasks):
+def test_a_task_of_choices(place, model, tasks, capfd, monkeypatch):
+    monkeypatch.chdir(tasks)  # not a git repository
     found = run(place, tasks / "out", "choices")
+    assert "git" not in capfd.readouterr().err
     right = [
         int(
             np.argmax(

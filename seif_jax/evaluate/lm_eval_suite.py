@@ -72,8 +72,11 @@ class LmEvalSuite:
         return replace(self, documents=limit)
 
     def run(self, respondent: Respondent) -> Result:
-        from lm_eval.evaluator import simple_evaluate
+        from lm_eval import evaluator
         from lm_eval.tasks import TaskManager
+
+        # It runs git, which complains on standard error outside of a repository.
+        evaluator.get_git_commit_hash = lambda: None
 
         with quiet():
             try:
@@ -85,7 +88,7 @@ class LmEvalSuite:
             kinds = {task.get_config("output_type") for task in tasks.values()}
         model, cache = respondent.harness_model(self.name)
         with quiet():
-            results = simple_evaluate(
+            results = evaluator.simple_evaluate(
                 model=model,
                 use_cache=cache,
                 tasks=[self.task],

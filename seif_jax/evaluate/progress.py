@@ -48,16 +48,17 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
         self._out = Console(file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True)
         self._clock = clock
         self._bar: rich_progress.Progress | None = None
-        self._title, self._total, self._before = "", 0, 0
-        self._done, self._started, self._said = 0, 0.0, 0.0
+        self._title, self._total = "", 0
+        self._done, self._said = 0, 0.0
+        self._first: tuple[float, int] | None = None  # when the first new parts came, and `_done`
 
     def __exit__(self, *error: object) -> None:
         self.end()
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         self.end()
-        self._title, self._total, self._before, self._done = title, total, done, done
-        self._started = self._said = self._clock()
+        self._title, self._total, self._done = title, total, done
+        self._said, self._first = self._clock(), None
         if self._out.is_terminal:
             self._bar = rich_progress.Progress(
                 rich_progress.SpinnerColumn(),
@@ -77,19 +78,21 @@ class EvaluationProgress(contextlib.AbstractContextManager["EvaluationProgress"]
     def advance(self, count: int = 1) -> None:
         self._done += count
         now = self._clock()
+        self._first = self._first or (now, self._done)
         left = self.left(now)
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done, left=left)
         elif now - self._said >= LINE_SECS and self._done < self._total:
             self._said = now
-            self.note(f"{self._title}: {self._done}/{self._total}, {left}")
+            self.note(f"{self._title}: {self._done}/{self._total}" + (left and f", {left}"))
 
     def left(self, now: float) -> str:
-        """The time left at the mean speed of this task so far."""
-        new = self._done - self._before
-        if not new or self._done >= self._total:
+        """The time left at the mean speed since the first new part. What came before that, loading
+        and compiling, happens only once. "" until a second part has come."""
+        since, done = self._first or (now, self._done)
+        if self._done == done or self._done >= self._total:
             return ""
-        return f"{duration((now - self._started) / new * (self._total - self._done))} left"
+        return f"{duration((now - since) / (self._done - done) * (self._total - self._done))} left"
 
     def end(self) -> None:
         if self._bar:

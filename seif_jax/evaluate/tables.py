@@ -1,6 +1,7 @@
 """The scores of an evaluation as tables on standard output."""
 
 import io
+import math
 from collections.abc import Mapping
 
 from seif_jax.display import Display
@@ -10,7 +11,7 @@ from seif_jax.evaluate.summary import RunScores, Summary
 from seif_jax.formatting import compact
 
 Cell = str | float | None
-SIZE_COUNTS = ("prompts", "constraints")
+SIZE_COUNTS = ("prompts", "constraints", "documents")
 PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # names start so; shown unless 0
 
 
@@ -63,5 +64,8 @@ def _run_table(runs: RunScores) -> tuple[list[str], list[list[Cell]]]:
     return columns, rows
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: Estimate) -> str | None:
+    """None of a score without one, such as a perplexity."""
+    if math.isnan(estimate.low):
+        return None
     return f"{compact(estimate.low)} to {compact(estimate.high)}"
