@@ -55,7 +55,7 @@ class RuleSetConfig:
     path: Location = None  # a data file; unset: written from `kinds`
     kinds: tuple[Annotated[str, OneOf(sorted(phrase.KINDS))], ...] = ()  # IFEval ids; (): no set
     per_prompt: Annotated[int, Range(1, len(phrase.KINDS))] = 2  # constraints per prompt
-    first: Count = 0  # uses seeds first to last - 1
+    first: Count = 0  # uses seeds, or the rows of `path`, first to last - 1
     last: Count = 0  # 0: to the end
     seed: Seed = 0
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from seif_jax import data
 from seif_jax.errors import UserError
@@ -12,6 +13,7 @@ from seif_jax.run_config import RuleSetConfig, RunConfig
 from seif_jax.sources import MissingColumn
 
 Warn = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,30 @@ def rule_set(
     key: str, rules: RuleSetConfig, seeds: Sequence[Seed], warn: Warn
 ) -> list[Instruction]:
     """The rows of `rules.path`, or instructions with rules of `rules.kinds`, written from the seeds
-    without a model; [] if the config names neither.
+    without a model; [] if the config names neither. Only rows, or seeds, from `rules.first` to
+    `rules.last` - 1 are used.
 
     key: the config key of `rules`, for messages.
     """
     if rules.path:
-        return data.load_instructions(rules.path, warn)
+        instructions = data.load_instructions(rules.path, warn)
+        return _chosen(key, rules, instructions, f"rows of {rules.path}")
     if not rules.kinds:
         return []
-    chosen = seeds[rules.first : rules.last or None]
-    if not chosen:
-        raise UserError(
-            f"config.{key}.first must be less than {len(seeds)}, the number of seed questions "
-            f"(got {rules.first})"
-        )
+    chosen = _chosen(key, rules, seeds, "seed questions")
     questions = [seed.question for seed in chosen]
     rows = phrase.instructions(questions, rules.kinds, rules.per_prompt, rules.seed)
     return [
         replace(read_instruction(f"config.{key}: row {n}", row), columns=seed.columns)
         for n, (seed, row) in enumerate(zip(chosen, rows, strict=True), 1)
     ]
+
+
+def _chosen(key: str, rules: RuleSetConfig, rows: Sequence[T], what: str) -> list[T]:
+    chosen = rows[rules.first : rules.last or None]
+    if not chosen:
+        raise UserError(
+            f"config.{key}.first must be less than {len(rows)}, the number of {what} "
+            f"(got {rules.first})"
+        )
+    return list(chosen)

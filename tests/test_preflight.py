@@ -73,6 +73,10 @@ FOLLOWER = ("stages=follower", "data.instructions=ROWS")
             ("eval.every_steps=1", "eval.sets.held.path=ROWS", "follower.max_prompt_tokens=20"),
             "the length of the shortest prompt of config.eval.sets.held (got 20)",
         ),
+        (
+            ("eval.sets.held.path=ROWS", "eval.sets.held.first=3", "eval.sets.held.last=4"),
+            "config.eval.sets.held.first must be less than 3, the number of rows of ",
+        ),
         (("judger.model=/absent/model",), "config.judger.model: /absent/model: no such file"),
         (("follower.init=/absent/model",), "config.follower.init: /absent/model: no such file"),
     ],
