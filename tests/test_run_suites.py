@@ -156,7 +156,7 @@ def test_suites_that_a_run_cannot_score(finished, tmp_path):
     assert load_run_suites([f"constraints={rows}"], 0, judged=True)[0].name == "constraints"
     with pytest.raises(UserError, match="config.eval.suites: a suite must be one of"):
         load_run_suites(["ifevil"], 0, judged=True)
-    with pytest.raises(UserError, match="config.eval.suites: the suite judge has no data"):
+    with pytest.raises(UserError, match="config.eval.suites: the suite judge needs data"):
         load_run_suites(["judge"], 0, judged=True)
     with pytest.raises(UserError, match="names a suite twice"):
         load_run_suites([f"ifeval={finished.data}"] * 2, 0, judged=True)
