@@ -331,7 +331,8 @@ def test_meshes_that_gpus_cannot_have(topology, mesh, message, monkeypatch, caps
 
 @needs_cuda
 def test_a_plan_for_gpus(tmp_path, capfd):
-    """Compiled with cuDNN's attention."""
+    """Compiled with its kernels. The learner's attention has two products forward, and backward two
+    that are computed again and seven more; other products 1 forward, 3 backward."""
     shape = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "hidden_size": 64}
     config = {**tiny.tiny_config(512), **shape}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -356,4 +357,4 @@ def test_a_plan_for_gpus(tmp_path, capfd):
     assert between["gradient"] > 4 * rows["gradient"]["bytes"]["output"]  # gathered, and summed
     assert between["rollout: decode"] == 0  # a copy of the weights is on one host
     forward = rows["log-probabilities"]["flops"]
-    assert 3 * forward < rows["gradient"]["flops"] <= 4.5 * forward
+    assert 3 * forward < rows["gradient"]["flops"] <= 5.5 * forward

@@ -39,7 +39,7 @@ def of_gpus(chip: Chip, network_bytes_per_sec: float) -> tuple[str, ...]:
         f"JAX allocates {chip.pool_fraction:.0%} of a GPU's memory, the default being "
         f"{gpus.DEFAULT_FRACTION:.0%}; to change that, set {gpus.FRACTION[0]} to the same value "
         "for the plan and for the run; the rest holds NCCL's buffers and CUDA's context",
-        "cuDNN's attention computes all pairs of queries and keys",
+        "of prefill, cuDNN's attention computes all pairs of queries and keys",
         "GPUs of a host reach each other over NVLink at its full rate; between hosts each has a "
         f"network adapter of its own with {8e-9 * network_bytes_per_sec:.0f} Gb/s, and as in "
         "NCCL's rings the GPUs of a host that take part in a collective share its bytes",
