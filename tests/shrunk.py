@@ -21,6 +21,7 @@ ROLE = {  # whole blocks of a kernel for each kind of text, and two passes per u
 VERDICTS = {"max_prompt_tokens": 140, "max_tokens": 130, "batch_size": 8}
 SMALL = {
     "sample_batch": 8,
+    "dtype": "bfloat16",  # as on accelerators, whatever this CPU does well
     "generate.prompts": 256,
     **{f"{role}.{key}": x for role in ("instructor", "follower") for key, x in ROLE.items()},
     **{f"{role}.{key}": x for role in ("filter", "judger") for key, x in VERDICTS.items()},
