@@ -204,14 +204,18 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from seif_jax import lengths
     from seif_jax.config_file import read_config
 
+    drawn = None if options.lengths is None else lengths.parse(options.lengths)
     config = read_config(options.config, overrides)
+    if drawn:
+        lengths.check(drawn, config)
     from seif_jax import accelerators
     from seif_jax.plan import plan, text
 
     accelerators.skip_absent()
-    estimate = plan(config, options.topology)
+    estimate = plan(config, options.topology, drawn)
     print(dumps(estimate) if options.json else "\n".join(text.lines(estimate)))
     if not estimate["fits"]:
         names = ", ".join(program["program"] for program in estimate["does_not_fit"])

@@ -23,6 +23,7 @@ LEVELS = [
         "config_keys",
         "early_checks",
         "fingerprints",
+        "lengths",
         "preflight",
     }
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},
@@ -66,6 +67,7 @@ NEVER = {
     "config_file": ARRAYS,
     "config_keys": ARRAYS,
     "early_checks": ARRAYS,
+    "lengths": ARRAYS,
     "model_names": ARRAYS,
     "resume": ARRAYS,
     "rl.answerer": ARRAYS,

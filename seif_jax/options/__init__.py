@@ -23,7 +23,8 @@ COMMANDS: dict[str, tuple[ModuleType, str, Usage]] = {
     "plan": (
         plan,
         "estimate what a config needs on hardware that you do not have",
-        "seif plan --config=FILE [--topology=v5p:4x4x4|h100:8] [--json] [--config.key=value …]",
+        "seif plan --config=FILE [--topology=v5p:4x4x4|h100:8] [--lengths=MEAN,SIGMA] [--json] "
+        "[--config.key=value …]",
     ),
     "sweep": (
         sweep,

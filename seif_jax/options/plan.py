@@ -17,6 +17,13 @@ time; for a program that does not fit, a change of the config that makes it fit.
   seif plan --config=llama3_1_8b --topology=v6e:8x8 --config.mesh.tensor=4 \\
       --config.model=FOLDER                              FOLDER needs only a config.json
 
+  seif plan --config=qwen2_5_7b --topology=h100:8 --lengths=1000,0.7
+
+Without --lengths, every prompt and sample has the maximum length. With it, 8 steps are drawn:
+completions are log-normal with this MEAN in tokens, after the cut at max_response_tokens, and this
+SIGMA; the largest step must fit, and seconds, FLOPs and waste are means. The plan for the maximum
+is printed in short beside it (--json: all_longest).
+
 Topologies: TPU slices v5e:AxB, v6e:AxB and v5p:AxBxC, in chips; they need libtpu:
 pip install 'seif_jax[tpu]'. GPUs a100, h100, h200 and b200, as a number (h100:8) or as hosts x GPUs
 per host (h100:2x8); they need XLA's CUDA compiler: pip install 'seif_jax[gpu-plan]'. Of a GPU's
@@ -28,4 +35,9 @@ Exit code: 0 if everything fits, 1 if something does not, 2 for an impossible co
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
     command.add_argument("--topology", metavar="NAME", help="default: the devices present")
+    command.add_argument(
+        "--lengths",
+        metavar="MEAN,SIGMA",
+        help="draws the lengths of completions; default: all have the maximum length",
+    )
     command.add_argument("--json", action="store_true", help="prints one object, last")

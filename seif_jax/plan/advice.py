@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from seif_jax import config_keys
 from seif_jax.errors import UserError
+from seif_jax.lengths import Lengths
 from seif_jax.models import Model
 from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE
@@ -39,9 +40,10 @@ def find_change(
     topology: str | None,
     model: Model,
     compiler: Compiler,
+    lengths: Lengths | None = None,
 ) -> str | None:
     """The first change that makes a program fit, found by compiling it again; None if there is
-    none among those that are tried."""
+    none among those that are tried. lengths: as in `programs`."""
     chip, program = estimate.chip, estimate.program
     most_bytes = USABLE * gpus.LARGEST_FRACTION * chip.hbm_bytes
     if chip.pool_fraction < 1 and estimate.total_bytes <= most_bytes:
@@ -54,7 +56,7 @@ def find_change(
             layout = Layout(changed, model, devices_of(where), host_of(where))
         except UserError:
             continue  # the change does not go with the model or the devices
-        same = [p for p in programs(changed, layout) if p.full_name == program.full_name]
+        same = [p for p in programs(changed, layout, lengths) if p.full_name == program.full_name]
         if not same or _least_bytes(same[0]) > USABLE * chip.pool_bytes:
             continue
         smaller = compiler(same[0], chip)

@@ -1,20 +1,26 @@
 """What a plan assumes, in the words that it is printed with."""
 
+from seif_jax.lengths import PROMPT_MEAN, PROMPT_SIGMA, Lengths
 from seif_jax.plan import gpus
 from seif_jax.plan.chips import Chip, platform_of
-from seif_jax.plan.engine_programs import CONSTRAINTS
+from seif_jax.plan.drawn import CONSTRAINT_TOKENS, STEPS
+from seif_jax.plan.engine_calls import CONSTRAINTS
 
 USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and free memory is fragmented
-ALWAYS = (
+STORAGE_BYTES_PER_SEC = 1e9  # of one host's checkpoints
+ALL_LONGEST = (
     "every prompt and every sample has the maximum length that the config allows, and no two "
     "prompts start alike",
+)
+ALWAYS = (
     f"every instruction has {CONSTRAINTS} constraints, and the Judger is asked about each of them",
     "memory is that of a round after the first, when roles share weights only if they always do",
     "a program fits if its arguments, temporaries and output, and the arrays that are resident at "
     f"the same time, take at most {USABLE:.0%} of the memory that JAX may allocate",
     "the seconds of a call are the largest of FLOPs, bytes of memory and bytes to other devices, "
     "each divided by the chip's peak rate (bfloat16; links in one direction): a lower bound, "
-    "without the host, data and compiling",
+    "without the host, data and compiling; a checkpoint is not part of a step's seconds, and takes "
+    f"those in which each host writes its part at {STORAGE_BYTES_PER_SEC / 1e9:g} GB/s",
     "FLOPs are those of matrix products, and bytes what instructions read from and write to "
     "memory; the learner's attention counts the tiles of scores that it computes, other kernels "
     "count all blocks, even those that they skip",
@@ -25,12 +31,29 @@ NO_GPU = (
 )
 
 
-def of(topology: str | None, chip: Chip) -> tuple[str, ...]:
+def of(topology: str | None, chip: Chip, lengths: Lengths | None) -> tuple[str, ...]:
     """The assumptions of a plan, a sentence each."""
+    always = (*(of_lengths(lengths) if lengths else ALL_LONGEST), *ALWAYS)
     if chip.network_bytes_per_sec is None:
-        return ALWAYS
+        return always
     no_gpu = (NO_GPU,) if platform_of(topology) == "gpu" else ()
-    return (*ALWAYS, *of_gpus(chip, chip.network_bytes_per_sec), *no_gpu)
+    return (*always, *of_gpus(chip, chip.network_bytes_per_sec), *no_gpu)
+
+
+def of_lengths(lengths: Lengths) -> tuple[str, ...]:
+    """The assumptions about lengths that are drawn."""
+    return (
+        f"{STEPS} steps are drawn: completions from a log-normal distribution with a mean of "
+        f"{lengths.mean:,.0f} tokens after the cut at the maximum and a sigma of "
+        f"{lengths.sigma:g}; prompts with a mean of {PROMPT_MEAN:.0f} tokens and a sigma of "
+        f"{PROMPT_SIGMA:g}; replies of the Filter and the Judger with the same share of their "
+        "maximum as completions",
+        "memory is that of the largest call of all these steps; FLOPs, seconds and waste are "
+        "means; bytes of decoding are scaled to the mean, other bytes are those of the largest "
+        "call",
+        "no two prompts start alike, but those of the Judger share their instruction and reply, "
+        f"and a constraint adds {CONSTRAINT_TOKENS} tokens; every sample is trained on",
+    )
 
 
 def of_gpus(chip: Chip, network_bytes_per_sec: float) -> tuple[str, ...]:

@@ -43,14 +43,33 @@ class ProgramEstimate:
         return self.total_bytes <= USABLE * self.chip.pool_bytes
 
     @property
+    def flops(self) -> float:
+        """FLOPs of a call on one device, on average."""
+        return self.program.mean_call.flops * self.cost.flops
+
+    @property
+    def needed_flops(self) -> float:
+        """Those that no padding, repetition or recomputation adds to."""
+        return self.program.needed_flops / self.program.num_devices
+
+    @property
+    def accessed_bytes(self) -> float:
+        """Bytes that a call reads from and writes to a device's memory, on average."""
+        return self.program.mean_call.accessed_bytes * self.cost.accessed_bytes
+
+    @property
+    def collective_bytes(self) -> int:
+        """Bytes that leave a device during a call."""
+        return sum(size for _, size in self.cost.collectives.values())
+
+    @property
     def secs(self) -> dict[str, float]:
-        """Seconds of one call if it were limited by one resource alone, by resource."""
+        """By resource, the seconds of an average call that is limited by this resource alone."""
         cost, chip = self.cost, self.chip
-        link_bytes = sum(size for _, size in cost.collectives.values())
         secs = {
-            "flops": cost.flops / chip.flops_per_sec,
-            "memory": cost.accessed_bytes / chip.bytes_per_sec,
-            "links": link_bytes / chip.link_bytes_per_sec,
+            "flops": self.flops / chip.flops_per_sec,
+            "memory": self.accessed_bytes / chip.bytes_per_sec,
+            "links": self.collective_bytes / chip.link_bytes_per_sec,
         }
         if chip.network_bytes_per_sec:
             secs["network"] = cost.network_bytes / chip.network_bytes_per_sec
@@ -70,8 +89,11 @@ class ProgramEstimate:
             "total_bytes": self.total_bytes,
             "share_of_memory": self.total_bytes / self.chip.pool_bytes,
             "fits": self.fits,
-            "flops": cost.flops,
-            "accessed_bytes": cost.accessed_bytes,
+            "phase": program.phase,
+            "flops": self.flops,
+            "flops_needed": self.needed_flops,
+            "accessed_bytes": self.accessed_bytes,
+            "collective_bytes": self.collective_bytes,
             "collectives": {
                 kind: {"count": count, "bytes": size}
                 for kind, (count, size) in cost.collectives.items()

@@ -12,6 +12,25 @@ from seif_jax.plan.layout import Bytes
 from seif_jax.rl.packing import Work
 
 Tree = TypeVar("Tree")
+Waste = Mapping[str, tuple[float, float]]  # by name, what is computed and what of it is needed
+PHASES = ("prefill", "decode", "judge", "reference", "update", "cast")
+WASTE = ("attention", "judge_prompts", "kv_read")
+LEARNER_PHASES = {  # by program
+    "log-probabilities": "reference",
+    "gradient": "update",
+    "sum": "update",
+    "update": "update",
+    "cast": "cast",
+}
+VERDICT_CALLS = ("filter", "judge")
+
+
+@dataclass(frozen=True)
+class MeanCall:
+    """An average call of a step, relative to the largest one, which is compiled."""
+
+    flops: float = 1.0
+    accessed_bytes: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,10 +51,23 @@ class Program:
     work: Work | None = None  # of all calls of an update, if the program reads packed rows
     rows: int = 0  # of that work
     pairs: int = 0  # for which a kernel computes a score, if the program reads prompts
+    needed_flops: float = 0.0  # of one call on average, on all its devices
+    mean_call: MeanCall = MeanCall()
+    waste: Waste = field(default_factory=dict)  # per step
 
     @property
     def full_name(self) -> tuple[str, str]:
         return self.stage, self.name
+
+    @property
+    def phase(self) -> str:
+        """The phase of a step that this program is part of: a name in PHASES."""
+        call, _, kind = self.name.partition(": ")
+        if call in LEARNER_PHASES:
+            return LEARNER_PHASES[call]
+        if call in VERDICT_CALLS:
+            return "judge"
+        return "prefill" if kind == "prefill" else "decode"
 
     @property
     def key(self) -> str:

@@ -1,36 +1,43 @@
 """The programs that a config's stages run, at their largest, and what is in memory meanwhile."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
-from seif_jax import settings, sharding
-from seif_jax.chat import Reply
+from seif_jax import settings
+from seif_jax.bench.roofline import forward_flops
+from seif_jax.lengths import Lengths
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.engine_programs import EngineCall, engine_calls, engine_programs
+from seif_jax.plan.drawn import Draw, draws
+from seif_jax.plan.engine_calls import ROLLOUT, EngineCall, engine_calls, sampled_lengths
+from seif_jax.plan.engine_programs import engine_programs
 from seif_jax.plan.layout import Bytes, Layout, resident_bytes
+from seif_jax.plan.passes import plan_passes
 from seif_jax.plan.program import Program, copy_of, shapes_of, without
-from seif_jax.rewards.score import Score
 from seif_jax.rl import optim
-from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.grpo import BatchTotals
-from seif_jax.rl.learner import Learner, total_work
-from seif_jax.rl.packing import Work
-from seif_jax.rl.rollout import make_batch
-from seif_jax.run_config import RunConfig, TrainedRoleConfig
+from seif_jax.rl.learner import Learner
+from seif_jax.run_config import RunConfig
 
 
-def programs(config: RunConfig, layout: Layout) -> Iterator[Program]:
+def programs(
+    config: RunConfig, layout: Layout, lengths: Lengths | None = None
+) -> Iterator[Program]:
     """The programs of the stages that train, and of the data stage if no Instructor is trained: an
-    Instructor's rollouts sample the same way, with more in memory."""
+    Instructor's rollouts sample the same way, with more in memory.
+
+    lengths: of completions; None: all prompts and completions have the maximum length.
+    """
+    steps = draws(lengths)
     for stage in ("instructor", "follower"):
         if stage in config.stages:
             resident = resident_bytes(config, layout, stage)
-            yield from learner_programs(config, layout, stage, resident[layout.mesh])
-            for call in engine_calls(config, stage):
+            yield from learner_programs(config, layout, stage, resident[layout.mesh], steps)
+            for call in engine_calls(config, stage, steps):
                 yield from engine_programs(layout, stage, call, resident)
     if "instructor" not in config.stages and "generate" in config.stages:
         dtype = layout.dtype
@@ -38,12 +45,14 @@ def programs(config: RunConfig, layout: Layout) -> Iterator[Program]:
         for mesh, weights in ((layout.mesh, "author"), (layout.judger_mesh, "follower")):
             resident[mesh] |= layout.base_bytes(mesh) | {weights: layout.copy_bytes(mesh, dtype)}
         decoding = settings.decoding(config, config.instructor, config.generate.temperature)
-        call = EngineCall("write", config.generate.prompts, 1, decoding, "author", dtype)
+        prompts = config.generate.prompts
+        sampled = tuple(sampled_lengths(step, prompts, 1, decoding, ROLLOUT) for step in steps)
+        call = EngineCall("write", prompts, 1, decoding, "author", dtype, sampled)
         yield from engine_programs(layout, "generate", call, resident)
 
 
 def learner_programs(
-    config: RunConfig, layout: Layout, stage: str, resident: Bytes
+    config: RunConfig, layout: Layout, stage: str, resident: Bytes, steps: Sequence[Draw]
 ) -> Iterator[Program]:
     """The programs that turn a rollout into updates."""
     role, mesh, params = config.trained_role(stage), layout.mesh, layout.trained
@@ -51,7 +60,8 @@ def learner_programs(
         layout.model.config, mesh, params, settings.learner(config, role),
         temperature=role.temperature, updates=1, frozen=layout.frozen,
     )  # fmt: skip
-    micros, passes, work = worst_case_pass(config, role, learner)
+    planned = plan_passes(config, role, learner, steps)
+    micros, passes = planned.micros, planned.per_batch
     updates = role.rollout_prompts // role.optimizer_prompts
 
     def program(
@@ -60,7 +70,6 @@ def learner_programs(
         arguments: tuple[object, ...],
         calls: float,
         resident: Bytes,
-        work: Work | None = None,
     ) -> Program:
         return Program(
             stage,
@@ -72,8 +81,19 @@ def learner_programs(
             num_devices=mesh.size,
             mesh=mesh,
             closure=role.temperature,
+        )
+
+    def over_rows(program: Program, needed_flops: float) -> Program:
+        """A program that reads the packed rows of passes."""
+        work, calls = planned.work, program.calls_per_step * learner.parts_per_pass
+        pairs = (calls * n / planned.rows for n in (work.pairs, work.needed_pairs))
+        return replace(
+            program,
             work=work,
-            rows=passes * learner.parts_per_pass,
+            rows=planned.rows,
+            needed_flops=needed_flops,
+            mean_call=planned.mean_call,
+            waste={"attention": tuple(pairs)},
         )
 
     in_updates = without(resident, "policy")
@@ -83,13 +103,15 @@ def learner_programs(
         policy = layout.sampling_weights(mesh, layout.dtype)
         others = without(resident, "policy", "base")
         arguments = (policy, micros.packed)
-        yield program("log-probabilities", learner.packed_logp, arguments, logp_calls, others, work)
+        logp = program("log-probabilities", learner.packed_logp, arguments, logp_calls, others)
+        yield over_rows(logp, forward_flops(learner.model, *planned.needed))
     grads = copy_of(params)
     gradient_sum = {"gradient so far": device_bytes(grads)} if passes > 1 else {}
     others = without(in_updates, "master weights", "base") | gradient_sum
     on_policy, totals = shapes_of((np.bool_(False), BatchTotals.of([], 0)))
     arguments = (params, layout.frozen, micros, on_policy, totals)
-    yield program("gradient", learner.gradient, arguments, passes * updates, others, work)
+    gradient = program("gradient", learner.gradient, arguments, passes * updates, others)
+    yield over_rows(gradient, gradient_flops(layout, planned.needed))
     if passes > 1:
         arguments = (grads, copy_of(params))
         yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
@@ -105,33 +127,17 @@ def learner_programs(
     yield program("update", optim.make_change(learner.optimizer), arguments, calls, others)
 
 
+def gradient_flops(layout: Layout, needed: tuple[int, int, int]) -> float:
+    """FLOPs that a gradient needs: of each matrix product of the forward pass two more, less one
+    where a frozen weight is multiplied. needed: see `PlannedPasses`."""
+    config, (_, pairs, _) = layout.model.config, needed
+    if not layout.lora:
+        return 3.0 * forward_flops(config, *needed)
+    return 2.0 * forward_flops(config, *needed) + forward_flops(config, 0, pairs, 0)
+
+
 def largest_weight(layout: Layout) -> tuple[jax.ShapeDtypeStruct, object]:
     """The trained weight with the most bytes per device, and its optimizer state."""
     weights = jax.tree.leaves(layout.trained)
     opt_states = jax.tree.structure(layout.trained).flatten_up_to(layout.opt_state)
     return max(zip(weights, opt_states, strict=True), key=lambda pair: device_bytes(pair[0]))
-
-
-def worst_case_pass(
-    config: RunConfig, role: TrainedRoleConfig, learner: Learner
-) -> tuple[MicroBatch, int, Work]:
-    """A pass of an optimizer batch in which every prompt and sample has the maximum length, as
-    `jax.ShapeDtypeStruct`; the number of passes per optimizer batch, and their work."""
-    width, grouping = role.max_response_tokens, settings.grouping(config, role)
-    ids, logp = np.zeros(width, np.int32), np.zeros(width, np.float32)
-    replies = [
-        Reply("", [i, *[0] * (role.max_prompt_tokens - 1)], ids, logp, finished=True)
-        for i in range(role.optimizer_prompts)
-        for _ in range(role.group_size)
-    ]
-    scores = [Score(float(i % 2)) for i in range(len(replies))]
-    passes = learner.passes(make_batch(replies, scores, grouping, width))
-    work = total_work(passes)
-    micros = [part.micro for part in passes[0]]
-    if len(micros) == 1:
-        return shapes_of(sharding.stack_micro_batches(micros)), len(passes), work
-
-    def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return sharding.shard_micro_batches(learner.mesh, micros, shape_of), len(passes), work

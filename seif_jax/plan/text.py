@@ -8,6 +8,11 @@ COLUMNS = (
     "program", "arguments", "temporary", "output", "resident", "sum", "share", "FLOPs", "bytes",
     "to others", "calls", "s per step", "limit",
 )  # fmt: skip
+WASTE_NAMES = {
+    "attention": "pairs of the learner's attention",
+    "judge_prompts": "prompt tokens of Filter and Judger",
+    "kv_read": "keys and values read by decoding",
+}
 
 
 def log(text: str) -> None:
@@ -31,14 +36,34 @@ def lines(plan: Mapping[str, Any]) -> list[str]:
         f"{model['parameters']:,} parameters) on {devices} of {memory}; mesh {mesh}"
     )
     stages = [line for stage in plan["stages"] for line in _stage_lines(plan, stage)]
+    assumptions = ["assumptions:", *(f"- {text}" for text in plan["assumptions"])]
+    return [head, *stages, "", *_verdict(plan), *_bound(plan), *assumptions]
+
+
+def _verdict(plan: Mapping[str, Any]) -> list[str]:
+    """What is wasted, and whether everything fits."""
+    names = {name: x for name, x in plan["waste"].items() if x is not None}
+    ratios = ", ".join(f"{WASTE_NAMES[name]} {x:.2f}" for name, x in names.items())
     does_not_fit = [
         f"DOES NOT FIT: {entry['program']}, {gib(entry['total_bytes'])}, most of it "
         f"{entry['largest']}; {entry['knob'] or 'none of the changes that were tried makes it fit'}"
         for entry in plan["does_not_fit"]
     ]
-    fits = ["everything fits"] if plan["fits"] else []
-    assumptions = ["assumptions:", *(f"- {text}" for text in plan["assumptions"])]
-    return [head, *stages, "", *does_not_fit, *fits, *assumptions]
+    return [f"computed over needed: {ratios}", *(does_not_fit or ["everything fits"])]
+
+
+def _bound(plan: Mapping[str, Any]) -> list[str]:
+    """The plan for the maximum lengths, in short, beside one for drawn lengths."""
+    if "all_longest" not in plan:
+        return []
+    bound = plan["all_longest"]
+    largest = max(bound["programs"], key=lambda row: row["total_bytes"])
+    secs = (f"{stage} {step['step_secs']:,.1f} s" for stage, step in bound["stages"].items())
+    text = (
+        f"with all prompts and samples at their maximum: at least {', '.join(secs)} per step; "
+        f"largest program {largest['stage']} {largest['program']}, {gib(largest['total_bytes'])}"
+    )
+    return ["", text, *_verdict(bound), ""]
 
 
 def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
@@ -59,9 +84,20 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
                 f"attention computes {row['attention_waste']:.2f} pairs per pair needed"
             )
     step = plan["stages"][stage]
+    out += [_phase_line(name, phase) for name, phase in step["phases"].items()]
     rate = step.get("rollout_tokens_per_sec")
     rollouts = f", rollouts {rate:,.0f} tokens/s" if rate else ""
     return [*out, f"  at least {step['step_secs']:,.1f} s per step{rollouts}"]
+
+
+def _phase_line(name: str, phase: Mapping[str, float]) -> str:
+    """A phase's seconds per step, and its FLOPs on one device."""
+    line = f"  {name:<10} {phase['secs']:>10,.2f} s per step"
+    if name == "checkpoint":
+        return f"{line}, not counted below: {gib(phase['bytes'])} on all hosts"
+    if not phase["flops"]:
+        return line
+    return f"{line}, {phase['flops']:.3g} FLOPs of which {phase['flops_needed']:.3g} are needed"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

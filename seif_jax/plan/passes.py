@@ -1,0 +1,148 @@
+"""The passes of a stage's optimizer batches, packed by the learner's own code from lengths."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import Int
+
+from seif_jax import settings, sharding
+from seif_jax.bench.roofline import forward_flops
+from seif_jax.chat import Reply
+from seif_jax.models.tree_forward import reads_packed_rows
+from seif_jax.plan.drawn import Draw
+from seif_jax.plan.program import MeanCall, shapes_of
+from seif_jax.rewards.score import Score
+from seif_jax.rl.batch import MicroBatch
+from seif_jax.rl.learner import Learner, Pass, total_work
+from seif_jax.rl.packing import Work
+from seif_jax.rl.rollout import make_batch
+from seif_jax.run_config import RunConfig, TrainedRoleConfig
+
+Prompts = Int[np.ndarray, "P"]
+Completions = Int[np.ndarray, "P G"]
+
+
+@dataclass(frozen=True)
+class PlannedPasses:
+    """The passes of all optimizer batches of the steps that are planned."""
+
+    micros: MicroBatch  # of the largest pass, as `jax.ShapeDtypeStruct`
+    per_batch: float  # passes per optimizer batch, on average
+    work: Work  # of all passes
+    rows: int  # of that work
+    needed_tokens: float  # of a pass, on average, if every prompt is computed once
+    needed_pairs: float
+    needed_targets: float  # tokens of completions
+    mean_call: MeanCall
+
+    @property
+    def needed(self) -> tuple[int, int, int]:
+        """What a pass needs on average, as arguments of `forward_flops`."""
+        return round(self.needed_tokens), round(self.needed_pairs), round(self.needed_targets)
+
+
+def plan_passes(
+    config: RunConfig, role: TrainedRoleConfig, learner: Learner, draws: Sequence[Draw]
+) -> PlannedPasses:
+    """Packs the optimizer batches of all draws. Every sample is trained on."""
+    work, needed, rows, positions, targets = Work(), np.zeros(3), 0, 0, 0
+    largest: Pass = []
+    batches, passes = 0, 0
+    for prompts, completions in optimizer_batches(role, draws):
+        packed = _pack(config, role, learner, prompts, completions)
+        work, needed = work + total_work(packed), needed + _needed(prompts, completions)
+        batches, passes = batches + 1, passes + len(packed)
+        for parts in packed:
+            rows += len(parts)
+            positions += sum(part.work.positions for part in parts)
+            targets += sum(_num_targets(part.micro) for part in parts)
+            largest = max(largest, parts, key=_size)
+    by_kernel = reads_packed_rows(learner.model)
+    row, pairs = largest[0], work.pairs / rows
+    compiled = (
+        row.work.positions,
+        round(pairs) if by_kernel else row.work.pairs,
+        _num_targets(row.micro),
+    )
+    mean = round(positions / rows), round(pairs), round(targets / rows)
+    share = forward_flops(learner.model, *mean) / forward_flops(learner.model, *compiled)
+    tokens, needed_pairs, needed_targets = (needed / passes).tolist()
+    return PlannedPasses(
+        _shapes(learner, largest),
+        passes / batches,
+        work,
+        rows,
+        tokens,
+        needed_pairs,
+        needed_targets,
+        MeanCall(flops=share),
+    )
+
+
+def optimizer_batches(
+    role: TrainedRoleConfig, draws: Sequence[Draw]
+) -> Iterator[tuple[Prompts, Completions]]:
+    """The lengths of the optimizer batches of each draw."""
+    for draw in draws:
+        prompts = draw.prompts(role.rollout_prompts, role.max_prompt_tokens, 0)
+        completions = draw.completions(
+            role.rollout_prompts, role.group_size, role.max_response_tokens, 0
+        )
+        size = role.optimizer_prompts
+        if draw.lengths is None:  # all are alike
+            yield prompts[:size], completions[:size]
+            continue
+        for start in range(0, role.rollout_prompts, size):
+            yield prompts[start : start + size], completions[start : start + size]
+
+
+def _pack(
+    config: RunConfig,
+    role: TrainedRoleConfig,
+    learner: Learner,
+    prompts: Prompts,
+    completions: Completions,
+) -> list[Pass]:
+    longest = int(completions.max())
+    ids, logp = np.zeros(longest, np.int32), np.zeros(longest, np.float32)
+    replies = [
+        Reply("", [i, *[0] * (int(prompts[i]) - 1)], ids[:n], logp[:n], finished=True)
+        for i, group in enumerate(completions)
+        for n in map(int, group)
+    ]
+    scores = [Score(float(i % 2)) for i in range(len(replies))]
+    grouping = settings.grouping(config, role)
+    return learner.passes(make_batch(replies, scores, grouping, role.max_response_tokens))
+
+
+def _needed(prompts: Prompts, completions: Completions) -> np.ndarray:
+    """Tokens, pairs and targets that a forward pass needs: every prompt is computed once, and
+    nothing for the last token of a completion, which nothing follows."""
+    before, samples = prompts[:, None], completions - 1
+    pairs = (prompts * (prompts + 1) // 2).sum()
+    pairs += (samples * before + samples * (samples + 1) // 2).sum()
+    return np.array([prompts.sum() + samples.sum(), pairs, completions.sum()], float)
+
+
+def _num_targets(micro: MicroBatch) -> int:
+    """The number of targets of a micro-batch, padding included."""
+    return np.shape(micro.packed.targets)[-1]
+
+
+def _size(parts: Pass) -> int:
+    return sum(x.nbytes for part in parts for x in jax.tree.leaves(part.micro))
+
+
+def _shapes(learner: Learner, parts: Pass) -> MicroBatch:
+    """The micro-batches of a pass as `jax.ShapeDtypeStruct`."""
+    micros = [part.micro for part in parts]
+    if len(micros) == 1:
+        return shapes_of(sharding.stack_micro_batches(micros))
+
+    def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return sharding.shard_micro_batches(learner.mesh, micros, shape_of)
