@@ -31,7 +31,7 @@ NO_GPU = (
 )
 
 
-def of(topology: str | None, chip: Chip, lengths: Lengths | None) -> tuple[str, ...]:
+def of(topology: str | None, chip: Chip, lengths: Lengths | None = None) -> tuple[str, ...]:
     """The assumptions of a plan, a sentence each."""
     always = (*(of_lengths(lengths) if lengths else ALL_LONGEST), *ALWAYS)
     if chip.network_bytes_per_sec is None:
