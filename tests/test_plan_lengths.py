@@ -31,7 +31,7 @@ from seif_jax.sampling.trees import plan_reads
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 OVERRIDES = [
-    "stages=('follower',)", "sample_batch=4", "instructor.epochs=(1,)",
+    "dtype=float32", "stages=('follower',)", "sample_batch=4", "instructor.epochs=(1,)",
     "follower.rollout_prompts=4", "follower.optimizer_prompts=2", "follower.group_size=2",
     "follower.max_prompt_tokens=64", "follower.max_response_tokens=200",
     "follower.micro_tokens=512", "judger.max_prompt_tokens=400", "judger.max_tokens=32",
