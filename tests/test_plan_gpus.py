@@ -25,8 +25,9 @@ from seif_jax.plan import assumptions, chips, cost, gpus, hlo
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import GIB
 from seif_jax.plan.cost import Cost
-from seif_jax.plan.estimate import ProgramEstimate
+from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.program import Program
+from seif_jax.run_config import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {  # of the paper's models, by config
@@ -173,8 +174,8 @@ def test_programs_fit_into_the_pool(gib, fraction, fits, flag, monkeypatch):
     one = planned(gib, fraction, collectives={})
     assert one.fits == fits
     if not fits:
-        nothing: Any = None
-        assert find_change(one, nothing, "h100:8", nothing, nothing) == flag
+        model = models.describe(tiny.tiny_config(96))
+        assert find_change(one, RunConfig(), "h100:8", model, Compiler()) == flag
     assert one.row()["share_of_memory"] == pytest.approx(gib / (79.11 * fraction), rel=1e-3)
 
 

@@ -33,7 +33,7 @@ def check(prompts: list[Prompt], plan: ReadPlan) -> None:
     for n in range(len(plan.reads)):
         read = plan.pack(n)
         tree, size = read.tree, plan.sizes[n]
-        assert isinstance(tree.tiles, packed_attention.Tiles)
+        assert isinstance(tree.tiles, packed_attention.TilePairs)
         index = np.arange(size)
         sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
         tile = tile_size(padded_prefix(prefix), size)
@@ -87,7 +87,7 @@ def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
         patch.setattr(packed_attention, "RUNS", runs)
         plan = plan_reads(prompts, kernel=True)
         tree = plan.pack(0).tree
-    assert isinstance(tree.tiles, tree_attention.Tiles)
+    assert isinstance(tree.tiles, tree_attention.TileRuns)
     side, before, size = tree_attention.TILE, padded_prefix(len(plan.prefix)), plan.sizes[0]
     computed = np.zeros((before + size, before + size), bool)
     for i, tile_runs in enumerate(np.asarray(tree.tiles.runs)):

@@ -38,7 +38,7 @@ class Keys(NamedTuple):
     ends: Int[Array, "M"]  # one past the last token of the tree that sees the key; 0: no token
 
 
-class Tiles(NamedTuple):
+class TilePairs(NamedTuple):
     """The tiles of scores to compute: the first `count` pairs of a tile of queries and one of keys.
     The arrays have room for all pairs that a tree can need."""
 
@@ -54,7 +54,7 @@ def tile_size(prefix: int, tokens: int) -> int:
 
 def plan_tiles(
     ends: Int[np.ndarray, "N"], count: int, prefix_length: int, prefix_size: int
-) -> Tiles:
+) -> TilePairs:
     """The tiles that attention computes within a tree and to its prefix, on the host.
 
     ends: of the packed tokens, of which the first `count` are real. prefix_length: the tokens of
@@ -72,12 +72,12 @@ def plan_tiles(
     found = np.nonzero(seen)
     pairs[:, : len(found[0])] = found
     arrays = (*pairs, np.array(len(found[0]), np.int32))
-    return Tiles(*cast(tuple[Array, Array, Array], arrays))
+    return TilePairs(*cast(tuple[Array, Array, Array], arrays))
 
 
 def plan_kernel_tiles(
     ends: Int[np.ndarray, "N"], prefix_length: int, prefix_size: int
-) -> tree_attention.Tiles:
+) -> tree_attention.TilePairs:
     """What `plan_tiles` plans, for the kernel. Its queries are the prefix's tokens, too, so that
     they are in the order of the keys."""
     index = np.arange(1, prefix_size + len(ends) + 1)
@@ -92,12 +92,12 @@ def plan_kernel_tiles(
         widest = np.sort(np.argsort(-gaps, kind="stable")[: RUNS - 1])
         row[: len(widest) + 1, 0] = kept[[0, *(widest + 1)], 0]
         row[: len(widest) + 1, 1] = kept[[*widest, -1], 1]
-    return tree_attention.Tiles(cast(Array, joined), tiles.last)
+    return tree_attention.TilePairs(cast(Array, joined), tiles.last)
 
 
-def kernel_pairs(tiles: Tiles | tree_attention.Tiles) -> int:
+def kernel_pairs(tiles: TilePairs | tree_attention.TilePairs) -> int:
     """The pairs of a query and a key for which the kernel computes a score; 0 without a kernel."""
-    is_kernel = isinstance(tiles, tree_attention.Tiles)
+    is_kernel = isinstance(tiles, tree_attention.TilePairs)
     return tree_attention.computed_pairs(tiles) if is_kernel else 0
 
 
@@ -106,7 +106,7 @@ def attend(
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
     keys: Keys,
-    tiles: Tiles | tree_attention.Tiles,
+    tiles: TilePairs | tree_attention.TilePairs,
     dtype: DTypeLike,
     visible: Visible,
 ) -> Float[Array, "1 N h H"]:
@@ -116,7 +116,7 @@ def attend(
     if the tiles are planned for it, all of its ancestors. Under a mesh every device computes its
     own heads.
     """
-    if isinstance(tiles, tree_attention.Tiles):
+    if isinstance(tiles, tree_attention.TilePairs):
         compute = _attend_by_kernel
     else:
         compute = partial(_attend, dtype=dtype, visible=visible)
@@ -128,7 +128,7 @@ def _attend_by_kernel(
     q: Float[Array, "1 N h H"],
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
-    rows: tuple[Keys, tree_attention.Tiles],
+    rows: tuple[Keys, tree_attention.TilePairs],
 ) -> Float[Array, "1 N h H"]:
     keys, tiles = jax.tree.map(lambda x: x[0], rows)
     before = k.shape[1] - q.shape[1]
@@ -142,7 +142,7 @@ def _attend(
     q: Float[Array, "1 N h H"],
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
-    rows: tuple[Keys, Tiles],
+    rows: tuple[Keys, TilePairs],
     *,
     dtype: DTypeLike,
     visible: Visible,

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from seif_jax.models.tree_attention import Tiles, plan_tiles
+from seif_jax.models.tree_attention import TileRuns, plan_tiles
 
 
 @jax.tree_util.register_dataclass
@@ -32,7 +32,7 @@ class TokenTree:
     # are divided equally among those of the level before.
     levels: tuple[Int[Array, "*P _ _"], ...]
     slot_of: Int[Array, "*P N"] | None  # the cell of each packed token, counted through all levels
-    tiles: Tiles | None = None
+    tiles: TileRuns | None = None
 
     def in_tiles(self) -> "TokenTree":
         """This tree, on the host, for attention that reads the packed row."""

@@ -35,14 +35,14 @@ QUERIES = 2  # the position of the queries [h, N, H] among a kernel's inputs
 Reference = Any  # a Pallas kernel's view of an array, which has no public type
 
 
-class Tiles(NamedTuple):
+class TileRuns(NamedTuple):
     """The tiles of a row that are computed."""
 
     runs: Int[Array, "*P t D 2"]  # by tile of queries, runs of tiles of keys: first, one past last
     last: Int[Array, "*P t"]  # by tile of keys, the last tile of queries that sees it
 
 
-def plan_tiles(ends: Int[np.ndarray, "N"], depth: int) -> Tiles:
+def plan_tiles(ends: Int[np.ndarray, "N"], depth: int) -> TileRuns:
     """The tiles to compute for a tree of at most `depth` levels, on the host. N must be a multiple
     of TILE. Of padding, `ends` is one past itself."""
     last = (ends.reshape(-1, TILE).max(axis=1) - 1) // TILE
@@ -56,10 +56,10 @@ def plan_tiles(ends: Int[np.ndarray, "N"], depth: int) -> Tiles:
     stops = np.sort(np.where(final, key + 1, count), axis=1)[:, :depth]
     runs = np.stack([starts, stops], axis=-1)
     arrays = runs.astype(np.int32), last.astype(np.int32)
-    return Tiles(*cast(tuple[Array, Array], arrays))
+    return TileRuns(*cast(tuple[Array, Array], arrays))
 
 
-def computed_pairs(tiles: Tiles) -> int:
+def computed_pairs(tiles: TileRuns) -> int:
     """The pairs of a query and a key whose scores are computed for a row, each head's alike."""
     return TILE**2 * int(np.sum(tiles.runs[..., 1] - tiles.runs[..., 0]))
 
@@ -69,7 +69,7 @@ def attend(
     k: Float[Array, "N K H"],
     v: Float[Array, "N K H"],
     ends: Int[Array, "N"],
-    tiles: Tiles,
+    tiles: TileRuns,
 ) -> Float[Array, "N h H"]:
     """Softmax attention within one tree, scores and sums in float32. The result has q's dtype."""
     H = q.shape[-1]
@@ -85,12 +85,12 @@ def _pad(x: Float[Array, "h N H"]) -> Float[Array, "h N _"]:
 
 
 @jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, ends: Array, tiles: Tiles) -> Array:
+def _attend(q: Array, k: Array, v: Array, ends: Array, tiles: TileRuns) -> Array:
     return _forward(q, k, v, ends, tiles)[0]
 
 
 def _forward(
-    q: Array, k: Array, v: Array, ends: Array, tiles: Tiles
+    q: Array, k: Array, v: Array, ends: Array, tiles: TileRuns
 ) -> tuple[Array, tuple[Any, ...]]:
     call, runs = _Call(q, k), tiles.runs.ravel()
     inputs = [

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -64,24 +65,7 @@ def learner_programs(
     micros, passes = planned.micros, planned.per_batch
     updates = role.rollout_prompts // role.optimizer_prompts
 
-    def program(
-        name: str,
-        function: jax.stages.Wrapped,
-        arguments: tuple[object, ...],
-        calls: float,
-        resident: Bytes,
-    ) -> Program:
-        return Program(
-            stage,
-            name,
-            function,
-            arguments,
-            calls,
-            resident,
-            num_devices=mesh.size,
-            mesh=mesh,
-            closure=role.temperature,
-        )
+    program = partial(Program, stage, num_devices=mesh.size, mesh=mesh, closure=role.temperature)
 
     def over_rows(program: Program, needed_flops: float) -> Program:
         """A program that reads the packed rows of passes."""
@@ -115,16 +99,16 @@ def learner_programs(
     if passes > 1:
         arguments = (grads, copy_of(params))
         yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
-
+    calls = updates * device_bytes(params)
     weight, opt_state = largest_weight(layout)
+    arguments = (weight, opt_state, copy_of(weight), jax.ShapeDtypeStruct((), jnp.float32))
     others = in_updates | {  # less the arguments of one weight's update
         "master weights": in_updates["master weights"] - device_bytes(weight),
         "moments": in_updates["moments"] - device_bytes(opt_state),
         "gradient": device_bytes(grads) - device_bytes(weight),
     }
-    arguments = (weight, opt_state, copy_of(weight), jax.ShapeDtypeStruct((), jnp.float32))
-    calls = updates * device_bytes(params) / device_bytes(weight)
-    yield program("update", optim.make_change(learner.optimizer), arguments, calls, others)
+    change = optim.make_change(learner.optimizer)
+    yield program("update", change, arguments, calls / device_bytes(weight), others)
 
 
 def gradient_flops(layout: Layout, needed: tuple[int, int, int]) -> float:

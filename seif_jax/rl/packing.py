@@ -59,48 +59,63 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
     multiple = math.lcm(limits.sequence_shards, TILE if in_tiles else 1)
     num_positions += -num_positions % multiple
     prompt_width = round_up_pow2(int(batch.prompt_lengths[lengths.any(axis=1)].max()))
-    if in_tiles:
+    if limits.max_response_tokens is not None:
         num_prompts = most_prompts(len(batch.prompts), limits.multiple)
         width, num_targets = limits.max_response_tokens, max(num_positions, *targets)
     else:
         num_prompts = round_up_pow2(max(map(len, rows)))
         width = min(round_up_pow2(int(lengths.max())), batch.completions.shape[1])
         num_targets = round_up_pow2(max(targets))
+    shape = _Shape(num_prompts, prompt_width, width, num_positions, num_targets, in_tiles)
+    return [_part(batch, row, n, shape) for row, n in zip(rows, positions, strict=True)]
 
-    def micro_batch(row: Row, num_tokens: int) -> PackedPart:
-        prompt_ids = np.array([*row], int)
-        sample_ids, taken = batch.sample_ids(prompt_ids), batch.take(prompt_ids)
-        present = np.zeros((len(row), group_size), bool)
-        for n, samples in enumerate(row.values()):
-            present[n, samples] = True
-        present = present.ravel()
-        mask = batch.mask()[sample_ids] & present[:, None]
 
-        def padded(x: np.ndarray) -> np.ndarray:
-            if x.ndim > 1:
-                x = x[:, :width]
-                x = np.pad(x, ((0, 0), (0, width - x.shape[1])))
-            return pad_rows(x, num_prompts * group_size, 0)
+@dataclass(frozen=True)
+class _Shape:
+    """The sizes that all micro-batches of a batch share."""
 
-        packed = pack_completions(
-            taken.prefix,
-            pad_rows(taken.prompts[:, :prompt_width], num_prompts, 0),
-            pad_rows(taken.prompt_lengths, num_prompts, 0),
-            padded(taken.completions),
-            padded(mask.sum(axis=1)),
-            num_positions,
-            num_targets,
-        )
-        if in_tiles:
-            packed = replace(packed, tree=packed.tree.in_tiles())
-        values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
-        micro = MicroBatch(packed, *map(padded, values))
-        seen = np.asarray(packed.tree.ends)[:num_tokens] - np.arange(num_tokens)
-        pairs = tree_forward.attention_pairs(packed.tree)
-        work = Work(num_positions, num_tokens, pairs, int(seen.sum()))
-        return PackedPart(np.flatnonzero(present), sample_ids[present], micro, work)
+    prompts: int
+    prompt_width: int  # tokens of the longest prompt, and more
+    width: int  # tokens of the longest completion, and more
+    positions: int  # of tokens
+    targets: int  # positions whose next token is a completion's
+    in_tiles: bool  # for the kernel that computes attention in tiles
 
-    return [micro_batch(row, count) for row, count in zip(rows, positions, strict=True)]
+
+def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
+    """The micro-batch of a row of `num_tokens` tokens."""
+    group_size = len(batch.completions) // len(batch.prompts)
+    prompt_ids = np.array([*row], int)
+    sample_ids, taken = batch.sample_ids(prompt_ids), batch.take(prompt_ids)
+    present = np.zeros((len(row), group_size), bool)
+    for n, samples in enumerate(row.values()):
+        present[n, samples] = True
+    present = present.ravel()
+    mask = batch.mask()[sample_ids] & present[:, None]
+
+    def padded(x: np.ndarray) -> np.ndarray:
+        if x.ndim > 1:
+            x = x[:, : shape.width]
+            x = np.pad(x, ((0, 0), (0, shape.width - x.shape[1])))
+        return pad_rows(x, shape.prompts * group_size, 0)
+
+    packed = pack_completions(
+        taken.prefix,
+        pad_rows(taken.prompts[:, : shape.prompt_width], shape.prompts, 0),
+        pad_rows(taken.prompt_lengths, shape.prompts, 0),
+        padded(taken.completions),
+        padded(mask.sum(axis=1)),
+        shape.positions,
+        shape.targets,
+    )
+    if shape.in_tiles:
+        packed = replace(packed, tree=packed.tree.in_tiles())
+    values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
+    micro = MicroBatch(packed, *map(padded, values))
+    seen = np.asarray(packed.tree.ends)[:num_tokens] - np.arange(num_tokens)
+    pairs = tree_forward.attention_pairs(packed.tree)
+    work = Work(shape.positions, num_tokens, pairs, int(seen.sum()))
+    return PackedPart(np.flatnonzero(present), sample_ids[present], micro, work)
 
 
 def most_prompts(prompts: int, rows: int) -> int:
