@@ -77,7 +77,7 @@ def plan_tiles(
 
 def plan_kernel_tiles(
     ends: Int[np.ndarray, "N"], prefix_length: int, prefix_size: int
-) -> tree_attention.TilePairs:
+) -> tree_attention.TileRuns:
     """What `plan_tiles` plans, for the kernel. Its queries are the prefix's tokens, too, so that
     they are in the order of the keys."""
     index = np.arange(1, prefix_size + len(ends) + 1)
@@ -92,12 +92,12 @@ def plan_kernel_tiles(
         widest = np.sort(np.argsort(-gaps, kind="stable")[: RUNS - 1])
         row[: len(widest) + 1, 0] = kept[[0, *(widest + 1)], 0]
         row[: len(widest) + 1, 1] = kept[[*widest, -1], 1]
-    return tree_attention.TilePairs(cast(Array, joined), tiles.last)
+    return tree_attention.TileRuns(cast(Array, joined), tiles.last)
 
 
-def kernel_pairs(tiles: TilePairs | tree_attention.TilePairs) -> int:
+def kernel_pairs(tiles: TilePairs | tree_attention.TileRuns) -> int:
     """The pairs of a query and a key for which the kernel computes a score; 0 without a kernel."""
-    is_kernel = isinstance(tiles, tree_attention.TilePairs)
+    is_kernel = isinstance(tiles, tree_attention.TileRuns)
     return tree_attention.computed_pairs(tiles) if is_kernel else 0
 
 
@@ -106,7 +106,7 @@ def attend(
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
     keys: Keys,
-    tiles: TilePairs | tree_attention.TilePairs,
+    tiles: TilePairs | tree_attention.TileRuns,
     dtype: DTypeLike,
     visible: Visible,
 ) -> Float[Array, "1 N h H"]:
@@ -116,7 +116,7 @@ def attend(
     if the tiles are planned for it, all of its ancestors. Under a mesh every device computes its
     own heads.
     """
-    if isinstance(tiles, tree_attention.TilePairs):
+    if isinstance(tiles, tree_attention.TileRuns):
         compute = _attend_by_kernel
     else:
         compute = partial(_attend, dtype=dtype, visible=visible)
@@ -128,7 +128,7 @@ def _attend_by_kernel(
     q: Float[Array, "1 N h H"],
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
-    rows: tuple[Keys, tree_attention.TilePairs],
+    rows: tuple[Keys, tree_attention.TileRuns],
 ) -> Float[Array, "1 N h H"]:
     keys, tiles = jax.tree.map(lambda x: x[0], rows)
     before = k.shape[1] - q.shape[1]
