@@ -1,6 +1,7 @@
-"""Checks the keys of a config against each other, and reads the prompt files that it names.
+"""Checks that the values of a config fit together, and reads the prompt files that it names.
 
-`config_keys.parse` checks single values first, and `preflight` what depends on models and data.
+Before this, `config_keys.parse` checks each value alone; after it, `preflight` checks the config
+against models and data.
 """
 
 from seif_jax.errors import UserError
@@ -13,7 +14,7 @@ ROLES = {"instructor": instructor, "follower": follower, "filter": filter, "judg
 
 
 def check(config: RunConfig) -> None:
-    """Raises UserError naming the first key whose value contradicts that of another key."""
+    """Raises UserError for the first key whose value contradicts that of another key."""
     for name, role in {"instructor": config.instructor, "follower": config.follower}.items():
         if name in config.stages and role.rollout_prompts % role.optimizer_prompts:
             raise UserError(
@@ -43,7 +44,7 @@ def check(config: RunConfig) -> None:
 def prompts(config: RunConfig) -> dict[str, Prompts]:
     """The prompts of each role: the packaged ones, or those of the file that the config names.
 
-    Raises UserError for a file that cannot be used, and for more shots than it has.
+    Raises UserError for a file that cannot be used, or that has fewer examples than `shots`.
     """
     by_role = {}
     for name, role in ROLES.items():
@@ -62,7 +63,7 @@ def prompts(config: RunConfig) -> dict[str, Prompts]:
 
 
 def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
-    """Filter and Judger, if any stage of the run uses them, by name."""
+    """Those of Filter and Judger that a stage of the run uses, by name."""
     trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
     roles: dict[str, VerdictRoleConfig] = {}
     if (trains_instructor and config.filter.on) or (proposes and config.generate.filter):
@@ -73,8 +74,8 @@ def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
 
 
 def check_lengths(config: RunConfig, positions: int) -> None:
-    """Raises UserError naming the first role that a stage uses and whose prompt plus reply can be
-    longer than `positions`, the longest sequence that the model takes."""
+    """Raises UserError for the first role that a stage uses and whose prompt and reply together can
+    exceed `positions`, the longest sequence that the model takes."""
     trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
     # In the Instructor's stage the frozen Follower answers its instructions.
     names = ["instructor"] if trains_instructor or proposes else []

@@ -1,7 +1,6 @@
-"""What `seif run` refuses before it imports JAX, which takes seconds.
+"""Checks of `seif run` that do not need JAX, whose import takes seconds.
 
-Only what a glance at the paths shows. `evolve` reads the models and data afterwards, and checks
-all of this again.
+They read neither models nor data. `evolve` reads them later, and repeats these checks.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from seif_jax.run_config import RunConfig
 
 
 def check(config: RunConfig, workdir: Path) -> None:
-    """Raises UserError for a model or data file that is not there, an unknown suite, and a workdir
+    """Raises UserError for a model or data file that does not exist, an unknown suite, or a workdir
     in which this config cannot run."""
     model_names.check(config.model)
     for key in ("instructor.init", "follower.init", "judger.model"):
@@ -33,10 +32,10 @@ def check(config: RunConfig, workdir: Path) -> None:
 
 
 def check_suites(suites: Sequence[str]) -> None:
-    """Raises UserError for an unknown suite among those of config.eval.suites."""
+    """Raises UserError for an unknown suite. suites: config.eval.suites."""
     if not suites:
         return
-    from seif_jax.evaluate.registry import LM_EVAL, find_suite  # brings scipy
+    from seif_jax.evaluate.registry import LM_EVAL, find_suite  # imports scipy
 
     for suite in suites:
         name, assigned, source = suite.partition("=")

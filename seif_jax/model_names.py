@@ -1,4 +1,4 @@
-"""What the name of a model can be: the embedded model, a path, or a name on the Hugging Face hub.
+"""Names of models: the embedded model, a path, or a name on the Hugging Face hub.
 
 This module does not import JAX, so that a wrong name is reported at once.
 """
@@ -19,8 +19,9 @@ def is_on_hub(name: str | Path) -> bool:
 
 
 def check(name: str | Path | None) -> None:
-    """Raises UserError for a path that does not exist, or that is not a model but a run's folder or
-    an adapter. name: None is the embedded model. A model on the hub is not looked for."""
+    """Raises UserError for a path that does not exist, or that is a run's folder or an adapter
+    instead of a model. name: None is the embedded model. The hub is not asked whether a name
+    exists there."""
     if name in (None, EMBEDDED):
         return
     path = Path(name).expanduser()

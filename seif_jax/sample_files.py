@@ -1,7 +1,8 @@
 """The samples of a stage: a folder with one parquet file per step.
 
-A step writes only its own samples, however many there were before. pandas, pyarrow, DuckDB and
-Polars read the folder like one file. Runs of earlier versions have a single file in its place.
+A step writes only its own samples, so its cost does not grow with the number of steps. pandas,
+pyarrow, DuckDB and Polars read the folder like one file. Runs of earlier versions have a single
+file instead of the folder.
 """
 
 import re
@@ -35,7 +36,8 @@ MARK = pa.struct(
     ]
 )
 ANSWER = pa.struct([("text", pa.string()), ("reason", pa.string()), ("followed", pa.float64())])
-# The type of every column. All files of a folder must agree, also where a step has only nulls.
+# The type of every column. All files of a folder must have the same types, even if a column of a
+# step contains only nulls.
 _COLUMN_TYPES = {
     pa.int64(): "step row sample tokens",
     pa.float64(): "reward followed advantage logp",
@@ -56,13 +58,14 @@ _PART = re.compile(r"step_(\d+)\.parquet")
 def append(path: Path, rows: Rows, step: int) -> None:
     """Writes the samples of a step, with the column `step`, as `path/step_N.parquet`.
 
-    Samples of this step and later ones are dropped first, so that a step that is repeated after a
-    resume is there once. Only the first of several processes writes.
+    Samples of this step and later ones are removed first, so that a step that is repeated after a
+    resume has only one set of samples. Only the first of several processes writes.
 
-    Raises ValueError for a column that COLUMNS lacks, UserError if the folder cannot be written.
+    Raises ValueError for a column that is not in COLUMNS, UserError if the folder cannot be
+    written.
     """
     cut(path, step)
-    from seif_jax import processes  # needs JAX, which readers of samples do not
+    from seif_jax import processes  # imports JAX, which reading samples does not need
 
     if rows and processes.first():
         make_folder(path)
@@ -70,8 +73,8 @@ def append(path: Path, rows: Rows, step: int) -> None:
 
 
 def cut(path: Path, step: int) -> None:
-    """Drops the samples of `step` and later ones, if there are any. The single file of an earlier
-    version becomes a folder."""
+    """Removes the samples of `step` and later ones, if there are any. Turns the single file of an
+    earlier version into a folder."""
     from seif_jax import processes
 
     if not processes.first():
@@ -79,21 +82,21 @@ def cut(path: Path, step: int) -> None:
     if path.is_file():
         _split(path, step)
     elif not path.exists() and (folder := _split_folder(path)).exists():
-        folder.rename(path)  # a kill had come between the last two lines of _split
+        folder.rename(path)  # the process was killed between the last two lines of _split
     for part in parts(path):
         if _step_of(part) >= step:
             remove(part)
 
 
 def parts(path: Path) -> list[Path]:
-    """The parquet files of a stage's samples in the order of their steps; [] if there are none."""
+    """The parquet files of a stage's samples, in the order of steps; [] if there are none."""
     if path.is_file():
         return [path]
     return sorted((part for part in path.glob("*") if _PART.fullmatch(part.name)), key=_step_of)
 
 
 def read(path: Path) -> pa.Table:
-    """All samples of a stage that has some, in order."""
+    """All samples of a stage, in the order of steps. The stage must have samples."""
     tables = [pq.ParquetFile(part).read() for part in parts(path)]
     return pa.concat_tables(tables, promote_options="permissive")
 
@@ -140,7 +143,7 @@ def _split(path: Path, end: int) -> None:
 
 
 def _split_folder(path: Path) -> Path:
-    """Where the new folder is made."""
+    """The temporary path of the new folder."""
     return path.with_name(f".{path.name}.split")
 
 

@@ -1,5 +1,5 @@
-"""Stops a run at its next safe point after SIGTERM, which schedulers send before they take a
-machine away, or after Ctrl-C. The step is finished and saved, so nothing is computed twice."""
+"""Stops a run at its next safe point after Ctrl-C, or after SIGTERM, which schedulers send before
+they reclaim a machine. The step is finished and saved, so no step is computed twice."""
 
 import contextlib
 import signal
@@ -16,11 +16,13 @@ _received: list[signal.Signals] = []  # at most one: a second signal has its usu
 
 @contextlib.contextmanager
 def at_safe_points(tell: Callable[[str], None]) -> Iterator[None]:
-    """While the body runs, the first SIGTERM or Ctrl-C only takes note; a second one stops at once.
+    """While the body runs, the first SIGTERM or Ctrl-C is only recorded (see `request`); a second
+    one ends the process at once.
 
-    tell: shows a line about it. Signals that are ignored, as in a shell's background jobs, stay so.
+    tell: shows a line when a signal is recorded. A signal that was ignored before, as in a shell's
+    background jobs, is still ignored.
     """
-    if threading.current_thread() is not threading.main_thread():  # others get no signals
+    if threading.current_thread() is not threading.main_thread():  # other threads get no signals
         yield
         return
 
@@ -46,10 +48,10 @@ def at_safe_points(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def request(when: str) -> Stopped | None:
-    """The error to raise, once all is saved, if any process was told to stop; None otherwise. All
+    """The error to raise after saving, if any process has received a signal; None otherwise. All
     processes must call it at the same point.
 
-    when: which point that is, "after round 1 follower, step 3"
+    when: describes this point in the message, for example "after round 1 follower, step 3"
     """
     received = [number for numbers in processes.allgather_objects(_received) for number in numbers]
     if not received:

@@ -1,4 +1,4 @@
-"""Lets a command without safe points (see `stopping`) end in an orderly way after SIGTERM."""
+"""Ends a command that has no safe points (see `stopping`) cleanly after SIGTERM."""
 
 import contextlib
 import signal
@@ -11,8 +11,8 @@ from seif_jax.errors import Preempted
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """While the body runs, the first SIGTERM ends it as Ctrl-C does, but raises Preempted; a second
-    one has its usual effect. A SIGTERM that is ignored stays so."""
+    """While the body runs, the first SIGTERM interrupts it like Ctrl-C and raises Preempted; a
+    second one has its usual effect. If SIGTERM was ignored before, it is still ignored."""
     before = signal.getsignal(signal.SIGTERM)
     main_thread = threading.current_thread() is threading.main_thread()
     if not main_thread or before == signal.SIG_IGN:

@@ -27,7 +27,7 @@ SAVED_FILES = (  # the files that a tokenizer may have in a Hugging Face folder
 CHAT_TEMPLATES = "additional_chat_templates"  # a folder with templates other than the default
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
-# The tokenizer, the contents of its files by name, and the ids that end a reply
+# The tokenizer, the contents of its files by name, and the token ids that end a reply
 Parts = tuple["PreTrainedTokenizerFast", dict[str, bytes], list[int]]
 
 
@@ -43,8 +43,8 @@ def from_folder(folder: Path) -> Parts:
     with quiet(), _without_marks(folder, files) as readable:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        # AutoTokenizer 5 rebuilds some tokenizers from their class name, and then differs from
-        # tokenizer.json (DeepSeek's lose all spaces), so a tokenizer.json is loaded as it is.
+        # transformers 5's AutoTokenizer rebuilds some tokenizers from their class names. The result
+        # can differ from tokenizer.json (DeepSeek's loses all spaces), so the file is loaded as is.
         loader = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer
         try:
             fast = loader.from_pretrained(str(readable), local_files_only=True)
@@ -70,7 +70,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _content(path: Path) -> bytes:
-    """The content of a tokenizer's file, without a byte-order mark unless it is binary (.model)."""
+    """The content of a tokenizer's file; text files (all but .model) lose their byte-order mark."""
     content = path.read_bytes()
     return content if path.suffix == ".model" else plain_utf8(content)
 

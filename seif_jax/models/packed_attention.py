@@ -1,12 +1,13 @@
 """Attention within a packed tree of tokens, in tiles of scores.
 
-The tokens of a tree are packed depth first, so token i sees token j if j <= i < ends[j]. Scores are
-computed in tiles of queries and keys, and only those tiles in which some query sees some key. Which
-ones these are is data: the shape of the program depends on the number of packed tokens alone,
-whatever the tree.
+The tokens of a tree are packed depth first, so token i sees token j if j <= i < ends[j]. Attention
+computes only the tiles of scores in which some query sees some key. The list of these tiles is an
+input of the program, so the program's shape depends only on the number of packed tokens and not on
+the tree.
 
-On GPUs and TPUs the kernel of `tree_attention` computes them. For CPUs, and for families with masks
-of their own, this is flash attention (arXiv 2205.14135) in plain XLA, without a backward pass.
+On GPUs and TPUs, the kernel of `tree_attention` computes the tiles. On CPUs, and for model families
+with their own masks, this module computes flash attention (arXiv 2205.14135) in plain XLA, without
+a backward pass.
 """
 
 import math
@@ -26,8 +27,8 @@ from seif_jax.models.attention import MASKED, Visible
 from seif_jax.models.matmul import matmul, platform
 
 TILE = {"cpu": 128}  # queries and keys per tile, by platform
-OTHER_TILE = 512  # accelerators are idle while a small tile is launched
-RUNS = 8  # of tiles of keys per tile of queries, in the kernel; more are joined
+OTHER_TILE = 512  # accelerators would idle between the launches of small tiles
+RUNS = 8  # runs of key tiles per query tile in the kernel; further runs are joined
 
 
 class Keys(NamedTuple):
@@ -48,7 +49,7 @@ class TilePairs(NamedTuple):
 
 
 def tile_size(prefix: int, tokens: int) -> int:
-    """The side of a tile that divides both a prefix and a tree of so many padded tokens."""
+    """The side of a tile: it divides the numbers of padded tokens of the prefix and of the tree."""
     return math.gcd(prefix, tokens, TILE.get(platform(), OTHER_TILE))
 
 
@@ -161,12 +162,12 @@ def _attend(
         index = query + jnp.arange(size)[:, None]
         position = lax.dynamic_slice_in_dim(keys.positions, before + query, size)[:, None]
         key_position, end = (lax.dynamic_slice_in_dim(x, key, size) for x in keys)
-        seen = (key - before + jnp.arange(size) <= index) & (index < end)
-        seen = seen & visible(position, key_position)
+        mask = (key - before + jnp.arange(size) <= index) & (index < end)
+        mask = mask & visible(position, key_position)
         tile_q = lax.dynamic_slice_in_dim(q, query, size, 2).reshape(K, -1, H)
         tile_k, tile_v = (lax.dynamic_slice_in_dim(x, key, size, 1) for x in (k, v))
         scores = matmul(tile_q, tile_k, -1, dtype).reshape(K, R, size, size)
-        scores = jnp.where(seen, scores, MASKED)
+        scores = jnp.where(mask, scores, MASKED)
         top, total, out = (lax.dynamic_slice_in_dim(x, query, size, 2) for x in sums)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
         weights, scale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
@@ -177,10 +178,11 @@ def _attend(
         return n + 1, *(lax.dynamic_update_slice_in_dim(x, y, query, 2) for x, y in pairs)
 
     def is_left(carry: tuple[Array, ...]) -> Bool[Array, ""]:
-        return (carry[0] < tiles.count) & (carry[0] < len(tiles.keys))  # seif plan reads the latter
+        # The first bound implies the second, from which `seif plan` reads the most iterations.
+        return (carry[0] < tiles.count) & (carry[0] < len(tiles.keys))
 
     top = jnp.full((K, R, N, 1), MASKED, jnp.float32)
     sums = top, jnp.zeros_like(top), jnp.zeros((K, R, N, H), jnp.float32)
     _, _, total, out = lax.while_loop(is_left, add_tile, (jnp.int32(0), *sums))
-    out = out / jnp.maximum(total, 1e-30)  # nothing was added to padding
+    out = out / jnp.maximum(total, 1e-30)  # the total of padding is 0
     return out.transpose(2, 0, 1, 3).reshape(1, N, -1, H)

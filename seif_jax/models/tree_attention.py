@@ -1,14 +1,14 @@
-"""Attention within a packed tree, by a kernel that computes only the tiles of scores it needs.
+"""Attention within a packed tree, by kernels that compute only the tiles of scores they need.
 
 Queries, keys and values are in the packed order of a `TokenTree`: token i sees token j if
-j <= i < ends[j]. Scores are computed in tiles of TILE queries and TILE keys. A query sees its
-ancestors, and the ancestors of a tile's queries are those of its first query and tokens of the tile
-itself; in a tree of D levels that is at most D runs of tokens, and so of tiles, which are planned
-on the host.
+j <= i < ends[j], that is, if j is an ancestor of i or i itself. Scores are computed in tiles of
+TILE queries and TILE keys. All ancestors of a tile's queries are either ancestors of its first
+query or in the tile itself. In a tree of D levels, they are at most D runs of adjacent tokens, and
+therefore of adjacent tiles. These runs are planned on the host.
 
-The kernels are written in Pallas and run on TPUs (Mosaic) and GPUs (Triton) alike, and on the CPU,
-for tests, in Pallas's interpreter. They are flash attention (arXiv 2205.14135): the backward pass
-computes the scores again, and no array of N x N elements is made.
+The kernels are written in Pallas. They run on TPUs (Mosaic) and GPUs (Triton), and for tests on the
+CPU, in Pallas's interpreter. They implement flash attention (arXiv 2205.14135): the backward pass
+computes the scores again, and no N x N array is stored.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ from jaxtyping import Array, Float, Int
 
 from seif_jax.models.matmul import platform
 
-TILE = 64  # queries and keys; small, so that a tile of a short sequence computes little in vain
-VMEM_BYTES = 64 << 20  # of a TPU core, which has whole rows of keys and values there, twice
+TILE = 64  # queries and keys per tile; small, so that short sequences waste few scores
+VMEM_BYTES = 64 << 20  # of a TPU core; must hold entire rows of keys and values twice
 MASKED = -1e30  # the score of a key that a query does not see; finite, so that no row gives NaN
-KERNELS = {  # by name, the matrix products over the pairs of their tiles
+KERNELS = {  # name of a kernel -> its number of matrix products per tile
     "forward_kernel": 2,
     "query_kernel": 3,
     "key_kernel": 4,
@@ -48,10 +48,10 @@ def plan_tiles(ends: Int[np.ndarray, "N"], depth: int) -> TileRuns:
     last = (ends.reshape(-1, TILE).max(axis=1) - 1) // TILE
     count = len(last)
     query, key = np.arange(count)[:, None], np.arange(count)
-    seen = np.pad((key <= query) & (last >= query), ((0, 0), (1, 1)))
-    first = seen[:, 1:-1] & ~seen[:, :-2]
-    final = seen[:, 1:-1] & ~seen[:, 2:]
-    # The runs of a tile in order; those that it lacks are empty.
+    is_needed = np.pad((key <= query) & (last >= query), ((0, 0), (1, 1)))
+    first = is_needed[:, 1:-1] & ~is_needed[:, :-2]
+    final = is_needed[:, 1:-1] & ~is_needed[:, 2:]
+    # The runs of each query tile in order, followed by empty ones if it has fewer than `depth`.
     starts = np.sort(np.where(first, key, count), axis=1)[:, :depth]
     stops = np.sort(np.where(final, key + 1, count), axis=1)[:, :depth]
     runs = np.stack([starts, stops], axis=-1)
@@ -141,7 +141,7 @@ _attend.defvjp(_forward, _backward)
 
 
 class _Call:
-    """Calls kernels for every head and every tile of queries or keys, with the blocks they read."""
+    """Calls a kernel for every head and every query tile or key tile, with the blocks it reads."""
 
     def __init__(self, q: Array, k: Array):
         heads, size, width = q.shape
@@ -157,7 +157,7 @@ class _Call:
         self.row_stats = pl.BlockSpec((None, count, 1, TILE), lambda h, i: (h, 0, 0, 0))
 
     def scalars(self, x: Int[Array, "n"]) -> pl.BlockSpec:
-        """The block of the numbers that bound loops: all of them."""
+        """The block of the integers that bound the kernel's loops: the entire array."""
         if not self.on_tpu:
             return pl.BlockSpec(x.shape, lambda h, i: (0,))
         from jax.experimental.pallas import tpu
@@ -206,7 +206,7 @@ def _diagonal() -> Array:
 
 
 def _column(row: Float[Array, "1 TILE"]) -> Float[Array, "TILE 1"]:
-    """The transpose. Neither compiler transposes vectors."""
+    """The row as a column. Neither compiler can transpose a vector."""
     return jnp.sum(jnp.where(_diagonal(), row, 0.0), axis=1, keepdims=True)
 
 
@@ -215,14 +215,14 @@ def _row(column: Float[Array, "TILE 1"]) -> Float[Array, "1 TILE"]:
 
 
 def _scores(q: Array, k: Array, ends: Array, i: Array, j: Array) -> Array:
-    """Of tile i of queries and tile j of keys. ends: of the keys, [1, TILE]."""
+    """The scores of query tile i and key tile j. ends: those of the keys, [1, TILE]."""
     query, key = (lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis) for axis in (0, 1))
     query, key = query + i * TILE, key + j * TILE
     return jnp.where((key <= query) & (query < ends), _dot(q, k, 1, 1), MASKED)
 
 
 def _loop(runs: Reference, body: Callable[[Array, Any], Any], carry: Any) -> Any:
-    """Runs the body for each tile of keys that this tile of queries sees."""
+    """Runs the body for each key tile in the runs of this query tile."""
     tiles = pl.num_programs(1)
     levels = runs.shape[0] // (2 * tiles)
     for level in range(levels):

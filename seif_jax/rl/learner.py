@@ -1,7 +1,7 @@
 """The learner: log-probabilities, gradients and updates of one model, from batches on the host.
 
-A batch is packed into micro-batches of equal shape. One pass computes as many of them as the mesh
-has data-parallel groups of devices; gradients are summed over passes.
+A batch is packed into micro-batches of equal shape. One pass computes one micro-batch per
+data-parallel group of devices, and gradients are summed over passes.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,32 +27,32 @@ from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
 from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack
 
-SUMMED = ("skipped_updates", "trained_tokens")  # metrics of updates that add up over a step
-Pass = Sequence[PackedPart]  # micro-batches that are computed at the same time
+SUMMED = ("skipped_updates", "trained_tokens")  # metrics that are summed over the updates of a step
+Pass = Sequence[PackedPart]  # the micro-batches that one pass computes
 Logp = Callable[[Params, PackedBatch], Float[Array, "N B C"]]
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How a policy is updated, and in how much memory."""
+    """How a policy is updated, and what bounds the memory that this needs."""
 
     loss: LossConfig
     optimizer: OptimizerConfig
     dtype: DTypeLike  # of matmuls; trained weights and gradients are float32
     remat: str  # what the backward pass recomputes: a key of `tree_forward.REMAT_POLICIES`
     micro_tokens: int  # tokens per micro-batch
-    max_response_tokens: int  # the longest that a completion can be
+    max_response_tokens: int  # the maximum length of a completion
 
 
 class Learner:
     """One model on a mesh, with the jitted programs that train it.
 
-    cast         float32 params -> the same in `dtype`, sharded as they are sampled from
+    cast         float32 params -> params in `dtype`, with the sharding of the sampler
     packed_logp  (weights, PackedBatch) -> log-probabilities
     gradient     (params, frozen, MicroBatch, on_policy, BatchTotals) -> gradient, metrics, gap
-    add          (sum, term) -> the new sum, in the buffers of the old one
+    add          (sum, term) -> the new sum; it reuses the buffers of the old one
 
-    Weights are updated by a program of their own (`optim`): inside `gradient`, XLA would copy the
+    A separate program (`optim`) updates the weights. If `gradient` did it, XLA would copy the
     optimizer state instead of reusing its buffers.
     """
 
@@ -67,9 +67,9 @@ class Learner:
         updates: int,
         frozen: Params | None = None,
     ):
-        """shapes: the trained weights as `jax.ShapeDtypeStruct` with shardings. temperature: of
-        sampling. updates: in the whole training, which the learning rate depends on. frozen: the
-        base of adapters, if only these are trained."""
+        """shapes: the trained weights as `jax.ShapeDtypeStruct` with shardings. temperature: the
+        sampling temperature. updates: the number of updates in the stage, for the learning rate
+        schedule. frozen: the base weights, if only adapters are trained."""
         self.model, self.mesh, self.shapes, self.config = model, mesh, shapes, config
         self.frozen = {} if frozen is None else frozen
         self.optimizer = optim.make_optimizer(config.optimizer, updates)
@@ -97,11 +97,11 @@ class Learner:
         return optim.shapes(self.optimizer, self.shapes)
 
     def policy(self, params: Params) -> Params:
-        """The weights to sample from. Frozen ones are shared, not copied."""
+        """The weights to sample from. Frozen weights are shared, not copied."""
         return lora.join(self.frozen, self.cast(params))
 
     def logp(self, weights: Params, batch: Batch) -> Float[np.ndarray, "B C"]:
-        """Log-probabilities of the batch's completions, 0 where a sample is not trained on."""
+        """Log-probabilities of the batch's completions; 0 for samples that are not trained on."""
         result = np.zeros_like(batch.ref_logp)
         with jax.set_mesh(self.mesh):
             for parts in self.passes(batch):
@@ -113,11 +113,11 @@ class Learner:
     def update(
         self, state: TrainState, passes: Sequence[Pass], on_policy: bool
     ) -> tuple[TrainState, "Update"]:
-        """One update from the passes of an optimizer batch, in the buffers of `state`. A gradient
-        that is not finite changes nothing and counts as skipped.
+        """One update from the passes of an optimizer batch, in the buffers of `state`. If the
+        gradient is not finite, the update is skipped and nothing changes.
 
-        on_policy: nothing was updated since the batch was sampled, so that the old
-        log-probabilities are those that this forward pass computes.
+        on_policy: the weights have not been updated since the batch was sampled. Then this forward
+        pass computes the old log-probabilities, too.
         """
         totals = self.totals(passes)
         total, gaps = None, []
@@ -126,7 +126,7 @@ class Learner:
                 micros = self.place(parts)
                 arguments = (state.params, self.frozen, micros, np.bool_(on_policy), totals)
                 self.gradient.lower(*arguments).compile()
-                metrics.trim()  # what compiling leaves, before what needs most memory
+                metrics.trim()  # frees the compiler's memory before the peak of memory use
                 *term, gap = self.gradient(*arguments)
                 total = term if total is None else self.add(total, term)
                 del term
@@ -155,12 +155,12 @@ class Learner:
         return [parts[i : i + size] for i in range(0, len(parts), size)]
 
     def totals(self, passes: Sequence[Pass]) -> BatchTotals:
-        """The size of the optimizer batch that these passes compute."""
+        """The totals, by which the loss is divided, of the optimizer batch in these passes."""
         masks = [part.micro.mask for parts in passes for part in parts]
         return BatchTotals.of(masks, self.config.max_response_tokens)
 
     def place(self, parts: Pass) -> MicroBatch:
-        """The micro-batches of a pass on a leading axis, each on its own group of devices."""
+        """Stacks the micro-batches of a pass on a leading axis, one per group of devices."""
         micros = [part.micro for part in parts]
         if self.parts_per_pass == 1:
             return sharding.stack_micro_batches(micros)
@@ -169,7 +169,7 @@ class Learner:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update reports."""
+    """The metrics of one update, and the work that it took."""
 
     metrics: dict[str, float]
     work: Work  # of all its passes
@@ -181,8 +181,8 @@ def total_work(passes: Sequence[Pass]) -> Work:
 
 
 def step_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    """The metrics of a step with these updates: means over the updates, or sums (SUMMED), and those
-    of `packing.Work`."""
+    """The metrics of a step: means over its updates, sums for those in SUMMED, and the metrics of
+    `packing.Work`."""
     names = updates[0].metrics if updates else ()
     means = {name: float(np.mean([x.metrics[name] for x in updates])) for name in names}
     sums = {name: float(np.sum([x.metrics[name] for x in updates])) for name in SUMMED}
@@ -199,10 +199,12 @@ def gradient(
     on_policy: Bool[Array, ""],
     totals: BatchTotals,
 ) -> tuple[Params, grpo.Metrics, Float[Array, ""]]:
-    """Gradient, metrics, and the largest difference from the sampler's log-probabilities.
+    """The gradient, the metrics, and the largest absolute difference between the old
+    log-probabilities and the sampler's.
 
-    micro: the micro-batches of one pass, on a leading axis. Gradients and metrics of the passes of
-    an optimizer batch add up to those of the batch, whose size is `totals`.
+    micro: the micro-batches of one pass, stacked on a leading axis. The gradients and metrics of
+    the passes of an optimizer batch add up to those of the batch, because the losses of all passes
+    are divided by the batch's `totals`.
     """
 
     def loss(params: Params) -> tuple[Float[Array, ""], tuple[grpo.Metrics, Float[Array, ""]]]:

@@ -1,4 +1,4 @@
-"""A GRPO stage, which trains Instructor or Follower: each step samples, scores and updates."""
+"""A GRPO stage trains the Instructor or the Follower. Each step samples, scores and updates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -51,25 +51,25 @@ class TrainedModel:
     bundle: ModelBundle
     mesh: Mesh
     shapes: Params  # the trained weights as `jax.ShapeDtypeStruct` with shardings, float32
-    frozen: Params  # the base of adapters, in the sampling dtype; {} if all weights are trained
+    frozen: Params  # the base weights of adapters, in the sampling dtype; {} without adapters
     load: Callable[[], Params]  # the trained weights at the start of the stage
     reference: Callable[[], Engine]  # the same model before training; used with a KL penalty
 
 
 @dataclass(frozen=True)
 class Batching:
-    """Which prompts each step samples from, and how many go into an update."""
+    """The number of prompts per step and per update, and their order."""
 
     rollout_prompts: int  # per step
     optimizer_prompts: int  # per update
     epochs: int  # passes over all prompts, unless `steps` is given
     steps: int  # 0: as many as `epochs` passes take
-    seed: int  # of the order of the prompts
+    seed: int  # for the order of the prompts
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that a stage needs: the model, the task, and the settings."""
+    """The model, the task and the settings of a stage."""
 
     info: StageInfo
     model: TrainedModel
@@ -83,11 +83,11 @@ class Stage:
 
 
 def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
-    """Trains the stage to its end, from its last checkpoint if it has one.
+    """Runs all remaining steps of the stage, starting from its last checkpoint if there is one.
 
-    Writes checkpoints, samples.parquet and metrics; returns the means of the metrics over the
-    steps. Raises UserError if every prompt is too long, RunError if going on would be pointless
-    (see `guards`).
+    Writes checkpoints, samples.parquet and metrics. Returns the means of the metrics over the
+    steps. Raises UserError if every prompt is too long, and RunError if training is broken (see
+    `guards`).
     """
     info, batching = stage.info, stage.batching
     rows = prompts_that_fit(stage, display)
@@ -145,8 +145,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, float], list[dict[str, object]]]:
     """One GRPO step on the prompts of `rows`: sample, score, update.
 
-    Returns the new state, in the buffers of the old one, the step's metrics, and its rows of
-    samples.parquet.
+    Returns the new state, which reuses the buffers of the old one, the step's metrics, and its rows
+    for samples.parquet.
     """
     with phases("total"):
         policy, judges = make_policy(stage, learner, state), stage.task.judges()
@@ -171,7 +171,7 @@ def train_step(
         with phases("update"):
             updates: list[Update] = []
             for i, batch in enumerate(batches):
-                if passes := learner.passes(batch):  # without a trained sample, there are none
+                if passes := learner.passes(batch):  # [] if no sample is trained on
                     # The first batch was sampled with the weights that it updates.
                     state, update = learner.update(state, passes, on_policy=i == 0)
                     updates.append(update)
@@ -182,15 +182,15 @@ def train_step(
 
 
 def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:
-    """The tokens of prompts that the judges' engines have read so far, in this process."""
+    """The prompt tokens that the judges' engines have computed so far in this process."""
     models = [judge.chat_model for judge in judges if judge.mode != "random"]
     engines = {model.engine for model in models if isinstance(model, ChatModel)}
     return sum((engine.prompt_tokens for engine in engines), PromptTokens())
 
 
 def prompt_waste(name: str, tokens: PromptTokens) -> dict[str, float]:
-    """A metric: tokens of prompts that all processes computed per token that they needed to; {} if
-    there were no prompts."""
+    """The metric `name`: prompt tokens computed per distinct prompt token, over all processes; {}
+    if there were no prompts."""
     total = sum(processes.allgather_objects(tokens), PromptTokens())
     return {name: total.computed / total.distinct} if total.distinct else {}
 
@@ -202,10 +202,10 @@ def optimizer_batches(
     policy: Params,
     reference: Callable[[], Engine],
 ) -> list[Batch]:
-    """Splits a rollout into optimizer batches, with the log-probabilities that their loss needs.
+    """Splits a rollout into optimizer batches and adds the log-probabilities that the loss needs.
 
-    The policy's are needed from the second update on, because the first update's own forward pass
-    computes them. The reference's are needed only with a KL penalty.
+    Those of the policy are computed from the second batch on; for the first batch, the forward pass
+    of its update computes them. Those of the reference are computed only with a KL penalty.
     """
     prompts = np.arange(len(batch.prompts))
     starts = range(0, len(prompts), prompts_per_update)
@@ -218,7 +218,7 @@ def optimizer_batches(
 
 
 def make_learner(stage: Stage, updates: int) -> Learner:
-    """The stage's learner. updates: their number in the whole stage."""
+    """The stage's learner. updates: the number of updates in the stage."""
     model = stage.model
     return Learner(
         model.bundle.model.config,
@@ -238,7 +238,7 @@ def make_policy(stage: Stage, learner: Learner, state: TrainState) -> ChatModel:
 
 
 def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
-    """The rows whose prompt, in every form it may have, is within the length limit."""
+    """The rows whose prompts are within the length limit, in every form that the task may use."""
     decoding, tokenizer = stage.rollout.decoding, stage.model.bundle.tokenizer
     task, limit = stage.task, decoding.max_prompt_tokens
 
@@ -264,7 +264,7 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
 def restore(
     stage: Stage, learner: Learner, checkpoints: Checkpoints, steps: int
 ) -> tuple[int, TrainState]:
-    """The number of steps done and the state after them, from the newest checkpoint if any."""
+    """The number of finished steps and the state after them, from the newest checkpoint if any."""
     done = checkpoints.latest()
     if done is None:
         return 0, learner.start(stage.model.load())

@@ -1,4 +1,4 @@
-"""The programs that read packed prompts: for decoding, or for next-token probabilities."""
+"""The programs that compute packed prompts: for decoding, or for next-token probabilities."""
 
 from functools import partial
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class PackedKV(NamedTuple):
 
 
 class Prefix(NamedTuple):
-    """The common prefix of all prompts, once it has been read."""
+    """The keys and values of the prefix that all prompts share."""
 
     kv: PackedKV
     length: Int[Array, ""]  # without padding
@@ -52,7 +52,7 @@ def _layer(stacked: LayerWeights, i: Int[Array, ""]) -> LayerWeights:
 def prefill(
     c: ModelConfig, params: Params, prefix: Prefix | None, tree: PromptTree, *, dtype: DTypeLike
 ) -> tuple[Float[Array, "B D"], PackedKV]:
-    """Reads a tree of prompts that follow the prefix.
+    """Computes a tree of prompts that follow the prefix.
 
     Returns the final hidden state of each prompt's last token, and the keys and values of all
     packed tokens.
@@ -70,9 +70,9 @@ def next_logp(
     options: tuple[int, ...],
     dtype: DTypeLike,
 ) -> Float[Array, "B O"]:
-    """Log-probabilities, float32, of the token ids `options` as the next token of each prompt of a
-    tree."""
-    last, _ = _read(c, params, prefix, tree, dtype)  # XLA drops the keys and values
+    """The log-probability, in float32, of each token id in `options` as the next token after each
+    prompt of a tree."""
+    last, _ = _read(c, params, prefix, tree, dtype)  # XLA removes the unused keys and values
     logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
     return logp[:, jnp.array(options)]
 

@@ -1,4 +1,4 @@
-"""The queue from which all copies of the weights take what they read next."""
+"""The queue of reads that all copies of the weights share."""
 
 import math
 from threading import Condition
@@ -7,10 +7,11 @@ from threading import Condition
 class ReadQueue:
     """Hands out reads 0, 1, 2, … to copies of the weights that work in parallel, one thread each.
 
-    Which copy takes which read decides which samples are decoded together, and so how sums are
-    rounded. To keep runs deterministic, it does not depend on how fast the threads are: every copy
-    has a clock, which its own work advances, and only the copy that is furthest behind may take a
-    read. Clocks run about as real time does, so copies seldom wait for each other.
+    The assignment of reads to copies determines which samples are decoded together, and therefore
+    how sums are rounded. For deterministic runs, the assignment must not depend on the speed of the
+    threads. So every copy has a clock that only its own work advances, and only the copy with the
+    earliest clock may take a read. Clocks advance roughly in proportion to real time, so copies
+    rarely wait for each other.
     """
 
     def __init__(self, reads: int, copies: int):
@@ -29,19 +30,19 @@ class ReadQueue:
             return self._next - 1
 
     def left(self, copy: int) -> int:
-        """The number of reads that are left when it is this copy's turn."""
+        """The number of reads that are left. Waits until it is this copy's turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._next == self._reads or self._is_first(copy))
             return self._reads - self._next
 
     def advance(self, copy: int, cost: float) -> None:
-        """Advances a copy's clock by the cost of what it does next, in any unit of time."""
+        """Advances a copy's clock by the cost of its next piece of work, in any unit of time."""
         with self._changed:
             self._clocks[copy] += cost
             self._changed.notify_all()
 
     def leave(self, copy: int) -> None:
-        """The copy takes nothing more: nobody waits for it."""
+        """Declares that this copy takes no more reads, so that the others do not wait for it."""
         self.advance(copy, math.inf)
 
     def _is_first(self, copy: int) -> bool:

@@ -1,9 +1,10 @@
 """The host's side of continuous batching: which sample decodes in which slot.
 
-A fixed number of slots decode together. Between chunks, finished samples free their slots for the
-next ones, and the cache is resized if it is too short or far too long. Prompts are read many at a
-time, as trees; each one's keys and values are copied to the pool when its first sample gets a slot.
-There are few shapes, and every decision depends only on what has been sampled.
+All slots decode together, in chunks of steps. Between chunks, waiting samples take the slots of
+finished ones, and the cache is resized if it is too short or far too long. Many prompts are
+prefilled at a time, as trees. A prompt's keys and values are copied to the pool when its first
+sample gets a slot. Arrays have few different shapes, and all decisions depend only on the sampled
+tokens, so that runs are deterministic.
 """
 
 from collections import deque
@@ -30,11 +31,12 @@ from seif_jax.sampling.shapes import SIZES, WIDE, pad, round_up
 from seif_jax.sampling.trees import ReadPlan, padded_prefix
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
-LAST_COLUMNS = tuple(n << i for i in range(12) for n in (128, 160, 192, 224))  # its last size
-COPIES = tuple(4**i for i in range(8))  # prompts that are copied to the pool by one program
-CHUNK_TOKENS = 2048  # that are read in the time of a decoding chunk, roughly
+# Finer sizes, which the cache can have once no samples are waiting.
+LAST_COLUMNS = tuple(n << i for i in range(12) for n in (128, 160, 192, 224))
+COPIES = tuple(4**i for i in range(8))  # numbers of prompts that one program copies to the pool
+CHUNK_TOKENS = 2048  # prompt tokens whose prefill takes about as long as a decoding chunk
 MIN_SLOTS = 4
-WORTH_TOKENS = 128  # slots are only given up if a sample may have this many tokens to go
+WORTH_TOKENS = 128  # slots are removed only if some sample may still get this many tokens
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,16 @@ class Occupant:
 class CurrentRead:
     """A read whose prompts have not all been copied to the pool."""
 
-    row_of: dict[int, int]  # prompt -> its index in the read
+    row_of: dict[int, int]  # index of a prompt -> its index in the read
     paths: list[Int[np.ndarray, "_"]]
     last: Float[jax.Array, "B D"]  # final hidden state of each prompt's last token
     kv: PackedKV
 
 
 class Session:
-    """One call of the sampler with one copy of the weights, which takes prompts from a queue.
+    """One call of the sampler on one copy of the weights, which takes reads from a queue.
 
-    Samples are indexed by prompt · group + index in the group.
+    The index of a sample is the index of its prompt · group + its index in the group.
     """
 
     def __init__(
@@ -104,12 +106,12 @@ class Session:
         self.table = jax.jit(as_bits)(params["embed"])
         self.width = round_up(max(map(len, plan.rows)) - len(plan.prefix), WIDE)
         self.reader = Reader(config, params, dtype, plan)
-        self.prefix: list[KV] = []  # as decoding reads it
+        self.prefix: list[KV] = []  # in the layout that decoding reads
         if self.reader.prefix:
             size = padded_prefix(len(plan.prefix))
             one, path = np.zeros(1, np.int32), np.arange(size, dtype=np.int32)[None]
             self.prefix = write(self.reader.prefix.kv, self._cache(1, size), one, path)
-        prompts = -(-len(plan.rows) // plan.copies)  # that this copy takes, roughly
+        prompts = -(-len(plan.rows) // plan.copies)  # about as many as this copy takes
         size = min(slots, round_up(prompts * group, SIZES))
         self.waiting: deque[int] = deque()  # samples whose prompts have been read
         self.read: CurrentRead | None = None
@@ -153,7 +155,7 @@ class Session:
         """Assigns the next samples to empty slots. Returns whether there are samples to decode."""
         while None in self.slots:
             if not self.waiting:
-                self.read = None  # its memory is needed for the next one
+                self.read = None  # frees its memory for the next read
                 n = self.queue.take(self.copy)
                 if n is None:
                     break
@@ -162,7 +164,7 @@ class Session:
         return any(self.slots)
 
     def _read(self, n: int) -> None:
-        """Reads the prompts of read n; their samples wait for slots."""
+        """Prefills the prompts of read n. Their samples then wait for slots."""
         self.queue.advance(self.copy, self.plan.sizes[n] / CHUNK_TOKENS)
         read = self.plan.pack(n)
         last, kv = self.reader.prefill(read.tree)
@@ -194,11 +196,11 @@ class Session:
     def _copy_to_pool(self, prompts: Sequence[int]) -> None:
         read = self.read
         assert read, "a sample waits only while its prompt's read is there"
-        of_read = np.array([read.row_of[prompt] for prompt in prompts])
+        read_rows = np.array([read.row_of[prompt] for prompt in prompts])
         rows = np.array([self.pool_rows[prompt] for prompt in prompts], np.int32)
-        paths, _ = pad([read.paths[i] for i in of_read], self.width)
+        paths, _ = pad([read.paths[i] for i in read_rows], self.width)
         layers = write(read.kv, self.pool.layers, rows, paths)
-        self.pool = PromptPool(layers, self.pool.last.at[rows].set(read.last[of_read]))
+        self.pool = PromptPool(layers, self.pool.last.at[rows].set(read.last[read_rows]))
 
     def _grow_pool(self, needed: int) -> None:
         size = self.pool.last.shape[0]
@@ -213,8 +215,8 @@ class Session:
         """Makes room for the next chunk's columns, and halves the slots if few are occupied."""
         size, columns = len(self.slots), self.cache[0].v.shape[1]
         occupants = [occupant for occupant in self.slots if occupant]
-        to_go = max(self.limits[occupant.sample] - occupant.age for occupant in occupants)
-        while len(occupants) <= size // 2 and size // 2 >= MIN_SLOTS and to_go >= WORTH_TOKENS:
+        to_sample = max(self.limits[occupant.sample] - occupant.age for occupant in occupants)
+        while len(occupants) <= size // 2 and size // 2 >= MIN_SLOTS and to_sample >= WORTH_TOKENS:
             size //= 2
         first = min(occupant.born for occupant in occupants)
         needed = self.column - first + CHUNK
@@ -237,14 +239,15 @@ class Session:
             occupant.born -= first
 
     def _last_column(self, first: int) -> int | None:
-        """How many columns after `first` the samples can fill; None while others are waiting."""
+        """The largest number of columns after `first` that the samples can fill; None if samples or
+        reads are still waiting."""
         if self.waiting or self.queue.left(self.copy):
             return None
         ends = (o.born + round_to_chunks(self.limits[o.sample]) for o in self.slots if o)
         return max(ends) - first
 
     def _describe(self) -> Slots:
-        """The slots as the decoding program takes them."""
+        """The slots as arrays, the input of the decoding program."""
         B, Q = len(self.slots), self.pool.last.shape[0]
         ints = np.zeros((5, B), np.int32)
         ints[1], ints[3] = 1, self.column
@@ -308,17 +311,18 @@ def first_columns(limit: int) -> int:
 
 
 def more_columns(needed: int, last: int | None) -> int:
-    """The number of columns of a cache that grows: more than needed, or it would grow after every
-    chunk. last: the columns that the samples can fill; None: unknown."""
+    """The new number of columns of a cache that grows. It is larger than `needed`, or the cache
+    would grow after every chunk. last: the number of columns that the samples can fill; None if
+    unknown."""
     columns = round_up(needed + needed // 4, COLUMNS)
     return columns if last is None else min(columns, round_up(last, LAST_COLUMNS))
 
 
 def round_to_chunks(tokens: int) -> int:
-    """The number of steps in which a slot samples so many tokens."""
+    """The number of steps, in whole chunks, in which a slot samples `tokens` tokens."""
     return -(-tokens // CHUNK) * CHUNK
 
 
 def more_rows(size: int, needed: int, slots: int) -> int:
-    """The number of rows of a pool that grows: doubled, but no more than slots can use."""
+    """The new number of rows of a pool that grows: doubled, but at most one row per slot."""
     return min(max(needed, 2 * size), max(slots, needed))

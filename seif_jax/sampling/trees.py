@@ -1,8 +1,9 @@
-"""Plans how the prompts of a call are read: as trees, in which a shared start is computed once.
+"""Plans how the prompts of a call are prefilled: as trees, so that shared tokens are computed once.
 
-Prompts that share most become neighbours, and the resulting list is cut into reads. A read is one
-call of a program: a tree of prompts, packed depth first into a row of tokens. Planning and packing
-take time linear in the number of tokens, and a few row sizes serve all reads.
+Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
+into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
+row of tokens. Planning and packing take time linear in the number of tokens. Rows have only a few
+different sizes, because each size is compiled.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from seif_jax.models.packed_attention import TilePairs, plan_kernel_tiles, plan_
 from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.shapes import SIZES, TOKENS, Ids, round_up
 
-MIN_STEM = 32  # tokens worth sharing
+MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
 READ_TOKENS = 1 << 14  # limit on the tokens of several prompts in one read, to bound its memory
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
-# If several copies of the weights share the reads, each copy gets about this many; fewer, but at
-# least one, if they would have fewer tokens than keep a device busy.
+# With several copies of the weights, each copy gets about READS_PER_COPY reads. It gets fewer, but
+# at least one, if reads would be shorter than MIN_READ_TOKENS, too short to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
 
 Row = Int[np.ndarray, "_"]
@@ -35,7 +36,7 @@ class PromptTree:
     """Prompts without their common prefix, packed depth first: the input of a program."""
 
     tokens: Int[Array, "N"]
-    positions: Int[Array, "N"]  # of the rotary embedding: the prefix comes before them
+    positions: Int[Array, "N"]  # for the rotary embedding, counted from the start of the prompt
     ends: Int[Array, "N"]  # one past each token's last descendant; 0 for padding
     tiles: TilePairs | tree_attention.TileRuns  # the attention scores to compute
     last: Int[Array, "B"]  # the last token of each prompt; arbitrary for padding
@@ -43,29 +44,29 @@ class PromptTree:
 
 @dataclass(frozen=True)
 class Read:
-    """Prompts that are read together."""
+    """Prompts that one call of the prefill program computes."""
 
     prompts: list[int]  # their indices among all prompts
-    paths: list[Row]  # for each prompt, the packed token at each of its positions after the prefix
+    paths: list[Row]  # for each prompt, where its tokens after the prefix are in the packed row
     tree: PromptTree
 
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """How the prompts of a call are read."""
+    """How the prompts of a call are divided into reads."""
 
-    rows: list[Row]  # the prompts' tokens
-    prefix: Row  # the start that all prompts share, which is read once for all reads; may be empty
-    reads: list[list[int]]  # the prompts of each read, by index
-    copies: int  # of the weights, which share the reads
-    sizes: list[int]  # tokens of each read's row, with padding: few different ones
-    max_prompts: int  # of all reads, with padding
-    distinct_tokens: int  # tokens to compute if every shared start is computed once
+    rows: list[Row]  # the tokens of each prompt
+    prefix: Row  # the start that all prompts share, computed once for all reads; may be empty
+    reads: list[list[int]]  # the indices of each read's prompts
+    copies: int  # the number of copies of the weights that process the reads
+    sizes: list[int]  # tokens per read, with padding; there are few different sizes
+    max_prompts: int  # the largest number of prompts in a read, with padding
+    distinct_tokens: int  # tokens to compute if every shared start is computed only once
     kernel: bool  # whether a kernel computes attention
 
     @property
     def computed_tokens(self) -> int:
-        """Tokens that all copies compute: padding and repeated starts included."""
+        """Tokens that all copies compute, including padding and starts computed more than once."""
         return self.copies * padded_prefix(len(self.prefix)) + sum(self.sizes)
 
     def pack(self, n: int) -> Read:
@@ -80,8 +81,9 @@ def plan_reads(
 ) -> ReadPlan:
     """Plans the reads of a call.
 
-    copies: of the weights, which share the reads. keep_prefix: whether the common prefix is read
-    separately even if there is only one read. kernel: whether a kernel computes attention.
+    copies: the number of copies of the weights that process the reads. keep_prefix: whether the
+    common prefix is computed separately even if there is only one read. kernel: whether a kernel
+    computes attention.
     """
     rows = [np.array(ids, np.int32) for ids in prompts]
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">i4").tobytes())
@@ -117,8 +119,8 @@ def plan_reads(
 
 
 def largest_read(prompts: int, prompt_tokens: int, kernel: bool) -> tuple[PromptTree, int]:
-    """The largest read of so many prompts that all have the maximum length and share nothing, and
-    how many of them it takes."""
+    """The largest read of `prompts` prompts of `prompt_tokens` tokens that have no common start.
+    Returns its tree and the number of prompts in it."""
     count = min(prompts, READ_PROMPTS, max(READ_TOKENS // prompt_tokens, 1))
     rows = [np.full(prompt_tokens, i, np.int32) for i in range(count)]
     tokens = np.array([count * prompt_tokens])
@@ -133,7 +135,7 @@ def padded_prefix(length: int) -> int:
 
 
 def shared_lengths(rows: Sequence[Row]) -> Int[np.ndarray, "n"]:
-    """How many leading tokens each row has in common with the row before it; 0 for the first."""
+    """The number of leading tokens that each row shares with the row before it; 0 for the first."""
     shared = np.zeros(len(rows), int)
     for i, (before, row) in enumerate(pairwise(rows), 1):
         length = min(len(before), len(row))
@@ -144,8 +146,9 @@ def shared_lengths(rows: Sequence[Row]) -> Int[np.ndarray, "n"]:
 
 
 def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> list[int]:
-    """Reorders families, which are runs of `order` that each begin where `is_first` is true, by the
-    smallest index in them: prompts that share nothing stay in the order of the call."""
+    """Sorts families of prompts by the smallest index in each, so that prompts without a common
+    start keep the order of the call. A family is a run of `order`; `is_first` is true at the start
+    of each run."""
     starts = [n for n in range(len(order)) if n == 0 or is_first[n]]
     families = [order[a:b] for a, b in pairwise([*starts, len(order)])]
     return [i for family in sorted(families, key=min) for i in family]
@@ -154,12 +157,14 @@ def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> li
 def cut(
     new: Int[np.ndarray, "n"], repeated: Int[np.ndarray, "n"], goal: int, step: int
 ) -> list[int]:
-    """Cuts a list of prompts into reads of about `goal` tokens: at most READ_TOKENS or a single
-    prompt, and at most READ_PROMPTS prompts. Returns where reads start, and n.
+    """Cuts a list of prompts into reads of about `goal` tokens each. A read has at most READ_TOKENS
+    tokens, unless it is a single prompt, and at most READ_PROMPTS prompts. Returns the index of the
+    first prompt of each read, followed by n.
 
-    new: the tokens that each prompt adds to the one before it. repeated: those that it shares with
-    that one, which are computed again if a read starts here. A read ends where that costs least:
-    the tokens repeated, those that it lacks to its goal, and those by which its row exceeds it.
+    new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
+    number that it does share; they are computed again if a read starts at this prompt. Each read
+    ends where the cost is lowest. The cost is the sum of the repeated tokens, the tokens missing to
+    `goal`, and the tokens by which the padded row exceeds `goal`.
     """
     goal = -(-goal // step) * step
     totals = np.concatenate([[0], np.cumsum(new)])
@@ -168,7 +173,7 @@ def cut(
         before = totals[start] - repeated[start]
         end = int(np.searchsorted(totals, before + READ_TOKENS, side="right")) - 1
         end = min(max(end, start + 1), start + READ_PROMPTS, len(new))
-        ends = np.arange(end, start, -1)  # of equal costs, the longest read
+        ends = np.arange(end, start, -1)  # longest first, so argmin prefers it among equal costs
         tokens = totals[ends] - before
         cost = np.maximum(row_sizes(tokens, step), goal) - np.minimum(tokens, goal)
         cost += np.append(repeated, 0)[ends]
@@ -177,14 +182,14 @@ def cut(
 
 
 def row_step(largest: int) -> int:
-    """What row sizes are multiples of, if most reads have at most so many tokens: a quarter of the
-    next power of two. So there are few sizes, and they hardly ever change between calls."""
+    """The unit of row sizes if most reads have at most `largest` tokens: a quarter of the next
+    power of two. This gives few sizes, which rarely change between calls."""
     return max(round_up_pow2(largest) // 4, TOKENS[0])
 
 
 def row_sizes(tokens: Int[np.ndarray, "n"], step: int) -> Int[np.ndarray, "n"]:
-    """The sizes of rows for reads of so many tokens: one to four times `step`; for the few reads
-    that are larger, eight times, sixteen times, …"""
+    """The padded row size for each number of tokens: one to four times `step`, and for the few
+    larger reads eight times, sixteen times, …"""
     steps = -(-tokens // step)
     doubled = 2 ** np.ceil(np.log2(np.maximum(steps, 1))).astype(int)
     return np.where(steps <= 4, steps, doubled) * step
@@ -200,7 +205,7 @@ def pack(
     paths, last, count, depth = [], np.zeros(max_prompts, np.int32), 0, prefix
     for n, (row, shared) in enumerate(zip(rows, shared_lengths(rows), strict=True)):
         shared = max(int(shared), prefix)
-        ends[path[shared:depth]] = count  # nothing follows these tokens of the prompt before
+        ends[path[shared:depth]] = count  # the descendants of these tokens end here
         new, depth = slice(count, count + len(row) - shared), len(row)
         path[shared:depth] = np.arange(new.start, new.stop)
         tokens[new], positions[new] = row[shared:], np.arange(shared, depth)
