@@ -66,8 +66,8 @@ def _mcnemar(score: Statistic, other: Statistic) -> McNemar | None:
         return None
     if score.totals.shape[1] > 1 or np.any(score.counts > 1) or np.any(score.totals % 1):
         return None
-    both = (score.counts[:, 0] > 0) & (other.counts[:, 0] > 0)
-    return statistics.mcnemar(score.totals[both, 0] > 0, other.totals[both, 0] > 0)
+    in_both = (score.counts[:, 0] > 0) & (other.counts[:, 0] > 0)
+    return statistics.mcnemar(score.totals[in_both, 0] > 0, other.totals[in_both, 0] > 0)
 
 
 def over_runs(results: Sequence[Result]) -> dict[str, Runs]:

@@ -82,7 +82,7 @@ class JudgeSuite:
 
     @property
     def asks_judger(self) -> bool:
-        return False  # the model itself is asked
+        return False  # the evaluated model itself gives the verdicts
 
     def limited(self, limit: int) -> "JudgeSuite":
         """Rows spread evenly over the data, because a run's are in the order of its steps."""
@@ -211,12 +211,12 @@ def _of_run(run: Path) -> Iterator[Labelled]:
     files = sorted(run.glob(SAMPLES))
     if not files:
         raise UserError(f"{run}: not a run with samples (no {SAMPLES})")
-    seen = set()
+    yielded = set()
     for file in files:
         for row in sample_files.rows(file, COLUMNS):
             for labelled in _of_sample(cast(SampleRow, row)):
-                if labelled not in seen:
-                    seen.add(labelled)
+                if labelled not in yielded:
+                    yielded.add(labelled)
                     yield labelled
 
 

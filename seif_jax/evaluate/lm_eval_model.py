@@ -17,7 +17,7 @@ from seif_jax.sampling.continuations import continuation_logp
 
 MAX_TOKENS = 256  # of a reply if the task sets no limit: the default of lm-eval's own models
 SLOTS = 64  # sequences that decode together
-BATCH_SIZE = 512  # log-likelihoods that are computed before they are kept
+BATCH_SIZE = 512  # log-likelihoods that are computed before they are stored
 
 Pair = tuple[list[int], list[int]]  # token ids of a context and its continuation
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         scores: list[tuple[float, bool]] = []
         for batch in self._batches("log-likelihoods", requests):
-            # A context of white space alone has no tokens: the continuation has taken it over.
+            # A context of only white space has no tokens: they are part of the continuation.
             contexts = [context or [self.prefix_token_id] for _, context, _ in batch]
             logp = continuation_logp(self._model.engine, contexts, [ids for *_, ids in batch])
             for (texts, *_), score in zip(batch, logp, strict=True):
@@ -144,7 +144,7 @@ class HarnessModel(TemplateLM):
         return [make_disjoint_window(window) for window in windows]
 
     def _batches(self, title: str, requests: Sequence[T]) -> Iterator[Sequence[T]]:
-        """The requests in batches, whose progress is shown and whose scores are kept."""
+        """The requests in batches. Shows the progress, and stores the scores of each batch."""
         self._progress.start(f"{self._label} {title}", len(requests))
         for start in range(0, len(requests), BATCH_SIZE):
             batch = requests[start : start + BATCH_SIZE]

@@ -21,7 +21,7 @@ class Outcome:
     constraint: str = ""  # its text, where the data have one
     prob: float | None = None  # the Judger's probability that it is met, in verdict mode
     turn: int = 1  # of a conversation
-    grade: float | None = None  # 0 to 1, from a check of the user's own that gives no yes or no
+    grade: float | None = None  # 0 to 1, if a user's check returned a number
 
     @property
     def scored(self) -> bool:

@@ -14,7 +14,7 @@ from seif_jax.formatting import duration
 
 @runtime_checkable
 class Progress(Protocol):
-    """Is told how far a task is."""
+    """Shows the progress of a task."""
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """A new task of so many parts, of which an earlier call has done some."""

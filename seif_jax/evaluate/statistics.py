@@ -30,8 +30,8 @@ class Statistic(Protocol):
 class Ratio:
     """A score that is a ratio of sums over replies: Σ totals / Σ counts.
 
-    A share of prompts has counts of 1; a share of instructions has as many as a reply was asked.
-    What has no verdict, or no reply, counts 0.
+    For a share of prompts, each count is 1. For a share of instructions, it is the number of
+    instructions in the prompt. Prompts and instructions without a verdict or a reply count 0.
     """
 
     totals: Float[np.ndarray, "prompts samples"]
@@ -39,7 +39,7 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """NaN if nothing counts."""
+        """NaN if all counts are 0."""
         return float(self.over(np.ones((1, *self.totals.shape)))[0])
 
     def over(self, weights: Float[np.ndarray, "n prompts samples"]) -> Float[np.ndarray, " n"]:
@@ -59,7 +59,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Resamples prompts with replacement, and of every prompt drawn its replies (two stages).
+    """Resamples prompts with replacement, and then the replies to each sampled prompt (two stages).
 
     A function of its fields: two scores of the same prompts see the same resamples, so that the
     interval of their difference is a paired one.
@@ -85,7 +85,7 @@ class Bootstrap:
                 yield draw.multinomial(drawn * self.samples, even_samples).astype(float)
 
     def interval(self, over: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
-        """The percentile interval of what `over` makes of weights; NaN is left out."""
+        """The percentile interval of the values that `over` returns for weights, without NaN."""
         values = np.concatenate([over(weights) for weights in self.weights()])
         values = values[~np.isnan(values)]
         if not len(values):
@@ -97,14 +97,14 @@ class Bootstrap:
         return Estimate(score.value, *self.interval(score.over))
 
     def difference(self, score: Statistic, against: Statistic) -> Estimate:
-        """`score` minus `against`, of the same prompts in the same order."""
+        """`score` minus `against`; both are of the same prompts, in the same order."""
         interval = self.interval(lambda weights: score.over(weights) - against.over(weights))
         return Estimate(score.value - against.value, *interval)
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """The exact test of whether two models meet equally many of the same prompts."""
+    """The exact test of whether two models meet the same number of prompts."""
 
     pairs: int
     only_first: int  # prompts that the first model alone meets
@@ -145,7 +145,7 @@ class PairedTest:
 
     pairs: int
     difference: Estimate
-    p: float | None  # None: the differences are all the same, so there is no spread to compare with
+    p: float | None  # None: all differences are equal, so their variance is 0
 
 
 def paired_over_runs(values: Sequence[float], against: Sequence[float]) -> PairedTest:
@@ -164,7 +164,7 @@ def paired_over_runs(values: Sequence[float], against: Sequence[float]) -> Paire
 
 @dataclass(frozen=True)
 class Average:
-    """The mean of several scores: balanced accuracy is that of the two classes'."""
+    """The mean of several scores, such as balanced accuracy: the mean accuracy of two classes."""
 
     parts: tuple[Ratio, ...]
 
@@ -178,8 +178,8 @@ class Average:
 
 @dataclass(frozen=True)
 class Auroc:
-    """The area under the ROC curve: how probably a positive row scores above a negative one, ties
-    counting half. NaN if there is no positive or no negative."""
+    """The area under the ROC curve: the probability that a positive row scores above a negative
+    one; a tie counts half. NaN if there is no positive or no negative."""
 
     scores: Float[np.ndarray, " rows"]
     labels: Bool[np.ndarray, " rows"]

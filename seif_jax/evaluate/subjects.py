@@ -1,4 +1,4 @@
-"""What is scored, and what each subject is compared with."""
+"""The subjects of an evaluation, and which other subject each one is compared with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ RESPONSES = "responses"  # the label of replies that come from a file
 
 @dataclass(frozen=True)
 class Subject:
-    """What scores are of: a model of a run, or a file of replies."""
+    """What is evaluated: a model, or a file of replies."""
 
     label: str
     run: int  # which --model or --against it comes from
@@ -17,7 +17,7 @@ class Subject:
 
 
 def counterpart(subject: Subject, subjects: Sequence[Subject]) -> Subject | None:
-    """What a subject is compared with; None if there is nothing.
+    """The subject that this one is compared with; None if there is none.
 
     With --against, it is the model of the same role (else the last one) of the run with the same
     number, or of the only run. Without --against, it is the base of the subject's run.

@@ -12,7 +12,7 @@ from seif_jax.formatting import compact
 
 Cell = str | float | None
 SIZE_COUNTS = ("prompts", "constraints", "documents")
-PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # names start so; shown unless 0
+PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # prefixes of names; shown unless 0
 
 
 def show(summaries: Mapping[str, Summary]) -> None:
@@ -65,7 +65,7 @@ def _run_table(runs: RunScores) -> tuple[list[str], list[list[Cell]]]:
 
 
 def _interval(estimate: Estimate) -> str | None:
-    """None of a score without one, such as a perplexity."""
+    """None for a score that has none, such as a perplexity."""
     if math.isnan(estimate.low):
         return None
     return f"{compact(estimate.low)} to {compact(estimate.high)}"

@@ -65,7 +65,8 @@ def verifiable_scores(outcomes: Outcomes) -> dict[str, Statistic]:
 
 
 def prompt_met(form: Form, outcomes: list[Outcome]) -> tuple[float, float]:
-    """1 if all instructions of a reply are met, and 1 if they have the verdicts to decide that."""
+    """1 if all instructions of a reply are met, else 0; and 1 if the verdicts are enough to decide
+    this, else 0."""
     met = all_met([getattr(outcome, form) for outcome in outcomes])
     return float(met is True), float(met is not None)
 

@@ -3,14 +3,14 @@
 import argparse
 
 DESCRIPTION = """\
-Writes a page to read runs from: scores, health, trust, instructions, samples. Open its index.html
+Writes an HTML page about runs: scores, health, trust, instructions, samples. Open its index.html
 from disk; it loads nothing from a network. A run writes its own page after every stage.
 
   seif report runs/mine                     runs/mine/report/index.html
   seif report runs/seed_0 runs/seed_1       side by side: runs/report/index.html
   seif report SWEEP --out=page              the runs of a sweep
-  seif report runs/mine --matrix=20 --pca   with what needs the models: computed once, and kept in
-                                            the run's folder
+  seif report runs/mine --matrix=20 --pca   adds charts that need the models: computed once and
+                                            saved in the run's folder
 
 Without --out, the page of one run is in its folder, and that of several runs is next to them.
 """

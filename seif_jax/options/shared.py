@@ -1,4 +1,4 @@
-"""What the options of several commands share."""
+"""Options that several commands have."""
 
 import argparse
 
