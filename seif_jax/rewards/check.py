@@ -42,7 +42,7 @@ class Check(Protocol):
 
 
 def row_of(instruction: Instruction) -> Row:
-    """An instruction as the user's functions get it."""
+    """The row that a user's functions get for an instruction."""
     return {
         **instruction.columns,
         "prompt": instruction.prompt,
@@ -52,7 +52,7 @@ def row_of(instruction: Instruction) -> Row:
 
 
 def check_row(instruction: Instruction, j: int) -> Row:
-    """Constraint j of an instruction as the user's checks get it."""
+    """The row that a user's checks get for constraint j of an instruction."""
     return {
         **row_of(instruction),
         "constraint": instruction.constraints[j],
@@ -63,7 +63,8 @@ def check_row(instruction: Instruction, j: int) -> Row:
 
 @dataclass(frozen=True)
 class UserCheck:
-    """A `Check` by the user's own function. Any mistake of the function is a UserError."""
+    """A `Check` that calls a user's function. Raises UserError if the function fails or returns a
+    value that is not allowed."""
 
     function: UserFunction
 
@@ -80,8 +81,8 @@ class UserCheck:
 
 
 def load_checks(names: Sequence[str], folders: Sequence[Path]) -> dict[str, UserCheck]:
-    """The user's own functions among the names of config.reward.checks. Raises UserError if one of
-    them cannot be used."""
+    """The user's functions among the names in config.reward.checks. Raises UserError if one of them
+    cannot be used."""
     return {
         name: UserCheck(user_functions.load("reward.checks", name, folders, ("row", "reply")))
         for name in names
@@ -90,13 +91,13 @@ def load_checks(names: Sequence[str], folders: Sequence[Path]) -> dict[str, User
 
 
 def described(instruction: Instruction, **texts: str) -> str:
-    """The row of data and some of its texts, each shortened, for an error message."""
+    """Describes an instruction in an error message: its row in the data, and `texts`, shortened."""
     row = instruction.where or f"the instruction {shown(instruction.prompt)}"
     return ", ".join([row, *(f"{name} {shown(text)}" for name, text in texts.items())])
 
 
 def as_number(value: object) -> float | None:
-    """A number of Python, NumPy or JAX as a float; None for anything else, NaN included."""
+    """A number of Python, NumPy or JAX as a float; None for NaN and all other values."""
     item = getattr(value, "item", None)
     if getattr(value, "ndim", None) == 0 and callable(item):
         value = item()

@@ -15,17 +15,17 @@ from seif_jax.roles import judger
 
 @dataclass(frozen=True)
 class Opinion:
-    """What is known about one constraint before the Judger is asked."""
+    """The results for one constraint before the Judger is asked."""
 
     instruction_id: str  # of the rule, named by the data or recognised in the text; SOFT: none
     rule: bool | None  # the rule's verdict; None: there is no rule, or it cannot tell
-    decided_by: str | None  # the check that decided; None: none of those before the Judger
+    decided_by: str | None  # the check that decided; None: no check before the Judger did
     value: bool | float | None  # its verdict
 
 
 @dataclass(frozen=True)
 class CheckedAnswer:
-    """An answer, and the opinions that need no model."""
+    """An answer with the results of the checks that need no model."""
 
     instruction: Instruction
     answer: str
@@ -34,11 +34,11 @@ class CheckedAnswer:
 
 @dataclass(frozen=True)
 class Checker:
-    """The checks in order, with what they need.
+    """The checks in their order, with the functions and the Judger that they use.
 
-    For each constraint the first check that does not return None decides, and the user's functions
-    after it are not called. Rules and the Judger run on every constraint, whatever decides: how
-    often they agree says how far the Judger can be trusted.
+    For each constraint, the first check that does not return None decides, and the user's functions
+    after it are not called. Rules and the Judger run on every constraint, even if another check
+    decides, because their agreement shows how far the Judger can be trusted.
     """
 
     order: tuple[str, ...]  # config.reward.checks
@@ -111,7 +111,7 @@ class Checker:
         j: int,
         rule: bool | None,
     ) -> tuple[str | None, bool | float | None]:
-        """The first of these checks that gives a verdict, and the verdict."""
+        """The name of the first of these checks that gives a verdict, and the verdict."""
         for name in names:
             value = rule if name == IFEVAL else self.functions[name](instruction, j, answer)
             if value is not None:
@@ -122,8 +122,8 @@ class Checker:
 def apply_rule(instruction: Instruction, answer: str, j: int) -> tuple[str, bool | None]:
     """The id of constraint j's rule, and the rule's verdict; SOFT and None if there is no rule.
 
-    A rule that the data name is IFEval's or IFBench's own check. A rule that is recognised in the
-    constraint's text checks what the text says.
+    If the data name a rule, the reply is checked as in IFEval or IFBench. If a rule is recognised
+    in the constraint's text, the reply is checked against the text (see `literal`).
     """
     name, constraint = instruction.instruction_ids[j], instruction.constraints[j]
     request = instruction.seed_question

@@ -16,7 +16,7 @@ MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, there is no v
 Key = Any  # jax.Array
 Decoding = Any  # chat.Decoding
 
-Address = int | Sequence[int]  # of a stream of random numbers
+Address = int | Sequence[int]  # identifies a stream of random numbers
 
 
 @runtime_checkable
@@ -64,12 +64,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """A role that gives verdicts: the model, and how it is asked.
+    """A role that gives verdicts (the Filter or the Judger): its model, mode and prompts.
 
     mode "verdict" compares the probabilities of 1 and 0 after the prefill, without decoding.
-    "generate" lets the model write its analysis first (the paper's way). "random" flips a coin per
-    question and asks no model: the control, in which nothing can be learned from the verdicts.
-    A verdict that is missing or cut off, or whose prompt is too long, is None and never 0.
+    "generate" lets the model write its analysis first, as in the paper. "random" flips a coin per
+    question and uses no model; it is a control experiment, whose verdicts contain no information.
+    The verdict is None, and never 0, if it is missing or cut off, or if the prompt is too long.
     """
 
     chat_model: ChatModelLike
@@ -92,24 +92,24 @@ class Judge:
         if self.mode == "random":
             flips = self.chat_model.coin_flips(question_ids, self.decoding, key)
             return [Verdict(flip) for flip in flips]
-        style = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
-        dialogues = [messages(*question, **style) for question in questions]
+        options = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
+        dialogues = [messages(*question, **options) for question in questions]
         if self.mode == "verdict":
-            pairs = self.chat_model.next_token_probs(
+            option_probs = self.chat_model.next_token_probs(
                 dialogues,
                 self.decoding.prefill + PREFILL,
                 OPTIONS,
                 max_prompt_tokens=self.decoding.max_prompt_tokens,
             )
-            return [_from_probs(pair) for pair in pairs]
+            return [_from_probs(probs) for probs in option_probs]
         replies = self.chat_model.reply(dialogues, self.decoding, key, dialogue_ids=question_ids)
         return [_from_reply(reply) for reply in replies]
 
 
-def _from_probs(pair: list[float] | None) -> Verdict:
-    if pair is None or not sum(pair) >= MIN_MASS:  # NaN is not a verdict either
+def _from_probs(probs: list[float] | None) -> Verdict:
+    if probs is None or not sum(probs) >= MIN_MASS:  # also if the sum is NaN
         return Verdict(None)
-    prob = pair[1] / sum(pair)
+    prob = probs[1] / sum(probs)
     return Verdict(prob > 0.5, prob)
 
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-MIN_LETTERS = 50  # langdetect guesses on less
+MIN_LETTERS = 50  # langdetect is unreliable with fewer
 SURE = 0.9  # probability
 
 _SCRIPTS = {
@@ -12,7 +12,8 @@ _SCRIPTS = {
     "ko": "HANGUL", "ml": "MALAYALAM", "mr": "DEVANAGARI", "ne": "DEVANAGARI", "pa": "GURMUKHI",
     "ru": "CYRILLIC", "ta": "TAMIL", "te": "TELUGU", "th": "THAI", "uk": "CYRILLIC", "ur": "ARABIC",
 }  # fmt: skip
-_ALONE = {"bn", "gu", "he", "kn", "ko", "ml", "pa", "ta", "te", "th"}  # in their script
+# Languages that share their script with no other language here.
+_ALONE = {"bn", "gu", "he", "kn", "ko", "ml", "pa", "ta", "te", "th"}
 _KANA = re.compile("[\u3041-\u30ff]")
 # Frequent English words that are words of no other language with Latin letters.
 _ENGLISH = frozenset(
@@ -20,7 +21,7 @@ _ENGLISH = frozenset(
     the their them there these they this those what when where which who with would yes you
     your""".split()
 )
-_WORDS_PER_ENGLISH = 8  # English has at least one of them per so many words
+_WORDS_PER_ENGLISH = 8  # in English, at most this many words per word of _ENGLISH
 
 
 def speaks(text: str, code: str) -> bool | None:
@@ -62,7 +63,7 @@ def _detect(text: str, code: str) -> bool | None:
     import langdetect
 
     langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
-    try:  # in lower case: it passes over words in capital letters
+    try:  # in lower case, because langdetect ignores words in capital letters
         probs = {guess.lang: guess.prob for guess in langdetect.detect_langs(text.lower())}
     except langdetect.LangDetectException:  # no letter that it knows
         return None

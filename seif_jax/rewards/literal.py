@@ -77,10 +77,10 @@ def first_word(total: int, nth: int, word: str) -> SentenceCheck:
 
     def check(reply: str, request: str) -> bool:
         blocks = filter(has_word, re.split(r"\n\s*\n", straighten(reply)))
-        firsts = [words(block)[0] for block in blocks]
-        if len(firsts) != total:
+        first_words = [words(block)[0] for block in blocks]
+        if len(first_words) != total:
             return False
-        first = re.sub(r"^[\W_]+|[\W_]+$", "", firsts[nth - 1]).casefold()
+        first = re.sub(r"^[\W_]+|[\W_]+$", "", first_words[nth - 1]).casefold()
         rest = first[len(expected) :]
         is_whole_word = not rest or not (rest[0] in "-'" or joined(expected[-1] + rest[0]))
         return first.startswith(expected) and is_whole_word
@@ -119,12 +119,13 @@ def valid_json(reply: str, request: str) -> bool:
 def two_responses(reply: str, request: str) -> bool:
     """Two parts, divided by ******, that differ in their words."""
     parts = markup.parts(reply, _SIX_STARS)
-    plain = [re.findall(r"\w+", part.casefold()) or [part] for part in parts]
-    return all(parts) and len(plain) == 2 and plain[0] != plain[1]
+    part_words = [re.findall(r"\w+", part.casefold()) or [part] for part in parts]
+    return all(parts) and len(part_words) == 2 and part_words[0] != part_words[1]
 
 
 def repeat(reply: str, request: str) -> bool | None:
-    """The request, in any white space, case and quotation marks, followed by an answer."""
+    """The request, followed by an answer. Case, white space and the style of quotation marks are
+    ignored."""
     if not request.strip():
         return None
     unquoted = re.sub(r"^\s*>+", "", reply, flags=re.MULTILINE)
@@ -150,7 +151,7 @@ def postscript(marker: str) -> SentenceCheck:
 
 
 def ending(phrase: str) -> SentenceCheck:
-    """The exact phrase at the end, but for white space, closing quotation marks and markup."""
+    """The exact phrase at the end. White space, closing quotation marks and markup are ignored."""
     expected = " ".join(straighten(phrase).split())
 
     def check(reply: str, request: str) -> bool:
@@ -171,7 +172,7 @@ def one_of(options: Sequence[str]) -> SentenceCheck:
 
 
 def _is_digraph(character: str) -> bool:
-    """Whether it is one character for a capital and a lowercase letter, such as "ǅ"."""
+    """Whether the character combines a capital and a lowercase letter, such as "ǅ"."""
     return unicodedata.category(character) == "Lt"
 
 
@@ -216,8 +217,8 @@ def capital_words(relation: str, number: int) -> SentenceCheck:
     """Words of two or more letters, all of them capitals: "NASA", not "I"."""
 
     def count(reply: str) -> int:
-        plain = [re.sub(r"['’]s\W*$", "", word) for word in words(reply)]
-        return sum(word.isupper() and sum(map(str.isupper, word)) > 1 for word in plain)
+        stems = [re.sub(r"['’]s\W*$", "", word) for word in words(reply)]
+        return sum(stem.isupper() and sum(map(str.isupper, stem)) > 1 for stem in stems)
 
     return _compared(count, relation, number)
 

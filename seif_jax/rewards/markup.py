@@ -6,7 +6,7 @@ from typing import Never
 
 _BULLET = re.compile(r"\s*[*+•◦▪‣-]\s+\S")
 _MARKDOWN_BULLET = re.compile(r"\s*[*+-]\s+\S")
-_RULE = re.compile(r"\s*([*_-])(?:\s*\1){2,}\s*")  # a line across the page
+_RULE = re.compile(r"\s*([*_-])(?:\s*\1){2,}\s*")  # a horizontal rule
 _STARRED = re.compile(r"(?<![\\*])(\*{1,3})(?![\s*])([^*\n]+)(?<!\s)\1(?!\*)")
 _UNDERLINED = re.compile(r"(?<![\\\w])(_{1,2})(?![\s_])([^_\n]+)(?<!\s)\1(?!\w)")
 _CHECKBOX = re.compile(r"^\s*[*+-]\s+\[[ xX]\]", re.MULTILINE)
@@ -59,10 +59,11 @@ def has_title(text: str, angles: bool) -> bool:
 
 
 def parts(text: str, divider: re.Pattern[str]) -> list[str]:
-    """The text between dividers, which Markdown may have escaped; no empty part at an end."""
-    stripped = [part.strip() for part in divider.split(text.replace("\\*", "*"))]
-    ends = (0, len(stripped) - 1)
-    return [part for i, part in enumerate(stripped) if part or i not in ends]
+    """The texts between dividers, which may be escaped for Markdown, without empty ones at the
+    start and the end."""
+    texts = [part.strip() for part in divider.split(text.replace("\\*", "*"))]
+    ends = (0, len(texts) - 1)
+    return [part for i, part in enumerate(texts) if part or i not in ends]
 
 
 def is_quoted(text: str) -> bool:
@@ -72,9 +73,9 @@ def is_quoted(text: str) -> bool:
     closing = _QUOTATION_MARKS.get(first, "")
     if not last or last not in closing or not has_word(inner):
         return False
-    if first == last:  # then the next one must open a quotation inside
-        inside = re.search(rf"(?<!\\){first}", inner)
-        before = inner[inside.start() - 1 : inside.start()] if inside else ""
+    if first == last:  # the next mark must then open a quotation inside the text
+        next_mark = re.search(rf"(?<!\\){first}", inner)
+        before = inner[next_mark.start() - 1 : next_mark.start()] if next_mark else ""
         return not before or before.isspace() or before in "([{<-—"
     depth = 1
     for character in inner:
@@ -85,11 +86,11 @@ def is_quoted(text: str) -> bool:
 
 
 def is_json(text: str) -> bool:
-    """Whether it is JSON by RFC 8259, which has no NaN, alone or in one code fence."""
+    """Whether the text is JSON by RFC 8259 (which excludes NaN), alone or in one code fence."""
     text = text.strip()
     fenced = _FENCED.fullmatch(text)
     try:
-        # integers stay text: Python does not convert very long ones
+        # Integers are not converted, because Python refuses very long ones.
         json.loads(fenced[1] if fenced else text, parse_constant=_refuse, parse_int=str)
     except (ValueError, RecursionError):
         return False

@@ -1,7 +1,7 @@
-"""Rule-checked constraints in plain sentences, to train small models on.
+"""Writes rule-checked constraints as plain sentences, to train small models on.
 
-Each kind of constraint draws its arguments, modest enough for a reply of a few sentences, and one
-of several sentences. `recognise` is the inverse: it reads back the same id and arguments.
+For each kind of constraint, arguments are drawn that a reply of a few sentences can meet, and one
+of several sentence templates. `recognise` is the inverse: it returns the same id and arguments.
 """
 
 import itertools
@@ -14,14 +14,14 @@ from seif_jax.rewards import rules
 from seif_jax.rewards.phrasings import PHRASINGS
 from seif_jax.rewards.rule_arguments import LANGUAGES, RELATIONS
 
-# Words that fit most subjects and are too long to occur inside others by accident.
+# Words that fit most subjects and are too long to occur inside other words by accident.
 WORDS = tuple(
     """answer better careful choose common discover enough example friend future gentle golden
     history journey kitchen language lesson matter moment morning nature pattern picture promise
     reason river season simple story strong summer teacher travel useful water window
     wonder""".split()
 )
-# Words that replies use unasked, so that doing without them takes an effort; none is in an ending.
+# Words that are frequent in replies, so that avoiding them takes effort. None is in _ENDINGS.
 _FREQUENT = "also because even good great have help important make many more most people very with"
 _ENDINGS = (
     "That is all.", "I hope this helps!", "Thank you for asking.", "And that is the whole story.",
@@ -55,10 +55,10 @@ def _whole(key: str, low: int, high: int) -> _Draw:
 
 def _bounded(number: str, relation: str, at_least: range, less_than: range) -> _Draw:
     def draw(rng: random.Random, words: Sequence[str]) -> Arguments:
-        chosen = rng.choice(RELATIONS)
+        value = rng.choice(RELATIONS)
         return {
-            number: rng.choice(at_least if chosen == "at least" else less_than),
-            relation: chosen,
+            number: rng.choice(at_least if value == "at least" else less_than),
+            relation: value,
         }
 
     return draw
@@ -71,7 +71,7 @@ def _frequency(rng: random.Random, words: Sequence[str]) -> Arguments:
 
 def _letter(rng: random.Random, words: Sequence[str]) -> Arguments:
     absent = [letter for letter in "jkqvxz" if letter not in "".join(words).lower()]
-    # a letter to be rare must not be in the words that other constraints ask for
+    # A letter that must be rare cannot be in words that other constraints may require.
     if absent and rng.random() < 0.5:
         return {"letter": rng.choice(absent), "let_frequency": 3, "let_relation": "less than"}
     number = rng.randint(5, 12)
@@ -136,7 +136,7 @@ _DRAWS: dict[str, _Draw] = {
     "startend:quotation": _nothing,
 }
 KINDS = frozenset(_DRAWS)
-_BOUNDS = {  # how to say a relation, and what to add to the number
+_BOUNDS = {  # relation → its phrases, and what each of them adds to the number
     "at least": (("at least", 0), ("no fewer than", 0), ("a minimum of", 0)),
     "less than": (("less than", 0), ("fewer than", 0), ("at most", -1), ("no more than", -1)),
 }
@@ -145,10 +145,10 @@ _BOUNDS = {  # how to say a relation, and what to add to the number
 def write(
     instruction_id: str, rng: random.Random, words: Sequence[str] = WORDS
 ) -> tuple[str, Arguments]:
-    """A plain sentence that demands a rule of IFEval, and the arguments that check it.
+    """A plain sentence that states a rule of IFEval, and the rule's arguments.
 
-    Keywords are drawn from `words`, of which there is at least one; each has 4 letters or more.
-    Raises UserError for an unknown id and for other words.
+    Keywords are drawn from `words`: at least one, each of 4 letters or more. Raises UserError for
+    an unknown id, and if `words` is empty or contains other words.
     """
     if instruction_id not in KINDS:
         raise UserError(f"{instruction_id!r} is not the id of a rule of IFEval")
@@ -160,8 +160,8 @@ def write(
 
 
 def say(instruction_id: str, kwargs: Arguments, request: str = "") -> str:
-    """A sentence that demands a rule of IFEval or IFBench. Arguments of other rules are ignored;
-    `request` stands for a `prompt_to_repeat` that is missing."""
+    """A sentence that states a rule of IFEval or IFBench. Arguments of other rules are ignored;
+    `request` replaces a missing `prompt_to_repeat`."""
     if instruction_id in rules.IFBENCH_IDS:
         return rules.describe(instruction_id, kwargs, request)
     names = [name for name in rules.arguments(instruction_id) if name in kwargs]
@@ -176,7 +176,8 @@ def _sentence(instruction_id: str, kwargs: Arguments, rng: random.Random) -> str
 
 
 def _helpers(kwargs: Arguments, rng: random.Random) -> dict[str, str]:
-    """What templates may name besides the arguments. Small numbers are in words or in digits."""
+    """The values that templates can use besides the arguments. Small numbers are in words or in
+    digits."""
     in_words = rng.random() < 0.5
 
     def say(number: int) -> str:
@@ -215,37 +216,39 @@ def instructions(
     """One row per seed question. The rows are a function of the arguments alone.
 
     A prompt is its seed question followed by `per_prompt` constraints of different kinds that do
-    not conflict, one per line. Raises UserError for an unknown kind, or if there are not so many
-    kinds that go together.
+    not conflict, one per line. Raises UserError for an unknown kind, or if all combinations of
+    `per_prompt` kinds conflict.
     """
     if per_prompt < 1:
         raise UserError(f"{per_prompt=} must be at least 1")
     kinds = list(dict.fromkeys(kinds))
-    apart = {pair for pair in itertools.permutations(kinds, 2) if rules.conflict(*pair)}
+    conflicts = {pair for pair in itertools.permutations(kinds, 2) if rules.conflict(*pair)}
     rows: list[InstructionRow] = []
     for i, question in enumerate(seeds):
         rng = random.Random(f"{seed} {i}")
-        chosen = _together(rng.sample(kinds, len(kinds)), per_prompt, apart)
-        written = [write(kind, rng) for kind in chosen]
-        constraints = [sentence for sentence, _ in written]
-        kwargs = [arguments for _, arguments in written]
-        if "combination:repeat_prompt" in chosen:
-            kwargs[chosen.index("combination:repeat_prompt")] = {"prompt_to_repeat": question}
+        row_kinds = _compatible(rng.sample(kinds, len(kinds)), per_prompt, conflicts)
+        pairs = [write(kind, rng) for kind in row_kinds]
+        constraints = [sentence for sentence, _ in pairs]
+        kwargs = [arguments for _, arguments in pairs]
+        if "combination:repeat_prompt" in row_kinds:
+            kwargs[row_kinds.index("combination:repeat_prompt")] = {"prompt_to_repeat": question}
         rows.append(
             {
                 "seed_question": question,
                 "constraint": constraints,
                 "prompt": "\n".join([question, *constraints]),
                 "kwargs": kwargs,
-                "instruction_id_list": list(chosen),
+                "instruction_id_list": list(row_kinds),
             }
         )
     return rows
 
 
-def _together(kinds: Sequence[str], number: int, apart: set[tuple[str, str]]) -> tuple[str, ...]:
-    """The first `number` of the kinds, in their order, of which no two conflict."""
-    for chosen in itertools.combinations(kinds, number):
-        if not any(pair in apart for pair in itertools.combinations(chosen, 2)):
-            return chosen
+def _compatible(
+    kinds: Sequence[str], number: int, conflicts: set[tuple[str, str]]
+) -> tuple[str, ...]:
+    """The first combination of `number` kinds, in their order, of which no two conflict."""
+    for combination in itertools.combinations(kinds, number):
+        if not any(pair in conflicts for pair in itertools.combinations(combination, 2)):
+            return combination
     raise UserError(f"no {number} of these kinds go together: {', '.join(kinds)}")

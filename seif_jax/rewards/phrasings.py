@@ -1,6 +1,7 @@
-"""Sentences in which `phrase` states each rule: templates over its arguments and a few helpers.
+"""The sentences in which `phrase` states each rule, as templates.
 
-`{bound}` is a relation with its number ("at most 30"; if the rule has no relation, "at least 30").
+Templates contain the rule's arguments and a few helpers. `{bound}` is a relation with its number
+("at most 30"; "at least 30" if the rule has no relation).
 `{all}` and `{any}` are quoted words joined by "and" or "or".
 """
 

@@ -1,9 +1,9 @@
 """Recognises the rule that a plain sentence states.
 
-A wrong rule is worse than none. So a pattern must match the entire sentence (in the canonical form
-of `wording`), and what IFEval's rules cannot express ("exactly 50 words", "at least 3 bullet
-points", two demands in one sentence) matches nothing. To add a sentence, add a pattern to
-`sentences`.
+A wrong rule is worse than none. Therefore a pattern must match the entire sentence (in the
+canonical form of `wording`), and no pattern matches what IFEval's rules cannot express ("exactly 50
+words", "at least 3 bullet points", two demands in one sentence). To add a sentence, add a pattern
+to `sentences`.
 """
 
 import functools
@@ -20,7 +20,7 @@ from seif_jax.rewards.wording import DEMANDS, Wording, wordings
 
 @dataclass(frozen=True)
 class Rule:
-    """What a sentence demands, with the nearest rule of IFEval."""
+    """A check of what a sentence says, and the nearest rule of IFEval."""
 
     instruction_id: str
     kwargs: Mapping[str, object]
@@ -29,7 +29,7 @@ class Rule:
     def check(self, reply: str, request: str = "") -> bool | None:
         """Whether `reply` does what the sentence says; None if a judge must decide.
 
-        An empty reply never does. request: what was asked, without constraints; "" if unknown.
+        False for an empty reply. request: the prompt without its constraints; "" if unknown.
         """
         return self._check(reply, request) if reply.strip() else False
 
@@ -97,7 +97,7 @@ def _number(instruction_id: str, key: str, make: Callable[[int, Wording], Senten
 
 def _length(match: re.Match[str], wording: Wording) -> Rule | None:
     bound, unit = _bound(match), match["unit"]
-    # a reply has at least one word, so "less than 1" can only be a slip
+    # "less than 1" must be a mistake, because every reply has at least one word
     if bound is None or bound == ("less than", 1):
         return None
     relation, number = bound
@@ -107,7 +107,7 @@ def _length(match: re.Match[str], wording: Wording) -> Rule | None:
 
 
 def _one(match: re.Match[str], wording: Wording) -> Rule | None:
-    unit = match["unit"]  # an empty reply satisfies no rule, so "less than 2" is nearest
+    unit = match["unit"]  # IFEval's nearest rule is "less than 2", as empty replies fail
     kwargs = {f"num_{unit}s": 2, "relation": "less than"}
     return Rule(f"length_constraints:number_{unit}s", kwargs, literal.exactly_one(unit))
 
@@ -159,7 +159,8 @@ def _letter(match: re.Match[str], wording: Wording) -> Rule | None:
 
 
 def _ending(match: re.Match[str], wording: Wording) -> Rule | None:
-    # 'end with the phrase "thank you"' may allow a full stop after it; "exact" or a stop settles it
+    # 'end with the phrase "thank you"' may allow a full stop after it; 'exact', or a full stop in
+    # the phrase, rules this out
     phrase = wording.quotes[0]
     if not match["exact"] and not phrase.endswith((".", "!", "?")):
         return None

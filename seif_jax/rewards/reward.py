@@ -27,12 +27,12 @@ class Reward(Protocol):
 
 
 def difficulty(shares: Sequence[float], instruction: Instruction) -> float:
-    """1 − p, p being the mean share met: the paper's reward."""
+    """The paper's reward: 1 − p, where p is the mean share met."""
     return 1.0 - sum(shares) / len(shares)
 
 
 def learnability(shares: Sequence[float], instruction: Instruction) -> float:
-    """4·p·(1 − p), p being the mean share met: highest if the Follower meets half of the
+    """4·p·(1 − p), where p is the mean share met. It is highest if the Follower meets half of the
     constraints, and 0 if it meets all or none."""
     p = sum(shares) / len(shares)
     return 4.0 * p * (1.0 - p)
@@ -40,7 +40,8 @@ def learnability(shares: Sequence[float], instruction: Instruction) -> float:
 
 @dataclass(frozen=True)
 class UserReward:
-    """A `Reward` by the user's own function. Any mistake of the function is a UserError."""
+    """A `Reward` that calls a user's function. Raises UserError if the function fails or returns a
+    value that is not allowed."""
 
     function: UserFunction
 

@@ -1,8 +1,8 @@
 """The arguments of the rules of IFEval and IFBench: which ones a rule takes, and their values.
 
-Every argument is validated before a checker of `if-verifiable` sees it, because the package draws
-a missing one at random. IFEval's words are passed on as plain text ("C++" is C++), because the
-package reads them as regular expressions.
+Every argument is validated before a checker of `if-verifiable` gets it, because the package draws
+missing arguments at random. Words are escaped for IFEval's checkers, because the package reads them
+as regular expressions: "C++" must match C++.
 """
 
 import math
@@ -24,7 +24,7 @@ LANGUAGES = {  # the languages of IFEval, by the codes of langdetect
 
 
 class _NotAllowed(Exception):
-    """A value that a rule does not take; the message says what it must be."""
+    """A rule does not accept a value; the message says what the value must be."""
 
 
 def _number(value: object, allowed: str) -> float:
@@ -37,7 +37,7 @@ def _number(value: object, allowed: str) -> float:
 
 
 def _integer(least: int) -> Callable[[object], int]:
-    """Whole numbers from `least` on. Parquet files hold them as floats."""
+    """Whole numbers from `least` on. Parquet files store them as floats."""
     allowed = f"a whole number, {least} or more"
 
     def read(value: object) -> int:
@@ -50,7 +50,7 @@ def _integer(least: int) -> Callable[[object], int]:
 
 
 class _Start(int):
-    """An index that is true even if it is 0, which the package would take for a missing one."""
+    """An index that is truthy even if it is 0, because the package treats falsy ones as missing."""
 
     def __bool__(self) -> bool:
         return True
@@ -99,8 +99,8 @@ def _words(value: object) -> list[str]:
 
 
 def _whole_words(value: object) -> list[str]:
-    # The package puts \b on both sides, which never matches next to "C++". The outer alternatives
-    # take it up and match nothing.
+    # The package puts \b on both sides, which does not match after "C++". The outer alternatives
+    # absorb these \b, and never match.
     return [rf"(?!)|(?<!\w){word}(?!\w)|(?!)" for word in _words(value)]
 
 
@@ -204,12 +204,11 @@ _ORDERED = (("nth_paragraph", "num_paragraphs"), ("min_words", "max_words"), ("n
 def read_arguments(
     instruction_id: str, kwargs: Mapping[str, object], prompt: str = ""
 ) -> dict[str, object]:
-    """The rule's arguments, as its checker takes them.
+    """The rule's arguments, in the form that its checker takes.
 
-    `kwargs` may hold None values and the arguments of other rules: both are ignored. `prompt`, the
-    request without its constraints, stands for a `prompt_to_repeat` that `kwargs` lacks.
-    Raises UserError for an unknown id, an unknown argument, a missing one, or one of another type
-    or range than the rule takes.
+    In `kwargs`, None values and the arguments of other rules are ignored. `prompt`, the request
+    without its constraints, replaces a missing `prompt_to_repeat`. Raises UserError for an unknown
+    id, for an unknown or missing argument, and for a value whose type or range is wrong.
     """
     if instruction_id not in READERS:
         raise UserError(f"{instruction_id!r} is not the id of a rule of IFEval or IFBench")

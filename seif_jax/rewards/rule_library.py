@@ -1,6 +1,6 @@
 """The checkers of `if-verifiable`: IFEval's 25 and IFBench's 58, loaded without a network.
 
-The package is imported at the first use, not with this module: it brings NLTK and `datasets`.
+The package is imported at its first use, because it imports NLTK and `datasets`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from seif_jax.errors import UserError
 
 PUNKT = "tokenizers/punkt_tab/english/"
-# The data of NLTK that two of IFBench's checkers need: their path, and their name for a download.
+# The NLTK data that two of IFBench's checkers need: their path, and their name in the downloader.
 NLTK_DATA = {
     "ratio:stop_words": ("corpora/stopwords", "stopwords"),
     "words:start_verb": (
@@ -36,7 +36,8 @@ class RuleChecker(Protocol):
 
 @functools.cache
 def checkers() -> dict[str, type[RuleChecker]]:
-    """The checkers of both benchmarks by instruction id. UserError: NLTK's punkt_tab is missing."""
+    """The checkers of both benchmarks by instruction id. Raises UserError if NLTK's punkt_tab is
+    missing."""
     import langdetect
 
     langdetect.DetectorFactory.seed = 0  # it samples: without a seed verdicts differ between runs
@@ -50,7 +51,8 @@ def checkers() -> dict[str, type[RuleChecker]]:
 
 
 def missing_data(instruction_id: str) -> str | None:
-    """The NLTK data that a checker needs and that are not installed; None: nothing is missing."""
+    """The name of the NLTK data that a checker needs and that are not installed; None if there are
+    none."""
     path, name = NLTK_DATA.get(instruction_id, ("", None))
     return None if name is None or has_data(path) else name
 
@@ -79,7 +81,7 @@ def has_data(path: str) -> bool:
 
 @functools.cache
 def _add_bundled_data() -> None:
-    """Lets NLTK search the wheel of llama-index-core, which holds punkt_tab and the stop words."""
+    """Lets NLTK search the wheel of llama-index-core, which contains punkt_tab and stop words."""
     import nltk
 
     spec = importlib.util.find_spec("llama_index")  # looked up, not imported

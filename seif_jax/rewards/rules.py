@@ -1,7 +1,7 @@
 """Rules that check a reply without a model: IFEval's 25 and IFBench's 58, by their ids.
 
-The verdicts are those of `if-verifiable`. Where the package would draw an argument at random, or
-let a reply without a single letter pass as any language, the rules differ (docs/rewards.md).
+The verdicts are those of `if-verifiable`, except where the package would draw an argument at random
+or accept a reply without letters as a text in any language (docs/rewards.md).
 """
 
 import csv
@@ -40,10 +40,10 @@ def arguments(instruction_id: str) -> tuple[str, ...]:
 def check(
     instruction_id: str, kwargs: Mapping[str, object], reply: str, prompt: str = ""
 ) -> bool | None:
-    """Whether `reply` meets the rule, by the benchmark's strict check. An empty reply never does.
+    """Whether `reply` meets the rule, by the benchmark's strict check; False for an empty reply.
 
-    `prompt` is the request without its constraints. None: the rule needs data of NLTK that are not
-    installed (`rule_library.missing_data`). Parameters and errors as for `read_arguments`.
+    Returns None if the rule needs NLTK data that are not installed (`rule_library.missing_data`).
+    prompt: the request without its constraints. Other parameters and errors as in `read_arguments`.
     """
     arguments = read_arguments(instruction_id, kwargs, prompt)
     if not reply.strip():
@@ -65,8 +65,8 @@ def describe(instruction_id: str, kwargs: Mapping[str, object], prompt: str = ""
 
 
 def conflict(first: str, second: str) -> bool:
-    """Whether two rules of IFEval should not be asked of one reply: the package's table and a few
-    more pairs.
+    """Whether two rules of IFEval conflict, so that no prompt should have both. The conflicts are
+    those of the package's table and of _CONFLICTS.
 
     Every rule conflicts with itself. Raises UserError for an unknown id.
     """

@@ -25,7 +25,7 @@ REASONS = {  # why a sample's reward is 0 (with no_verdict: why it has none)
 
 @dataclass(frozen=True)
 class Mark:
-    """What is known about one constraint of one answer."""
+    """The verdicts on one constraint of one answer."""
 
     constraint: str
     instruction_id: str  # of its rule, named by the data or recognised in the text; SOFT: none
@@ -54,7 +54,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A sample's reward, and why it is what it is."""
+    """A sample's reward, and the reason and the verdicts behind it."""
 
     reward: float | None  # None: there was no verdict; the sample is left out of its group
     reason: str = ""  # "" if the reward is more than 0, else one of REASONS
@@ -78,15 +78,15 @@ class Score:
         return sum(self.shares) / len(self.shares) if self.shares else None
 
     def columns(self) -> dict[str, object]:
-        """As columns of samples.parquet."""
-        several = self.answers if len(self.answers) > 1 else ()
+        """The score as columns of samples.parquet."""
+        answers = self.answers if len(self.answers) > 1 else ()
         return {
             "reward": self.reward,
             "reason": self.reason,
             "detail": self.detail,
             "answer": self.answers[0].text if self.answers else "",
             "answers": [
-                {"text": a.text, "reason": a.reason, "followed": a.followed} for a in several
+                {"text": a.text, "reason": a.reason, "followed": a.followed} for a in answers
             ],
             "instruction": self.prompt,
             "followed": self.followed,
@@ -100,7 +100,7 @@ class Score:
 
 
 def _as_float(value: bool | float | None) -> float | None:
-    """A column has one type: 1 met, 0 not met, in between partly met."""
+    """The verdict as a float, because a column has one type: 1 is met, 0 is not met."""
     return None if value is None else float(value)
 
 
@@ -121,9 +121,9 @@ def metrics(scores: Sequence[Score], judged: bool) -> dict[str, float]:
         out["rule_share"] = sum(m.rule is not None for m in marks) / len(marks)
     if marks and judged:
         out["no_verdict"] = sum(m.judge is None for m in marks) / len(marks)
-        both = [m for m in marks if m.rule is not None and m.judge is not None]
+        comparable = [m for m in marks if m.rule is not None and m.judge is not None]
         out["judge_yes"] = sum(m.judge is True for m in marks) / len(marks)
-        if both:
-            out["judge_agreement"] = sum(m.rule == m.judge for m in both) / len(both)
-            out["judge_agreement_count"] = len(both)
+        if comparable:
+            out["judge_agreement"] = sum(m.rule == m.judge for m in comparable) / len(comparable)
+            out["judge_agreement_count"] = len(comparable)
     return out

@@ -1,8 +1,8 @@
 """The sentences that `recognise` knows: regular expressions over the canonical form of `wording`.
 
-There is one list per kind. The groups `rel`, `n`, `unit`, … are what the rule needs. `@` is the
-reply ("the response", "your answer"), ‹0› a quoted string. The parts of the expressions come first,
-then the table.
+There is one list per kind. The groups `rel`, `n`, `unit`, … match the arguments of the rule. `@` is
+the reply ("the response", "your answer"), and ‹0› is a quoted string. The parts of the expressions
+come first, then the table.
 """
 
 from seif_jax.rewards.rule_arguments import LANGUAGES

@@ -1,7 +1,7 @@
 """Counts words, sentences, phrases and letters in text of any language.
 
-If competent readers can disagree on a count, such as the words of a Chinese sentence, the count is
-a range: the lowest and the highest number that a reader could arrive at.
+If competent readers can disagree on a count, such as the number of words in a Chinese sentence, the
+count is a range: the lowest and the highest number that a reader could count.
 """
 
 import functools
@@ -17,7 +17,7 @@ class Count(NamedTuple):
     high: int
 
     def at_least(self, number: int) -> bool | None:
-        """Whether the count is at least `number`; None if that depends on the reader."""
+        """Whether the count is at least `number`; None if readers can disagree."""
         if self.low >= number:
             return True
         return False if self.high < number else None
@@ -30,8 +30,8 @@ class Count(NamedTuple):
 _HAN_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _THAI_LAO = "\u0e00-\u0eff"
 _TIBETAN_MYANMAR_KHMER = "\u0f00-\u109f\u1780-\u17ff\u1a20-\u1aaf"
-# Scripts that put no spaces between words, with the most characters that their words have on
-# average. (The fewest is one.)
+# Scripts without spaces between words, and the highest average length of words in characters. (The
+# lowest is 1.)
 _UNSPACED = (
     (re.compile(f"[{_HAN_KANA}]"), 4),
     (re.compile(f"[{_THAI_LAO}{_TIBETAN_MYANMAR_KHMER}]"), 8),
@@ -42,12 +42,12 @@ _ATTACHING = re.compile("[\u0590-\u077f\u08a0-\u08ff\u1100-\u11ff\u3130-\u318f\u
 
 # A comma or colon between digits is a part of a number.
 _BETWEEN_WORDS = re.compile(r"[\s|—–―…，、；：。！？]+|\.{2,}|--+|[,;:](?!\d)|(?<!\d)[,;:]")
-# What a list item or a heading begins with.
+# The start of a list item or a heading.
 _MARK = re.compile(r"[^\S\n]*(?:[*+•◦▪‣-]|\d+[.)])[^\S\n]+|[^\S\n]*#+[^\S\n]*")
 _END = "[.!?。！？｡．؟۔।॥።។၊။]"
 _CLOSERS = r"[\"'”’»」』）)\]*_]*"
 _ENDED = re.compile(rf"{_END}{_CLOSERS}\s*$")
-# Ends after which a lowercase letter goes on with the sentence: "Stop!" he cried.
+# After these ends, the sentence continues if a lowercase letter follows: "Stop!" he cried.
 _NO_END = re.compile(rf"(?:{_END}[\"'”’»]|\b(?:[ap]\.m|ca|cf|e\.g|etc|i\.e|vs)\.)$", re.IGNORECASE)
 # Ends of sentences that need no white space after them.
 _END_BEFORE_NEXT = re.compile(rf"(?:[。！？｡．؟۔।॥።។။]|[!?](?=[{_HAN_KANA}])){_CLOSERS}")
@@ -136,11 +136,11 @@ def _punkt() -> SentenceTokenizer:
 
 
 def count_phrase(text: str, phrase: str) -> Count:
-    """How often the word or phrase occurs, not inside a longer word, in any case, and across line
-    breaks.
+    """The number of times that the word or phrase occurs and is not a part of a longer word. Case
+    and line breaks are ignored.
 
-    In scripts without spaces it is found anywhere. In scripts that attach particles to words, a
-    word with something attached may or may not count.
+    In scripts without spaces, every occurrence counts. In scripts that attach particles to words, a
+    word with a particle may or may not count, so the count is a range.
     """
     pattern = r"\s+".join(map(re.escape, straighten(phrase).split()))
     text = straighten(text)
@@ -163,6 +163,7 @@ def joined(pair: str) -> bool:
 
 
 def count_letter(text: str, letter: str) -> Count:
-    """How often the letter occurs in either case; whether "é" is an "e" depends on the reader."""
+    """The number of times that the letter occurs in either case: a range, because readers can
+    disagree on whether "é" is an "e"."""
     plain = unicodedata.normalize("NFC", text).lower().count(letter)
     return Count(plain, unicodedata.normalize("NFD", text).lower().count(letter))

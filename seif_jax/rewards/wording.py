@@ -1,8 +1,8 @@
 """A canonical form of English constraints, so that few patterns cover many wordings.
 
 "Your answer shouldn't contain more than fifty words." becomes "@ must have at most 50 words". The
-rewrites are a table, applied in order. Each of them keeps the meaning of any sentence. What no
-rewrite covers stays as it is, and no pattern of `sentences` will match it.
+rewrites are a table, applied in order. Each rewrite keeps the meaning of every sentence. A wording
+that no rewrite covers is unchanged, so that no pattern of `sentences` matches it.
 """
 
 import re
@@ -68,7 +68,7 @@ _REWRITES = [
         (r"\ball-caps\b", "all caps"),
         (r"\bupper-?case\b|\bupper case\b", "uppercase"),
         (r"\blower-?case\b|\blower case\b", "lowercase"),
-        # who it is about
+        # the reply becomes @
         (rf"\b(?:the|your|this) {_WHOLE}?(?:response|answer|reply|output)(?: text)?\b", "@"),
         (rf"\b{_WHOLE}(?:response|reply|output)\b", "@"),
         (rf"\b(?:the|your|this) {_WHOLE}(?:text|message|content)\b", "@"),
@@ -89,7 +89,7 @@ _REWRITES = [
         (r"^@ must (?:have|give) @ (?=in |within |without |only |entirely )", "@ must be written "),
         (r"^@ must (?:answer|respond|reply)(?: with| using)\b", "@ must have"),
         (r"^(?:mandatory use of|requires including) ", "@ must have "),
-        # how many
+        # numbers and relations
         (r"^@ must have no more than (?=\d)", "@ must have at most "),
         (rf"^@ must not (have|be) {_MORE} than (?=\d)", r"@ must \1 at most "),
         (rf"^@ must not (have|be) {_LESS} than (?=\d)", r"@ must \1 at least "),
@@ -136,9 +136,9 @@ def wordings(sentence: str) -> list[Wording]:
 
     def lift(match: re.Match[str]) -> str:
         content = next(group for group in match.groups() if group is not None).strip()
-        if not content.strip("*"):  # a divider is a sign, not a text
+        if not content.strip("*"):  # a divider such as *** is not a quoted text
             return content
-        word = content.rstrip(", ")  # American usage puts the sentence's comma inside
+        word = content.rstrip(", ")  # in American usage, the comma is inside the quotes
         quotes.append(word)
         return f"‹{len(quotes) - 1}›{content[len(word) :]}"
 

@@ -23,8 +23,8 @@ def messages(
 
     mode "generate": analysis, then the verdict; "verdict": the verdict alone, which is read from
     the next token after the prefill "[[". The first `shots` examples come before it; in the
-    packaged prompts the two outcomes alternate. Raises UserError for other values, and for more
-    shots than there are.
+    packaged prompts the two outcomes alternate. Raises UserError for another mode, and if there are
+    fewer than `shots` examples.
     """
     check_mode(mode)
     prompts = prompts or PACKAGED

@@ -1,9 +1,10 @@
-"""Reads the flat JSON object in a model's reply, as models really write it.
+"""Reads the flat JSON object in a model's reply, including the malformed JSON that models write.
 
-Tolerated, because only one reading exists: text, braces and code fences around the object, newlines
-inside strings, a comma too many or missing between entries, single or typographic quotes, bare keys
-like c1, single backslashes of LaTeX, and unescaped quotes inside a value where they open and close
-like quotes. Refused: an object that does not end, a second object, anything with two readings.
+Deviations are accepted if the object can be read in only one way: text, braces and code fences
+around the object, newlines inside strings, an extra or missing comma between entries, single or
+typographic quotes, bare keys like c1, single backslashes of LaTeX, and pairs of unescaped quotes
+inside a value. An object that does not end, a second object, and everything that can be read in two
+ways are refused.
 """
 
 import json
@@ -19,13 +20,13 @@ _KEY = re.compile(rf"([{{,，\n]|(?<!\\){_Q})[^\S\n]*+(?:{_Q}(\w+){_Q}|(c\d+))\s
 _END = re.compile(rf"(?<!\\)({_Q})\s*+[,，]?+\s*+\}}")
 _END_OF_LINE = re.compile(rf"{_END.pattern}(?=\}}*+[^\S\n]*+(?:\n|`|\Z))")
 _WORD = re.compile(r"\w")
-MAX_OBJECTS = 4  # examples of the format included
+MAX_OBJECTS = 4  # in a reply, including examples of the format
 
 _UNICODE = re.compile("u[0-9a-fA-F]{4}")
 _ESCAPE = re.compile(rf"\\({_UNICODE.pattern}|[A-Za-z]+|.)", re.DOTALL)
 _BACKSLASH = r"\u005c"
 _NEEDLESS = frozenset("'“”„‘’*`")  # a backslash before these means nothing
-# LaTeX commands that begin like the escapes \n and \t, and after them no word.
+# LaTeX commands that begin like the escapes \n and \t, and whose other letters are not a word.
 _LATEX = re.compile(
     "n(?:abla|e|earrow|eg|eq|ewcommand|ewline|geq|leq|olimits|ormalsize|ot|otin|subseteq|u|warrow)"
     "|t(?:ag|an|anh|au|binom|ext[a-z]*|frac|herefore|heta|ilde|imes|iny|itle|o|op|riangle[a-z]*|t)"
@@ -37,11 +38,11 @@ class NotFlat(ValueError):
 
 
 def read_pairs(text: str) -> list[tuple[str, object]]:
-    """The (key, value) pairs of the one object in `text`, in order, doubled keys included.
+    """The (key, value) pairs of the only object in `text`, in order, including duplicate keys.
 
-    An object without a letter or digit in its strings is an example of the format, and is ignored
-    if there is another one. Values are strings, or whatever else proper JSON has there. Takes time
-    linear in the length. Raises NotFlat for anything unreadable.
+    An object whose strings contain no letter or digit is an example of the format, and is ignored
+    if there is another object. Values are strings; in valid JSON, they can have other types. Takes
+    time linear in the length of the text. Raises NotFlat if the object cannot be read.
     """
     text = _ESCAPE.sub(_proper_escape, text)
     start = _START.search(text) or _OTHER_START.search(text)
@@ -90,7 +91,8 @@ def _read_object(text: str, start: re.Match[str]) -> tuple[list[tuple[str, objec
 
 
 def _salvage(text: str) -> tuple[list[tuple[str, object]], int]:
-    """Splits the malformed object that `text` begins with at its keys: its pairs, and its end."""
+    """The pairs of the malformed object at the start of `text`, found by splitting it at its keys,
+    and the index where the object ends."""
     last_line = _END_OF_LINE.search(text)
     if last_line:  # braces in prose below the object are not part of it
         text = text[: last_line.end()]
@@ -130,7 +132,7 @@ def _value(raw: str, name: str) -> str:
 
 
 def _paired(inner: str, family: str) -> bool:
-    """Whether the unescaped quotes of one family open and close in turn, apostrophes excepted."""
+    """Whether the unescaped quotes of one family form pairs. Apostrophes are ignored."""
     is_open, padded = False, f" {inner} "
     for match in re.finditer(rf"(?<!\\){_Q}", inner):
         if _FAMILY[match[0]] != family:

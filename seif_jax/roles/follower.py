@@ -1,4 +1,4 @@
-"""The Follower: answers a constrained instruction. The frozen Follower is asked the same way."""
+"""The Follower answers a constrained instruction. The frozen Follower gets the same prompts."""
 
 from seif_jax.roles import follower_prompts, format
 from seif_jax.roles.format import Message, dialogue, system, write
@@ -30,8 +30,8 @@ def messages(
 ) -> list[Message]:
     """The chat that asks for an answer to `instruction`, in "think_answer" or "plain" format.
 
-    The first `shots` examples come before it. Raises UserError for other values, and for more shots
-    than there are.
+    The first `shots` examples come before it. Raises UserError for another format, and if there are
+    fewer than `shots` examples.
     """
     system(format)
     prompts = prompts or PACKAGED

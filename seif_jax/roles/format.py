@@ -1,4 +1,4 @@
-"""What the roles share: reply formats, assembling a chat, quoting data in it."""
+"""Parts that all roles use: reply formats, and functions that assemble chats and quote data."""
 
 import re
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ SYSTEM = {
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 THINK_ANSWER = re.compile(r"\s*<think>.*</think>\s*<answer>(.*)</answer>\s*", re.DOTALL)
 THOUGHTS = re.compile(r"\A(?:\s*<think>.*?</think>)*\s*", re.DOTALL)
-# Chat templates may begin the reply with a thought (DeepSeek-R1), or with an empty one, so that the
-# model does not think (Qwen3 with enable_thinking=False).
+# Chat templates may open a thought at the start of the reply (DeepSeek-R1), or write an empty
+# thought so that the model does not think (Qwen3 with enable_thinking=False).
 OPENING = re.compile(r"<think>\s*(?:</think>\s*(?:<answer>\s*)?)?\Z")
 
 
@@ -34,7 +34,7 @@ def choose(table: dict[str, str], key: str, name: str) -> str:
 
 
 def system(format: str) -> str:
-    """The system prompt of "think_answer" or "plain" ("": none). UserError for another name."""
+    """The system prompt of "think_answer" or "plain" ("": none). UserError for another format."""
     return choose(SYSTEM, format, "format")
 
 
@@ -45,9 +45,9 @@ def opening(prompt: str) -> str:
 
 
 def whole_reply(opened: str, written: str) -> str:
-    """The reply from its first tag on: tags that the prompt has `opened` are part of it.
+    """The complete reply: the tags that the prompt has `opened`, then what the model has `written`.
 
-    If the prompt has closed a thought and the model still writes its own, the model's counts.
+    If the prompt has closed a thought and the model still writes its own, only the model's counts.
     """
     has_own_thought = "</think>" in opened and written.lstrip().startswith("<think>")
     return written if has_own_thought else opened + written
@@ -65,20 +65,22 @@ def opens_twice(opened: str, prefill: str) -> bool:
 
 
 def strip_thoughts(text: str) -> str:
-    """The text without the <think>…</think> that it begins with, stripped of white space.
+    """The text without the thoughts at its start, <think>…</think>, stripped of white space.
 
-    A thought that the prompt has opened is part of the text (`whole_reply`), so later tags are
-    ordinary text. A text that begins with a thought and never closes it becomes empty.
+    The text includes a thought that the prompt has opened (`whole_reply`), so tags that are not at
+    its start are ordinary text. The result is "" if the text begins with a thought that is never
+    closed.
     """
     text = THOUGHTS.sub("", text, count=1).strip()
     return "" if text.startswith("<think>") else text
 
 
 def read(reply: str, format: str) -> str | None:
-    """The answer in a complete reply (prefill included), or None if it is not in the format.
+    """The answer in a complete reply (including the prefill), or None if it is not in the format.
 
-    "think_answer": each tag once, in order, and only white space outside. "plain": everything after
-    the thoughts, so never None. The answer is stripped of white space, and may be empty.
+    "think_answer" has each tag once, in order, and only white space outside. In "plain", everything
+    after the thoughts is the answer, so it is never None. White space around the answer is removed;
+    the answer may be empty.
     """
     system(format)
     if format == "plain":
@@ -98,7 +100,7 @@ def write(thought: str, answer: str, format: str) -> str:
 
 
 def quote(text: str) -> str:
-    """The text with "> " before every line, so that no data can end its own block in a prompt.
+    """The text with "> " before every line, so that data in a prompt cannot end their quoted block.
 
     All line breaks of Unicode become newlines. An empty text becomes one empty quoted line.
     """

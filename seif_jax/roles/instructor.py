@@ -36,11 +36,11 @@ def messages(
 ) -> list[Message]:
     """The chat that asks for the constraints of the "soft" or "hard" variant for `seed`.
 
-    prompts: None for the packaged ones. Of these, "think_answer" has the full guide in its system
-    turn, and "plain" has one line in every user turn, short enough for a 135M model. The first
+    prompts: None for the packaged ones. In these, "think_answer" has a full guide in the system
+    turn; "plain" has one line in every user turn, which is short enough for a 135M model. The first
     `shots` examples come before the seed. Chat templates of reasoning models remove the thoughts of
-    examples, so use 0 shots with these models. Raises UserError for other values, and for more
-    shots than there are.
+    examples, so use 0 shots with these models. Raises UserError for another variant or format, and
+    if there are fewer than `shots` examples.
     """
     _check_variant(variant)
     system(format)
@@ -53,15 +53,15 @@ def messages(
 
 
 def shown_constraints(shots: int, prompts: Prompts | None = None) -> list[str]:
-    """The constraints of the first `shots` examples of each variant: what may be copied."""
+    """The constraints of the first `shots` examples of each variant, which a model might copy."""
     examples = (prompts or PACKAGED).shots.values()
     return [text for shot_list in examples for s in shot_list[:shots] for text in s["constraints"]]
 
 
 def _reply(shot: Shot, format: str) -> str:
     """The reply of an example, the inverse of `parse`."""
-    keyed = {f"c{i}": text for i, text in enumerate(shot["constraints"], 1)}
-    return write(shot["thought"], json.dumps(keyed, ensure_ascii=False), format)
+    constraints = {f"c{i}": text for i, text in enumerate(shot["constraints"], 1)}
+    return write(shot["thought"], json.dumps(constraints, ensure_ascii=False), format)
 
 
 def instruction(seed: str, constraints: Sequence[str]) -> str:
@@ -70,13 +70,13 @@ def instruction(seed: str, constraints: Sequence[str]) -> str:
 
 
 def parse(reply: str, variant: str, seed: str, *, format: str) -> Parsed:
-    """The constraints of a complete reply (prefill included), in the order c1, c2, …; each is one
-    line.
+    """The constraints of a complete reply (including the prefill), in the order c1, c2, …; each is
+    one line.
 
-    Never raises because of a reply. Instead, `reason` is "format" (tags), "parse" (no readable
-    object of non-empty strings, unknown or doubled keys), "count" (not exactly c1 to c5, or c3),
-    "duplicate" or "repeats_seed" (same words, whatever the case and punctuation). Raises UserError
-    for an unknown variant or format.
+    No reply raises an exception. Instead, `reason` is "format" (wrong tags), "parse" (no readable
+    object of non-empty strings, or unknown or duplicate keys), "count" (not exactly c1 to c5, or c1
+    to c3), "duplicate" or "repeats_seed" (the same words; case and punctuation are ignored). Raises
+    UserError for an unknown variant or format.
     """
     _check_variant(variant)
     expected = _keys(variant)
@@ -95,7 +95,7 @@ def parse(reply: str, variant: str, seed: str, *, format: str) -> Parsed:
 
 
 def _by_key(answer: str) -> dict[str, str]:
-    """The constraints by key, each on one line. NotFlat for other keys and values."""
+    """The constraints by key, each on one line. Raises NotFlat for other keys and values."""
     constraints: dict[str, str] = {}
     for key, value in read_pairs(answer):
         name = key.strip().casefold()
@@ -107,9 +107,9 @@ def _by_key(answer: str) -> dict[str, str]:
             raise NotFlat(f"{name} is not a string")
         if not re.search(r"\w", value):
             raise NotFlat(f"{name} is empty")
-        # JSON can spell half a character (\ud83d), which cannot be encoded as text.
+        # JSON can contain half of a surrogate pair (\ud83d), which cannot be encoded as text.
         value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        # One line each: a line break inside would read as a further constraint.
+        # Each is one line, because a line break would begin a further constraint.
         constraints[name] = " ".join(value.split())
     return constraints
 
@@ -121,7 +121,8 @@ def _words(text: str) -> str:
 
 
 def _repetition(constraints: dict[str, str], seed: str) -> Parsed | None:
-    """The reason if a constraint repeats an earlier one or a part of the seed; else None."""
+    """The `Parsed` to return if a constraint repeats an earlier one or a part of the seed, else
+    None."""
     name_of: dict[str, str] = {}
     for name, text in constraints.items():
         words = _words(text)
@@ -138,9 +139,9 @@ def _keys(variant: str) -> list[str]:
 
 
 def _mentions(kind: str) -> list[str]:
-    form, _, variant = kind.partition(".")
+    format_name, _, variant = kind.partition(".")
     first, *_, last = _keys(variant)
-    return [first, last, *(TAGS if form == "think_answer" else ())]
+    return [first, last, *(TAGS if format_name == "think_answer" else ())]
 
 
 def _fault(variant: str, shot: Shot) -> str:
@@ -151,7 +152,7 @@ def _fault(variant: str, shot: Shot) -> str:
 
 
 SCHEMA = Schema(
-    kinds=tuple(f"{form}.{variant}" for form in SYSTEM for variant in VARIANTS),
+    kinds=tuple(f"{name}.{variant}" for name in SYSTEM for variant in VARIANTS),
     data=("seed",),
     mentions=_mentions,
     shot={"seed": "text", "thought": "text", "constraints": "a list"},

@@ -31,12 +31,12 @@ def messages(
     mode: str,
     prompts: Prompts | None = None,
 ) -> list[Message]:
-    """The chat that asks whether `reply` (the answer part) to `prompt` satisfies `constraint`.
+    """The chat that asks whether `reply` to `prompt` satisfies `constraint`.
 
     mode "generate": analysis, then the verdict; "verdict": the verdict alone, which is read from
     the next token after the prefill "[[". The first `shots` examples come before it; in the
     packaged prompts the two outcomes alternate, and chats about one reply differ only after
-    "Constraint:". Raises UserError for other values, and for more shots than there are.
+    "Constraint:". Raises UserError for another mode, and for fewer than `shots` examples.
     """
     check_mode(mode)
     texts = prompts or PACKAGED

@@ -1,7 +1,7 @@
 """The prompts of a role: the packaged ones, or a user's own (docs/prompts.md).
 
-Prompts are three tables. SYSTEM and ASK have a text for each kind of dialogue of the role. ASK
-names the data that go into the user turn, such as {seed} or {reply}. SHOTS are examples.
+Prompts are three tables. SYSTEM and ASK have one text for each kind of dialogue of the role. Texts
+of ASK contain names such as {seed} or {reply}, which are replaced by data. SHOTS are examples.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class Prompts:
     shots: dict[str, list[Shot]]  # by variant
 
     def user(self, kind: str, **data: str) -> str:
-        """The user turn: the kind's text with the data in place of their {names}."""
+        """The user turn: the text of the kind, in which the data replace their {names}."""
         return re.sub(r"\{(\w+)\}", lambda match: data.get(match[1], match[0]), self.ask[kind])
 
 
@@ -47,9 +47,10 @@ class Schema:
     variants: tuple[str, ...] = ("",)  # keys of SHOTS; ("",): SHOTS is a list
 
     def read(self, tables: Mapping[str, object], base: Prompts | None = None) -> Prompts:
-        """The prompts in tables with the names NAMES; what they leave out comes from `base`.
+        """The prompts in `tables`, whose names are NAMES. Missing texts and examples are taken from
+        `base`.
 
-        Raises UserError naming the text or example that does not fit.
+        Raises UserError for the first text or example that is wrong.
         """
         system, ask = (self._texts(name, tables.get(name, {})) for name in ("SYSTEM", "ASK"))
         shots = self._shots(tables.get("SHOTS", {}))
@@ -61,8 +62,8 @@ class Schema:
                 if f"{{{name}}}" not in ask[kind]:
                     raise UserError(f"ASK.{kind} must contain {{{name}}}")
             for mention in self.mentions(kind):
-                alone = rf"(?<![A-Za-z0-9]){re.escape(mention)}(?![A-Za-z0-9])"
-                if not re.search(alone, f"{system[kind]}\n{ask[kind]}"):
+                pattern = rf"(?<![A-Za-z0-9]){re.escape(mention)}(?![A-Za-z0-9])"
+                if not re.search(pattern, f"{system[kind]}\n{ask[kind]}"):
                     raise UserError(f"SYSTEM.{kind} or ASK.{kind} must mention {mention}")
         return Prompts(system, ask, shots)
 
@@ -106,9 +107,9 @@ class Schema:
 
 
 def load(schema: Schema, path: str | Path, base: Prompts) -> Prompts:
-    """The prompts in a TOML file or Python module; what it leaves out comes from `base`.
+    """The prompts in a TOML file or Python module; missing texts and examples come from `base`.
 
-    Raises UserError, which begins with the path, for a file that cannot be read or does not fit.
+    Raises UserError, which begins with the path, for a file that cannot be read or is wrong.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -120,7 +121,7 @@ def load(schema: Schema, path: str | Path, base: Prompts) -> Prompts:
 
 
 def _tables(path: Path) -> dict[str, object]:
-    """The file's tables by name; in TOML the names may be in lower case."""
+    """The file's tables by name. In TOML, names may be in lower case."""
     if path.suffix == ".toml":
         try:
             tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))

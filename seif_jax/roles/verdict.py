@@ -9,7 +9,7 @@ MODES = ("generate", "verdict")
 VERDICTS = ("[[1]]", "[[0]]")
 VERDICT = re.compile(r"(?<!\[)\[\[ *([01]) *\]\](?!\])")
 NEGATION = re.compile(r"(?:\b(?:not|never)|n['’]t)[\s(*\"'`“‘]*$", re.IGNORECASE)
-NEGATION_CHARS = 16  # how far before a verdict it may begin: keeps reading linear in the length
+NEGATION_CHARS = 16  # maximum distance to the verdict, so that the time is linear in the length
 QUOTES = frozenset("\"'`“”‘’«»")
 WORD = re.compile(r"\w")
 
@@ -21,10 +21,11 @@ def verdict(text: str) -> bool | None:
     statement counts, and only if it is unanimous: '[[0]] (not [[1]])' and 'not [[1]]' are no
     verdicts.
 
-    Spaces inside the brackets are tolerated. A quoted verdict with words after it, as in 'the reply
-    says "[[1]]" itself', is one that the analysis talks about, and is ignored. So is everything
-    in a thought, or before a lone </think>. A text that was cut at its token limit has no verdict
-    either; the caller must check this, because the text does not show it.
+    Spaces inside the brackets are allowed. A quoted verdict that is followed by words, as in 'the
+    reply says "[[1]]" itself', is ignored, because the analysis only mentions it. Verdicts in a
+    thought, or before a </think> without an opening tag, are ignored, too. A text that was cut off
+    at its token limit has no verdict either; the caller must check this, because the text does not
+    show it.
     """
     text = strip_thoughts(text).rpartition("</think>")[2]
     verdicts = [match for match in VERDICT.finditer(text) if not _quoted(text, match)]
@@ -49,7 +50,7 @@ def _quoted(text: str, match: re.Match[str]) -> bool:
 
 
 def check_mode(mode: str) -> None:
-    """UserError for a mode that does not exist."""
+    """Raises UserError for a mode that does not exist."""
     if mode not in MODES:
         raise UserError(f"mode must be one of: {', '.join(MODES)} (got {mode!r})")
 
