@@ -51,7 +51,7 @@ def resident(config: RunConfig) -> dict[str, list[str]]:
         "judger.batch_size": 4,
         "reward.checks": ("ifeval", "judge"),
     }
-    mesh = {"mesh.fsdp": 2, "mesh.tensor": 1}
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 1, "dtype": "float32"}
     config = config_keys.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
     layout = plan.Layout(config, model, jax.devices(), jax.devices())

@@ -135,7 +135,8 @@ def test_template_arguments_are_part_of_a_run(place, refused, done, stages, tmp_
     assert f"another config: {key} is true there, None here" in refused(*once)
     line = refused(*once, thinking.replace("True", "False"))
     assert f"{key} is true there, false here" in line
-    line = refused(*once, "--config.template_arguments.enable_thinkng=True")
+    another = run(place, model, tmp_path / "b", "--config.rounds=1")
+    line = refused(*another, "--config.template_arguments.enable_thinkng=True")
     assert f"config.template_arguments.enable_thinkng: the chat template of {model}" in line
 
 

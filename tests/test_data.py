@@ -95,7 +95,7 @@ def test_splits_of_a_data_set_folder(tmp_path, monkeypatch):
 
 def test_a_file_has_no_splits(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", SEEDS)
-    for source in (path, str(tmp_path / "absent.parquet"), None):
+    for source in (path, None):
         told("which has no splits (got split='test')", data.load_seeds, source, "prompt", "test")
 
 

@@ -97,7 +97,7 @@ def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
     here = str(model(tmp_path / "model"))
     changes = {
         "judger.model": here, "instructor.init": here, "follower.init": "org/name",
-        "data.instructions": "i.jsonl",
+        "data.instructions": "i.jsonl", "stages": ("instructor", "follower"),
         "eval.sets": {"held": asdict(RuleSetConfig(path="e.jsonl"))},
     }  # fmt: skip
     c = config_keys.replace(RunConfig(), changes)

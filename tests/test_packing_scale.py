@@ -60,7 +60,7 @@ def test_what_kernels_compute_over_what_is_needed(mean, sigma, parts):
     config = plan.describe("Qwen/Qwen2.5-7B-Instruct").config
     (batch,) = workload.batches(mean, sigma, seed=5, count=1)
     packed = pack(batch, RowLimits(TOKENS, parts, max_response_tokens=workload.CAP))
-    tokens, needed_pairs, targets = needed_of(batch)
+    tokens, needed_pairs, targets = map(int, needed_of(batch))
     work = [part.work for part in packed]
     assert sum(w.tokens for w in work) <= 1.02 * tokens
     assert sum(w.pairs for w in work) <= 1.3 * needed_pairs

@@ -108,7 +108,7 @@ def test_several_keys_that_may_not_change(tmp_path):
     line = refusal(tmp_path, {}, {**fixed, "sample_batch": 1, "rounds": 9})
     assert line == (
         f"{tmp_path} holds a run of another config: data.limit is 0 there, 5 here; dtype is "
-        '"bfloat16" there, "float32" here; format is "think_answer" there, "plain" here (and 2 '
+        '"auto" there, "float32" here; format is "think_answer" there, "plain" here (and 2 '
         "more keys); give another --workdir"
     )
 

@@ -11,11 +11,12 @@ from seif_jax import stopping, termination
 from seif_jax.errors import Interrupted, Preempted, exit_code
 
 WAITS = """
-import time
+import signal, time
 from seif_jax import stopping, termination
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with stopping.at_safe_points(lambda line: print(line, flush=True)):
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("interrupted")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from seif_jax.errors import RunError, UserError
+from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import rules
 from seif_jax.rewards.check import IFEVAL, JUDGE, UserCheck, described
@@ -132,8 +132,6 @@ def apply_rule(instruction: Instruction, answer: str, j: int) -> tuple[str, bool
             return name, rules.check(name, instruction.kwargs[j], answer, request)
         rule = recognise(constraint)
         return (rule.instruction_id, rule.check(answer, request)) if rule else (SOFT, None)
-    except UserError:
-        raise
     except Exception as error:
         case = described(instruction, constraint=constraint, reply=answer)
         raise RunError(f"the rule {name} failed on {case}: {error}") from error
