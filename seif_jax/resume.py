@@ -1,6 +1,6 @@
 """Decides whether a config may continue the run in a folder, and lists what has changed.
 
-Which keys may change is part of their types in `run_config` (FREE, LATER).
+Which keys may change is part of their types in `run_config` and `rl.config` (FREE, LATER).
 """
 
 import json
