@@ -71,5 +71,5 @@ def test_all_programs_compile_over_several_axes(topology):
     meshes = ["data=2,tensor=4", "fsdp=2,sequence=2,tensor=2,lora=4"]
     results = compiled(topology, "all", *meshes)
     names = {"cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
-             "rollout: decode", "judge: verdicts"}  # fmt: skip
+             "rollout: decode", "rollout: move", "judge: verdicts"}  # fmt: skip
     assert {mesh: {*programs} for mesh, programs in results.items()} == dict.fromkeys(meshes, names)

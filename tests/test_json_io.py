@@ -60,7 +60,7 @@ def test_bench_and_plan_print_json(monkeypatch: pytest.MonkeyPatch, capsys: Any)
     assert main(["bench", "--what=rollout"]) == 0
     assert strict(capsys.readouterr().out) == {"limit": None, "secs": [None, 1.0]}
     found = {"fits": True, "programs": [{"secs": INF}]}
-    monkeypatch.setattr(plan, "plan", lambda config, topology: found)
+    monkeypatch.setattr(plan, "plan", lambda config, topology, lengths: found)
     config = Path(__file__).parents[1] / "configs" / "quickstart.py"
     assert main(["plan", f"--config={config}", "--json"]) == 0
     assert strict(capsys.readouterr().out) == {"fits": True, "programs": [{"secs": None}]}
