@@ -65,14 +65,14 @@ def plan_tiles(
     size, before = len(ends) // tile, prefix_size // tile
     last = ends.reshape(size, tile).max(axis=1)  # one past the last query that sees the tile
     query, key = np.arange(size)[:, None], np.arange(size)
-    seen = np.zeros((size, before + size), bool)
-    seen[:, : -(-prefix_length // tile)] = True
-    seen[:, before:] = (key <= query) & (query * tile < last)
-    seen[-(-count // tile) :] = False
+    is_needed = np.zeros((size, before + size), bool)
+    is_needed[:, : -(-prefix_length // tile)] = True
+    is_needed[:, before:] = (key <= query) & (query * tile < last)
+    is_needed[-(-count // tile) :] = False
     pairs = np.zeros((2, size * (size + 1) // 2 + size * before), np.int32)
-    found = np.nonzero(seen)
-    pairs[:, : len(found[0])] = found
-    arrays = (*pairs, np.array(len(found[0]), np.int32))
+    indices = np.nonzero(is_needed)
+    pairs[:, : len(indices[0])] = indices
+    arrays = (*pairs, np.array(len(indices[0]), np.int32))
     return TilePairs(*cast(tuple[Array, Array, Array], arrays))
 
 
@@ -88,11 +88,11 @@ def plan_kernel_tiles(
     runs = np.asarray(tiles.runs)
     joined = np.zeros((len(runs), RUNS, 2), np.int32)
     for row, tile_runs in zip(joined, runs, strict=True):
-        kept = tile_runs[tile_runs[:, 0] < tile_runs[:, 1]]
-        gaps = kept[1:, 0] - kept[:-1, 1]
+        nonempty = tile_runs[tile_runs[:, 0] < tile_runs[:, 1]]
+        gaps = nonempty[1:, 0] - nonempty[:-1, 1]
         widest = np.sort(np.argsort(-gaps, kind="stable")[: RUNS - 1])
-        row[: len(widest) + 1, 0] = kept[[0, *(widest + 1)], 0]
-        row[: len(widest) + 1, 1] = kept[[*widest, -1], 1]
+        row[: len(widest) + 1, 0] = nonempty[[0, *(widest + 1)], 0]
+        row[: len(widest) + 1, 1] = nonempty[[*widest, -1], 1]
     return tree_attention.TileRuns(cast(Array, joined), tiles.last)
 
 

@@ -93,13 +93,7 @@ def _forward(
     q: Array, k: Array, v: Array, ends: Array, tiles: TileRuns
 ) -> tuple[Array, tuple[Any, ...]]:
     call, runs = _Call(q, k), tiles.runs.ravel()
-    inputs = [
-        (call.scalars(runs), runs),
-        (call.ends, ends),
-        (call.tile, q),
-        (call.key_row, k),
-        (call.key_row, v),
-    ]
+    inputs = call.for_query_tiles(runs, ends, q, k, v)
     out, norm = call(_forward_kernel, inputs, [(call.tile, q), (call.stats, call.stats_shape)])
     return out, (q, k, v, ends, tiles, out, norm)
 
@@ -110,11 +104,7 @@ def _backward(saved: tuple[Any, ...], d_out: Array) -> tuple[Array, Array, Array
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     delta, d_out = delta.reshape(norm.shape), d_out.astype(q.dtype)
     inputs = [
-        (call.scalars(runs), runs),
-        (call.ends, ends),
-        (call.tile, q),
-        (call.key_row, k),
-        (call.key_row, v),
+        *call.for_query_tiles(runs, ends, q, k, v),
         (call.tile, d_out),
         (call.stats, norm),
         (call.stats, delta),
@@ -163,6 +153,18 @@ class _Call:
         from jax.experimental.pallas import tpu
 
         return pl.BlockSpec(memory_space=tpu.SMEM)
+
+    def for_query_tiles(
+        self, runs: Array, ends: Array, q: Array, k: Array, v: Array
+    ) -> list[tuple[pl.BlockSpec, Array]]:
+        """The first inputs of a kernel that computes one query tile against rows of keys."""
+        return [
+            (self.scalars(runs), runs),
+            (self.ends, ends),
+            (self.tile, q),
+            (self.key_row, k),
+            (self.key_row, v),
+        ]
 
     def __call__(
         self,

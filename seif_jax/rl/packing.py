@@ -86,7 +86,7 @@ def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
     """The micro-batch of a row of `num_tokens` tokens."""
     group_size = len(batch.completions) // len(batch.prompts)
     prompt_ids = np.array([*row], int)
-    sample_ids, taken = batch.sample_ids(prompt_ids), batch.take(prompt_ids)
+    sample_ids, selected = batch.sample_ids(prompt_ids), batch.take(prompt_ids)
     present = np.zeros((len(row), group_size), bool)
     for n, samples in enumerate(row.values()):
         present[n, samples] = True
@@ -100,21 +100,27 @@ def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
         return pad_rows(x, shape.prompts * group_size, 0)
 
     packed = pack_completions(
-        taken.prefix,
-        pad_rows(taken.prompts[:, : shape.prompt_width], shape.prompts, 0),
-        pad_rows(taken.prompt_lengths, shape.prompts, 0),
-        padded(taken.completions),
+        selected.prefix,
+        pad_rows(selected.prompts[:, : shape.prompt_width], shape.prompts, 0),
+        pad_rows(selected.prompt_lengths, shape.prompts, 0),
+        padded(selected.completions),
         padded(mask.sum(axis=1)),
         shape.positions,
         shape.targets,
     )
     if shape.in_tiles:
         packed = replace(packed, tree=packed.tree.in_tiles())
-    values = (taken.sampler_logp, taken.old_logp, taken.ref_logp, taken.advantages, mask)
+    values = (
+        selected.sampler_logp,
+        selected.old_logp,
+        selected.ref_logp,
+        selected.advantages,
+        mask,
+    )
     micro = MicroBatch(packed, *map(padded, values))
-    seen = np.asarray(packed.tree.ends)[:num_tokens] - np.arange(num_tokens)
+    num_seeing = np.asarray(packed.tree.ends)[:num_tokens] - np.arange(num_tokens)
     pairs = tree_forward.attention_pairs(packed.tree)
-    work = Work(shape.positions, num_tokens, pairs, int(seen.sum()))
+    work = Work(shape.positions, num_tokens, pairs, int(num_seeing.sum()))
     return PackedPart(np.flatnonzero(present), sample_ids[present], micro, work)
 
 
