@@ -6,7 +6,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from seif_jax.errors import UserError
 
@@ -117,11 +116,13 @@ def mcnemar(first: Bool[np.ndarray, " pairs"], second: Bool[np.ndarray, " pairs"
 
     Raises UserError for fewer than 2 pairs.
     """
+    from scipy.stats import binomtest  # takes a second to import
+
     check_pairs(len(first), "prompts that both models answered")
     only_first = int(np.sum(first & ~second))
     only_second = int(np.sum(second & ~first))
     differ = only_first + only_second
-    p = float(stats.binomtest(only_first, differ).pvalue) if differ else 1.0
+    p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
     return McNemar(len(first), only_first, only_second, p)
 
 
@@ -150,12 +151,14 @@ class PairedTest:
 
 def paired_over_runs(values: Sequence[float], against: Sequence[float]) -> PairedTest:
     """Student's paired t-test over runs. Raises UserError for fewer than 2 pairs."""
+    from scipy.stats import ttest_rel  # takes a second to import
+
     check_pairs(len(values), "runs")
     differences = np.subtract(values, against)
     mean = float(differences.mean())
     if np.ptp(differences) <= 1e-12 * max(abs(mean), 1.0):
         return PairedTest(len(differences), Estimate(mean, mean, mean), None)
-    result = stats.ttest_rel(values, against)
+    result = ttest_rel(values, against)
     low, high = result.confidence_interval(LEVEL)
     return PairedTest(
         len(differences), Estimate(mean, float(low), float(high)), float(result.pvalue)
