@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ class Requeued:
 
     def __call__(self) -> None:
         self.process = subprocess.Popen(self.command)
-        code = self.process.wait()
+        # With a timeout, `wait` polls. Without one, it holds a lock, and `checkpoint`, which runs
+        # in a signal handler of this thread, would not see the process end.
+        code = self.process.wait(threading.TIMEOUT_MAX)
         if code == PREEMPTED:
             signal.raise_signal(signal.SIGUSR2)  # by which submitit is told to queue the job again
         if code:
