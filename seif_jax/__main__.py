@@ -109,11 +109,11 @@ def use_compilation_cache() -> None:
 
 
 def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax import model_names, sources
+    from seif_jax import data_files, model_names
 
     model_names.check(options.model)
     if options.prompts:
-        sources.check_exists(options.prompts)
+        data_files.check_exists(options.prompts)
     from seif_jax import generate
 
     prompts = generate.read_prompts(options)

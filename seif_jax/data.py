@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.instruction import Columns, Instruction, Seed
@@ -51,13 +51,13 @@ def load_seeds(
 ) -> list[Seed]:
     """Seed questions in the order of their source.
 
-    source: as `sources.read` takes it; None: the packaged seeds. column: holds texts or chats.
+    source: as `data_files.read` takes it; None: the packaged seeds. column: holds texts or chats.
     warn: called if earlier turns of chats are left out.
     Raises UserError naming the source, column or row that is missing or cannot be used.
     """
     if source is None:
         source, column = str(resources.files("seif_jax") / "assets" / "seeds.jsonl"), "prompt"
-    rows = sources.read(source, split)
+    rows = data_files.read(source, split)
     if not rows:
         raise UserError(f"{source}: no rows")
     prompts = [read_prompt(f"{source}: row {number}", row, column) for number, row in rows]
@@ -79,7 +79,7 @@ def load_instructions(
     Raises UserError naming the row that `rows.read_instruction` cannot read.
     """
     path = Path(path).expanduser()
-    rows = [(f"{path}: row {number}", row) for number, row in sources.read_file(path)]
+    rows = [(f"{path}: row {number}", row) for number, row in data_files.read_file(path)]
     if not rows:
         raise UserError(f"{path}: no rows")
     indices = [i for i, (where, row) in enumerate(rows) if is_kept(where, row)]

@@ -6,7 +6,7 @@ They read neither models nor data. `evolve` reads them later, and repeats these 
 from collections.abc import Sequence
 from pathlib import Path
 
-from seif_jax import config_keys, model_names, resume, sources
+from seif_jax import config_keys, data_files, model_names, resume
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 
@@ -26,7 +26,7 @@ def check(config: RunConfig, workdir: Path) -> None:
     evaluation_sets = [rule_set.path for rule_set in config.eval.sets.values()]
     for source in (config.data.seeds, instructions, rules.path, *evaluation_sets):
         if source:
-            sources.check_exists(source)
+            data_files.check_exists(source)
     check_suites(config.eval.suites)
     resume.check_workdir(config, workdir)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from seif_jax import accelerators, data, files, sources
+from seif_jax import accelerators, data, data_files, files
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.errors import UserError
 from seif_jax.json_io import dumps
@@ -92,12 +92,12 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     if options.prompts:
         try:
             seeds = data.load_seeds(options.prompts, options.column, warn=warn)
-        except sources.MissingColumn as error:
+        except data_files.MissingColumn as error:
             raise UserError(f"{error}; set --column to one of them") from None
         prompts += [seed.question for seed in seeds]
     elif not prompts:
         text = files.decode(sys.stdin.buffer.read(), "standard input")
-        prompts += [line for line in sources.lines(text) if line.strip()]
+        prompts += [line for line in data_files.lines(text) if line.strip()]
     if not prompts:
         raise UserError("no prompts: give --prompt=TEXT, --prompts=FILE or lines on standard input")
     return prompts

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from seif_jax.data_files import need
 from seif_jax.errors import UserError, shown
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import phrase, rules
-from seif_jax.sources import need
 
 Row = Mapping[str, object]
 

@@ -45,7 +45,7 @@ LEVELS = [
         "options",
         "run_paths",
     }
-    | {"shipped", "sources", "sweep.launchers", "termination", "user_functions", "values"},
+    | {"shipped", "data_files", "sweep.launchers", "termination", "user_functions", "values"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -75,7 +75,7 @@ NEVER = {
     "run_config": ARRAYS,
     "rl.tasks": ARRAYS,
     "rows": ARRAYS,
-    "sources": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
+    "data_files": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
     "models": {"ml_collections", "seif_jax.rl", "seif_jax.sampling"},
     "sampling": {"ml_collections", "seif_jax.rl"} | TEXT,
     "rl.advantages": {"ml_collections", "flax"} | TEXT,

@@ -6,7 +6,7 @@ import re
 import pages
 import pytest
 
-from seif_jax import data, sources
+from seif_jax import data, data_files
 from seif_jax.errors import EXIT_CODES
 from seif_jax.instruction import SOFT
 from seif_jax.rewards import rules
@@ -45,7 +45,9 @@ def test_rules_and_their_arguments():
 
 def test_file_formats():
     first = pages.section("Data").split("\n\n")[1]
-    assert [name for name in pages.names(first) if name in sources.READERS] == [*sources.READERS]
+    assert [name for name in pages.names(first) if name in data_files.READERS] == [
+        *data_files.READERS
+    ]
 
 
 def test_prompts():

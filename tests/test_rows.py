@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError
 from seif_jax.rewards import phrase, rules
 from seif_jax.rows import Prompt, is_kept, read_instruction, read_prompt
@@ -50,7 +50,7 @@ def test_of_a_chat_the_last_user_turn_is_the_prompt(tmp_path, chat, cut):
     assert prompt(chat) == expected
     assert prompt(json.dumps(chat)) == prompt(" \n" + json.dumps(chat, indent=2)) == expected
     pq.write_table(pa.table({"messages": pa.array([chat])}), tmp_path / "a.parquet")
-    [(_, row)] = sources.read(str(tmp_path / "a.parquet"))
+    [(_, row)] = data_files.read(str(tmp_path / "a.parquet"))
     assert read_prompt("f", row, "messages") == expected
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError
 
 TEXTS = ["Où ?", '"Quoted", he said', "two\nlines", "line\u2028separator \u2029 \x0b \x85 kept"]
@@ -54,7 +54,7 @@ def test_texts_come_back_unchanged_with_and_without_a_byte_order_mark(
 ):
     path = write(tmp_path / f"rows{suffix}", mark + written.encode("utf-8"))
     texts = [text for text in TEXTS if suffix != ".txt" or "\n" not in text]
-    assert sources.read(str(path)) == [(n, {"prompt": t}) for n, t in enumerate(texts, 1)]
+    assert data_files.read(str(path)) == [(n, {"prompt": t}) for n, t in enumerate(texts, 1)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,13 +63,13 @@ def test_any_text_survives_csv_and_jsonl(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")
     for suffix, written in ((".csv", csv_of(texts)), (".jsonl", jsonl_of(texts))):
         path = write(folder / f"a{suffix}", written)
-        assert [row["prompt"] for _, row in sources.read(str(path))] == texts
+        assert [row["prompt"] for _, row in data_files.read(str(path))] == texts
 
 
 def test_joined_files_have_byte_order_marks_inside(tmp_path):
     one = b"\xef\xbb\xbf" + b'{"prompt": "a"}\r\n'
     path = write(tmp_path / "a.jsonl", one + b"\r\n" + one)
-    assert sources.read(str(path)) == [(1, {"prompt": "a"}), (3, {"prompt": "a"})]
+    assert data_files.read(str(path)) == [(1, {"prompt": "a"}), (3, {"prompt": "a"})]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json", ".txt"])
@@ -77,13 +77,13 @@ def test_joined_files_have_byte_order_marks_inside(tmp_path):
 def test_other_encodings_are_refused_in_one_line(tmp_path, suffix, encoding):
     text = {".csv": "prompt\nÄ?\n", ".txt": "Ä?\n"}.get(suffix, '[{"prompt": "Ä?"}]\n')
     path = write(tmp_path / f"a{suffix}", text.encode(encoding))
-    message = refused(sources.read, str(path))
+    message = refused(data_files.read, str(path))
     assert message.startswith(f"{path}: ") and message.endswith("save it as UTF-8")
 
 
 def test_the_line_that_is_not_utf8_is_named(tmp_path):
     path = write(tmp_path / "a.txt", b"one\ntwo\ncaf\xe9\n")
-    assert refused(sources.read, str(path)) == (
+    assert refused(data_files.read, str(path)) == (
         f"{path}: line 3 is not UTF-8 text (byte 0xe9); save it as UTF-8"
     )
 
@@ -107,17 +107,17 @@ def test_the_line_that_is_not_utf8_is_named(tmp_path):
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, name, text, message):
-    assert message in refused(sources.read, str(write(tmp_path / name, text)))
+    assert message in refused(data_files.read, str(write(tmp_path / name, text)))
 
 
 def test_blank_rows_of_csv_are_left_out_and_cells_may_be_large(tmp_path):
     long = "x" * 200_000
     path = write(tmp_path / "a.csv", f"prompt,n\n\na,\n{long},2\n\n")
-    assert sources.read(str(path)) == [
+    assert data_files.read(str(path)) == [
         (1, {"prompt": "a", "n": ""}),
         (2, {"prompt": long, "n": "2"}),
     ]
-    assert sources.read(str(write(tmp_path / "b.csv", ""))) == []
+    assert data_files.read(str(write(tmp_path / "b.csv", ""))) == []
 
 
 def test_values_are_pythons_own(monkeypatch, tmp_path):
@@ -127,7 +127,7 @@ def test_values_are_pythons_own(monkeypatch, tmp_path):
     module = type(sys)("tensorflow_datasets")
     module.data_source = lambda name, split: [row] if (name, split) == ("a", "train") else []
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    assert sources.read("tfds:a") == [
+    assert data_files.read("tfds:a") == [
         (1, {"prompt": [{"role": "user", "content": "Why?"}], "n": 3, "image": b"\xff\xd8",
              "words": ["a", "b"]}),
     ]  # fmt: skip
@@ -147,19 +147,19 @@ def test_names_and_splits_of_tfds(monkeypatch, source, split, name, wanted):
     module = type(sys)("tensorflow_datasets")
     module.data_source = lambda name, split: asked.append((name, split)) or []
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    assert sources.read(source, split) == []
+    assert data_files.read(source, split) == []
     assert asked == [(name, wanted)]
 
 
 def test_parquet_of_chats_as_verl_and_trl_write_them(tmp_path):
     chat = [{"content": "Why?", "role": "user"}]
     pq.write_table(pa.Table.from_pylist([{"prompt": chat}]), tmp_path / "a.parquet")
-    assert sources.read(str(tmp_path / "a.parquet")) == [(1, {"prompt": chat})]
+    assert data_files.read(str(tmp_path / "a.parquet")) == [(1, {"prompt": chat})]
 
 
 def test_sources_that_are_not_there(tmp_path):
     for name in ("absent.parquet", "absent.csv", "absent.txt", "no such/thing at all"):
-        assert "no such file" in refused(sources.read, str(tmp_path / name))
+        assert "no such file" in refused(data_files.read, str(tmp_path / name))
 
 
 def test_a_folder_that_is_no_data_set_names_its_broken_row(tmp_path, caplog):
@@ -167,14 +167,14 @@ def test_a_folder_that_is_no_data_set_names_its_broken_row(tmp_path, caplog):
     write(tmp_path / "a.jsonl", '{"prompt": "Why?"}\n')
     write(tmp_path / "b.jsonl", '{"prompt": "Wh\n')
     with caplog.at_level("ERROR"):
-        line = refused(sources.read, str(tmp_path))
+        line = refused(data_files.read, str(tmp_path))
     assert line.startswith(f"{tmp_path}: as a data set: ") and "JSON" in line
     assert not caplog.records
 
 
 def test_a_data_sets_folder_is_read_without_progress_bars(tmp_path, capfd):
     write(tmp_path / "test.jsonl", '{"prompt": "Why?"}\n')
-    line = refused(sources.read, str(tmp_path))
+    line = refused(data_files.read, str(tmp_path))
     assert "train" in line and "['test']" in line
-    assert sources.read(str(tmp_path), "test") == [(1, {"prompt": "Why?"})]
+    assert data_files.read(str(tmp_path), "test") == [(1, {"prompt": "Why?"})]
     assert capfd.readouterr() == ("", "")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.suite import Address, Item, Question, Replies
 from seif_jax.rewards.judge import Verdict
@@ -32,7 +32,7 @@ class FileRespondent:
     matched: set[int] = field(default_factory=set)  # numbers of the rows that answer a prompt
 
     def __post_init__(self) -> None:
-        rows = sources.read_file(self.path)
+        rows = data_files.read_file(self.path)
         if not rows:
             raise UserError(f"{self.path}: no rows")
         self.total = len(rows)
@@ -41,7 +41,7 @@ class FileRespondent:
         for number, row in rows:
             where = f"{self.path}: row {number}"
             for column in ("prompt", "response"):
-                sources.need(column, row, where)
+                data_files.need(column, row, where)
                 if not isinstance(row[column], str):
                     raise UserError(f"{where}: {column!r} must be text (got {shown(row[column])})")
             answer = (number, row["response"])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from seif_jax import model_names, run_paths, sources
+from seif_jax import data_files, model_names, run_paths
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
 from seif_jax.evaluate.answer_file import FileRespondent
@@ -64,7 +64,7 @@ def check_paths(options: EvaluateOptions) -> None:
             model_names.check(path)
     model_names.check(options.judge)
     if options.responses:
-        sources.check_exists(options.responses)
+        data_files.check_exists(options.responses)
 
 
 def load_suites(options: EvaluateOptions) -> list[Suite]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError
 from seif_jax.evaluate.outcome import Outcome, all_met
 from seif_jax.evaluate.statistics import Statistic
@@ -39,7 +39,7 @@ class ConstraintsSuite(ReplySuite):
     @classmethod
     def load(cls, name: str, source: str) -> "ConstraintsSuite":
         rule_library.find_punkt()
-        rows = [(f"{source}: row {number}", row) for number, row in sources.read(source)]
+        rows = [(f"{source}: row {number}", row) for number, row in data_files.read(source)]
         instructions = [read_instruction(where, row) for where, row in rows if is_kept(where, row)]
         if not instructions:
             raise UserError(f"{source}: none of its {len(rows)} rows is kept (column 'kept')")

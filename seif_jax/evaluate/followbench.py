@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import followbench_rules
 from seif_jax.evaluate.followbench_rules import LevelRow
@@ -167,7 +167,7 @@ class LevelTask:
 
 def _read_tasks(file: Path) -> Iterator[LevelTask]:
     instructions: dict[int, tuple[str, ...]] = {}  # of each example so far
-    for number, columns in sources.read_file(file):
+    for number, columns in data_files.read_file(file):
         row = _level_row(f"{file}: row {number}", columns)
         example, level = row.example_id, row.level
         earlier = instructions.get(example, ()) if level else ()
@@ -179,7 +179,7 @@ def _read_tasks(file: Path) -> Iterator[LevelTask]:
 def _level_row(where: str, columns: Mapping[str, object]) -> LevelRow:
     """Raises UserError if a column is missing or has a wrong value."""
     for column in ("example_id", "level", *TEXTS):
-        sources.need(column, columns, where)
+        data_files.need(column, columns, where)
     level = _checked(where, columns, "level", int, "a whole number")
     if level not in (0, *LEVELS):
         raise UserError(f"{where}: 'level' must be 0 to 5 (got {level})")

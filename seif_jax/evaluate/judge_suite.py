@@ -11,7 +11,7 @@ from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
-from seif_jax import sample_files, sources
+from seif_jax import data_files, sample_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
@@ -191,10 +191,10 @@ def reliability(probs: np.ndarray, labels: np.ndarray) -> Table:
 
 
 def _of_rows(source: str) -> Iterator[Labelled]:
-    for number, row in sources.read(source):
+    for number, row in data_files.read(source):
         where = f"{source}: row {number}"
         for column in ("reply", "constraint", "label"):
-            sources.need(column, row, where)
+            data_files.need(column, row, where)
         texts = {name: row.get(name) or "" for name in ("prompt", "reply", "constraint", "kind")}
         for name, text in texts.items():
             if not isinstance(text, str) or (name in ("reply", "constraint") and not text.strip()):

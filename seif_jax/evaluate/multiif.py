@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import published
 from seif_jax.evaluate.outcome import Outcome
@@ -35,7 +35,7 @@ class MultiIFSuite(ReplySuite):
 
     @classmethod
     def load(cls, name: str, source: str, split: str | None = None) -> "MultiIFSuite":
-        rows = sources.read(source, split)
+        rows = data_files.read(source, split)
         if not rows:
             raise UserError(f"{source}: no rows")
         conversations = [_turns(f"{source}: row {number}", row) for number, row in rows]
@@ -102,7 +102,7 @@ def _unscored_if_uncounted(outcome: Outcome, language: str) -> Outcome:
 def _turns(where: str, row: Mapping[str, object]) -> tuple[PublishedPrompt, ...]:
     """The turns of a conversation. A conversation with fewer turns ends at the first empty one."""
     for column in ("key", "language", "turn_1_prompt"):
-        sources.need(column, row, where)
+        data_files.need(column, row, where)
     turns = []
     for turn in range(1, TURNS + 1):
         message = row.get(f"turn_{turn}_prompt")
@@ -110,7 +110,7 @@ def _turns(where: str, row: Mapping[str, object]) -> tuple[PublishedPrompt, ...]
             break
         names = f"turn_{turn}_instruction_id_list", f"turn_{turn}_kwargs"
         for column in names:
-            sources.need(column, row, where)
+            data_files.need(column, row, where)
         columns = {"key": row["key"], "prompt": _content(f"{where}: turn {turn}", message)}
         columns |= {"instruction_id_list": row[names[0]], "kwargs": row[names[1]]}
         turns.append(published.read_row(f"{where}: turn {turn}", columns, turn))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from seif_jax import sources
+from seif_jax import data_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.rewards import rule_library
@@ -42,10 +42,10 @@ class PublishedPrompt:
 def read(source: str, split: str | None = None) -> list[PublishedPrompt]:
     """The rows of a file or data set with the columns prompt, instruction_id_list and kwargs.
 
-    source, split: as of `sources.read`. `key` may be missing: then it is the row's number.
+    source, split: as of `data_files.read`. `key` may be missing: then it is the row's number.
     Raises UserError naming the row whose columns, instruction ids or arguments do not fit.
     """
-    rows = sources.read(source, split)
+    rows = data_files.read(source, split)
     if not rows:
         raise UserError(f"{source}: no rows")
     prompts = [read_row(f"{source}: row {number}", row, number) for number, row in rows]
@@ -62,7 +62,7 @@ def read(source: str, split: str | None = None) -> list[PublishedPrompt]:
 def read_row(where: str, row: Mapping[str, object], number: int) -> PublishedPrompt:
     """Reads one row. where: the source and row for error messages. number: the default key."""
     for column in ("prompt", "instruction_id_list", "kwargs"):
-        sources.need(column, row, where)
+        data_files.need(column, row, where)
     prompt = row["prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{where}: 'prompt' must be text (got {shown(prompt)})")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from seif_jax import sources, user_functions
+from seif_jax import data_files, user_functions
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Statistic
@@ -37,10 +37,10 @@ class UserSuite(ReplySuite):
     def load(cls, name: str, source: str) -> "UserSuite":
         """name: `module:function` or `FILE.py:function`. The prompts are in the column `prompt`."""
         function = load_function(name)
-        rows = sources.read(source)
+        rows = data_files.read(source)
         items = []
         for number, row in rows:
-            sources.need("prompt", row, f"{source}: row {number}")
+            data_files.need("prompt", row, f"{source}: row {number}")
             if not isinstance(row["prompt"], str) or not row["prompt"].strip():
                 raise UserError(
                     f"{source}: row {number}: 'prompt' must be text (got {shown(row['prompt'])})"
