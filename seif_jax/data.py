@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seif_jax import data_files
+from seif_jax.data_rows import is_kept, read_instruction, read_prompt
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
 from seif_jax.instruction import Columns, Instruction, Seed
 from seif_jax.rewards.rule_library import NLTK_DATA, missing_data
-from seif_jax.rows import is_kept, read_instruction, read_prompt
 
 # Arguments of IFEval's rules, typed as in IFEval's file. A row uses a few; the others are null.
 _KWARG_TYPES = {
@@ -76,7 +76,7 @@ def load_instructions(
     """The instructions of a data file, ours or the authors', without rows whose `kept` is false.
 
     columns: further columns for the file's rows, in order, if there are as many.
-    Raises UserError naming the row that `rows.read_instruction` cannot read.
+    Raises UserError naming the row that `data_rows.read_instruction` cannot read.
     """
     path = Path(path).expanduser()
     rows = [(f"{path}: row {number}", row) for number, row in data_files.read_file(path)]

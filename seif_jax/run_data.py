@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from seif_jax import data
 from seif_jax.data_files import MissingColumn
+from seif_jax.data_rows import read_instruction
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.rewards import phrase
-from seif_jax.rows import read_instruction
 from seif_jax.run_config import RuleSetConfig, RunConfig
 
 Warn = Callable[[str], None]

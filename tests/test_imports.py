@@ -30,7 +30,7 @@ LEVELS = [
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"}
     | {"sample_files"},
-    {"diversity", "rewards", "roles", "rows", "sampling", "tokenizer", "tokenizer_files"},
+    {"diversity", "rewards", "roles", "data_rows", "sampling", "tokenizer", "tokenizer_files"},
     {"models"},
     {"accelerators", "chat_template", "collectives", "processes", "sharding", "stopping"},
     {
@@ -74,7 +74,7 @@ NEVER = {
     "rl.config": ARRAYS,
     "run_config": ARRAYS,
     "rl.tasks": ARRAYS,
-    "rows": ARRAYS,
+    "data_rows": ARRAYS,
     "data_files": ARRAYS | {"seif_jax.rewards", "seif_jax.roles"},
     "models": {"ml_collections", "seif_jax.rl", "seif_jax.sampling"},
     "sampling": {"ml_collections", "seif_jax.rl"} | TEXT,

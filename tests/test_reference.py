@@ -7,12 +7,12 @@ import pages
 import pytest
 
 from seif_jax import data, data_files
+from seif_jax.data_rows import read_prompt
 from seif_jax.errors import EXIT_CODES
 from seif_jax.instruction import SOFT
 from seif_jax.rewards import rules
 from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.score import REASONS
-from seif_jax.rows import read_prompt
 
 
 def test_reasons():

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax import data_files
+from seif_jax.data_rows import Prompt, is_kept, read_instruction, read_prompt
 from seif_jax.errors import UserError
 from seif_jax.rewards import phrase, rules
-from seif_jax.rows import Prompt, is_kept, read_instruction, read_prompt
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

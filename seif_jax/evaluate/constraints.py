@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from seif_jax import data_files
+from seif_jax.data_rows import is_kept, read_instruction
 from seif_jax.errors import UserError
 from seif_jax.evaluate.outcome import Outcome, all_met
 from seif_jax.evaluate.statistics import Statistic
@@ -22,7 +23,6 @@ from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import apply_rule
 from seif_jax.rewards.recognise import recognise
-from seif_jax.rows import is_kept, read_instruction
 
 
 @dataclass(frozen=True)
