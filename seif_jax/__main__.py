@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def unknown_argument(command: str, argument: str) -> str:
     """The message for an argument that a command does not know."""
-    from seif_jax import config_keys
+    from seif_jax import config_parsing
 
     key = argument.removeprefix("--").partition("=")[0]
     hint = ""
-    if "--config." in PASSED_ON.get(command, ()) and config_keys.key(key):
+    if "--config." in PASSED_ON.get(command, ()) and config_parsing.key(key):
         hint = f"; a key of the config is set by --config.{key}=VALUE"
     return f"unknown argument {argument}{hint}"
 

@@ -1,6 +1,6 @@
 """Checks that the values of a config fit together, and reads the prompt files that it names.
 
-Before this, `config_keys.parse` checks each value alone; after it, `preflight` checks the config
+Before this, `config_parsing.parse` checks each value alone; after it, `preflight` checks the config
 against models and data.
 """
 

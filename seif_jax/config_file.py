@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from seif_jax import config_keys, shipped
+from seif_jax import config_parsing, shipped
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.user_functions import import_path
@@ -37,7 +37,7 @@ def read_config(path: str, options: Sequence[str] = ()) -> RunConfig:
     config = load(file, argument).to_dict()
     for option in options:
         apply(config, option)
-    return config_keys.parse(config)
+    return config_parsing.parse(config)
 
 
 def to_config_dict(group: "DataclassInstance") -> ConfigDict:
@@ -117,17 +117,17 @@ def apply(config: dict[str, Any], option: str) -> None:
     try:
         holder = config
         for i, group in enumerate(groups, 1):
-            if group not in holder and (new := config_keys.defaults(".".join(groups[:i]))):
+            if group not in holder and (new := config_parsing.defaults(".".join(groups[:i]))):
                 holder[group] = new  # as the first key of an evaluation set does
             holder = holder[group]
         # A known key may be missing here: the user names those of template_arguments.
-        is_group = not config_keys.key(name) and isinstance(holder[last], dict)
+        is_group = not config_parsing.key(name) and isinstance(holder[last], dict)
     except (KeyError, TypeError):
-        raise UserError(config_keys.unknown(name, config_keys.flat(config))) from None
+        raise UserError(config_parsing.unknown(name, config_parsing.flat(config))) from None
     if is_group:
         holder[last] = _dict(name, text)
     else:
-        holder[last] = config_keys.read(name, text if assigned else None)
+        holder[last] = config_parsing.read(name, text if assigned else None)
 
 
 def _dict(name: str, text: str) -> dict[str, object]:

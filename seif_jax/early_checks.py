@@ -6,7 +6,7 @@ They read neither models nor data. `evolve` reads them later, and repeats these 
 from collections.abc import Sequence
 from pathlib import Path
 
-from seif_jax import config_keys, data_files, model_names, resume
+from seif_jax import config_parsing, data_files, model_names, resume
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 
@@ -16,7 +16,7 @@ def check(config: RunConfig, workdir: Path) -> None:
     in which this config cannot run."""
     model_names.check(config.model)
     for key in ("instructor.init", "follower.init", "judger.model"):
-        name = config_keys.get(config, key)
+        name = config_parsing.get(config, key)
         try:
             model_names.check(None if name == "base" else name)
         except UserError as error:

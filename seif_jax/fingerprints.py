@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax import config_checks, config_keys, models
+from seif_jax import config_checks, config_parsing, models
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.models.io import hf
 from seif_jax.run_config import RunConfig
@@ -36,13 +36,13 @@ def of_run(
     columns = any(functions.values())  # only the user's functions read further columns
     prints = {"data.seeds": of_rows(seeds, columns)}
     for key in ("data.instructions", "data.rules.path"):
-        if instructions and config_keys.get(config, key):
+        if instructions and config_parsing.get(config, key):
             prints[key] = of_rows(instructions, columns)
     for name, rows in evaluations.items():
         if config.eval.sets[name].path:
             prints[f"eval.sets.{name}.path"] = of_rows(rows, columns)
     for key in MODELS:
-        name = config_keys.get(config, key)
+        name = config_parsing.get(config, key)
         path = models.find_local(name) if name or key == "model" else None
         if path and path.exists():
             prints[key] = of_model(path)
@@ -52,7 +52,7 @@ def of_run(
     for key, key_functions in functions.items():
         if key_functions:
             sources = {function.name: function.source for function in key_functions}
-            prints[key] = _digest([config_keys.get(config, key), sources])
+            prints[key] = _digest([config_parsing.get(config, key), sources])
     return prints
 
 

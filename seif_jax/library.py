@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from seif_jax import accelerators, config_keys, evolve
+from seif_jax import accelerators, config_parsing, evolve
 from seif_jax.chat import ChatModel
 from seif_jax.config_file import import_folders, read_config
 from seif_jax.display import Display
@@ -78,7 +78,7 @@ def run(
     folders = import_folders(None if isinstance(config, RunConfig) else str(config))
     if not isinstance(config, RunConfig):
         config = read_config(str(config))
-    config = config_keys.replace(config, changes or {})
+    config = config_parsing.replace(config, changes or {})
     folder = local_path(str(workdir))
     accelerators.skip_absent()
     with Display() as display:

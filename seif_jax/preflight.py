@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from seif_jax import config_checks, config_keys
+from seif_jax import config_checks, config_parsing
 from seif_jax.chat import one_token
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
@@ -29,7 +29,7 @@ def check_models(config: RunConfig, base: ModelBundle) -> None:
     """Raises UserError if the Judger's model, or a model that a role starts from, is missing or has
     another architecture than the run's model."""
     for key in ("instructor.init", "follower.init", "judger.model"):
-        name = config_keys.get(config, key)
+        name = config_parsing.get(config, key)
         if not name or name == "base":
             continue
         try:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from seif_jax import config_keys, run_config
+from seif_jax import config_parsing, run_config
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import Record, RunPaths, read_record
@@ -26,7 +26,7 @@ def check_workdir(config: RunConfig, workdir: Path) -> None:
     if record := read_record(workdir):
         prints = record.get("fingerprints", {})
         check_resumable(
-            record, {"config": config_keys.as_json(config), "fingerprints": prints}, workdir
+            record, {"config": config_parsing.as_json(config), "fingerprints": prints}, workdir
         )
 
 
@@ -45,7 +45,7 @@ def check_resumable(old: Record, new: Record, workdir: Path) -> None:
 def _refused(old: Record, new: Record, run: RunPaths) -> Iterator[str]:
     """A phrase for each key that changed and must not change."""
     for key, (old_value, new_value) in config_changes(old, new).items():
-        entry = config_keys.key(key)
+        entry = config_parsing.key(key)
         resume = entry.resume if entry else Resume.FIXED
         if resume is Resume.FREE:
             continue
@@ -78,7 +78,7 @@ def config_changes(old: Record, new: Record) -> Changes:
     A key with a fingerprint in both records is compared by its fingerprint alone, so its two values
     may be equal paths whose files differ.
     """
-    old_values, new_values = config_keys.flat(old["config"]), config_keys.flat(new["config"])
+    old_values, new_values = config_parsing.flat(old["config"]), config_parsing.flat(new["config"])
     old_prints, new_prints = old.get("fingerprints", {}), new["fingerprints"]
     changes: Changes = {}
     for key in sorted(old_values.keys() | new_values.keys()):
@@ -95,7 +95,7 @@ def config_changes(old: Record, new: Record) -> Changes:
 def record_changes(old: Record, new: Record) -> Changes:
     """All keys of config.json that differ except its history, {"config.rounds": (3, 4)}; the value
     of an absent key is None."""
-    old_values, new_values = config_keys.flat(old), config_keys.flat(new)
+    old_values, new_values = config_parsing.flat(old), config_parsing.flat(new)
     keys = sorted((old_values.keys() | new_values.keys()) - {"history"})
     pairs = {key: (old_values.get(key), new_values.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

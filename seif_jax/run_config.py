@@ -3,7 +3,7 @@ rl/config.py: the keys of the loss and of the optimizer. Neither imports JAX, so
 a config is reported at once.
 
 `configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
-`--config.key=value` options change. `config_keys.parse` checks the result once and returns a
+`--config.key=value` options change. `config_parsing.parse` checks the result once and returns a
 `RunConfig`. All other code takes these dataclasses.
 
 A key that changes what a run computes is fixed once the run has begun, unless its type says LATER
@@ -208,7 +208,7 @@ class RunConfig:
         config = seif_jax.read_config("smollm2", ["--config.rounds=1"])
         print(config.follower.group_size, config.grpo.kl_coef)
 
-    Values are checked by `read_config` and `config_keys.parse`, not here.
+    Values are checked by `read_config` and `config_parsing.parse`, not here.
     """
 
     seed: Seed = 0

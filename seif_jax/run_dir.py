@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import __version__, config_checks, config_keys, metrics, processes, settings
+from seif_jax import __version__, config_checks, config_parsing, metrics, processes, settings
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -102,7 +102,7 @@ def _record(
     changed since the last start goes into the history in config.json."""
     run, old = RunPaths(workdir), read_record(workdir)
     record = {
-        "config": config_keys.as_json(config),
+        "config": config_parsing.as_json(config),
         "fingerprints": prints,
         "started": started,
         "packages": {

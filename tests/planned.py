@@ -13,7 +13,7 @@ import tiny
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from seif_jax import config_keys, plan, sharding
+from seif_jax import config_parsing, plan, sharding
 from seif_jax.config_file import read_config
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.cost import compile_cost
@@ -52,7 +52,7 @@ def resident(config: RunConfig) -> dict[str, list[str]]:
         "reward.checks": ("ifeval", "judge"),
     }
     mesh = {"mesh.fsdp": 2, "mesh.tensor": 1, "dtype": "float32"}
-    config = config_keys.replace(config, {**judger, **judged, **mesh})
+    config = config_parsing.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
     layout = plan.Layout(config, model, jax.devices(), jax.devices())
     return {p.name: sorted(p.resident_bytes) for p in plan.programs(config, layout)}

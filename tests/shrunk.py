@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from seif_jax import config_keys, models, plan
+from seif_jax import config_parsing, models, plan
 from seif_jax.config_file import read_config
 from seif_jax.models import Model
 from seif_jax.plan.program import Program
@@ -43,7 +43,7 @@ def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tupl
     config, `__` for a dot."""
     config = read_config(str(CONFIGS / f"{name}.py"), [])
     changes = SMALL | {k.replace("__", "."): x for k, x in changes.items()}
-    config = config_keys.replace(config, changes)
+    config = config_parsing.replace(config, changes)
     hf_config = _hf_config(config.model)
     heads = hf_config["num_attention_heads"]
     head_dim = hf_config.get("head_dim") or hf_config["hidden_size"] // heads

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seif_jax import config_checks, config_keys
+from seif_jax import config_checks, config_parsing
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.run_config import RuleSetConfig
@@ -33,13 +33,13 @@ def with_a_set() -> Any:
     return config
 
 
-LEAVES = config_keys.flat(with_a_set().to_dict())
+LEAVES = config_parsing.flat(with_a_set().to_dict())
 NUMBERS = [name for name, value in LEAVES.items() if isinstance(value, (int, float))]
 NUMBERS = [name for name in NUMBERS if not isinstance(LEAVES[name], bool)]
 
 
-def entry(name: str) -> config_keys.Key:
-    found = config_keys.key(name)
+def entry(name: str) -> config_parsing.Key:
+    found = config_parsing.key(name)
     assert found, f"configs/default.py has {name}, the table has not"
     return found
 
@@ -56,7 +56,7 @@ def refused(name: str, value: Any) -> str:
     with config.ignore_type():
         config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError) as error:
-        config_keys.parse(config.to_dict())
+        config_parsing.parse(config.to_dict())
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -64,7 +64,7 @@ def refused(name: str, value: Any) -> str:
 
 def test_the_table_has_every_key_and_no_other():
     named = {name.replace(".mine", ".*") for name in LEAVES}
-    assert named == config_keys.KEYS.keys()
+    assert named == config_parsing.KEYS.keys()
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -165,7 +165,7 @@ def test_values_that_do_not_go_together(changes, message):
     config = with_a_set()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError) as error:
-        config_keys.parse(config.to_dict())
+        config_parsing.parse(config.to_dict())
     assert message in str(error.value)
 
 
@@ -173,11 +173,11 @@ def test_keys_that_are_unknown_or_missing_in_a_file():
     config = with_a_set()
     config.optim.lr = 1e-5
     with pytest.raises(UserError, match="no config key optim.lr; did you mean optim.learning_rate"):
-        config_keys.parse(config.to_dict())
+        config_parsing.parse(config.to_dict())
     config = with_a_set()
     del config.grpo.clip_dual
     with pytest.raises(UserError, match="the config has no key grpo.clip_dual; base it on"):
-        config_keys.parse(config.to_dict())
+        config_parsing.parse(config.to_dict())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -235,7 +235,7 @@ STAGES = {"data.rules.kinds": ("stages=follower",)}  # that do not contradict a 
     ],
 )
 def test_values_on_the_command_line(name, text, wanted):
-    value = config_keys.get(config_of(f"{name}={text}", *STAGES.get(name, ())), name)
+    value = config_parsing.get(config_of(f"{name}={text}", *STAGES.get(name, ())), name)
     assert (value, type(value)) == (wanted, type(wanted))
 
 
@@ -393,5 +393,5 @@ def test_references_keep_their_types():
     """A config file may set a key with a reference; what it refers to is read and checked."""
     config = with_a_set()
     config.follower.rollout_prompts = config.instructor.get_ref("rollout_prompts")
-    assert config_keys.flat(config.to_dict())["follower.rollout_prompts"] == 384
-    assert config_keys.parse(config.to_dict()).follower.rollout_prompts == 384
+    assert config_parsing.flat(config.to_dict())["follower.rollout_prompts"] == 384
+    assert config_parsing.parse(config.to_dict()).follower.rollout_prompts == 384

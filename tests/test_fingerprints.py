@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 
-from seif_jax import config_keys, fingerprints, models
+from seif_jax import config_parsing, fingerprints, models
 from seif_jax.fingerprints import SAMPLE_BYTES, SAMPLES, of_model, of_rows
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.run_config import RewardConfig, RuleSetConfig, RunConfig
@@ -100,7 +100,7 @@ def test_every_key_that_names_a_model_has_a_fingerprint(tmp_path):
         "data.instructions": "i.jsonl", "stages": ("instructor", "follower"),
         "eval.sets": {"held": asdict(RuleSetConfig(path="e.jsonl"))},
     }  # fmt: skip
-    c = config_keys.replace(RunConfig(), changes)
+    c = config_parsing.replace(RunConfig(), changes)
     prints = fingerprints.of_run(c, [Seed("Q?")], [ROW], {"held": [ROW]}, {})
     assert prints["instructor.init"] == prints["judger.model"] == of_model(Path(here))
     assert prints["model"] == of_model(models.resolve(None))

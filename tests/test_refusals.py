@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from seif_jax import config_keys, run_config
+from seif_jax import config_parsing, run_config
 from seif_jax.config_file import read_config
 from seif_jax.models import lora, tree_forward
 from seif_jax.rl import advantages, grpo, optim, quantized_adam
@@ -70,7 +70,7 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "file").write_text("text")
     (folder / "run").mkdir()
-    config = config_keys.as_json(read_config("quickstart", ["--config.seed=5"]))
+    config = config_parsing.as_json(read_config("quickstart", ["--config.seed=5"]))
     record = {"config": config, "fingerprints": {"model": "a model's digest"}}
     (folder / "run" / "config.json").write_text(json.dumps(record))
     commands = [[word.replace("DIR", str(folder)) for word in command] for command in COMMANDS]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_config import LEAVES, ROOT, with_a_set
 
-from seif_jax import config_keys
+from seif_jax import config_parsing
 from seif_jax.errors import UserError
 from seif_jax.resume import MISSING, check_resumable, config_changes
 from seif_jax.values import Choice, Flag, Many, Number, Resume
@@ -52,7 +52,7 @@ def another(value: Any, values: Any) -> Any:
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_key(tmp_path, name):
     """Fixed keys are refused with both values, others go on while nothing has begun."""
-    entry = config_keys.key(name)
+    entry = config_parsing.key(name)
     assert entry
     value = another(LEAVES[name], entry.values)
     assert value in entry.values and value != LEAVES[name]
@@ -159,9 +159,11 @@ def test_the_docs_say_which_keys_may_change():
     rows = dict(re.findall(r"^\| (at any time|for later rounds) \| (.*) \|$", page, re.M))
     for row, kind in (("at any time", Resume.FREE), ("for later rounds", Resume.LATER)):
         patterns = re.findall(r"`([^`]+)`", rows[row])
-        keys = {name for name, entry in config_keys.KEYS.items() if entry.resume is kind}
+        keys = {name for name, entry in config_parsing.KEYS.items() if entry.resume is kind}
         listed = {
-            name for name in config_keys.KEYS if any(fnmatch(name, pattern) for pattern in patterns)
+            name
+            for name in config_parsing.KEYS
+            if any(fnmatch(name, pattern) for pattern in patterns)
         }
         assert listed == keys
         assert all(any(fnmatch(name, pattern) for name in keys) for pattern in patterns)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from seif_jax import config_keys
+from seif_jax import config_parsing
 from seif_jax.__main__ import main
 from seif_jax.config_file import read_config
 from seif_jax.model_bundle import ModelBundle
@@ -52,7 +52,7 @@ def finish(folder, overrides=()):
         for stage in config.stages:
             (folder / f"round_{round}" / stage).mkdir(parents=True)
             (folder / f"round_{round}" / stage / "stage.json").write_text("{}")
-    (folder / "config.json").write_text(json.dumps({"config": config_keys.as_json(config)}))
+    (folder / "config.json").write_text(json.dumps({"config": config_parsing.as_json(config)}))
 
 
 def test_names_and_commands(sweep, tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from seif_jax import config_keys
+from seif_jax import config_parsing
 from seif_jax.errors import UserError
 from seif_jax.lengths import Lengths
 from seif_jax.models import Model
@@ -52,7 +52,7 @@ def find_change(
     for change in changes(config, program, topology):
         where = change.topology or topology
         try:
-            changed = config_keys.replace(config, change.values)
+            changed = config_parsing.replace(config, change.values)
             layout = Layout(changed, model, devices_of(where), host_of(where))
         except UserError:
             continue  # the change does not go with the model or the devices
@@ -83,7 +83,7 @@ def changes(config: RunConfig, program: Program, topology: str | None) -> Iterat
         yield from wider_meshes(config, "sequence")
     if ":" in program.name and not program.name.endswith("verdicts"):  # that samples
         key = BATCH_SIZES.get(kind, "sample_batch")
-        size = config_keys.get(config, key)
+        size = config_parsing.get(config, key)
         yield from (Change({key: size >> i}) for i in range(1, HALVINGS + 1) if size >> i)
     yield from wider_meshes(config, "tensor")
     if config.optim.moments == "float32":

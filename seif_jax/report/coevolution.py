@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from seif_jax import config_keys, data, models
+from seif_jax import config_parsing, data, models
 from seif_jax.chat_template import ChatSettings
 from seif_jax.display import Display
 from seif_jax.errors import UserError
@@ -50,7 +50,7 @@ def compute(runs: Sequence[RunFiles], count: int | None, map_too: bool) -> None:
 def open_evolution(run: RunFiles, display: Display) -> Evolution:
     """The run's models and checks. Paths in its config are relative to the current folder, as they
     are when the run is resumed. UserError: something that the config names is not there."""
-    config = config_keys.parse(with_tuples(run.config))
+    config = config_parsing.parse(with_tuples(run.config))
     started = datetime.fromisoformat(run.about["started"])
     chat = ChatSettings(dict(config.template_arguments), started)
     return Evolution(config, run.folder, ModelBundle.load(config.model, chat), display)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seif_jax import config_keys, resume, run_paths, shipped
+from seif_jax import config_parsing, resume, run_paths, shipped
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -167,10 +167,10 @@ def _run(options: SweepOptions, folder: Path, values: Values, read_config: ReadC
     for key, value in values.items():
         if key in overridden:
             raise UserError(f"--config.{key} is set for all runs, and this run changes it")
-        if config_keys.get(config, key) != value:
-            raise UserError(f"{key}={value!r} is read as {config_keys.get(config, key)!r}")
+        if config_parsing.get(config, key) != value:
+            raise UserError(f"{key}={value!r} is read as {config_parsing.get(config, key)!r}")
     if record:
-        new = {"config": config_keys.as_json(config), "fingerprints": {}}
+        new = {"config": config_parsing.as_json(config), "fingerprints": {}}
         resume.check_resumable(record, new, folder)
     paths = (f"--config={options.config}", f"--workdir={folder}")
     return Run(folder.name, folder, config, ("run", *paths, *options.overrides, *changes))
