@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from seif_jax import config_checks
+from seif_jax.config_types import Flag, Resume, Values, unwrap, values_of
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
-from seif_jax.values import Flag, Resume, Values, unwrap, values_of
 
 T = TypeVar("T")
 Hint = object  # the type of a setting, often an Annotated; typing has no name for it

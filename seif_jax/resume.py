@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seif_jax import config_parsing, run_config
+from seif_jax.config_types import Resume
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import Record, RunPaths, read_record
-from seif_jax.values import Resume
 
 Changes = dict[str, tuple[object, object]]  # {key: (old value, new value)}
 MISSING = object()  # the value of a key that a config does not have

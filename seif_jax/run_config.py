@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
+from seif_jax.config_types import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
 from seif_jax.rewards import phrase
 from seif_jax.rewards.check import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rewards.reward import REWARDS
 from seif_jax.rl.config import Advantage, LossConfig, OptimizerConfig
-from seif_jax.values import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
 
 FREE, LATER = Resume.FREE, Resume.LATER
 STAGES = ("instructor", "generate", "follower")

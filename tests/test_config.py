@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from seif_jax import config_checks, config_parsing
 from seif_jax.config_file import read_config
+from seif_jax.config_types import Choice, Flag, Many, Number, Scalar, Text
 from seif_jax.errors import UserError
 from seif_jax.run_config import RuleSetConfig
-from seif_jax.values import Choice, Flag, Many, Number, Scalar, Text
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "configs" / "default.py"

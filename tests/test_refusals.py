@@ -10,9 +10,9 @@ import pytest
 
 from seif_jax import config_parsing, run_config
 from seif_jax.config_file import read_config
+from seif_jax.config_types import OneOf, unwrap
 from seif_jax.models import lora, tree_forward
 from seif_jax.rl import advantages, grpo, optim, quantized_adam
-from seif_jax.values import OneOf, unwrap
 
 # Runs commands in one process, and prints for each: exit code, standard error, modules with arrays.
 PROGRAM = """

@@ -10,9 +10,9 @@ import pytest
 from test_config import LEAVES, ROOT, with_a_set
 
 from seif_jax import config_parsing
+from seif_jax.config_types import Choice, Flag, Many, Number, Resume
 from seif_jax.errors import UserError
 from seif_jax.resume import MISSING, check_resumable, config_changes
-from seif_jax.values import Choice, Flag, Many, Number, Resume
 
 
 def about(**changes: Any) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from seif_jax.values import look_up
+from seif_jax.config_types import look_up
 
 AnyArray = Array | np.ndarray  # on a device or on the host
 

@@ -8,7 +8,7 @@ that a mistake in a config is reported at once.
 from dataclasses import dataclass
 from typing import Annotated
 
-from seif_jax.values import OneOf, Range
+from seif_jax.config_types import OneOf, Range
 
 Advantage = Annotated[str, OneOf(("grpo", "rloo", "dr_grpo", "zero"))]
 # A decay must be less than 1 in float32, because 1 - decay is a divisor.

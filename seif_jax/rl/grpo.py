@@ -23,8 +23,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from seif_jax.config_types import look_up
 from seif_jax.rl.config import LossConfig
-from seif_jax.values import look_up
 
 AnyArray = Array | np.ndarray  # on a device or on the host
 Metrics = dict[str, Array]

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from seif_jax.config_types import look_up
 from seif_jax.models import Params
 from seif_jax.rl import quantized_adam
 from seif_jax.rl.config import OptimizerConfig
 from seif_jax.sharding import state_sharding
-from seif_jax.values import look_up
 
 # (peak, end, updates) -> the learning rate by update. Linear and cosine end at `end * peak`.
 SCHEDULES: dict[str, Callable[[float, float, int], optax.Schedule]] = {

@@ -16,7 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, BFloat16, Float, Int, UInt32
 
-from seif_jax.values import look_up
+from seif_jax.config_types import look_up
 
 BLOCK = 256  # entries that share a scale
 FLOAT32_MANTISSA = 23  # bits

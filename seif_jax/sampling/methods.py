@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seif_jax.config_types import Temperature, TopK, TopP, values_of
 from seif_jax.errors import UserError
-from seif_jax.values import Temperature, TopK, TopP, values_of
 
 BLOCK = 256  # tokens per block, in the first of the two cumulative sums
 
