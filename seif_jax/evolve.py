@@ -16,7 +16,7 @@ from seif_jax import (
     processes,
     propose,
     run_data,
-    settings,
+    stage_settings,
     stopping,
 )
 from seif_jax.card import card
@@ -84,7 +84,7 @@ class Evolution:
         display: Display,
         folders: Sequence[Path] = (Path(),),
     ):
-        config = settings.with_dtype(config, accelerators.native_dtype())
+        config = stage_settings.with_dtype(config, accelerators.native_dtype())
         self.config, self.workdir, self.display = config, workdir, display
         self.checks = load_checks(config.reward.checks, folders)
         self.reward = load_reward(config.instructor.reward, folders)
@@ -167,9 +167,9 @@ class Evolution:
                 reference=partial(self.weights.engine, start, c.dtype, "shared"),
             ),
             task=task,
-            rollout=settings.rollout(c, role),
-            learner=settings.learner(c, role),
-            batching=settings.batching(c, role, round),
+            rollout=stage_settings.rollout(c, role),
+            learner=stage_settings.learner(c, role),
+            batching=stage_settings.batching(c, role, round),
             evaluation=self.evaluation(round, follower=name == "follower"),
             key=key,
             checkpoint_every_steps=c.checkpoint.every_steps,
@@ -188,7 +188,7 @@ class Evolution:
         chat_model = self.chat_model(
             self.weights.judger_path(round), c.dtype or self.config.dtype, c.devices
         )
-        decoding = settings.verdict_decoding(c, settings.JUDGER_RNG_STREAM)
+        decoding = stage_settings.verdict_decoding(c, stage_settings.JUDGER_RNG_STREAM)
         judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
         return Checker(checks, judge, self.checks)
 
@@ -206,7 +206,7 @@ class Evolution:
     ) -> EvaluationSet:
         """These instructions as an evaluation set, sampled at config.eval.temperature."""
         c = self.config
-        decoding = settings.decoding(c, c.follower, c.eval.temperature)
+        decoding = stage_settings.decoding(c, c.follower, c.eval.temperature)
         return EvaluationSet(name, self.answering(rows, checker), decoding, c.eval.every_steps)
 
     def proposed(self, round: int) -> list[Instruction]:
@@ -240,7 +240,7 @@ class Evolution:
             self.suites,
             self.workdir,
             Form(c.format, c.follower.shots, prompts),
-            settings.decoding(c, c.follower, c.eval.temperature),
+            stage_settings.decoding(c, c.follower, c.eval.temperature),
             self.key,
             checker.judge,
             {"temperature": c.eval.temperature, "max_tokens": c.follower.max_response_tokens},
@@ -250,7 +250,9 @@ class Evolution:
     def instructor_task(self, round: int) -> InstructorTask:
         c = self.config
         evaluator = self.evaluator(round)
-        answers = settings.decoding(c, c.follower, c.answer.temperature, settings.ANSWER_RNG_STREAM)
+        answers = stage_settings.decoding(
+            c, c.follower, c.answer.temperature, stage_settings.ANSWER_RNG_STREAM
+        )
         return InstructorTask(
             rows=self.data.seeds,
             checker=self.checker(round),
@@ -278,7 +280,7 @@ class Evolution:
 
     def filter(self, evaluator: ChatModel) -> Judge:
         c = self.config.filter
-        decoding = settings.verdict_decoding(c, settings.FILTER_RNG_STREAM)
+        decoding = stage_settings.verdict_decoding(c, stage_settings.FILTER_RNG_STREAM)
         return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
 
     def instructions(self, round: int) -> Path:
@@ -303,9 +305,9 @@ class Evolution:
             info=StageInfo("generate", round, c.rounds, paths),
             chat_model=self.chat_model(instructor, c.dtype),
             task=task,
-            decoding=settings.decoding(c, c.instructor, c.generate.temperature),
+            decoding=stage_settings.decoding(c, c.instructor, c.generate.temperature),
             seeds_per_step=c.generate.prompts,
-            chunks=settings.chunks(c),
+            chunks=stage_settings.chunks(c),
             key=self.stage_key(round, "generate"),
         )
         return propose.propose_instructions(stage, self.instructions(round), writer, self.display)

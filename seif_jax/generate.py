@@ -13,7 +13,7 @@ from seif_jax.json_io import dumps
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.sampling import Engine
 from seif_jax.sampling.methods import Method
-from seif_jax.settings import dtype
+from seif_jax.stage_settings import dtype
 
 BATCH_SIZE = 64  # sequences decoded together
 

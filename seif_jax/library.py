@@ -13,7 +13,7 @@ from seif_jax.rl.stage import Stage
 from seif_jax.run_config import DType, RunConfig
 from seif_jax.run_paths import RunPaths
 from seif_jax.sampling import Engine
-from seif_jax.settings import dtype as dtype_of
+from seif_jax.stage_settings import dtype as dtype_of
 
 
 def load_model(path: str | Path | None = None, dtype: DType | None = None) -> ChatModel:

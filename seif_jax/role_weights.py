@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from seif_jax import models, settings, sharding
+from seif_jax import models, sharding, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.model_bundle import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.models import Params, lora, resolve
@@ -28,7 +28,7 @@ class RoleWeights:
 
     def __init__(self, config: RunConfig, workdir: Path, base: ModelBundle):
         self.config, self.workdir = config, workdir
-        self.lora = settings.lora(config)
+        self.lora = stage_settings.lora(config)
         self._meshes = meshes(config, jax.devices())
         self.mesh = self._meshes["shared"]
         rule = sharding.sharding_rule(self.mesh)
@@ -62,7 +62,7 @@ class RoleWeights:
     def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Params:
         """Loads all weights of a model, sharded for training unless `rule` says otherwise;
         adapters are merged into their base."""
-        kind, scan = settings.dtype(dtype), self.config.scan_weights
+        kind, scan = stage_settings.dtype(dtype), self.config.scan_weights
         rule = rule or sharding.sharding_rule(self.mesh)
         return load_params(path, self.base.model, kind, scan, rule)
 
@@ -89,7 +89,7 @@ class RoleWeights:
                 params = lora.join(self._base(dtype, devices), adapter)
             else:
                 params = self.load(path, dtype, rule)
-            self._engines[key] = Engine(self.base.model.config, params, settings.dtype(dtype))
+            self._engines[key] = Engine(self.base.model.config, params, stage_settings.dtype(dtype))
         return self._engines[key]
 
     def keep_only(self, *paths: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import __version__, config_checks, config_parsing, metrics, processes, settings
+from seif_jax import __version__, config_checks, config_parsing, metrics, processes, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -128,7 +128,7 @@ def _record(
             }
             write_json(run.config, {**record, "history": [*old.get("history", []), entry]})
     if not run.base_model.is_dir():
-        base.save(run.base_model, settings.lora(config))
+        base.save(run.base_model, stage_settings.lora(config))
     keep_prompts(config, workdir)
 
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 from jax._src import hardware_utils
 
-from seif_jax import accelerators, settings
+from seif_jax import accelerators, stage_settings
 from seif_jax.__main__ import COMMANDS, main
 from seif_jax.errors import RunError
 from seif_jax.run_config import RunConfig
@@ -235,8 +235,8 @@ def test_the_dtype_that_an_accelerator_does_well(monkeypatch, device, dtype):
 def test_auto_is_the_devices_dtype():
     assert RunConfig().dtype == "auto"
     for native in ("bfloat16", "float32"):
-        assert settings.with_dtype(RunConfig(), native).dtype == native
-        assert settings.with_dtype(RunConfig(dtype="float32"), native).dtype == "float32"
+        assert stage_settings.with_dtype(RunConfig(), native).dtype == native
+        assert stage_settings.with_dtype(RunConfig(dtype="float32"), native).dtype == "float32"
 
 
 def test_a_device_that_does_not_start_is_one_line(machine, monkeypatch):

@@ -26,7 +26,7 @@ LEVELS = [
         "lengths",
         "preflight",
     }
-    | {"resume", "role_weights", "run_config", "run_data", "run_dir", "settings"},
+    | {"resume", "role_weights", "run_config", "run_data", "run_dir", "stage_settings"},
     {"rl", "propose", "evaluate"},
     {"chat", "checkpoint", "model_bundle", "compiling", "data", "display", "metrics"}
     | {"sample_files"},

@@ -14,7 +14,7 @@ import pytest
 import tiny
 from checkpoints import MemorySource, NoTokenizer, recipe, source
 
-from seif_jax import models, settings
+from seif_jax import models, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.models import lora
 from seif_jax.models.io import hf
@@ -240,5 +240,5 @@ def test_the_base_that_adapters_name(model, base, tmp_path, monkeypatch):
     for name in ("model", "smollm2"):
         (tmp_path / name).mkdir()
     config = RunConfig(model=model, lora=LoraConfig(rank=2, alpha=4.0, targets=("q",)))
-    spec = settings.lora(config)
+    spec = stage_settings.lora(config)
     assert spec and spec.base == (base and base.format(here=tmp_path))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from seif_jax import data, models, settings, sharding
+from seif_jax import data, models, sharding, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.model_bundle import ModelBundle, load_params
@@ -51,7 +51,7 @@ class BenchModel:
 
     @property
     def dtype(self) -> DTypeLike:
-        return settings.dtype(self.dtype_name)
+        return stage_settings.dtype(self.dtype_name)
 
     def engine(self) -> Engine:
         return Engine(self.config, self.load(self.dtype), self.dtype)
@@ -190,7 +190,7 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
     )
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     rule = sharding.sharding_rule(mesh)
-    rollout = settings.rollout(config, role)
+    rollout = stage_settings.rollout(config, role)
     stage = Stage(
         info=StageInfo("bench", round=1, rounds=1, paths=StagePaths(Path())),
         model=TrainedModel(
@@ -203,8 +203,8 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
         ),
         task=LowercaseTask([tokenizer.decode(ids) for ids in prompts]),
         rollout=rollout,
-        learner=settings.learner(config, role),
-        batching=settings.batching(config, role, round=1),
+        learner=stage_settings.learner(config, role),
+        batching=stage_settings.batching(config, role, round=1),
         evaluation=Evaluation(),
         key=jax.random.key(0),
         checkpoint_every_steps=1,

@@ -32,7 +32,7 @@ from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts
 from seif_jax.run_paths import Record, RunPaths, read_record
 from seif_jax.sampling import Engine
-from seif_jax.settings import dtype as dtype_of
+from seif_jax.stage_settings import dtype as dtype_of
 
 
 @dataclass(frozen=True)

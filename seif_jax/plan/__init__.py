@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seif_jax import accelerators, model_names, models, settings
+from seif_jax import accelerators, model_names, models, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.lengths import Lengths
 from seif_jax.models import Model
@@ -41,7 +41,7 @@ def plan(config: RunConfig, topology: str | None, lengths: Lengths | None = None
     """
     # All devices of a topology have instructions for bfloat16.
     native = "bfloat16" if topology else accelerators.native_dtype()
-    config = settings.with_dtype(config, native)
+    config = stage_settings.with_dtype(config, native)
     with compiling_for(topology):
         model, devices = describe(config.model), devices_of(topology)
         layout = Layout(config, model, devices, host_of(topology))

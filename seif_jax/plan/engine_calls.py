@@ -7,7 +7,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Int
 
-from seif_jax import settings
+from seif_jax import stage_settings
 from seif_jax.chat import Decoding
 from seif_jax.plan.drawn import CallLengths, Draw, judged, unrelated
 from seif_jax.plan.layout import has_own_weights
@@ -71,20 +71,20 @@ def verdict_lengths(
 
 def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterator[EngineCall]:
     """All that a step of a stage samples and judges."""
-    role, dtype = config.trained_role(stage), settings.dtype(config.dtype)
-    decoding = settings.decoding(config, role, role.temperature)
+    role, dtype = config.trained_role(stage), stage_settings.dtype(config.dtype)
+    decoding = stage_settings.decoding(config, role, role.temperature)
     count, group = role.rollout_prompts, role.group_size
     sampled = tuple(sampled_lengths(step, count, group, decoding, ROLLOUT) for step in steps)
     yield EngineCall("rollout", count, group, decoding, "policy", dtype, sampled)
     if stage == "instructor":
         count, group = count * group, config.answer.samples  # of proposals, of answers to each
-        decoding = settings.decoding(
-            config, config.follower, config.answer.temperature, settings.ANSWER_RNG_STREAM
+        decoding = stage_settings.decoding(
+            config, config.follower, config.answer.temperature, stage_settings.ANSWER_RNG_STREAM
         )
         sampled = tuple(sampled_lengths(step, count, group, decoding, ANSWERS) for step in steps)
         filter = config.filter
         if filter.on:
-            verdict = settings.verdict_decoding(filter, settings.FILTER_RNG_STREAM)
+            verdict = stage_settings.verdict_decoding(filter, stage_settings.FILTER_RNG_STREAM)
             verdicts = tuple(
                 verdict_lengths(step, lengths.prompts, lengths.shared, verdict, role, FILTER)
                 for step, lengths in zip(steps, sampled, strict=True)
@@ -93,9 +93,9 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
         yield EngineCall("answers", count, group, decoding, "follower", dtype, sampled)
     judger = config.judger
     if "judge" in config.reward.checks and judger.mode != "random":
-        verdict = settings.verdict_decoding(judger, settings.JUDGER_RNG_STREAM)
+        verdict = stage_settings.verdict_decoding(judger, stage_settings.JUDGER_RNG_STREAM)
         weights = "judger" if has_own_weights(config) else "follower"
-        dtype = settings.dtype(judger.dtype or config.dtype)
+        dtype = stage_settings.dtype(judger.dtype or config.dtype)
         verdicts = tuple(
             verdict_lengths(step, *judged(lengths, CONSTRAINTS), verdict, role, JUDGER)
             for step, lengths in zip(steps, sampled, strict=True)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from seif_jax import config_checks, models, settings, sharding
+from seif_jax import config_checks, models, sharding, stage_settings
 from seif_jax.models import Model, Params, lora
 from seif_jax.plan.cost import device_bytes
 from seif_jax.rl import optim
@@ -33,13 +33,13 @@ class Layout:
         host_devices: Sequence[Device],
     ):
         config_checks.check_lengths(config, model.config.max_positions)
-        self.config, self.dtype = config, settings.dtype(config.dtype)
+        self.config, self.dtype = config, stage_settings.dtype(config.dtype)
         self.host_devices = host_devices
         by_name = meshes(config, devices)
         self.mesh, self.judger_mesh = by_name["shared"], by_name[config.judger.devices]
         for mesh in by_name.values():
             sharding.replica_devices(mesh)  # each copy of the weights is on one host
-        self.lora = settings.lora(config)
+        self.lora = stage_settings.lora(config)
         rule = sharding.sharding_rule(self.mesh)
         if self.lora:
             self.model = lora.adapted(model, self.lora)
@@ -110,6 +110,6 @@ def resident_bytes(config: RunConfig, layout: Layout, stage: str) -> dict[Mesh, 
     if stage == "instructor" or (judged and not own_weights):
         judger_resident["follower"] = layout.copy_bytes(judger_mesh, dtype)
     if judged and own_weights:
-        judger_dtype = settings.dtype(config.judger.dtype or config.dtype)
+        judger_dtype = stage_settings.dtype(config.judger.dtype or config.dtype)
         judger_resident["judger"] = layout.copy_bytes(judger_mesh, judger_dtype)
     return {mesh: resident, judger_mesh: judger_resident}

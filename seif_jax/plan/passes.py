@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Int
 
-from seif_jax import settings, sharding
+from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
 from seif_jax.models.tree_forward import reads_packed_rows
@@ -114,7 +114,7 @@ def _pack(
         for n in map(int, group)
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
-    grouping = settings.grouping(config, role)
+    grouping = stage_settings.grouping(config, role)
     return learner.passes(make_batch(replies, scores, grouping, role.max_response_tokens))
 
 

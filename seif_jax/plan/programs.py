@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import settings
+from seif_jax import stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.lengths import Lengths
 from seif_jax.plan.cost import device_bytes
@@ -45,7 +45,7 @@ def programs(
         resident: dict[Mesh, Bytes] = {layout.mesh: {}, layout.judger_mesh: {}}
         for mesh, weights in ((layout.mesh, "author"), (layout.judger_mesh, "follower")):
             resident[mesh] |= layout.base_bytes(mesh) | {weights: layout.copy_bytes(mesh, dtype)}
-        decoding = settings.decoding(config, config.instructor, config.generate.temperature)
+        decoding = stage_settings.decoding(config, config.instructor, config.generate.temperature)
         prompts = config.generate.prompts
         sampled = tuple(sampled_lengths(step, prompts, 1, decoding, ROLLOUT) for step in steps)
         call = EngineCall("write", prompts, 1, decoding, "author", dtype, sampled)
@@ -58,7 +58,7 @@ def learner_programs(
     """The programs that turn a rollout into updates."""
     role, mesh, params = config.trained_role(stage), layout.mesh, layout.trained
     learner = Learner(
-        layout.model.config, mesh, params, settings.learner(config, role),
+        layout.model.config, mesh, params, stage_settings.learner(config, role),
         temperature=role.temperature, updates=1, frozen=layout.frozen,
     )  # fmt: skip
     planned = plan_passes(config, role, learner, steps)
