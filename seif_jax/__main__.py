@@ -72,12 +72,12 @@ def flush_or_discard() -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     workdir = local_path(options.workdir)
-    from seif_jax import early_checks
+    from seif_jax import checks_before_jax
     from seif_jax.config_file import import_folders, read_config
 
     config = read_config(options.config, overrides)
     folders = import_folders(options.config)
-    early_checks.check(config, workdir)
+    checks_before_jax.check(config, workdir)
     use_compilation_cache()
     from seif_jax import accelerators, evolve, processes, stopping
     from seif_jax.display import Display
