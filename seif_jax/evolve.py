@@ -9,10 +9,10 @@ import jax
 
 from seif_jax import (
     accelerators,
+    checks_with_models,
     config_checks,
     data,
     fingerprints,
-    preflight,
     processes,
     propose,
     run_data,
@@ -101,17 +101,19 @@ class Evolution:
         """Raises UserError for what would stop the run later in config, data or models."""
         c, tokenizer, inputs = self.config, self.base.tokenizer, self.data
         rule_library.find_punkt()  # rules are applied in every run, whatever decides
-        preflight.check_models(c, self.base)
+        checks_with_models.check_models(c, self.base)
         num_instructions = len(inputs.instructions) if inputs.instructions else None
-        preflight.check_batches(c, len(inputs.seeds), num_instructions)
-        preflight.check_dialogues(c, tokenizer, self.prompts)
-        preflight.check_verdicts(c, tokenizer)
+        checks_with_models.check_batches(c, len(inputs.seeds), num_instructions)
+        checks_with_models.check_dialogues(c, tokenizer, self.prompts)
+        checks_with_models.check_verdicts(c, tokenizer)
         if "follower" not in c.stages:
             return
         if inputs.instructions:
-            preflight.check_prompts(c, tokenizer, self.prompts, "data", inputs.instructions)
+            checks_with_models.check_prompts(
+                c, tokenizer, self.prompts, "data", inputs.instructions
+            )
         for name, rows in inputs.evaluation_sets.items() if c.eval.every_steps else ():
-            preflight.check_prompts(c, tokenizer, self.prompts, f"eval.sets.{name}", rows)
+            checks_with_models.check_prompts(c, tokenizer, self.prompts, f"eval.sets.{name}", rows)
 
     def warn(self, text: str) -> None:
         self.display.warn(text)

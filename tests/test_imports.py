@@ -24,7 +24,7 @@ LEVELS = [
         "checks_before_jax",
         "fingerprints",
         "lengths",
-        "preflight",
+        "checks_with_models",
     }
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "stage_settings"},
     {"rl", "propose", "evaluate"},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from seif_jax import config_checks, preflight, propose
+from seif_jax import checks_with_models, config_checks, propose
 from seif_jax.config_file import read_config
 from seif_jax.errors import UserError
 from seif_jax.evolve import Evolution
@@ -118,9 +118,9 @@ def test_verdicts_that_are_more_than_a_token(place, monkeypatch, mode, checks, w
     config = read_config(str(place.config), [*stages, f"--config.judger.mode={mode}"])
     if wanted:
         with pytest.raises(UserError, match="config.judger.prefill: '0' is not one token after"):
-            preflight.check_verdicts(config, tokenizer)
+            checks_with_models.check_verdicts(config, tokenizer)
     else:
-        preflight.check_verdicts(config, tokenizer)
+        checks_with_models.check_verdicts(config, tokenizer)
 
 
 @pytest.mark.parametrize("checks", ["ifeval", "judge"])
@@ -141,7 +141,7 @@ def test_only_one_prompt_must_fit(place, monkeypatch):
         return encode_chat(dialogue, prefill)
 
     monkeypatch.setattr(tokenizer, "encode_chat", counting)
-    preflight.check_prompts(config, tokenizer, config_checks.prompts(config), "data", rows)
+    checks_with_models.check_prompts(config, tokenizer, config_checks.prompts(config), "data", rows)
     assert len(seen) == 2
 
 
