@@ -141,9 +141,9 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
         recover(options.src)  # DST may be the same folder, and its replacement may have been killed
     model_names.check(options.src)
     from seif_jax import accelerators, models
-    from seif_jax.card import card
     from seif_jax.json_io import TEXT, field
     from seif_jax.model_bundle import ModelBundle, export_adapter, load_params, tensors
+    from seif_jax.model_card import card
     from seif_jax.run_paths import RunPaths, run_of, stage_of
 
     accelerators.skip_absent()

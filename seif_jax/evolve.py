@@ -19,7 +19,6 @@ from seif_jax import (
     stage_settings,
     stopping,
 )
-from seif_jax.card import card
 from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
 from seif_jax.display import Display
@@ -31,6 +30,7 @@ from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics import Writer
 from seif_jax.model_bundle import ModelBundle
+from seif_jax.model_card import card
 from seif_jax.report import closing_table, page
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.check import JUDGE, load_checks

@@ -17,7 +17,7 @@ LEVELS = [
     {"bench", "generate", "library", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
     {"evolve", "report"},
     {
-        "card",
+        "model_card",
         "config_checks",
         "config_file",
         "config_parsing",

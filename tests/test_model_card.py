@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from seif_jax.card import card
+from seif_jax.model_card import card
 from seif_jax.run_paths import RunPaths
 
 
