@@ -9,7 +9,7 @@ import jax
 
 from seif_jax import data, diversity, metrics, processes, sample_files, stopping
 from seif_jax.chat import Decoding, Replier, Reply
-from seif_jax.compiling import Compiles
+from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics import Phases, Writer

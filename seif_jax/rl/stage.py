@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from seif_jax import data, metrics, processes, sample_files, stopping
 from seif_jax.chat import ChatModel
 from seif_jax.checkpoint import Checkpoints, open_checkpoints
-from seif_jax.compiling import Compiles
+from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation, Moment
@@ -275,7 +275,7 @@ def restore(
 
 
 def main_programs(stage: Stage) -> set[str]:
-    """The names in `compiling.PROGRAMS` of the programs that the stage runs."""
+    """The names in `compile_progress.PROGRAMS` of the programs that the stage runs."""
     programs, batching = {"prefill", "decode", "gradient", "change"}, stage.batching
     if stage.learner.loss.kl_coef or batching.rollout_prompts > batching.optimizer_prompts:
         programs.add("completion_logp")

@@ -8,7 +8,7 @@ import optax
 import pytest
 from tiny import jax_settings
 
-from seif_jax.compiling import PROGRAMS, Compiles
+from seif_jax.compile_progress import PROGRAMS, Compiles
 from seif_jax.models import tree_forward
 from seif_jax.rl import learner, optim
 from seif_jax.sampling import decode, prefill
