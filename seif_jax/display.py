@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from seif_jax.formatting import compact, count, duration
+from seif_jax.number_format import compact, count, duration
 
 # The metrics of a step that are shown, and their format; a narrow terminal shows only the first
 # ones.

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from seif_jax.display import Display
-from seif_jax.formatting import compact, duration
+from seif_jax.number_format import compact, duration
 
 
 class Terminal(io.StringIO):

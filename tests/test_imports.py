@@ -37,7 +37,7 @@ LEVELS = [
         "bench.baselines",
         "errors",
         "files",
-        "formatting",
+        "number_format",
         "instruction",
         "jax_private",
         "json_io",

@@ -9,7 +9,7 @@ from typing import Protocol, TextIO, runtime_checkable
 from rich import progress as rich_progress
 from rich.console import Console
 
-from seif_jax.formatting import duration
+from seif_jax.number_format import duration
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from seif_jax.display import Display
 from seif_jax.evaluate.compare import Difference, main_scores
 from seif_jax.evaluate.statistics import Estimate
 from seif_jax.evaluate.summary import RunScores, Summary
-from seif_jax.formatting import compact
+from seif_jax.number_format import compact
 
 Cell = str | float | None
 SIZE_COUNTS = ("prompts", "constraints", "documents")

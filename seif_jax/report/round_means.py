@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seif_jax import metrics
-from seif_jax.formatting import compact
 from seif_jax.metrics import Line
+from seif_jax.number_format import compact
 from seif_jax.report.blocks import Cell
 from seif_jax.run_paths import RunPaths
 

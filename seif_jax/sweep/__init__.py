@@ -22,7 +22,7 @@ from seif_jax import config_parsing, resume, run_paths, shipped
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
-from seif_jax.formatting import count
+from seif_jax.number_format import count
 from seif_jax.run_config import RunConfig
 from seif_jax.sweep import launchers
 
