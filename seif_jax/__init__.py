@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from seif_jax.chat import ChatModel, Decoding
     from seif_jax.config_file import read_config
     from seif_jax.errors import RunError, UserError
-    from seif_jax.library import load_model, run
+    from seif_jax.python_api import load_model, run
     from seif_jax.rewards.check import Check
     from seif_jax.rl import grpo
     from seif_jax.rl.advantages import group_advantages
@@ -56,9 +56,9 @@ _HOMES = {
     "UserError": "errors:UserError",
     "group_advantages": "rl.advantages:group_advantages",
     "grpo": "rl.grpo:",
-    "load_model": "library:load_model",
+    "load_model": "python_api:load_model",
     "read_config": "config_file:read_config",
-    "run": "library:run",
+    "run": "python_api:run",
 }
 
 

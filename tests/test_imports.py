@@ -14,7 +14,7 @@ BASELINES = set(PACKAGE.glob("bench/baselines/*.py")) - {PACKAGE / "bench/baseli
 # A module imports modules of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"bench", "generate", "library", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
+    {"bench", "generate", "python_api", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
     {"evolve", "report"},
     {
         "model_card",

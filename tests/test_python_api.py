@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import seif_jax
-from seif_jax import config_parsing, library
+from seif_jax import config_parsing, python_api
 from seif_jax.metrics import Phases
 from seif_jax.rl.stage import make_learner, make_policy, train_step
 
@@ -73,7 +73,7 @@ def test_a_step_by_hand_is_the_step_of_a_run(place, tmp_path, monkeypatch):
     wanted = pq.read_table(files.stage(1, "follower").samples).to_pylist()
 
     read = seif_jax.read_config(str(place.config))
-    stage = library.open_stage(config_parsing.replace(read, changes), "follower")
+    stage = python_api.open_stage(config_parsing.replace(read, changes), "follower")
     learner = make_learner(stage, updates=2)
     state = learner.start(stage.model.load())
     before = jax.device_get(state.params)
