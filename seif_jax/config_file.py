@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
-from seif_jax import config_parsing, shipped
+from seif_jax import config_parsing, shipped_configs
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.user_functions import import_path
@@ -60,7 +60,7 @@ def import_folders(path: str | None) -> list[Path]:
     config file's, the working directory, and that of the shipped configs. path: as for
     `read_config`; None: the config has no file."""
     config_folder = [] if path is None else [split(path)[0].parent]
-    return [*config_folder, Path(), shipped.folder("configs")]
+    return [*config_folder, Path(), shipped_configs.folder("configs")]
 
 
 def split(path: str) -> tuple[Path, tuple[str, ...]]:
@@ -72,16 +72,16 @@ def split(path: str) -> tuple[Path, tuple[str, ...]]:
         file = Path(":".join(parts[:count]))
         if file.is_file():
             return file, (":".join(parts[count:]),) if count < len(parts) else ()
-    if file := shipped.find("configs", parts[0]):
+    if file := shipped_configs.find("configs", parts[0]):
         return file, (":".join(parts[1:]),) if parts[1:] else ()
-    names = ", ".join(shipped.names("configs"))
+    names = ", ".join(shipped_configs.names("configs"))
     raise UserError(f"{path}: no such config file; configs that come with seif_jax: {names}")
 
 
 def load(file: Path, argument: tuple[str, ...]) -> ConfigDict:
     """What the file's `get_config()` returns."""
     try:
-        with forgotten_imports([file.parent, shipped.folder("configs")]):
+        with forgotten_imports([file.parent, shipped_configs.folder("configs")]):
             get_config = runpy.run_path(str(file)).get("get_config")
             config = get_config(*argument) if get_config else None
     except Exception as error:  # the file is the user's code and may raise anything

@@ -45,7 +45,14 @@ LEVELS = [
         "options",
         "run_paths",
     }
-    | {"shipped", "data_files", "sweep.launchers", "termination", "user_functions", "config_types"},
+    | {
+        "shipped_configs",
+        "data_files",
+        "sweep.launchers",
+        "termination",
+        "user_functions",
+        "config_types",
+    },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seif_jax import config_parsing, resume, run_paths, shipped
+from seif_jax import config_parsing, resume, run_paths, shipped_configs
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.files import local_path
@@ -123,9 +123,9 @@ def expand(options: SweepOptions, read_config: ReadConfig) -> list[Run]:
 def read_sweep(path: str) -> list[tuple[str, Values]]:
     """The runs that a sweep file adds, as (name or "", values). path: a file, or the name of a
     shipped sweep."""
-    file = Path(path) if Path(path).is_file() else shipped.find("sweeps", path)
+    file = Path(path) if Path(path).is_file() else shipped_configs.find("sweeps", path)
     if not file:
-        names = ", ".join(shipped.names("sweeps"))
+        names = ", ".join(shipped_configs.names("sweeps"))
         raise UserError(f"{path}: no such sweep file; sweeps that come with seif_jax: {names}")
     runs: list[tuple[str, Values]] = []
 
