@@ -204,13 +204,13 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from seif_jax import lengths
+    from seif_jax import length_distribution
     from seif_jax.config_file import read_config
 
-    drawn = None if options.lengths is None else lengths.parse(options.lengths)
+    drawn = None if options.lengths is None else length_distribution.parse(options.lengths)
     config = read_config(options.config, overrides)
     if drawn:
-        lengths.check(drawn, config)
+        length_distribution.check(drawn, config)
     from seif_jax import accelerators
     from seif_jax.plan import plan, text
 

@@ -23,7 +23,7 @@ LEVELS = [
         "config_parsing",
         "checks_before_jax",
         "fingerprints",
-        "lengths",
+        "length_distribution",
         "checks_with_models",
     }
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "stage_settings"},
@@ -74,7 +74,7 @@ NEVER = {
     "config_file": ARRAYS,
     "config_parsing": ARRAYS,
     "checks_before_jax": ARRAYS,
-    "lengths": ARRAYS,
+    "length_distribution": ARRAYS,
     "model_names": ARRAYS,
     "resume": ARRAYS,
     "rl.answerer": ARRAYS,

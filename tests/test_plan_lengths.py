@@ -12,10 +12,10 @@ import pytest
 import tiny
 import workload
 
-from seif_jax import lengths, models, plan
+from seif_jax import length_distribution, models, plan
 from seif_jax.__main__ import main
 from seif_jax.config_file import read_config
-from seif_jax.lengths import Lengths, draw_prompts
+from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.plan import cost, text
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.drawn import CONSTRAINT_TOKENS, CallLengths, Draw, judged, shares, unrelated
@@ -280,4 +280,4 @@ def test_every_copy_gets_its_share():
     assert [part.prompts.tolist() for part in parts] == [[1, 4, 7], [2, 5], [3, 6]]
     assert sum(part.completions.sum() for part in parts) == call.completions.sum()
     assert len(list(shares(call, 20))) == 7
-    assert lengths.MAX_SIGMA == 5
+    assert length_distribution.MAX_SIGMA == 5

@@ -14,7 +14,7 @@ from typing import Any
 
 from seif_jax import accelerators, model_names, models, stage_settings
 from seif_jax.errors import UserError
-from seif_jax.lengths import Lengths
+from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
 from seif_jax.models.io import hf
 from seif_jax.plan import assumptions

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from seif_jax import config_parsing
 from seif_jax.errors import UserError
-from seif_jax.lengths import Lengths
+from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
 from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE

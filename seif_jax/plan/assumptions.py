@@ -1,6 +1,6 @@
 """What a plan assumes, in the words that it is printed with."""
 
-from seif_jax.lengths import PROMPT_MEAN, PROMPT_SIGMA, Lengths
+from seif_jax.length_distribution import PROMPT_MEAN, PROMPT_SIGMA, Lengths
 from seif_jax.plan import gpus
 from seif_jax.plan.chips import Chip, platform_of
 from seif_jax.plan.drawn import CONSTRAINT_TOKENS, STEPS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.lengths import Lengths, draw_prompts
+from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.sampling.shapes import Ids
 
 STEPS = 8

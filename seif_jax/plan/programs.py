@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from seif_jax import stage_settings
 from seif_jax.bench.roofline import forward_flops
-from seif_jax.lengths import Lengths
+from seif_jax.length_distribution import Lengths
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.drawn import Draw, draws
 from seif_jax.plan.engine_calls import ROLLOUT, EngineCall, engine_calls, sampled_lengths
