@@ -79,13 +79,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     folders = import_folders(options.config)
     checks_before_jax.check(config, workdir)
     use_compilation_cache()
-    from seif_jax import accelerators, evolve, processes, stopping
+    from seif_jax import accelerator_detection, evolve, processes, stopping
     from seif_jax.display import Display
 
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     with processes.together(options.coordinator, options.processes, options.process):
         if processes.first():
-            accelerators.warn_if_unused(options.command)
+            accelerator_detection.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display, stopping.at_safe_points(display.warn):
             evolve.run(config, workdir, display, folders)
@@ -93,11 +93,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def start_jax(command: str) -> None:
     """Sets JAX up for a command that runs a model in this process."""
-    from seif_jax import accelerators
+    from seif_jax import accelerator_detection
 
     use_compilation_cache()
-    accelerators.skip_absent()
-    accelerators.warn_if_unused(command)
+    accelerator_detection.skip_absent()
+    accelerator_detection.warn_if_unused(command)
 
 
 def use_compilation_cache() -> None:
@@ -140,13 +140,13 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with os_errors(options.src):
         recover(options.src)  # DST may be the same folder, and its replacement may have been killed
     model_names.check(options.src)
-    from seif_jax import accelerators, models
+    from seif_jax import accelerator_detection, models
     from seif_jax.json_io import TEXT, field
     from seif_jax.model_bundle import ModelBundle, export_adapter, load_params, tensors
     from seif_jax.model_card import card
     from seif_jax.run_paths import RunPaths, run_of, stage_of
 
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     base = ModelBundle.load(options.src)
     config = base.model.hf_config
     stored = field(config, "dtype", TEXT, None) or field(config, "torch_dtype", TEXT, None)
@@ -195,11 +195,11 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import model_names
 
     model_names.check(options.model)
-    from seif_jax import accelerators, bench
+    from seif_jax import accelerator_detection, bench
 
-    accelerators.skip_absent()
-    accelerators.warn_if_unused(options.command)
-    options.dtype = options.dtype or accelerators.native_dtype()
+    accelerator_detection.skip_absent()
+    accelerator_detection.warn_if_unused(options.command)
+    options.dtype = options.dtype or accelerator_detection.native_dtype()
     print(dumps(bench.run(bench.BenchOptions(**values(options)))))
 
 
@@ -211,10 +211,10 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = read_config(options.config, overrides)
     if drawn:
         length_distribution.check(drawn, config)
-    from seif_jax import accelerators
+    from seif_jax import accelerator_detection
     from seif_jax.plan import plan, text
 
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     estimate = plan(config, options.topology, drawn)
     print(dumps(estimate) if options.json else "\n".join(text.lines(estimate)))
     if not estimate["fits"]:

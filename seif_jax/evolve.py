@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from seif_jax import (
-    accelerators,
+    accelerator_detection,
     checks_with_models,
     config_checks,
     data,
@@ -84,7 +84,7 @@ class Evolution:
         display: Display,
         folders: Sequence[Path] = (Path(),),
     ):
-        config = stage_settings.with_dtype(config, accelerators.native_dtype())
+        config = stage_settings.with_dtype(config, accelerator_detection.native_dtype())
         self.config, self.workdir, self.display = config, workdir, display
         self.checks = load_checks(config.reward.checks, folders)
         self.reward = load_reward(config.instructor.reward, folders)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from seif_jax import accelerators, data, data_files, files
+from seif_jax import accelerator_detection, data, data_files, files
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.errors import UserError
 from seif_jax.json_io import dumps
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, prompts: Sequence[str]) -> None:
         tokenizer.check_chat(dialogues[0])
         ids = [tokenizer.encode_chat(dialogue) for dialogue in dialogues]
     check_lengths(prompts, ids, positions, options.max_tokens)
-    kind = dtype(options.dtype or accelerators.native_dtype())
+    kind = dtype(options.dtype or accelerator_detection.native_dtype())
     params = load_params(options.model, base.model, kind, options.scan)
     chat_model = ChatModel(Engine(base.model.config, params, kind), tokenizer)
     room = positions - options.max_tokens

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from seif_jax import accelerators, config_parsing, evolve
+from seif_jax import accelerator_detection, config_parsing, evolve
 from seif_jax.chat import ChatModel
 from seif_jax.config_file import import_folders, read_config
 from seif_jax.display import Display
@@ -33,9 +33,9 @@ def load_model(path: str | Path | None = None, dtype: DType | None = None) -> Ch
         replies = model.reply([dialogue], decoding, jax.random.key(0), group=4)
         print(replies[0].text)
     """
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     bundle = ModelBundle.load(path)
-    kind = dtype_of(dtype or accelerators.native_dtype())
+    kind = dtype_of(dtype or accelerator_detection.native_dtype())
     params = load_params(path, bundle.model, kind)
     return ChatModel(Engine(bundle.model.config, params, kind), bundle.tokenizer)
 
@@ -50,7 +50,7 @@ def open_stage(config: RunConfig, name: str, workdir: str | Path = "") -> Stage:
         state = learner.start(stage.model.load())
         state, metrics, samples = train_step(stage, learner, state, [0, 1], 1, Phases())
     """
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     folder, bundle = Path(workdir), ModelBundle.load(config.model)
     evolution = evolve.Evolution(config, folder, bundle, Display(), import_folders(None))
     return evolution.training_stage(1, name)
@@ -80,7 +80,7 @@ def run(
         config = read_config(str(config))
     config = config_parsing.replace(config, changes or {})
     folder = local_path(str(workdir))
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     with Display() as display:
         evolve.run(config, folder, display, folders)
     return RunPaths(folder)

@@ -7,10 +7,10 @@ import shape_checks as shape_checks  # installs the checks, before the package i
 import tiny
 import tiny_run
 
-from seif_jax import accelerators
+from seif_jax import accelerator_detection
 from seif_jax.__main__ import main
 
-accelerators.skip_absent()
+accelerator_detection.skip_absent()
 
 
 def pytest_collection_finish() -> None:

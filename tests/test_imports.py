@@ -32,7 +32,7 @@ LEVELS = [
     | {"sample_files"},
     {"diversity", "rewards", "roles", "data_rows", "sampling", "tokenizer", "tokenizer_files"},
     {"models"},
-    {"accelerators", "chat_template", "collectives", "processes", "sharding", "stopping"},
+    {"accelerator_detection", "chat_template", "collectives", "processes", "sharding", "stopping"},
     {
         "bench.baselines",
         "errors",

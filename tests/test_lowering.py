@@ -5,11 +5,11 @@ import pytest
 import shrunk
 import tiny
 
-from seif_jax import accelerators
+from seif_jax import accelerator_detection
 
 # jax 0.12 lowers a Pallas kernel for CUDA only if there is a GPU or a description of one.
 pytestmark = pytest.mark.skipif(
-    jax.__version_info__ >= (0, 12) and not accelerators.has_nvidia_gpu(),
+    jax.__version_info__ >= (0, 12) and not accelerator_detection.has_nvidia_gpu(),
     reason="this jax lowers GPU kernels only where it knows a GPU",
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import accelerators, fingerprints, models, sharding
+from seif_jax import accelerator_detection, fingerprints, models, sharding
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import UserError
@@ -151,7 +151,7 @@ def judge_loader(path: str, mode: str, dtype: str) -> Callable[[], Judge]:
 
 
 def _dtype(options: EvaluateOptions) -> str:
-    return options.dtype or accelerators.native_dtype()
+    return options.dtype or accelerator_detection.native_dtype()
 
 
 def model_subjects(

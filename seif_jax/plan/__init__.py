@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from seif_jax import accelerators, model_names, models, stage_settings
+from seif_jax import accelerator_detection, model_names, models, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
@@ -40,7 +40,7 @@ def plan(config: RunConfig, topology: str | None, lengths: Lengths | None = None
     Raises UserError, before anything is compiled, if config, topology and model do not go together.
     """
     # All devices of a topology have instructions for bfloat16.
-    native = "bfloat16" if topology else accelerators.native_dtype()
+    native = "bfloat16" if topology else accelerator_detection.native_dtype()
     config = stage_settings.with_dtype(config, native)
     with compiling_for(topology):
         model, devices = describe(config.model), devices_of(topology)

@@ -10,7 +10,7 @@ import jax
 import psutil
 from jax.typing import DTypeLike
 
-from seif_jax import accelerators
+from seif_jax import accelerator_detection
 from seif_jax.bench import roofline
 from seif_jax.errors import UserError
 from seif_jax.models.matmul import target_platform
@@ -84,7 +84,7 @@ def devices_of(topology: str | None) -> list[Device]:
         raise UserError(f"--topology={topology} needs libtpu: pip install 'seif_jax[tpu]'")
     from jax.experimental import topologies
 
-    accelerators.let_libtpu_load()
+    accelerator_detection.let_libtpu_load()
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 

@@ -13,13 +13,14 @@ import jax
 import pytest
 from jax._src import hardware_utils
 
-from seif_jax import accelerators, stage_settings
+from seif_jax import accelerator_detection, stage_settings
 from seif_jax.__main__ import COMMANDS, main
 from seif_jax.errors import RunError
 from seif_jax.run_config import RunConfig
 
 no_accelerator = pytest.mark.skipif(
-    accelerators.has_nvidia_gpu() or accelerators.has_tpu(), reason="needs a machine without one"
+    accelerator_detection.has_nvidia_gpu() or accelerator_detection.has_tpu(),
+    reason="needs a machine without one",
 )
 # Stands in for the CUDA plugin: it complains in C++ and through logging, and then fails.
 PLUGIN = """
@@ -51,11 +52,11 @@ def machine(monkeypatch):
         monkeypatch.setattr(hardware_utils, "num_available_tpu_chips_and_device_id", lambda: chips)
         jax.config.update("jax_platforms", platforms)
         monkeypatch.setattr(
-            accelerators.importlib.metadata,
+            accelerator_detection.importlib.metadata,
             "entry_points",
             lambda group: [EntryPoint(name, "plugin", group) for name in plugins],
         )
-        for name in ("CUDA_VISIBLE_DEVICES", *accelerators.WITHOUT_TPU):
+        for name in ("CUDA_VISIBLE_DEVICES", *accelerator_detection.WITHOUT_TPU):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -76,7 +77,7 @@ def plugin(tmp_path):
 
 def variables(plugins, **more):
     """The environment of a process that finds this plugin, and chooses nothing about devices."""
-    ours = {"JAX_PLATFORMS", *accelerators.WITHOUT_TPU}
+    ours = {"JAX_PLATFORMS", *accelerator_detection.WITHOUT_TPU}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, "PYTHONPATH": os.pathsep.join([str(plugins), *sys.path]), **more}
 
@@ -131,16 +132,16 @@ def test_a_command_prints_nothing_about_absent_devices(plugin):
 )
 def test_platforms_are_chosen_only_without_any_device(machine, present, chosen):
     machine(**present)
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     assert jax.config.values["jax_platforms"] == chosen
-    answered = {name: os.environ.get(name) for name in accelerators.WITHOUT_TPU}
-    unanswered = dict.fromkeys(accelerators.WITHOUT_TPU)
-    assert answered == (unanswered if present.get("tpu") else accelerators.WITHOUT_TPU)
+    answered = {name: os.environ.get(name) for name in accelerator_detection.WITHOUT_TPU}
+    unanswered = dict.fromkeys(accelerator_detection.WITHOUT_TPU)
+    assert answered == (unanswered if present.get("tpu") else accelerator_detection.WITHOUT_TPU)
 
 
 def test_libtpus_variables_are_the_users(machine):
     machine(TPU_WORKER_HOSTNAMES="a,b")
-    accelerators.skip_absent()
+    accelerator_detection.skip_absent()
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "a,b"
 
 
@@ -166,9 +167,9 @@ def test_an_unused_device_is_one_line(machine, monkeypatch, capsys, present, pac
     machine(**present)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     monkeypatch.setattr(
-        accelerators.importlib.util, "find_spec", lambda name: name in packages or None
+        accelerator_detection.importlib.util, "find_spec", lambda name: name in packages or None
     )
-    accelerators.warn_if_unused("run")
+    accelerator_detection.warn_if_unused("run")
     out, err = capsys.readouterr()
     device = "a TPU" if "tpu" in present else "an NVIDIA GPU"
     start = f"seif run: warning: this machine has {device}, but JAX runs on the CPU: "
@@ -182,7 +183,7 @@ def test_an_unused_device_is_one_line(machine, monkeypatch, capsys, present, pac
 def test_no_warning_where_all_is_well(machine, monkeypatch, capsys, present, backend):
     machine(**present)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    accelerators.warn_if_unused("run")
+    accelerator_detection.warn_if_unused("run")
     assert capsys.readouterr() == ("", "")
 
 
@@ -207,7 +208,7 @@ def test_the_dtype_that_a_cpu_does_well(monkeypatch, line, dtype):
 
     jax.devices()  # reads files when it is first called
     monkeypatch.setattr(Path, "read_text", read_text)
-    assert accelerators.native_dtype() == dtype
+    assert accelerator_detection.native_dtype() == dtype
 
 
 @dataclass
@@ -229,7 +230,7 @@ class OneDevice:
 )
 def test_the_dtype_that_an_accelerator_does_well(monkeypatch, device, dtype):
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert accelerators.native_dtype() == dtype
+    assert accelerator_detection.native_dtype() == dtype
 
 
 def test_auto_is_the_devices_dtype():
@@ -248,7 +249,7 @@ def test_a_device_that_does_not_start_is_one_line(machine, monkeypatch):
     machine(tpu=True)
     monkeypatch.setattr(jax, "default_backend", fails)
     with pytest.raises(RunError, match="^JAX does not start: Unable .* The TPU is already in use$"):
-        accelerators.warn_if_unused("run")
+        accelerator_detection.warn_if_unused("run")
 
 
 STARTS = {  # commands that use JAX, each as far as it must come before it starts JAX
@@ -274,7 +275,7 @@ def test_every_command_skips_absent_devices(monkeypatch, tmp_path, command):
     def called():
         raise Called
 
-    monkeypatch.setattr(accelerators, "skip_absent", called)
+    monkeypatch.setattr(accelerator_detection, "skip_absent", called)
     config = Path(__file__).parents[1] / "configs" / "default.py"
     data = tmp_path / "prompts.jsonl"
     rule = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
