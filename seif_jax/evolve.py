@@ -28,7 +28,7 @@ from seif_jax.evaluate.in_run import Evaluation, EvaluationSet, RunSuites
 from seif_jax.evaluate.registry import load_run_suites
 from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
-from seif_jax.metrics import Writer
+from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.model_card import card
 from seif_jax.report import closing_table, page

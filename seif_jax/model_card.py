@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from seif_jax import __version__, metrics, models
+from seif_jax import __version__, metrics_log, models
 from seif_jax.errors import UserError
 from seif_jax.run_paths import StagePaths, read_record, run_of
 
@@ -40,7 +40,7 @@ Means over the steps of each stage so far:
 def card(stage: StagePaths) -> str:
     """README.md for the model that a stage (RUN/round_N/ROLE) trained."""
     role, round = stage.folder.name, stage.round
-    if round is None or role not in metrics.STAGES:
+    if round is None or role not in metrics_log.STAGES:
         raise UserError(f"{stage.folder}: not a stage of a run (RUN/round_N/ROLE)")
     run = run_of(stage.folder)
     record = read_record(run.folder) or {}
@@ -59,7 +59,7 @@ def card(stage: StagePaths) -> str:
         base=f"`{base}`",
         version=__version__,
         commit=record.get("git_commit"),
-        table=_table(run.metrics, (round, metrics.STAGES[role])),
+        table=_table(run.metrics, (round, metrics_log.STAGES[role])),
         config=json.dumps(config, indent=2, ensure_ascii=False),
     )
 
@@ -67,13 +67,13 @@ def card(stage: StagePaths) -> str:
 def _table(path: Path, last: tuple[int, int]) -> str:
     """A Markdown table with a row per stage, up to `last` (round, index of the stage)."""
     steps: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for line in metrics.read(path):
-        position = line["round"], metrics.STAGES[line["stage"]]
+    for line in metrics_log.read(path):
+        position = line["round"], metrics_log.STAGES[line["stage"]]
         if position <= last and line["stage"] != "evaluate":
             steps.setdefault((line["round"], line["stage"]), []).append(line)
     rows = [["round", "stage", "steps", *METRICS], ["---"] * (3 + len(METRICS))]
     for (round, stage), lines in steps.items():
-        means = metrics.means(lines)
+        means = metrics_log.means(lines)
         cells = [f"{means[name]:.4g}" if name in means else "" for name in METRICS]
         rows.append([str(round), stage, str(len(lines)), *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import data, diversity, metrics, processes, sample_files, stopping
+from seif_jax import data, diversity, metrics_log, processes, sample_files, stopping
 from seif_jax.chat import Decoding, Replier, Reply
 from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
-from seif_jax.metrics import Phases, Writer
+from seif_jax.metrics_log import Phases, Writer
 from seif_jax.rewards.recognise import recognise
 from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score
 from seif_jax.rl.stage import StageInfo
@@ -128,7 +128,7 @@ def _step(
         "sampled_tokens": tokens,
         "tokens_per_sec": tokens / secs["secs/sample"],
         **secs,
-        **metrics.host(),
+        **metrics_log.host(),
     }
     samples = [_row(*pair) for pair in zip(proposals, replies, strict=True)]
     return samples, step_metrics

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import __version__, config_checks, config_parsing, metrics, processes, stage_settings
+from seif_jax import (
+    __version__,
+    config_checks,
+    config_parsing,
+    metrics_log,
+    processes,
+    stage_settings,
+)
 from seif_jax.errors import UserError
 from seif_jax.files import (
     follow,
@@ -22,7 +29,7 @@ from seif_jax.files import (
     write_json,
     write_text,
 )
-from seif_jax.metrics import Writer
+from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.resume import check_resumable, record_changes
 from seif_jax.run_config import RunConfig
@@ -148,9 +155,9 @@ def stages_done(config: RunConfig, workdir: Path) -> list[bool]:
     return [run.stage(round, stage).done.exists() for round, stage in config.schedule]
 
 
-def last_step(workdir: Path) -> metrics.Line | None:
+def last_step(workdir: Path) -> metrics_log.Line | None:
     """Round, stage and step of the run's last line of metrics; None if it has none yet."""
-    lines = metrics.read(RunPaths(workdir).metrics)
+    lines = metrics_log.read(RunPaths(workdir).metrics)
     return {key: lines[-1][key] for key in ("round", "stage", "step")} if lines else None
 
 

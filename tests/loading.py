@@ -21,7 +21,7 @@ from checkpoints import NoTokenizer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import tiny_config
 
-from seif_jax import metrics, models
+from seif_jax import metrics_log, models
 from seif_jax.models.io import hf
 from seif_jax.models.io.weights import flatten
 
@@ -128,7 +128,7 @@ def anonymous() -> int:
 def memory(source: models.Source, model: models.Model, dtype: Any) -> dict[str, int]:
     """Peak of this process while the model is loaded onto its first device."""
     gc.collect()
-    metrics.trim()  # what is freed but kept would hide as much of what the load takes
+    metrics_log.trim()  # what is freed but kept would hide as much of what the load takes
     seen = [anonymous()]
     done = threading.Event()
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from seif_jax import metrics
+from seif_jax import metrics_log
 from seif_jax.display import Display
 from seif_jax.report import closing_table
 from seif_jax.run_config import RunConfig
@@ -84,8 +84,8 @@ def test_a_suite_is_compared_with_the_round_before(tmp_path):
         {"round": 1, "stage": "evaluate", "step": 5, "eval/mine:f/score": 0.5},
         {"round": 2, "stage": "evaluate", "step": 7, "eval/mine:f/score": 0.75},
     ]
-    assert metrics.evaluations(lines, 1) == {0: {"mine:f": 0.25}, 5: {"mine:f": 0.5}}
-    assert metrics.evaluations(lines, 2) == {0: {"mine:f": 0.5}, 7: {"mine:f": 0.75}}
+    assert metrics_log.evaluations(lines, 1) == {0: {"mine:f": 0.25}, 5: {"mine:f": 0.5}}
+    assert metrics_log.evaluations(lines, 2) == {0: {"mine:f": 0.5}, 7: {"mine:f": 0.75}}
     lines.append({"round": 2, "stage": "evaluate", "step": 0, "eval/held/followed": 0.1})
-    assert metrics.evaluations(lines, 2)[0] == {"held": 0.1, "mine:f": 0.5}
-    assert metrics.evaluations(lines, 3) == {}
+    assert metrics_log.evaluations(lines, 2)[0] == {"held": 0.1, "mine:f": 0.5}
+    assert metrics_log.evaluations(lines, 3) == {}

@@ -28,7 +28,7 @@ LEVELS = [
     }
     | {"resume", "role_weights", "run_config", "run_data", "run_dir", "stage_settings"},
     {"rl", "propose", "evaluate"},
-    {"chat", "checkpoint", "model_bundle", "compile_progress", "data", "display", "metrics"}
+    {"chat", "checkpoint", "model_bundle", "compile_progress", "data", "display", "metrics_log"}
     | {"sample_files"},
     {"diversity", "rewards", "roles", "data_rows", "sampling", "tokenizer", "tokenizer_files"},
     {"models"},

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from seif_jax import metrics
+from seif_jax import metrics_log
 from seif_jax.__main__ import main
 
 MEASURED = (
@@ -52,7 +52,7 @@ def start(place, workdir, count):
 
 
 def numbers(workdir):
-    found = metrics.read(workdir / "metrics.jsonl")
+    found = metrics_log.read(workdir / "metrics.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in found]
 
 

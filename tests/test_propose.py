@@ -15,7 +15,7 @@ from seif_jax import data, propose
 from seif_jax.chat import Decoding, Reply
 from seif_jax.display import Display
 from seif_jax.instruction import Seed
-from seif_jax.metrics import Writer, read
+from seif_jax.metrics_log import Writer, read
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposer
 from seif_jax.run_paths import StagePaths

@@ -12,7 +12,7 @@ import pytest
 
 import seif_jax
 from seif_jax import config_parsing, python_api
-from seif_jax.metrics import Phases
+from seif_jax.metrics_log import Phases
 from seif_jax.rl.stage import make_learner, make_policy, train_step
 
 PROGRAM = """

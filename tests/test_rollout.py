@@ -12,7 +12,7 @@ from fakes import NO, UNSURE, YES, judge, report
 from seif_jax.chat import Decoding, Reply
 from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
-from seif_jax.metrics import Phases
+from seif_jax.metrics_log import Phases
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Verdict
 from seif_jax.rewards.score import Score

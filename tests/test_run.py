@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 import seif_jax.rl.stage
-from seif_jax import checkpoint, data, metrics, propose, sample_files
+from seif_jax import checkpoint, data, metrics_log, propose, sample_files
 from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.report import coevolution
@@ -84,7 +84,7 @@ def beside(place):
 
 
 def lines(workdir: Path) -> list[dict[str, Any]]:
-    found = metrics.read(workdir / "metrics.jsonl")
+    found = metrics_log.read(workdir / "metrics.jsonl")
     return [{k: v for k, v in x.items() if not k.startswith(MEASURED)} for x in found]
 
 
@@ -283,7 +283,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
         (seif_jax.rl.stage, "summary", 1),  # trained, but the stage is not marked as done
         (propose, "_step", 2),  # data: one step done
         (sample_files, "append", 1),  # its metrics written, its samples not
-        (metrics.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
+        (metrics_log.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
         (ModelBundle, "export", 1),  # weights saved, hf/ not
     ]
     second_round = [
@@ -484,7 +484,7 @@ def test_what_changes_no_result_may_change(finished, beside):
     assert change["changes"]["config.mesh.fsdp"] == [-1, 2]
     assert change["after"] == {"round": 1, "stage": "instructor", "step": 1}
     assert (about["config"]["sample_batch"], len(about["devices"])) == (2, 3)
-    one, two = (metrics.read(folder / "metrics.jsonl") for folder in (finished, beside))
+    one, two = (metrics_log.read(folder / "metrics.jsonl") for folder in (finished, beside))
     measured = (
         "secs/",
         "tokens_per_sec",
@@ -512,7 +512,7 @@ def test_docs_reference_describes_what_runs_write(finished, followed, beside, le
     stage, file = pages.STAGES[letter], pages.FILES[letter]
     metric_keys, columns = set(), set()
     for run in (finished, followed, beside):
-        for line in metrics.read(run / "metrics.jsonl"):
+        for line in metrics_log.read(run / "metrics.jsonl"):
             if line["stage"] == stage:
                 metric_keys |= line.keys() - {"round", "stage", "step"}
         for path in run.glob(f"round_*/{file}"):

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 from test_evaluate import write_bench
 
-from seif_jax import metrics
+from seif_jax import metrics_log
 from seif_jax.__main__ import main
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
@@ -50,7 +50,7 @@ def finished(place, tmp_path_factory):
 
 
 def evaluate_lines(run):
-    lines = metrics.read(run / "metrics.jsonl")
+    lines = metrics_log.read(run / "metrics.jsonl")
     return {(line["round"], line["step"]): line for line in lines if line["stage"] == "evaluate"}
 
 

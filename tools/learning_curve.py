@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from statistics import mean, stdev
 
-from seif_jax.metrics import read
+from seif_jax.metrics_log import read
 
 SHOWN = ("followed", "reply_tokens", "clipped_share")
 

@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import psutil
 
-from seif_jax import metrics, models
+from seif_jax import metrics_log, models
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer, Repetition
 from seif_jax.bench.inputs import BenchModel, WorkloadSizes
@@ -159,7 +159,7 @@ def measure(options: BenchOptions, model: BenchModel) -> Result:
         if options.against:
             peer = stack.enter_context(start_peer(options, model, workload, folder))
         peer_versions = peer.ready() if peer else {}
-        compile_secs = stack.enter_context(metrics.compile_secs())
+        compile_secs = stack.enter_context(metrics_log.compile_secs())
         first = timed(workload.run)
         compiled = list(compile_secs)
         log(f"{options.what}: {len(compiled)} programs, ready after {first['step']:.2f} s")

@@ -20,7 +20,7 @@ from seif_jax.bench.inputs import (
 )
 from seif_jax.chat import ChatModel, Reply
 from seif_jax.errors import UserError
-from seif_jax.metrics import Phases
+from seif_jax.metrics_log import Phases
 from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL

@@ -23,7 +23,7 @@ from seif_jax.evaluate.result_files import digest, write_results
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Result, Suite
 from seif_jax.evaluate.summary import summarize
-from seif_jax.metrics import Phases
+from seif_jax.metrics_log import Phases
 from seif_jax.rewards.judge import Judge
 from seif_jax.rl.rollout import reply_metrics, sample_and_score
 from seif_jax.rl.tasks import FollowerTask

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax import metrics
-from seif_jax.metrics import Line
+from seif_jax import metrics_log
+from seif_jax.metrics_log import Line
 from seif_jax.number_format import compact
 from seif_jax.report.blocks import Cell
 from seif_jax.run_paths import RunPaths
@@ -24,12 +24,12 @@ COLUMNS = {  # of the table: the stage and metric whose mean over the stage's st
 
 def rows(workdir: Path, rounds: Sequence[int], stages: Sequence[str]) -> list[dict[str, Cell]]:
     """A row per round; a stage that has not ended has the means of its steps so far."""
-    lines = metrics.read(RunPaths(workdir).metrics)
+    lines = metrics_log.read(RunPaths(workdir).metrics)
     table: list[dict[str, Cell]] = []
     for round in rounds:
         means = {name: stage_means(workdir, lines, round, name) for name in stages}
         row: dict[str, Cell] = {"round": round}
-        row |= changes(metrics.evaluations(lines, round))
+        row |= changes(metrics_log.evaluations(lines, round))
         table.append(row | {name: means.get(s, {}).get(key) for name, (s, key) in COLUMNS.items()})
     return table
 
@@ -42,11 +42,11 @@ def stage_means(
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     steps = [line for line in lines if (line["round"], line["stage"]) == (round, stage)]
-    return metrics.means([line for line in steps if line["step"] > 0])
+    return metrics_log.means([line for line in steps if line["step"] > 0])
 
 
 def changes(shares: Mapping[int, Mapping[str, float]]) -> dict[str, str]:
-    """{"eval SET": "share at step 0 → at the last step"}; shares: `metrics.evaluations`."""
+    """{"eval SET": "share at step 0 → at the last step"}; shares: `metrics_log.evaluations`."""
     first, last = (shares.get(step, {}) for step in (0, max(shares, default=0)))
     return {
         f"eval {name}": f"{compact(first.get(name))} → {compact(value)}"

@@ -53,9 +53,9 @@ class RunFiles:
     @cached_property
     def lines(self) -> list[Metrics]:
         """The lines of metrics.jsonl in the order of the run."""
-        from seif_jax import metrics  # brings JAX
+        from seif_jax import metrics_log  # brings JAX
 
-        return metrics.read(self.paths.metrics)
+        return metrics_log.read(self.paths.metrics)
 
     @property
     def rounds(self) -> list[int]:

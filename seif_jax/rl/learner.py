@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from seif_jax import metrics, sharding
+from seif_jax import metrics_log, sharding
 from seif_jax.models import Params, lora
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
@@ -126,7 +126,7 @@ class Learner:
                 micros = self.place(parts)
                 arguments = (state.params, self.frozen, micros, np.bool_(on_policy), totals)
                 self.gradient.lower(*arguments).compile()
-                metrics.trim()  # frees the compiler's memory before the peak of memory use
+                metrics_log.trim()  # frees the compiler's memory before the peak of memory use
                 *term, gap = self.gradient(*arguments)
                 total = term if total is None else self.add(total, term)
                 del term
@@ -171,7 +171,7 @@ class Learner:
 class Update:
     """The metrics of one update, and the work that it took."""
 
-    metrics: dict[str, float]
+    metrics_log: dict[str, float]
     work: Work  # of all its passes
 
 

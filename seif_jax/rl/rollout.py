@@ -10,7 +10,7 @@ import numpy as np
 
 from seif_jax import processes
 from seif_jax.chat import Decoding, Replier, Reply
-from seif_jax.metrics import Phases
+from seif_jax.metrics_log import Phases
 from seif_jax.rewards.score import Score
 from seif_jax.rl.advantages import group_advantages
 from seif_jax.rl.batch import Batch

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics, processes, sample_files, stopping
+from seif_jax import data, metrics_log, processes, sample_files, stopping
 from seif_jax.chat import ChatModel
 from seif_jax.checkpoint import Checkpoints, open_checkpoints
 from seif_jax.compile_progress import Compiles
@@ -17,7 +17,7 @@ from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation, Moment
 from seif_jax.evaluate.progress import PhaseProgress
-from seif_jax.metrics import Phases, Writer
+from seif_jax.metrics_log import Phases, Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.models import Params
 from seif_jax.rewards.judge import Judge
@@ -177,7 +177,7 @@ def train_step(
                     updates.append(update)
     secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
     rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
-    rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics.host()}
+    rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics_log.host()}
     return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
 
 
@@ -308,12 +308,12 @@ def evaluate(
         sample_files.append(info.paths.evaluations, rows, moment.step)
     writer.write(info.round, "evaluate", moment.step, eval_metrics)
     if processes.first():
-        shares = metrics.evaluations(metrics.read(writer.path), info.round)
+        shares = metrics_log.evaluations(metrics_log.read(writer.path), info.round)
         display.evaluation(moment.step, shares[moment.step], shares.get(0, {}))
 
 
 def summary(path: Path, info: StageInfo) -> dict[str, float]:
     """Means of the stage's metrics over its steps, from metrics.jsonl."""
     stage = (info.round, info.name)
-    lines = [line for line in metrics.read(path) if (line["round"], line["stage"]) == stage]
-    return metrics.means([line for line in lines if line["step"] > 0])
+    lines = [line for line in metrics_log.read(path) if (line["round"], line["stage"]) == stage]
+    return metrics_log.means([line for line in lines if line["step"] > 0])

@@ -199,12 +199,12 @@ def compare(runs: Sequence[Run]) -> None:
 
 def results(path: Path) -> dict[str, float]:
     """The columns of the table that a metrics.jsonl has values for; {} if there is no file."""
-    from seif_jax import metrics  # brings JAX
+    from seif_jax import metrics_log  # brings JAX
 
-    lines = metrics.read(path)
+    lines = metrics_log.read(path)
     last_rounds = {line["stage"]: line["round"] for line in lines}
     means = {
-        stage: metrics.means([x for x in lines if (x["stage"], x["round"]) == (stage, round)])
+        stage: metrics_log.means([x for x in lines if (x["stage"], x["round"]) == (stage, round)])
         for stage, round in last_rounds.items()
     }
     row = {

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from mounts import mounted
 
-from seif_jax import metrics
+from seif_jax import metrics_log
 from seif_jax.errors import UserError
-from seif_jax.metrics import Phases, Writer
+from seif_jax.metrics_log import Phases, Writer
 
 Event = importlib.import_module("tensorboardX.proto.event_pb2").Event  # has no types
 
@@ -69,13 +69,13 @@ def test_a_full_disk(tmp_path, size):
             writer = Writer(disk)
             for step in range(10_000):
                 writer.write(1, "follower", step, {f"number_{i}": float(i) for i in range(20)})
-        kept = [line["step"] for line in metrics.read(disk / "metrics.jsonl")]
+        kept = [line["step"] for line in metrics_log.read(disk / "metrics.jsonl")]
         assert kept == [*range(len(kept))]
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
         writer = Writer(disk)
         writer.write(1, "follower", len(kept), {"reward": 0.5})
         writer.close()
-        assert len(metrics.read(disk / "metrics.jsonl")) == len(kept) + 1
+        assert len(metrics_log.read(disk / "metrics.jsonl")) == len(kept) + 1
         assert len(points(disk)) == 20 * len(kept) + 1
 
 
@@ -153,7 +153,7 @@ def test_a_killed_run_is_opened_again(tmp_path):
 def test_damage_inside_the_file_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"round"\n{}\n')
     with pytest.raises(ValueError, match=re.escape("metrics.jsonl: line 1 is not JSON")):
-        metrics.read(tmp_path / "metrics.jsonl")
+        metrics_log.read(tmp_path / "metrics.jsonl")
 
 
 def test_phases_add_up():
@@ -170,4 +170,4 @@ def test_phases_add_up():
 
 
 def test_resident_memory_is_in_bytes():
-    assert 10e6 < metrics.host()["host/resident_bytes"] < 1e12
+    assert 10e6 < metrics_log.host()["host/resident_bytes"] < 1e12
