@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key
 
 from seif_jax.errors import UserError
-from seif_jax.roles.format import Message, after_thought, whole_reply
+from seif_jax.roles.reply_format import Message, after_thought, whole_reply
 from seif_jax.sampling import Address, Engine, Sample, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.tokenizer import Tokenizer

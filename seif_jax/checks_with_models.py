@@ -16,8 +16,8 @@ from seif_jax.model_bundle import ModelBundle
 from seif_jax.models.decoder import Architecture, ModelConfig
 from seif_jax.rewards import judge
 from seif_jax.roles import filter, follower, instructor, judger
-from seif_jax.roles.format import Message, opens_twice
 from seif_jax.roles.prompts import Prompts
+from seif_jax.roles.reply_format import Message, opens_twice
 from seif_jax.run_config import RunConfig
 from seif_jax.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ import numpy as np
 from seif_jax import tokenizer_files
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
-from seif_jax.roles.format import TAGS, opening
+from seif_jax.roles.reply_format import TAGS, opening
 
 if TYPE_CHECKING:
     import tokenizers

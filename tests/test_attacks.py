@@ -6,7 +6,7 @@ import pytest
 from tiny import CONTROL, tiny_backend, tiny_tokenizer
 
 from seif_jax.roles import filter, filter_prompts, follower, judger, judger_prompts
-from seif_jax.roles.format import Message
+from seif_jax.roles.reply_format import Message
 from seif_jax.tokenizer import Tokenizer
 
 SENTINEL = "\ue000"  # the tokenizer breaks up control tokens with characters like this one

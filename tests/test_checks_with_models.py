@@ -13,7 +13,7 @@ from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.rewards import rule_library
-from seif_jax.roles.format import Message
+from seif_jax.roles.reply_format import Message
 
 ROWS = [
     {"prompt": f"{seed}\nBe kind.", "constraint": ["Be kind."], "seed_question": seed}

@@ -3,7 +3,7 @@
 import pytest
 
 from seif_jax.errors import UserError
-from seif_jax.roles import filter, filter_prompts, follower, format, instructor, judger
+from seif_jax.roles import filter, filter_prompts, follower, instructor, judger, reply_format
 from seif_jax.roles.verdict import verdict
 
 FORMATS = ("think_answer", "plain")
@@ -33,7 +33,7 @@ MODES = ("generate", "verdict")
     ],
 )
 def test_read_think_answer(reply: str, answer: str | None) -> None:
-    assert format.read(reply, "think_answer") == answer
+    assert reply_format.read(reply, "think_answer") == answer
     assert follower.read(reply, "think_answer") == answer
 
 
@@ -59,8 +59,8 @@ def test_read_think_answer(reply: str, answer: str | None) -> None:
     ],
 )
 def test_strip_thoughts_and_read_plain(text: str, left: str) -> None:
-    assert format.strip_thoughts(text) == left
-    assert format.read(text, "plain") == left
+    assert reply_format.strip_thoughts(text) == left
+    assert reply_format.read(text, "plain") == left
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_verdict(text: str, value: bool | None) -> None:
     assert judger.verdict is verdict and filter.verdict is verdict
 
 
-def chats(shots: int) -> list[list[format.Message]]:
+def chats(shots: int) -> list[list[reply_format.Message]]:
     """One chat of every role in every form."""
     asked = [follower.messages("Q", format=form, shots=min(shots, 2)) for form in FORMATS]
     for mode in MODES:
@@ -218,8 +218,8 @@ def test_control_tokens_stay_text() -> None:
 
 
 def test_quote() -> None:
-    assert format.quote("a\n\n b\n") == "> a\n> \n>  b"
-    assert format.quote("") == "> "
+    assert reply_format.quote("a\n\n b\n") == "> a\n> \n>  b"
+    assert reply_format.quote("") == "> "
 
 
 def test_wrong_settings_are_named() -> None:
@@ -228,7 +228,7 @@ def test_wrong_settings_are_named() -> None:
     with pytest.raises(UserError, match="format must be one of"):
         instructor.messages("Q", "hard", format="xml", shots=0)
     with pytest.raises(UserError, match="format must be one of"):
-        format.read("a", "xml")
+        reply_format.read("a", "xml")
     with pytest.raises(UserError, match="variant must be one of: soft, hard .got 'mild'"):
         instructor.messages("Q", "mild", format="plain", shots=0)
     with pytest.raises(UserError, match="mode must be one of: generate, verdict .got 'guess'"):

@@ -22,7 +22,7 @@ from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Score
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.roles import judger
-from seif_jax.roles.format import Message
+from seif_jax.roles.reply_format import Message
 from seif_jax.run_config import DType, RunConfig
 from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine

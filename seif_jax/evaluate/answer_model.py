@@ -13,8 +13,8 @@ from seif_jax.evaluate.progress import Progress
 from seif_jax.evaluate.suite import Address, Item, Question, Replies
 from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.roles import follower, judger
-from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
+from seif_jax.roles.reply_format import Message
 
 SLOTS = 64  # sequences decoded together
 JUDGE_SHOTS = 2

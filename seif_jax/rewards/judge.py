@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from seif_jax.roles import verdict
-from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
+from seif_jax.roles.reply_format import Message
 
 OPTIONS = ("0", "1")
 PREFILL = "[["

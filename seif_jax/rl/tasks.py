@@ -16,8 +16,8 @@ from seif_jax.rewards.reward import InstructorReward
 from seif_jax.rewards.score import Answer, Score
 from seif_jax.rl.answerer import Answerer, read_answer, with_marks
 from seif_jax.roles import filter, follower, instructor
-from seif_jax.roles.format import Message
 from seif_jax.roles.prompts import Prompts
+from seif_jax.roles.reply_format import Message
 
 Parsed = TypeVar("Parsed")
 Parsed_co = TypeVar("Parsed_co", covariant=True)

@@ -1,8 +1,8 @@
 """The Filter: says whether an instruction contradicts itself, [[1]] consistent or [[0]] not."""
 
 from seif_jax.roles import filter_prompts
-from seif_jax.roles.format import Message, dialogue, quote
 from seif_jax.roles.prompts import Prompts, Schema
+from seif_jax.roles.reply_format import Message, dialogue, quote
 from seif_jax.roles.verdict import MODES, VERDICTS, analysis_fault, check_mode, written
 from seif_jax.roles.verdict import verdict as verdict
 

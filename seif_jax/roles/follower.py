@@ -1,13 +1,13 @@
 """The Follower answers a constrained instruction. The frozen Follower gets the same prompts."""
 
-from seif_jax.roles import follower_prompts, format
-from seif_jax.roles.format import Message, dialogue, system, write
-from seif_jax.roles.format import read as read
+from seif_jax.roles import follower_prompts, reply_format
 from seif_jax.roles.prompts import Prompts, Schema, Shot
+from seif_jax.roles.reply_format import Message, dialogue, system, write
+from seif_jax.roles.reply_format import read as read
 
 
 def _mentions(kind: str) -> tuple[str, ...]:
-    return format.TAGS if kind == "think_answer" else ()
+    return reply_format.TAGS if kind == "think_answer" else ()
 
 
 def _fault(variant: str, shot: Shot) -> str:
@@ -16,7 +16,7 @@ def _fault(variant: str, shot: Shot) -> str:
 
 
 SCHEMA = Schema(
-    kinds=tuple(format.SYSTEM),
+    kinds=tuple(reply_format.SYSTEM),
     data=("instruction",),
     mentions=_mentions,
     shot={"instruction": "text", "thought": "text", "answer": "text"},

@@ -1,8 +1,8 @@
 """The prompts of the Follower, by reply format."""
 
-from seif_jax.roles import format
+from seif_jax.roles import reply_format
 
-SYSTEM = format.SYSTEM
+SYSTEM = reply_format.SYSTEM
 ASK = dict.fromkeys(SYSTEM, "{instruction}")
 
 SHOTS = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from seif_jax.errors import UserError
 from seif_jax.roles import instructor_prompts
 from seif_jax.roles.flat_json import NotFlat, read_pairs
-from seif_jax.roles.format import SYSTEM, TAGS, Message, dialogue, read, system, write
 from seif_jax.roles.prompts import Prompts, Schema, Shot
+from seif_jax.roles.reply_format import SYSTEM, TAGS, Message, dialogue, read, system, write
 
 VARIANTS = {"soft": 5, "hard": 3}  # number of constraints
 REASONS = ("format", "parse", "count", "duplicate", "repeats_seed")

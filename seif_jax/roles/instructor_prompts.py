@@ -1,6 +1,6 @@
 """The prompts of the Instructor, by reply format and variant; examples by variant."""
 
-from seif_jax.roles import format
+from seif_jax.roles import reply_format
 
 _RULES = """\
 Rules:
@@ -63,9 +63,10 @@ _GUIDES = {"hard": _HARD, "soft": _SOFT}
 # The plain format, for very small models, has one line in every user turn in place of a guide.
 SYSTEM = {
     "think_answer": {
-        variant: f"{format.SYSTEM['think_answer']}\n\n{guide}" for variant, guide in _GUIDES.items()
+        variant: f"{reply_format.SYSTEM['think_answer']}\n\n{guide}"
+        for variant, guide in _GUIDES.items()
     },
-    "plain": dict.fromkeys(_GUIDES, format.SYSTEM["plain"]),
+    "plain": dict.fromkeys(_GUIDES, reply_format.SYSTEM["plain"]),
 }
 ASK = {
     "think_answer": dict.fromkeys(_GUIDES, "Seed question:\n{seed}"),

@@ -1,8 +1,8 @@
 """The Judger: says whether one reply satisfies one constraint, [[1]] yes or [[0]] no."""
 
 from seif_jax.roles import judger_prompts
-from seif_jax.roles.format import Message, dialogue, quote
 from seif_jax.roles.prompts import Prompts, Schema
+from seif_jax.roles.reply_format import Message, dialogue, quote
 from seif_jax.roles.verdict import MODES, VERDICTS, analysis_fault, check_mode, written
 from seif_jax.roles.verdict import verdict as verdict
 

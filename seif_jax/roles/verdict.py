@@ -3,7 +3,7 @@
 import re
 
 from seif_jax.errors import UserError
-from seif_jax.roles.format import strip_thoughts
+from seif_jax.roles.reply_format import strip_thoughts
 
 MODES = ("generate", "verdict")
 VERDICTS = ("[[1]]", "[[0]]")
