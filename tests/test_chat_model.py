@@ -12,7 +12,7 @@ from tiny import CHATML, tiny_config, tiny_tokenizer
 from seif_jax import models
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
-from seif_jax.roles import follower, instructor, verdict
+from seif_jax.roles import follower, instructor, verdict_parser
 from seif_jax.sampling import Engine, Sample, row_keys
 from seif_jax.tokenizer import Tokenizer
 
@@ -233,8 +233,8 @@ def test_other_roles_read_past_an_opened_thought(tmp_path: Path) -> None:
     text = reply_text(f'Maybe {{"c1": "x"}}?</think>\n<answer>{three}</answer>')
     parsed = instructor.parse(text, "hard", "Why?", format="think_answer")
     assert parsed.constraints == ["Use one word.", "Use no commas.", "Be kind."]
-    assert verdict.verdict(reply_text("Surely [[0]]?</think>Two of two. [[1]]")) is True
-    assert verdict.verdict(reply_text("Surely [[1]], I think.")) is None
+    assert verdict_parser.verdict(reply_text("Surely [[0]]?</think>Two of two. [[1]]")) is True
+    assert verdict_parser.verdict(reply_text("Surely [[1]], I think.")) is None
 
 
 @pytest.mark.parametrize(

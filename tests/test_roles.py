@@ -4,7 +4,7 @@ import pytest
 
 from seif_jax.errors import UserError
 from seif_jax.roles import filter, filter_prompts, follower, instructor, judger, reply_format
-from seif_jax.roles.verdict import verdict
+from seif_jax.roles.verdict_parser import verdict
 
 FORMATS = ("think_answer", "plain")
 MODES = ("generate", "verdict")

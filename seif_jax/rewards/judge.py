@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from seif_jax.roles import verdict
+from seif_jax.roles import verdict_parser
 from seif_jax.roles.prompts import Prompts
 from seif_jax.roles.reply_format import Message
 
@@ -116,4 +116,4 @@ def _from_probs(probs: list[float] | None) -> Verdict:
 def _from_reply(reply: ReplyLike | None) -> Verdict:
     if reply is None:
         return Verdict(None)
-    return Verdict(verdict.verdict(reply.text) if reply.finished else None, text=reply.text)
+    return Verdict(verdict_parser.verdict(reply.text) if reply.finished else None, text=reply.text)

@@ -3,8 +3,8 @@
 from seif_jax.roles import judger_prompts
 from seif_jax.roles.prompts import Prompts, Schema
 from seif_jax.roles.reply_format import Message, dialogue, quote
-from seif_jax.roles.verdict import MODES, VERDICTS, analysis_fault, check_mode, written
-from seif_jax.roles.verdict import verdict as verdict
+from seif_jax.roles.verdict_parser import MODES, VERDICTS, analysis_fault, check_mode, written
+from seif_jax.roles.verdict_parser import verdict as verdict
 
 SCHEMA = Schema(
     kinds=MODES,
