@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from seif_jax.config_file import read_config
     from seif_jax.errors import RunError, UserError
     from seif_jax.python_api import load_model, run
-    from seif_jax.rewards.check import Check
+    from seif_jax.rewards.user_checks import Check
     from seif_jax.rl import grpo
     from seif_jax.rl.advantages import group_advantages
     from seif_jax.run_config import RunConfig
@@ -49,7 +49,7 @@ __all__ = [
 ]
 _HOMES = {
     "ChatModel": "chat:ChatModel",
-    "Check": "rewards.check:Check",
+    "Check": "rewards.user_checks:Check",
     "Decoding": "chat:Decoding",
     "RunConfig": "run_config:RunConfig",
     "RunError": "errors:RunError",

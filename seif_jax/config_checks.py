@@ -5,7 +5,7 @@ against models and data.
 """
 
 from seif_jax.errors import UserError
-from seif_jax.rewards.check import JUDGE
+from seif_jax.rewards.user_checks import JUDGE
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
 from seif_jax.run_config import STAGES, RunConfig, VerdictRoleConfig

@@ -9,10 +9,10 @@ from fakes import NO, UNSURE, YES, judge, quoted
 
 from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
-from seif_jax.rewards.check import UserCheck
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.judge import Verdict
 from seif_jax.rewards.score import Answer, Mark, Score, metrics
+from seif_jax.rewards.user_checks import UserCheck
 from seif_jax.user_functions import UserFunction
 
 COMMA, POLITE, SHORT = "The response should not contain any commas.", "Sound polite.", "Be kind."

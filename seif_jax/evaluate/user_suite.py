@@ -10,7 +10,7 @@ from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, kinds, ratio
-from seif_jax.rewards.check import as_number
+from seif_jax.rewards.user_checks import as_number
 from seif_jax.user_functions import UserFunction
 
 PARAMETERS = ("row", "reply")

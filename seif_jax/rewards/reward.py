@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from seif_jax import user_functions
 from seif_jax.instruction import Instruction
-from seif_jax.rewards.check import Row, as_number, described, row_of
+from seif_jax.rewards.user_checks import Row, as_number, described, row_of
 from seif_jax.user_functions import UserFunction
 
 
