@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from seif_jax.rewards import literal
-from seif_jax.rewards.literal import SentenceCheck
+from seif_jax.rewards import literal_checks
+from seif_jax.rewards.literal_checks import SentenceCheck
 from seif_jax.rewards.rule_arguments import LANGUAGES
 from seif_jax.rewards.sentences import SENTENCES
 from seif_jax.rewards.wording import DEMANDS, Wording, wordings
@@ -102,14 +102,14 @@ def _length(match: re.Match[str], wording: Wording) -> Rule | None:
         return None
     relation, number = bound
     kwargs = {f"num_{unit}s": number, "relation": relation}
-    check = literal.length(unit, relation, number)
+    check = literal_checks.length(unit, relation, number)
     return Rule(f"length_constraints:number_{unit}s", kwargs, check)
 
 
 def _one(match: re.Match[str], wording: Wording) -> Rule | None:
     unit = match["unit"]  # IFEval's nearest rule is "less than 2", as empty replies fail
     kwargs = {f"num_{unit}s": 2, "relation": "less than"}
-    return Rule(f"length_constraints:number_{unit}s", kwargs, literal.exactly_one(unit))
+    return Rule(f"length_constraints:number_{unit}s", kwargs, literal_checks.exactly_one(unit))
 
 
 def _case(instruction_id: str, make: Callable[[bool], SentenceCheck]) -> _Build:
@@ -121,14 +121,14 @@ def _capital_words(match: re.Match[str], wording: Wording) -> Rule | None:
     if bound is None:
         return None
     kwargs = {"capital_frequency": bound[1], "capital_relation": bound[0]}
-    return Rule("change_case:capital_word_frequency", kwargs, literal.capital_words(*bound))
+    return Rule("change_case:capital_word_frequency", kwargs, literal_checks.capital_words(*bound))
 
 
 def _keywords(match: re.Match[str], wording: Wording) -> Rule | None:
     words, number = _plain_words(wording.quotes), match.groupdict().get("n")
     if words is None or (number and int(number) != len(words)):
         return None
-    return Rule("keywords:existence", {"keywords": words}, literal.keywords(words))
+    return Rule("keywords:existence", {"keywords": words}, literal_checks.keywords(words))
 
 
 def _forbidden(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -136,7 +136,7 @@ def _forbidden(match: re.Match[str], wording: Wording) -> Rule | None:
     if words is None:
         return None
     kwargs = {"forbidden_words": words}
-    return Rule("keywords:forbidden_words", kwargs, literal.forbidden(words))
+    return Rule("keywords:forbidden_words", kwargs, literal_checks.forbidden(words))
 
 
 def _frequency(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -144,9 +144,9 @@ def _frequency(match: re.Match[str], wording: Wording) -> Rule | None:
     if words is None or bound is None:
         return None
     if bound == ("at least", 1):
-        return Rule("keywords:existence", {"keywords": words}, literal.keywords(words))
+        return Rule("keywords:existence", {"keywords": words}, literal_checks.keywords(words))
     kwargs = {"keyword": words[0], "frequency": bound[1], "relation": bound[0]}
-    return Rule("keywords:frequency", kwargs, literal.frequency(words[0], *bound))
+    return Rule("keywords:frequency", kwargs, literal_checks.frequency(words[0], *bound))
 
 
 def _letter(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -155,7 +155,7 @@ def _letter(match: re.Match[str], wording: Wording) -> Rule | None:
     if bound is None or not re.fullmatch("[a-z]", letter):
         return None
     kwargs = {"letter": letter, "let_frequency": bound[1], "let_relation": bound[0]}
-    return Rule("keywords:letter_frequency", kwargs, literal.letter(letter, *bound))
+    return Rule("keywords:letter_frequency", kwargs, literal_checks.letter(letter, *bound))
 
 
 def _ending(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -164,7 +164,7 @@ def _ending(match: re.Match[str], wording: Wording) -> Rule | None:
     phrase = wording.quotes[0]
     if not match["exact"] and not phrase.endswith((".", "!", "?")):
         return None
-    return Rule("startend:end_checker", {"end_phrase": phrase}, literal.ending(phrase))
+    return Rule("startend:end_checker", {"end_phrase": phrase}, literal_checks.ending(phrase))
 
 
 def _first_word(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -174,7 +174,7 @@ def _first_word(match: re.Match[str], wording: Wording) -> Rule | None:
     if not 1 <= nth <= total or not separator_is_blank or not re.fullmatch(r"[\w-]+", word):
         return None
     kwargs = {"num_paragraphs": total, "nth_paragraph": nth, "first_word": word}
-    check = literal.first_word(total, nth, word)
+    check = literal_checks.first_word(total, nth, word)
     return Rule("length_constraints:nth_paragraph_first_word", kwargs, check)
 
 
@@ -184,7 +184,9 @@ def _sections(match: re.Match[str], wording: Wording) -> Rule | None:
     if mark is None or not number:
         return None
     kwargs = {"section_spliter": mark[1], "num_sections": number}
-    return Rule("detectable_format:multiple_sections", kwargs, literal.sections(mark[1], number))
+    return Rule(
+        "detectable_format:multiple_sections", kwargs, literal_checks.sections(mark[1], number)
+    )
 
 
 def _postscript(match: re.Match[str], wording: Wording) -> Rule | None:
@@ -193,18 +195,18 @@ def _postscript(match: re.Match[str], wording: Wording) -> Rule | None:
     if marker is None:
         return None
     kwargs = {"postscript_marker": marker}
-    return Rule("detectable_content:postscript", kwargs, literal.postscript(marker))
+    return Rule("detectable_content:postscript", kwargs, literal_checks.postscript(marker))
 
 
 def _language(match: re.Match[str], wording: Wording) -> Rule | None:
     code = _LANGUAGES[match["language"]]
-    return Rule("language:response_language", {"language": code}, literal.language(code))
+    return Rule("language:response_language", {"language": code}, literal_checks.language(code))
 
 
 def _options(match: re.Match[str], wording: Wording) -> Rule | None:
     if set(wording.quotes) != set(_OPTIONS):
         return None
-    return Rule("detectable_format:constrained_response", {}, literal.one_of(_OPTIONS))
+    return Rule("detectable_format:constrained_response", {}, literal_checks.one_of(_OPTIONS))
 
 
 _BUILDERS: dict[str, _Build] = {
@@ -213,39 +215,39 @@ _BUILDERS: dict[str, _Build] = {
     "paragraphs": _number(
         "length_constraints:number_paragraphs",
         "num_paragraphs",
-        lambda number, wording: literal.paragraphs(number),
+        lambda number, wording: literal_checks.paragraphs(number),
     ),
     "first_word": _first_word,
     "bullets": _number(
         "detectable_format:number_bullet_lists",
         "num_bullets",
-        lambda number, wording: literal.bullets(number, _mentions(wording, "markdown")),
+        lambda number, wording: literal_checks.bullets(number, _mentions(wording, "markdown")),
     ),
     "highlights": _number(
         "detectable_format:number_highlighted_sections",
         "num_highlights",
-        lambda number, wording: literal.highlights(number, _mentions(wording, "asterisks")),
+        lambda number, wording: literal_checks.highlights(number, _mentions(wording, "asterisks")),
     ),
     "sections": _sections,
     "placeholders": _number(
         "detectable_content:number_placeholders",
         "num_placeholders",
-        lambda number, wording: literal.placeholders(number),
+        lambda number, wording: literal_checks.placeholders(number),
     ),
     "title": lambda match, wording: Rule(
-        "detectable_format:title", {}, literal.title(not _mentions(wording, "double"))
+        "detectable_format:title", {}, literal_checks.title(not _mentions(wording, "double"))
     ),
-    "quotation": _plain("startend:quotation", literal.quotation),
-    "json": _plain("detectable_format:json_format", literal.valid_json),
-    "two_responses": _plain("combination:two_responses", literal.two_responses),
-    "repeat": _plain("combination:repeat_prompt", literal.repeat),
+    "quotation": _plain("startend:quotation", literal_checks.quotation),
+    "json": _plain("detectable_format:json_format", literal_checks.valid_json),
+    "two_responses": _plain("combination:two_responses", literal_checks.two_responses),
+    "repeat": _plain("combination:repeat_prompt", literal_checks.repeat),
     "postscript": _postscript,
     "ending": _ending,
     "options": _options,
-    "lowercase": _case("change_case:english_lowercase", literal.lowercase),
-    "capitals": _case("change_case:english_capital", literal.uppercase),
+    "lowercase": _case("change_case:english_lowercase", literal_checks.lowercase),
+    "capitals": _case("change_case:english_capital", literal_checks.uppercase),
     "language": _language,
-    "no_comma": _plain("punctuation:no_comma", literal.no_comma),
+    "no_comma": _plain("punctuation:no_comma", literal_checks.no_comma),
     "capital_words": _capital_words,
     "keywords": _keywords,
     "frequency": _frequency,
