@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 from seif_jax.rewards import markup
-from seif_jax.rewards.language import speaks
+from seif_jax.rewards.language_detection import speaks
 from seif_jax.rewards.markup import has_word
 from seif_jax.rewards.text_units import (
     Count,
