@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from seif_jax.data_files import need
 from seif_jax.errors import UserError, shown
 from seif_jax.instruction import SOFT, Instruction
-from seif_jax.rewards import phrase, rules
+from seif_jax.rewards import constraint_writer, rules
 
 Row = Mapping[str, object]
 
@@ -90,7 +90,7 @@ def read_instruction(where: str, row: Row) -> Instruction:
     )
     if not constraints:
         pairs = zip(rule_ids, kwargs, strict=True)
-        constraints = [phrase.say(name, arguments, seed) for name, arguments in pairs]
+        constraints = [constraint_writer.say(name, arguments, seed) for name, arguments in pairs]
     texts = tuple(_text(where, column, text) for text in constraints)
     columns = {name: value for name, value in row.items() if name not in _READ}
     return Instruction(seed, texts, prompt, tuple(kwargs), rule_ids, columns, where)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
 from seif_jax.config_types import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
-from seif_jax.rewards import phrase
+from seif_jax.rewards import constraint_writer
 from seif_jax.rewards.reward import REWARDS
 from seif_jax.rewards.user_checks import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rl.config import Advantage, LossConfig, OptimizerConfig
@@ -53,8 +53,10 @@ class RuleSetConfig:
     """Rule-checked instructions: read from a file, or written from the seeds without a model."""
 
     path: Location = None  # a data file; unset: written from `kinds`
-    kinds: tuple[Annotated[str, OneOf(sorted(phrase.KINDS))], ...] = ()  # IFEval ids; (): no set
-    per_prompt: Annotated[int, Range(1, len(phrase.KINDS))] = 2  # constraints per prompt
+    kinds: tuple[
+        Annotated[str, OneOf(sorted(constraint_writer.KINDS))], ...
+    ] = ()  # IFEval ids; (): no set
+    per_prompt: Annotated[int, Range(1, len(constraint_writer.KINDS))] = 2  # constraints per prompt
     first: Count = 0  # uses seeds, or the rows of `path`, first to last - 1
     last: Count = 0  # 0: to the end
     seed: Seed = 0

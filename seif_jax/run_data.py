@@ -9,7 +9,7 @@ from seif_jax.data_files import MissingColumn
 from seif_jax.data_rows import read_instruction
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction, Seed
-from seif_jax.rewards import phrase
+from seif_jax.rewards import constraint_writer
 from seif_jax.run_config import RuleSetConfig, RunConfig
 
 Warn = Callable[[str], None]
@@ -67,7 +67,7 @@ def rule_set(
         return []
     chosen = _chosen(key, rules, seeds, "seed questions")
     questions = [seed.question for seed in chosen]
-    rows = phrase.instructions(questions, rules.kinds, rules.per_prompt, rules.seed)
+    rows = constraint_writer.instructions(questions, rules.kinds, rules.per_prompt, rules.seed)
     return [
         replace(read_instruction(f"config.{key}: row {n}", row), columns=seed.columns)
         for n, (seed, row) in enumerate(zip(chosen, rows, strict=True), 1)

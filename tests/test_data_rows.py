@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from seif_jax import data_files
 from seif_jax.data_rows import Prompt, is_kept, read_instruction, read_prompt
 from seif_jax.errors import UserError
-from seif_jax.rewards import phrase, rules
+from seif_jax.rewards import constraint_writer, rules
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -281,7 +281,7 @@ def test_a_rule_without_a_constraint_gets_a_sentence(name):
     """As in IFEval's own file, where all arguments of all rules stand beside each other."""
     found = instruction(instruction_id_list=[name], kwargs=[ARGUMENTS])
     (sentence,) = found.constraints
-    assert sentence == phrase.say(name, ARGUMENTS) and "{" not in sentence
+    assert sentence == constraint_writer.say(name, ARGUMENTS) and "{" not in sentence
     own = {key: ARGUMENTS[key] for key in rules.arguments(name)} | {"prompt_to_repeat": ""}
     for value in own.values():
         if isinstance(value, str) and value not in ("de", "at least", "less than"):

@@ -7,7 +7,7 @@ import pytest
 from sentence_cases import MEANT, NOT_SAYABLE
 
 from seif_jax.errors import UserError
-from seif_jax.rewards import phrase, rules
+from seif_jax.rewards import constraint_writer, rules
 from seif_jax.rewards.recognise import recognise
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "qwen7b_T1.parquet"
@@ -65,34 +65,38 @@ def test_relations_are_exact(number):
     assert bound("no less than") == ("at least", number)
 
 
-@pytest.mark.parametrize("instruction_id", sorted(phrase.KINDS))
+@pytest.mark.parametrize("instruction_id", sorted(constraint_writer.KINDS))
 def test_what_phrase_writes_is_recognised(instruction_id):
-    written = [phrase.write(instruction_id, random.Random(seed)) for seed in range(200)]
+    written = [constraint_writer.write(instruction_id, random.Random(seed)) for seed in range(200)]
     for sentence, kwargs in written:
         found = recognise(sentence)
         assert found and (found.instruction_id, found.kwargs) == (instruction_id, kwargs), sentence
     assert len({sentence for sentence, _ in written}) >= 2
-    assert written == [phrase.write(instruction_id, random.Random(seed)) for seed in range(200)]
+    assert written == [
+        constraint_writer.write(instruction_id, random.Random(seed)) for seed in range(200)
+    ]
 
 
 def test_phrase_draws_from_the_words_given():
     words = ("lantern", "harbor")
     for seed in range(50):
-        _, kwargs = phrase.write("keywords:existence", random.Random(seed), words)
+        _, kwargs = constraint_writer.write("keywords:existence", random.Random(seed), words)
         keywords: Any = kwargs["keywords"]
         assert set(keywords) <= set(words)
-        _, kwargs = phrase.write("keywords:forbidden_words", random.Random(seed), ("very", "with"))
+        _, kwargs = constraint_writer.write(
+            "keywords:forbidden_words", random.Random(seed), ("very", "with")
+        )
         forbidden: Any = kwargs["forbidden_words"]
         assert not {"very", "with"} & set(forbidden)
     with pytest.raises(UserError, match="ate"):
-        phrase.write("keywords:existence", random.Random(0), ("ate",))
+        constraint_writer.write("keywords:existence", random.Random(0), ("ate",))
     with pytest.raises(UserError, match="no:such"):
-        phrase.write("no:such", random.Random(0))
+        constraint_writer.write("no:such", random.Random(0))
 
 
 def test_instructions_have_kinds_that_go_together():
     seeds = [f"Question {number}?" for number in range(60)]
-    rows = phrase.instructions(seeds, sorted(phrase.KINDS), 3, seed=5)
+    rows = constraint_writer.instructions(seeds, sorted(constraint_writer.KINDS), 3, seed=5)
     assert [row["seed_question"] for row in rows] == seeds
     for row in rows:
         assert row["prompt"] == "\n".join([row["seed_question"], *row["constraint"]])
@@ -101,9 +105,11 @@ def test_instructions_have_kinds_that_go_together():
         assert not any(rules.conflict(*pair) for pair in itertools.combinations(ids, 2))
         for instruction_id, kwargs in zip(ids, row["kwargs"], strict=True):
             rules.check(instruction_id, kwargs, "word")
-    assert rows == phrase.instructions(seeds, sorted(phrase.KINDS), 3, seed=5)
-    assert rows != phrase.instructions(seeds, sorted(phrase.KINDS), 3, seed=6)
-    assert rows[:7] == phrase.instructions(seeds[:7], sorted(phrase.KINDS), 3, seed=5)
+    assert rows == constraint_writer.instructions(seeds, sorted(constraint_writer.KINDS), 3, seed=5)
+    assert rows != constraint_writer.instructions(seeds, sorted(constraint_writer.KINDS), 3, seed=6)
+    assert rows[:7] == constraint_writer.instructions(
+        seeds[:7], sorted(constraint_writer.KINDS), 3, seed=5
+    )
     assert (
         len({instruction_id for row in rows for instruction_id in row["instruction_id_list"]}) > 15
     )
@@ -112,11 +118,11 @@ def test_instructions_have_kinds_that_go_together():
 def test_instructions_that_cannot_be_made_are_refused():
     apart = ["change_case:english_lowercase", "change_case:english_capital"]
     with pytest.raises(UserError, match="no 2 of these kinds"):
-        phrase.instructions(["Why?"], apart, 2, seed=0)
+        constraint_writer.instructions(["Why?"], apart, 2, seed=0)
     with pytest.raises(UserError, match="per_prompt=0"):
-        phrase.instructions(["Why?"], apart, 0, seed=0)
+        constraint_writer.instructions(["Why?"], apart, 0, seed=0)
     with pytest.raises(UserError, match="nonsense"):
-        phrase.instructions(["Why?"], ["punctuation:no_comma", "nonsense"], 1, seed=0)
+        constraint_writer.instructions(["Why?"], ["punctuation:no_comma", "nonsense"], 1, seed=0)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the authors' data")

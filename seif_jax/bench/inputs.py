@@ -17,8 +17,8 @@ from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io.to_device import ShardingRule, single_device
+from seif_jax.rewards.constraint_writer import instructions
 from seif_jax.rewards.judge import Judge, Key, ReplyLike
-from seif_jax.rewards.phrase import instructions
 from seif_jax.rewards.score import Score
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.roles import judger
