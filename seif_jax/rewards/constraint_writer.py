@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from seif_jax.errors import UserError
 from seif_jax.rewards import rules
-from seif_jax.rewards.phrasings import PHRASINGS
+from seif_jax.rewards.constraint_templates import PHRASINGS
 from seif_jax.rewards.rule_arguments import LANGUAGES, RELATIONS
 
 # Words that fit most subjects and are too long to occur inside other words by accident.
