@@ -13,7 +13,7 @@ from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics_log import Phases, Writer
-from seif_jax.rewards.recognise import recognise
+from seif_jax.rewards.recogniser import recognise
 from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer

@@ -11,7 +11,7 @@ from literal_cases import CASES
 
 from seif_jax.rewards import rules
 from seif_jax.rewards.language_detection import speaks
-from seif_jax.rewards.recognise import Rule, recognise
+from seif_jax.rewards.recogniser import Rule, recognise
 from seif_jax.rewards.text_units import Count, count_phrase, count_sentences, count_words
 
 REQUEST = "Why does it rain?"

@@ -22,7 +22,7 @@ from seif_jax.evaluate.suite import (
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import apply_rule
-from seif_jax.rewards.recognise import recognise
+from seif_jax.rewards.recogniser import recognise
 
 
 @dataclass(frozen=True)

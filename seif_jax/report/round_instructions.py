@@ -14,7 +14,7 @@ from seif_jax.errors import UserError
 from seif_jax.instruction import SOFT
 from seif_jax.report.blocks import Row
 from seif_jax.report.run_files import RunFiles
-from seif_jax.rewards.recognise import recognise
+from seif_jax.rewards.recogniser import recognise
 from seif_jax.roles import instructor, prompts
 
 COLUMNS = ("constraint", "instruction_id_list", "kept", "reason")

@@ -7,7 +7,7 @@ from seif_jax.errors import RunError
 from seif_jax.instruction import SOFT, Instruction
 from seif_jax.rewards import rules
 from seif_jax.rewards.judge import Judge, Key, Verdict
-from seif_jax.rewards.recognise import recognise
+from seif_jax.rewards.recogniser import recognise
 from seif_jax.rewards.score import Mark
 from seif_jax.rewards.user_checks import IFEVAL, JUDGE, UserCheck, described
 from seif_jax.roles import judger

@@ -1,7 +1,7 @@
 """Checks: functions that decide whether a reply meets a constraint.
 
 `config.reward.checks` names them in order. For each constraint, the first check that does not
-return None decides. "ifeval" (rules, `rewards.rules` and `rewards.recognise`) and "judge" (a model,
+return None decides. "ifeval" (rules, `rewards.rules` and `rewards.recogniser`) and "judge" (a model,
 `rewards.judge`) are built in; any other check is the user's own function.
 """
 

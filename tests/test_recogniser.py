@@ -8,7 +8,7 @@ from sentence_cases import MEANT, NOT_SAYABLE
 
 from seif_jax.errors import UserError
 from seif_jax.rewards import constraint_writer, rules
-from seif_jax.rewards.recognise import recognise
+from seif_jax.rewards.recogniser import recognise
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "qwen7b_T1.parquet"
 NARROWER = (
