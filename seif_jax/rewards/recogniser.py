@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from seif_jax.rewards import literal_checks
+from seif_jax.rewards.canonical_wording import DEMANDS, Wording, wordings
 from seif_jax.rewards.literal_checks import SentenceCheck
 from seif_jax.rewards.recogniser_patterns import SENTENCES
 from seif_jax.rewards.rule_arguments import LANGUAGES
-from seif_jax.rewards.wording import DEMANDS, Wording, wordings
 
 
 @dataclass(frozen=True)

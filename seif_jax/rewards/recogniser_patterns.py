@@ -5,8 +5,8 @@ the reply ("the response", "your answer"), and ‹0› is a quoted string. The p
 come first, then the table.
 """
 
+from seif_jax.rewards.canonical_wording import QUOTE
 from seif_jax.rewards.rule_arguments import LANGUAGES
-from seif_jax.rewards.wording import QUOTE
 
 _REL = r"(?P<rel>at least|at most|less than|more than)"
 _N = r"(?P<n>\d+)"
