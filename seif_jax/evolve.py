@@ -34,8 +34,8 @@ from seif_jax.model_card import card
 from seif_jax.report import closing_table, page
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import Checker
+from seif_jax.rewards.instructor_reward import UserReward, load_reward
 from seif_jax.rewards.judge import Judge
-from seif_jax.rewards.reward import UserReward, load_reward
 from seif_jax.rewards.user_checks import JUDGE, load_checks
 from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel, run_stage

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, get_args
 
 from seif_jax.config_types import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
 from seif_jax.rewards import constraint_writer
-from seif_jax.rewards.reward import REWARDS
+from seif_jax.rewards.instructor_reward import REWARDS
 from seif_jax.rewards.user_checks import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rl.config import Advantage, LossConfig, OptimizerConfig
 

@@ -14,8 +14,8 @@ from seif_jax.__main__ import main
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction, Seed
 from seif_jax.rewards.checker import Checker
+from seif_jax.rewards.instructor_reward import difficulty
 from seif_jax.rewards.judge import Judge
-from seif_jax.rewards.reward import difficulty
 from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.tasks import FollowerTask, InstructorTask
 from seif_jax.roles import filter, follower, instructor, judger

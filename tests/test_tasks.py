@@ -12,7 +12,7 @@ from fakes import NO, UNSURE, YES, FakeChatModel, FakeReply, judge
 
 from seif_jax.instruction import SOFT, Instruction, Seed
 from seif_jax.rewards.checker import Checker
-from seif_jax.rewards.reward import REWARDS
+from seif_jax.rewards.instructor_reward import REWARDS
 from seif_jax.rewards.score import REASONS, Answer, Score
 from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposal

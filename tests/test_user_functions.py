@@ -11,7 +11,7 @@ import pytest
 from seif_jax import user_functions
 from seif_jax.errors import UserError
 from seif_jax.instruction import Instruction
-from seif_jax.rewards.reward import REWARDS, UserReward, load_reward
+from seif_jax.rewards.instructor_reward import REWARDS, UserReward, load_reward
 from seif_jax.rewards.user_checks import UserCheck, load_checks
 from seif_jax.user_functions import UserFunction
 

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 from seif_jax.instruction import SOFT, Instruction, Seed
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.checker import CheckedAnswer, Checker
+from seif_jax.rewards.instructor_reward import InstructorReward
 from seif_jax.rewards.judge import Judge, Key, ReplyLike, Verdict
-from seif_jax.rewards.reward import InstructorReward
 from seif_jax.rewards.score import Answer, Score
 from seif_jax.rl.answerer import Answerer, read_answer, with_marks
 from seif_jax.roles import filter, follower, instructor
