@@ -6,11 +6,11 @@ from pathlib import Path
 from seif_jax import data_files, model_names, run_paths
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
-from seif_jax.evaluate.answer_file import FileRespondent
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.registry import data_of, load_suite, names_of
+from seif_jax.evaluate.replies_from_file import FileRespondent
 from seif_jax.evaluate.result_files import as_json, digest, write_results
 from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject
