@@ -16,13 +16,13 @@ import tiny_run
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
 from seif_jax.evaluate import compare, tables
-from seif_jax.evaluate.answer_model import Form
 from seif_jax.evaluate.candidates import candidates
 from seif_jax.evaluate.journal import Journal, ReplyRow
 from seif_jax.evaluate.lm_eval_suite import Constant
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.replies_from_file import FileRespondent
+from seif_jax.evaluate.replies_from_model import Form
 from seif_jax.evaluate.statistics import McNemar
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Item, Result

@@ -12,7 +12,11 @@ from seif_jax import accelerator_detection, fingerprints, models, sharding
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import UserError
-from seif_jax.evaluate.answer_model import (
+from seif_jax.evaluate.journal import Store
+from seif_jax.evaluate.options import EvaluateOptions
+from seif_jax.evaluate.progress import EvaluationProgress
+from seif_jax.evaluate.replies_from_file import FileRespondent
+from seif_jax.evaluate.replies_from_model import (
     JUDGE_SHOTS,
     SLOTS,
     Form,
@@ -20,10 +24,6 @@ from seif_jax.evaluate.answer_model import (
     ModelRespondent,
     as_judge,
 )
-from seif_jax.evaluate.journal import Store
-from seif_jax.evaluate.options import EvaluateOptions
-from seif_jax.evaluate.progress import EvaluationProgress
-from seif_jax.evaluate.replies_from_file import FileRespondent
 from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent
 from seif_jax.model_bundle import ModelBundle, load_params

@@ -15,10 +15,10 @@ import jax
 from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
-from seif_jax.evaluate.answer_model import Form, JudgerVerdicts, ModelRespondent
 from seif_jax.evaluate.compare import main_scores
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.progress import Progress
+from seif_jax.evaluate.replies_from_model import Form, JudgerVerdicts, ModelRespondent
 from seif_jax.evaluate.result_files import digest, write_results
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Result, Suite
