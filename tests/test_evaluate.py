@@ -16,7 +16,7 @@ import tiny_run
 from seif_jax.__main__ import main
 from seif_jax.errors import UserError
 from seif_jax.evaluate import compare, tables
-from seif_jax.evaluate.candidates import candidates
+from seif_jax.evaluate.evaluated_models import candidates
 from seif_jax.evaluate.journal import Journal, ReplyRow
 from seif_jax.evaluate.lm_eval_suite import Constant
 from seif_jax.evaluate.outcome import Outcome

@@ -14,7 +14,15 @@ BASELINES = set(PACKAGE.glob("bench/baselines/*.py")) - {PACKAGE / "bench/baseli
 # A module imports modules of its own level or below, never in a circle.
 LEVELS = [
     {"__main__"},
-    {"bench", "generate", "python_api", "plan", "sweep", "evaluate.command", "evaluate.candidates"},
+    {
+        "bench",
+        "generate",
+        "python_api",
+        "plan",
+        "sweep",
+        "evaluate.command",
+        "evaluate.evaluated_models",
+    },
     {"evolve", "report"},
     {
         "model_card",

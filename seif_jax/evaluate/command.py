@@ -83,7 +83,7 @@ def respondents(
     if options.responses and not options.judge:
         file = FileRespondent(Path(options.responses).expanduser())
         return {Subject(RESPONSES, 0, RESPONSES): file}, Store(folder, settings)
-    from seif_jax.evaluate.candidates import model_subjects  # brings JAX
+    from seif_jax.evaluate.evaluated_models import model_subjects  # brings JAX
 
     return model_subjects(options, folder, settings, progress)
 
