@@ -17,6 +17,7 @@ from seif_jax.__main__ import main
 from seif_jax.errors import UserError
 from seif_jax.evaluate import compare, tables
 from seif_jax.evaluate.evaluated_models import candidates
+from seif_jax.evaluate.ifeval_suite import verifiable_scores
 from seif_jax.evaluate.journal import Journal, ReplyRow
 from seif_jax.evaluate.lm_eval_suite import Constant
 from seif_jax.evaluate.outcome import Outcome
@@ -27,7 +28,6 @@ from seif_jax.evaluate.statistics import McNemar
 from seif_jax.evaluate.subjects import Subject
 from seif_jax.evaluate.suite import Item, Result
 from seif_jax.evaluate.summary import summarize
-from seif_jax.evaluate.verifiable import verifiable_scores
 from seif_jax.rewards import rule_library
 
 BENCH = [  # prompt, ids, kwargs, reply

@@ -12,11 +12,11 @@ from functools import partial
 from seif_jax import data_files
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import published
+from seif_jax.evaluate.ifeval_suite import FORMS, Form, instructions_met, prompt_met
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.published import PublishedPrompt
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, ratio
-from seif_jax.evaluate.verifiable import FORMS, Form, instructions_met, prompt_met
 
 TURNS = 3
 # Multi-IF counts words and sentences of these languages with checkers that are not IFEval's.

@@ -6,13 +6,13 @@ from difflib import get_close_matches
 from seif_jax.errors import UserError
 from seif_jax.evaluate.constraints import ConstraintsSuite
 from seif_jax.evaluate.followbench import FollowBenchSuite
+from seif_jax.evaluate.ifeval_suite import VerifiableSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite
 from seif_jax.evaluate.lm_eval_suite import PREFIX as LM_EVAL
 from seif_jax.evaluate.lm_eval_suite import LmEvalSuite
 from seif_jax.evaluate.multiif import MultiIFSuite
 from seif_jax.evaluate.suite import Suite
 from seif_jax.evaluate.user_suite import UserSuite
-from seif_jax.evaluate.verifiable import VerifiableSuite
 
 Loader = Callable[[str, str], Suite]  # the suite's name, its data
 
