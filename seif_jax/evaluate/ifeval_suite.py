@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from seif_jax.evaluate import published
+from seif_jax.evaluate import ifeval_checks
+from seif_jax.evaluate.ifeval_checks import PublishedPrompt
 from seif_jax.evaluate.outcome import Outcome, all_met
-from seif_jax.evaluate.published import PublishedPrompt
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import (
     Item,
@@ -32,7 +32,7 @@ class VerifiableSuite(ReplySuite):
 
     @classmethod
     def load(cls, name: str, source: str, split: str | None = None) -> "VerifiableSuite":
-        prompts = published.read(source, split)
+        prompts = ifeval_checks.read(source, split)
         items = [Item(prompt.key, (prompt.prompt,)) for prompt in prompts]
         return cls(name, items, prompts)
 
@@ -41,7 +41,7 @@ class VerifiableSuite(ReplySuite):
         return [[p.key, p.prompt, p.instruction_ids, p.kwargs] for p in self.prompts]
 
     def check(self, item: int, replies: Replies) -> list[Outcome | Question]:
-        return list(published.check(self.prompts[item], replies[0]))
+        return list(ifeval_checks.check(self.prompts[item], replies[0]))
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
         return verifiable_scores(outcomes)

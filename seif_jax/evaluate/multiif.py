@@ -11,10 +11,10 @@ from functools import partial
 
 from seif_jax import data_files
 from seif_jax.errors import UserError, shown
-from seif_jax.evaluate import published
+from seif_jax.evaluate import ifeval_checks
+from seif_jax.evaluate.ifeval_checks import PublishedPrompt
 from seif_jax.evaluate.ifeval_suite import FORMS, Form, instructions_met, prompt_met
 from seif_jax.evaluate.outcome import Outcome
-from seif_jax.evaluate.published import PublishedPrompt
 from seif_jax.evaluate.statistics import Statistic
 from seif_jax.evaluate.suite import Item, Outcomes, Question, Replies, ReplySuite, ratio
 
@@ -57,7 +57,7 @@ class MultiIFSuite(ReplySuite):
             for turn, (prompt, reply) in enumerate(
                 zip(self.conversations[item], replies, strict=True), 1
             )
-            for outcome in published.check(prompt, reply)
+            for outcome in ifeval_checks.check(prompt, reply)
         ]
 
     def scores(self, outcomes: Outcomes) -> dict[str, Statistic]:
@@ -113,7 +113,7 @@ def _turns(where: str, row: Mapping[str, object]) -> tuple[PublishedPrompt, ...]
             data_files.need(column, row, where)
         columns = {"key": row["key"], "prompt": _content(f"{where}: turn {turn}", message)}
         columns |= {"instruction_id_list": row[names[0]], "kwargs": row[names[1]]}
-        turns.append(published.read_row(f"{where}: turn {turn}", columns, turn))
+        turns.append(ifeval_checks.read_row(f"{where}: turn {turn}", columns, turn))
     return tuple(turns)
 
 

@@ -7,14 +7,14 @@ from string import ascii_lowercase
 import pytest
 
 from seif_jax.errors import UserError
-from seif_jax.evaluate import published
+from seif_jax.evaluate import ifeval_checks
+from seif_jax.evaluate.ifeval_checks import PublishedPrompt, check, read
 from seif_jax.evaluate.outcome import all_met
-from seif_jax.evaluate.published import PublishedPrompt, check, read
 from seif_jax.rewards import rule_library
 
 
 def one(instruction_id, **kwargs):
-    arguments = published.read_arguments("row 1", instruction_id, kwargs)
+    arguments = ifeval_checks.read_arguments("row 1", instruction_id, kwargs)
     return PublishedPrompt("k", "Write.", (instruction_id,), (arguments,))
 
 
@@ -50,7 +50,7 @@ def test_strict_and_loose(instruction_id, kwargs, reply, strict, loose):
 
 
 def test_loose_variants_are_the_published_ones():
-    assert published.loose_variants("*a*\nb\n c*") == ["b\n c*", "*a*\nb", "b", "a\nb\n c"] + [
+    assert ifeval_checks.loose_variants("*a*\nb\n c*") == ["b\n c*", "*a*\nb", "b", "a\nb\n c"] + [
         "b\n c",
         "a\nb",
         "b",
