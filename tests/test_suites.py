@@ -11,8 +11,8 @@ import pytest
 from seif_jax.errors import UserError
 from seif_jax.evaluate import followbench_rules, registry
 from seif_jax.evaluate.constraints import ConstraintsSuite
-from seif_jax.evaluate.followbench import FollowBenchSuite
 from seif_jax.evaluate.followbench_rules import LevelRow
+from seif_jax.evaluate.followbench_suite import FollowBenchSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite, reliability
 from seif_jax.evaluate.multiif import MultiIFSuite
 from seif_jax.evaluate.statistics import Ratio

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate.constraints import ConstraintsSuite
-from seif_jax.evaluate.followbench import FollowBenchSuite
+from seif_jax.evaluate.followbench_suite import FollowBenchSuite
 from seif_jax.evaluate.ifeval_suite import VerifiableSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite
 from seif_jax.evaluate.lm_eval_suite import PREFIX as LM_EVAL
