@@ -14,7 +14,7 @@ from seif_jax.evaluate.constraints import ConstraintsSuite
 from seif_jax.evaluate.followbench_rules import LevelRow
 from seif_jax.evaluate.followbench_suite import FollowBenchSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite, reliability
-from seif_jax.evaluate.multiif import MultiIFSuite
+from seif_jax.evaluate.multiif_suite import MultiIFSuite
 from seif_jax.evaluate.statistics import Ratio
 from seif_jax.rewards.judge import Verdict
 

@@ -10,7 +10,7 @@ from seif_jax.evaluate.ifeval_suite import VerifiableSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite
 from seif_jax.evaluate.lm_eval_suite import PREFIX as LM_EVAL
 from seif_jax.evaluate.lm_eval_suite import LmEvalSuite
-from seif_jax.evaluate.multiif import MultiIFSuite
+from seif_jax.evaluate.multiif_suite import MultiIFSuite
 from seif_jax.evaluate.suite import Suite
 from seif_jax.evaluate.user_suite import UserSuite
 
