@@ -10,7 +10,7 @@ import pytest
 
 from seif_jax.errors import UserError
 from seif_jax.evaluate import followbench_rules, registry
-from seif_jax.evaluate.constraints import ConstraintsSuite
+from seif_jax.evaluate.constraints_suite import ConstraintsSuite
 from seif_jax.evaluate.followbench_rules import LevelRow
 from seif_jax.evaluate.followbench_suite import FollowBenchSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite, reliability

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from seif_jax.errors import UserError
-from seif_jax.evaluate.constraints import ConstraintsSuite
+from seif_jax.evaluate.constraints_suite import ConstraintsSuite
 from seif_jax.evaluate.followbench_suite import FollowBenchSuite
 from seif_jax.evaluate.ifeval_suite import VerifiableSuite
 from seif_jax.evaluate.judge_suite import JudgeSuite
