@@ -35,7 +35,7 @@ def check_suites(suites: Sequence[str]) -> None:
     """Raises UserError for an unknown suite. suites: config.eval.suites."""
     if not suites:
         return
-    from seif_jax.evaluate.registry import LM_EVAL, find_suite  # slow to import
+    from seif_jax.evaluate.suite_registry import LM_EVAL, find_suite  # slow to import
 
     for suite in suites:
         name, assigned, source = suite.partition("=")

@@ -24,8 +24,8 @@ from seif_jax.chat_template import ChatSettings
 from seif_jax.display import Display
 from seif_jax.errors import RunError
 from seif_jax.evaluate.in_run import Evaluation, EvaluationSet, RunSuites
-from seif_jax.evaluate.registry import load_run_suites
 from seif_jax.evaluate.replies_from_model import Form
+from seif_jax.evaluate.suite_registry import load_run_suites
 from seif_jax.files import write_json
 from seif_jax.instruction import Instruction
 from seif_jax.metrics_log import Writer

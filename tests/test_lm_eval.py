@@ -14,7 +14,7 @@ from scipy.special import log_softmax
 from seif_jax.__main__ import main
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
-from seif_jax.evaluate import registry
+from seif_jax.evaluate import suite_registry
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.models import dense_forward
@@ -88,11 +88,11 @@ def test_control_tokens_in_a_text(model):
 
 def test_tasks_among_the_suites():
     texts = ["lm-eval:arc_easy,hellaswag,ifeval", "mine.py:f,judge"]
-    assert registry.names_of(texts) == [
+    assert suite_registry.names_of(texts) == [
         "lm-eval:arc_easy", "lm-eval:hellaswag", "ifeval", "mine.py:f", "judge",
     ]  # fmt: skip
     with pytest.raises(UserError, match="names a suite twice"):
-        registry.names_of(["lm-eval:a,b,a"])
+        suite_registry.names_of(["lm-eval:a,b,a"])
 
 
 TASKS = {

@@ -18,8 +18,8 @@ from seif_jax.chat import ChatModel, Decoding
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Moment, RunSuites
 from seif_jax.evaluate.progress import PhaseProgress
-from seif_jax.evaluate.registry import load_run_suites
 from seif_jax.evaluate.replies_from_model import Form
+from seif_jax.evaluate.suite_registry import load_run_suites
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.sampling import Engine
 

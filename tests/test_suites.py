@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seif_jax.errors import UserError
-from seif_jax.evaluate import followbench_rules, registry
+from seif_jax.evaluate import followbench_rules, suite_registry
 from seif_jax.evaluate.constraints_suite import ConstraintsSuite
 from seif_jax.evaluate.followbench_rules import LevelRow
 from seif_jax.evaluate.followbench_suite import FollowBenchSuite
@@ -369,21 +369,23 @@ def test_multiif_rows_that_do_not_fit(tmp_path):
 def test_suites_without_data_of_their_own():
     for name in ("followbench", "constraints", "judge"):
         with pytest.raises(UserError, match=f"the suite {name} needs data"):
-            registry.load_suite(name, None)
-    assert registry.data_of(["ifeval", "judge"], ["judge=a=b.jsonl"]) == {"judge": "a=b.jsonl"}
-    assert registry.data_of(["judge"], ["a=b.jsonl"]) == {"judge": "a=b.jsonl"}
+            suite_registry.load_suite(name, None)
+    assert suite_registry.data_of(["ifeval", "judge"], ["judge=a=b.jsonl"]) == {
+        "judge": "a=b.jsonl"
+    }
+    assert suite_registry.data_of(["judge"], ["a=b.jsonl"]) == {"judge": "a=b.jsonl"}
     with pytest.raises(UserError, match="given twice for judge"):
-        registry.data_of(["judge"], ["a", "judge=b"])
+        suite_registry.data_of(["judge"], ["a", "judge=b"])
 
 
 def test_tasks_of_lm_eval_share_a_folder():
     tasks = ["lm-eval:a", "lm-eval:b"]
-    assert registry.data_of(tasks, ["mine"]) == dict.fromkeys(tasks, "mine")
-    assert registry.data_of(["judge", *tasks], ["lm-eval=mine", "judge=c.jsonl"]) == {
+    assert suite_registry.data_of(tasks, ["mine"]) == dict.fromkeys(tasks, "mine")
+    assert suite_registry.data_of(["judge", *tasks], ["lm-eval=mine", "judge=c.jsonl"]) == {
         "judge": "c.jsonl", "lm-eval:a": "mine", "lm-eval:b": "mine",
     }  # fmt: skip
-    assert registry.data_of(tasks, ["lm-eval:b=other"]) == {"lm-eval:b": "other"}
+    assert suite_registry.data_of(tasks, ["lm-eval:b=other"]) == {"lm-eval:b": "other"}
     with pytest.raises(UserError, match="given twice for lm-eval:b"):
-        registry.data_of(tasks, ["lm-eval=mine", "lm-eval:b=other"])
+        suite_registry.data_of(tasks, ["lm-eval=mine", "lm-eval:b=other"])
     with pytest.raises(UserError, match="with several suites, say whose data it is"):
-        registry.data_of(["judge", *tasks], ["mine"])
+        suite_registry.data_of(["judge", *tasks], ["mine"])

@@ -9,12 +9,12 @@ from seif_jax.evaluate import tables
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
-from seif_jax.evaluate.registry import data_of, load_suite, names_of
 from seif_jax.evaluate.replies_from_file import FileRespondent
 from seif_jax.evaluate.result_files import as_json, digest, write_results
 from seif_jax.evaluate.statistics import check_pairs
 from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent, Suite
+from seif_jax.evaluate.suite_registry import data_of, load_suite, names_of
 from seif_jax.evaluate.summary import summarize
 from seif_jax.files import local_path
 from seif_jax.json_io import dumps
