@@ -19,7 +19,7 @@ from seif_jax.report import (
     page,
     round_instructions,
     samples,
-    scores,
+    section_scores,
     suites,
     trust,
 )
@@ -92,10 +92,10 @@ def test_interval_is_that_of_a_mean():
     rng = random.Random(3)
     values = [float(rng.random() < 0.3) for _ in range(4000)]
     mean = sum(values) / len(values)
-    low, high = scores.interval(values)
+    low, high = section_scores.interval(values)
     half = 1.96 * math.sqrt(mean * (1 - mean) / len(values))
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.002)
-    assert scores.interval([0.5] * 9) == (0.5, 0.5)
+    assert section_scores.interval([0.5] * 9) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from seif_jax import __version__
-from seif_jax.report import compare, figures, health, instructions, scores, trust
+from seif_jax.report import compare, figures, health, instructions, section_scores, trust
 from seif_jax.report.blocks import Row
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import ROLES, RunFiles, mean
 from seif_jax.rewards.score import REASONS
 
-SECTIONS = (scores.section, health.section, trust.section, instructions.section)
+SECTIONS = (section_scores.section, health.section, trust.section, instructions.section)
 CARDS = 5  # of the headline
 
 
@@ -59,7 +59,7 @@ def headline(run: RunFiles, counts: Sequence[StageCounts]) -> list[Row]:
             "role": "follower",
             "values": [(model, mean(values)) for model, values in models.items()],
         }
-        for name, models in scores.evaluations(counts).items()
+        for name, models in section_scores.evaluations(counts).items()
     ]
     wanted = [(role, "reward", f"{role.capitalize()} reward") for role in ROLES]
     wanted += [

@@ -11,7 +11,7 @@ from seif_jax.files import write_json
 from seif_jax.report import bars
 from seif_jax.report.blocks import Chart
 from seif_jax.report.run_files import RunFiles
-from seif_jax.report.scores import interval
+from seif_jax.report.section_scores import interval
 
 BASE = 0  # the Follower that the first round starts from
 
