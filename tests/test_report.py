@@ -14,12 +14,12 @@ from seif_jax import sample_files
 from seif_jax.__main__ import main
 from seif_jax.report import (
     compare,
-    health,
     instructions,
     page,
     round_instructions,
     samples,
     section_scores,
+    section_training,
     suites,
     trust,
 )
@@ -108,7 +108,9 @@ def test_interval_is_that_of_a_mean():
     ],
 )
 def test_moments_of_a_stage(count, parts):
-    assert [list(steps) for steps in health.moments(range(1, count + 1)).values()] == parts
+    assert [
+        list(steps) for steps in section_training.moments(range(1, count + 1)).values()
+    ] == parts
 
 
 def test_lines_break_between_rounds():
@@ -239,7 +241,7 @@ def test_a_run_that_has_just_begun(tmp_path):
 )
 def test_curves_in_words(values, words):
     """A run that has not come so far yet has curves without values."""
-    assert health.in_words(values) == words
+    assert section_training.in_words(values) == words
 
 
 def test_scripts_escape_what_could_end_them():

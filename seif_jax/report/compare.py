@@ -9,8 +9,15 @@ import numpy as np
 from seif_jax.report import figures
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Row, Section, Table
 from seif_jax.report.figures import Line
-from seif_jax.report.health import by_step, in_words, labels, round_marks, series_colour, x_of
 from seif_jax.report.run_files import ROLES, RunFiles
+from seif_jax.report.section_training import (
+    by_step,
+    in_words,
+    labels,
+    round_marks,
+    series_colour,
+    x_of,
+)
 
 CURVES = ("reward", "followed", "kl", "reply_tokens")
 TITLES = {

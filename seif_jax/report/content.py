@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from seif_jax import __version__
-from seif_jax.report import compare, figures, health, instructions, section_scores, trust
+from seif_jax.report import compare, figures, instructions, section_scores, section_training, trust
 from seif_jax.report.blocks import Row
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import ROLES, RunFiles, mean
 from seif_jax.rewards.score import REASONS
 
-SECTIONS = (section_scores.section, health.section, trust.section, instructions.section)
+SECTIONS = (section_scores.section, section_training.section, trust.section, instructions.section)
 CARDS = 5  # of the headline
 
 

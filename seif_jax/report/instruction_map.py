@@ -11,8 +11,8 @@ from seif_jax.files import write_json
 from seif_jax.report import figures
 from seif_jax.report.blocks import Chart
 from seif_jax.report.figures import Line
-from seif_jax.report.health import series_colour
 from seif_jax.report.run_files import RunFiles
+from seif_jax.report.section_training import series_colour
 
 SEEDS = 0  # the seed questions, before any round
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from seif_jax.report import bars, figures
 from seif_jax.report.bars import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Row, Table, columns_and_rows
-from seif_jax.report.health import series_colour
 from seif_jax.report.run_files import RunFiles, natural
+from seif_jax.report.section_training import series_colour
 
 SCORES = "evaluate/scores.json"  # in a run's folder, or in that of the base or of a round
 BASE = "base"
