@@ -18,10 +18,10 @@ from seif_jax.report import (
     page,
     round_instructions,
     samples,
+    section_judge_agreement,
     section_scores,
     section_training,
     suites,
-    trust,
 )
 from seif_jax.report.blocks import Chart, Table, script
 from seif_jax.report.counts import Agreement, StageCounts
@@ -83,8 +83,8 @@ def test_area_under_the_roc_curve(shift):
         yes[min(int((rng.random() + shift) * 20), 19)] += 1
     pairs = [(n, y) for n in range(20) for y in range(20)]
     wins = sum(no[n] * yes[y] * ((y > n) + (y == n) / 2) for n, y in pairs)
-    assert trust.auroc(no, yes) == pytest.approx(wins / (sum(no) * sum(yes)))
-    assert trust.auroc(no, [0] * 20) is None
+    assert section_judge_agreement.auroc(no, yes) == pytest.approx(wins / (sum(no) * sum(yes)))
+    assert section_judge_agreement.auroc(no, [0] * 20) is None
 
 
 def test_interval_is_that_of_a_mean():

@@ -3,13 +3,25 @@
 from collections.abc import Mapping, Sequence
 
 from seif_jax import __version__
-from seif_jax.report import compare, figures, instructions, section_scores, section_training, trust
+from seif_jax.report import (
+    compare,
+    figures,
+    instructions,
+    section_judge_agreement,
+    section_scores,
+    section_training,
+)
 from seif_jax.report.blocks import Row
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import ROLES, RunFiles, mean
 from seif_jax.rewards.score import REASONS
 
-SECTIONS = (section_scores.section, section_training.section, trust.section, instructions.section)
+SECTIONS = (
+    section_scores.section,
+    section_training.section,
+    section_judge_agreement.section,
+    instructions.section,
+)
 CARDS = 5  # of the headline
 
 
@@ -29,7 +41,7 @@ def content(
         "sections": [section.as_json() for section in sections],
         "stages": stages,
         "reasons": REASONS,
-        "kinds": {kind: trust.kind_name(kind) for kind in kinds},
+        "kinds": {kind: section_judge_agreement.kind_name(kind) for kind in kinds},
     }
 
 

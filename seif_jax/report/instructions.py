@@ -11,8 +11,8 @@ from seif_jax.report.counts import StageCounts
 from seif_jax.report.figures import Line
 from seif_jax.report.round_instructions import KEPT, RoundInstructions, load
 from seif_jax.report.run_files import RunFiles
+from seif_jax.report.section_judge_agreement import kind_name
 from seif_jax.report.section_training import in_words, series_colour
-from seif_jax.report.trust import kind_name
 
 CHANGED = 6  # kinds that grew, and that shrank, most
 REPEATED = 30  # constraints in the table of repeated ones
