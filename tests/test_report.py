@@ -14,10 +14,10 @@ from seif_jax import sample_files
 from seif_jax.__main__ import main
 from seif_jax.report import (
     compare,
-    instructions,
     page,
     round_instructions,
     samples,
+    section_instructions,
     section_judge_agreement,
     section_scores,
     section_training,
@@ -364,7 +364,9 @@ def test_kinds_that_changed_most(tmp_path):
 
     first = round_of(1, {"a": 4, "b": 3, "c": 2, "d": 1})
     last = round_of(3, {"b": 3, "c": 1, "d": 2, "e": 4})
-    (trace,) = instructions.changes_chart([first, round_of(2, {"a": 1}), last]).figure["data"]
+    (trace,) = section_instructions.changes_chart([first, round_of(2, {"a": 1}), last]).figure[
+        "data"
+    ]
     assert list(trace["y"]) == ["e", "d", "c", "a"]
     assert list(trace["x"]) == pytest.approx([40, 10, -10, -40])
 
@@ -398,7 +400,7 @@ def test_mean_and_band_over_seeds():
 
 def test_difficulty_is_the_first_and_last_step_of_each_round(run):
     files = RunFiles("r", run)
-    chart = instructions.difficulty([files])
+    chart = section_instructions.difficulty([files])
     assert chart
     before, after = chart.figure["data"]
     for round in (1, 2):

@@ -6,7 +6,7 @@ from seif_jax import __version__
 from seif_jax.report import (
     compare,
     figures,
-    instructions,
+    section_instructions,
     section_judge_agreement,
     section_scores,
     section_training,
@@ -20,7 +20,7 @@ SECTIONS = (
     section_scores.section,
     section_training.section,
     section_judge_agreement.section,
-    instructions.section,
+    section_instructions.section,
 )
 CARDS = 5  # of the headline
 
