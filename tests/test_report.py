@@ -13,10 +13,10 @@ import synthetic_run
 from seif_jax import sample_files
 from seif_jax.__main__ import main
 from seif_jax.report import (
-    compare,
     page,
     round_instructions,
     samples,
+    section_comparison,
     section_instructions,
     section_judge_agreement,
     section_scores,
@@ -376,7 +376,7 @@ def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
     for name, (seed, rate) in runs.items():
         optim = {"learning_rate": rate}
         synthetic_run.make(tmp_path / name, rounds=1, steps=2, prompts=1, seed=seed, optim=optim)
-    grouped = compare.groups(open_runs([tmp_path]))
+    grouped = section_comparison.groups(open_runs([tmp_path]))
     assert [[run.name for run in group.runs] for group in grouped] == [
         ["a0", "a1"],
         ["b0", "b1", "b2"],
@@ -384,18 +384,23 @@ def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
     assert [group.name for group in grouped] == [
         "optim.learning_rate=1e-05", "optim.learning_rate=3e-05",
     ]  # fmt: skip
-    assert compare.groups(open_runs([tmp_path / "a0"]))[0].name == "a0"
-    assert compare.groups(open_runs([tmp_path / "a0", tmp_path / "a1"]))[0].name == "all runs"
+    assert section_comparison.groups(open_runs([tmp_path / "a0"]))[0].name == "a0"
+    assert (
+        section_comparison.groups(open_runs([tmp_path / "a0", tmp_path / "a1"]))[0].name
+        == "all runs"
+    )
 
 
 def test_mean_and_band_over_seeds():
     """Runs of different lengths; a step that one run lacks is of the others."""
-    mean, low, high = compare.mean_and_band([[1.0, 2.0, None], [3.0, None, None], [8.0, 4.0]])
+    mean, low, high = section_comparison.mean_and_band(
+        [[1.0, 2.0, None], [3.0, None, None], [8.0, 4.0]]
+    )
     assert mean == pytest.approx([4.0, 3.0, None])
     deviations = [math.sqrt(13), math.sqrt(2)]
     assert high[:2] == pytest.approx([4 + deviations[0], 3 + deviations[1]])
     assert low[:2] == pytest.approx([4 - deviations[0], 3 - deviations[1]])
-    assert compare.mean_and_band([[0.5]]) == ([0.5], [0.5], [0.5])
+    assert section_comparison.mean_and_band([[0.5]]) == ([0.5], [0.5], [0.5])
 
 
 def test_difficulty_is_the_first_and_last_step_of_each_round(run):

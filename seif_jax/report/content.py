@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from seif_jax import __version__
 from seif_jax.report import (
-    compare,
     figures,
+    section_comparison,
     section_instructions,
     section_judge_agreement,
     section_scores,
@@ -30,7 +30,7 @@ def content(
 ) -> Row:
     """What report.js says. counts: of every run's samples, by its name; stages: their scripts."""
     sections = [build(runs, counts) for build in SECTIONS]
-    sections += [compare.section(runs)] if len(runs) > 1 else []
+    sections += [section_comparison.section(runs)] if len(runs) > 1 else []
     kinds = sorted({kind for stage in stages for kind in stage["kinds"]})
     return {
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
