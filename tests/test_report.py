@@ -15,10 +15,10 @@ from seif_jax.__main__ import main
 from seif_jax.report import (
     page,
     round_instructions,
-    samples,
     section_comparison,
     section_instructions,
     section_judge_agreement,
+    section_samples,
     section_scores,
     section_training,
     suites,
@@ -132,17 +132,17 @@ def test_lines_break_between_rounds():
     ],
 )
 def test_thoughts(completion, thought, reply):
-    assert samples.split_thought(completion) == (thought, reply)
+    assert section_samples.split_thought(completion) == (thought, reply)
 
 
 def test_samples_are_all_there_in_parts(run, monkeypatch):
     """Parts of a few rows, or of fewer if these are long, hold all rows in order."""
     (file,) = [f for f in RunFiles("r", run).sample_files() if f.key == "round_2_follower"]
     rows = pq.read_table(file.path).to_pylist()
-    monkeypatch.setattr(samples, "PART_ROWS", 7)
-    monkeypatch.setattr(samples, "PART_CHARACTERS", 5 * max(len(str(row)) for row in rows))
+    monkeypatch.setattr(section_samples, "PART_ROWS", 7)
+    monkeypatch.setattr(section_samples, "PART_CHARACTERS", 5 * max(len(str(row)) for row in rows))
     folder = run / "out"
-    counts = samples.export(file, folder, "0/round_2_follower")
+    counts = section_samples.export(file, folder, "0/round_2_follower")
     index = json_of(folder / "index.js")
     parts = [json_of(folder / f"part_{n}.js") for n in range(len(index["starts"]))]
     assert index["starts"] == [
@@ -164,8 +164,8 @@ def test_samples_are_all_there_in_parts(run, monkeypatch):
 
 def test_only_samples_that_changed_are_read_again(run, monkeypatch):
     read = []
-    parts = samples._parts
-    monkeypatch.setattr(samples, "_parts", lambda path: read.append(path) or parts(path))
+    parts = section_samples._parts
+    monkeypatch.setattr(section_samples, "_parts", lambda path: read.append(path) or parts(path))
     page.write(open_runs([run]), run / "report")
     assert len(read) == 8  # two rounds of three stages and evaluations
     page.write(open_runs([run]), run / "report")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path, make_folder, occupied, os_errors, remove, write_text
-from seif_jax.report import samples
+from seif_jax.report import section_samples
 from seif_jax.report.blocks import Row, script
 from seif_jax.report.content import content
 from seif_jax.report.counts import StageCounts
@@ -81,7 +81,7 @@ def _export_samples(
         counts[run.name] = []
         for file in run.sample_files():
             key = f"{number}/{file.key}"
-            stage_counts = samples.export(file, folder / "data" / "samples" / key, key)
+            stage_counts = section_samples.export(file, folder / "data" / "samples" / key, key)
             counts[run.name].append(stage_counts)
             source = {"run": run.name, "round": file.round, "stage": file.stage}
             kinds = sorted(stage_counts.kinds)
