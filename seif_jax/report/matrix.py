@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from seif_jax.files import write_json
-from seif_jax.report import bars
+from seif_jax.report import bar_charts
 from seif_jax.report.blocks import Chart
 from seif_jax.report.run_files import RunFiles
 from seif_jax.report.section_scores import interval
@@ -67,7 +67,7 @@ def chart(cells: Sequence[Cell]) -> Chart | None:
         texts.append([_text(shares) for shares in row])
         cells_alt = ", ".join(f"round {r}: {t}" for r, t in zip(rounds, texts[-1], strict=True))
         words.append(f"{name(follower)}: {cells_alt}")
-    figure = bars.heatmap(
+    figure = bar_charts.heatmap(
         values,
         texts,
         [name(follower) for follower in followers],

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from seif_jax import diversity
-from seif_jax.report import bars, figures, instruction_map, matrix
-from seif_jax.report.bars import Bars
+from seif_jax.report import bar_charts, figures, instruction_map, matrix
+from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.counts import StageCounts
 from seif_jax.report.figures import Line
@@ -156,7 +156,7 @@ def outcomes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
         )
         for i, name in enumerate(names)
     ]
-    figure = bars.bars(drawn, share=True, stacked=True)
+    figure = bar_charts.bars(drawn, share=True, stacked=True)
     alt = "; ".join(
         f"round {entry.round}: {entry.outcomes.get(KEPT, 0)} of {sum(entry.outcomes.values())} kept"
         for entry in rounds
@@ -180,7 +180,7 @@ def kinds_chart(rounds: Sequence[RoundInstructions]) -> Chart:
         )
         for i, entry in enumerate(rounds)
     ]
-    figure = bars.bars(drawn, share=True, sideways=True)
+    figure = bar_charts.bars(drawn, share=True, sideways=True)
     figure["layout"]["height"] = max(260, 60 + (14 + 9 * len(rounds)) * len(kinds))
     last = rounds[-1]
     alt = f"Round {last.round}: " + ", ".join(
@@ -203,7 +203,7 @@ def changes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
     colours = [figures.GREEN if change[kind] > 0 else figures.RED for kind in chosen]
     points = [100 * change[kind] for kind in chosen]
     drawn = [Bars("change", [kind_name(kind) for kind in chosen], points, colours)]
-    figure = bars.bars(drawn, x="percentage points", sideways=True)
+    figure = bar_charts.bars(drawn, x="percentage points", sideways=True)
     alt = ", ".join(f"{kind_name(kind)} {100 * change[kind]:+.1f}" for kind in chosen)
     note = f"Share of the constraints in round {last.round}, less that in round {first.round}"
     return Chart("changes", "Grew and shrank most", figure, alt, note, width="double")

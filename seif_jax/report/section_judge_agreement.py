@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from seif_jax.report import bars, figures
-from seif_jax.report.bars import Bars
+from seif_jax.report import bar_charts, figures
+from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.counts import PROB_BINS, Agreement, StageCounts, total
 from seif_jax.report.figures import Line
@@ -159,7 +159,7 @@ def kinds_chart(role: str, stages: Sequence[StageCounts]) -> Chart:
         Bars("agreement", names, [a.share for a in kinds.values()], figures.TEAL),
         Bars("kappa", names, [a.kappa for a in kinds.values()], figures.PINK),
     ]
-    figure = bars.dots(drawn)
+    figure = bar_charts.dots(drawn)
     alt = "; ".join(f"{name}: {a.share:.0%}" for name, a in zip(names, kinds.values(), strict=True))
     return Chart(
         f"{role}-kinds",

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
-from seif_jax.report import bars, figures, round_means, suites
-from seif_jax.report.bars import Bars
+from seif_jax.report import bar_charts, figures, round_means, suites
+from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import (
     Block,
     Cell,
@@ -96,7 +96,7 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
             for model, mean, a, b in zip(models, means, low, high, strict=True)
         )
         alts.append(f"{run.name}: {alt}" if len(runs) > 1 else alt)
-    figure = bars.bars(drawn, y="constraints met", share=True)
+    figure = bar_charts.bars(drawn, y="constraints met", share=True)
     first = next(by_set[name] for by_set in scores.values() if name in by_set)
     prompts = len(next(iter(first.values())))
     note = f"Share of constraints met on {prompts} prompts; 95 % bootstrap intervals"
@@ -147,7 +147,7 @@ def time_chart(run: RunFiles) -> Chart:
         for label, colour in colours.items()
         if any(phases[label] for phases in secs)
     ]
-    figure = bars.bars(drawn, x=unit, stacked=True, sideways=True)
+    figure = bar_charts.bars(drawn, x=unit, stacked=True, sideways=True)
     sums = {label: sum(phases[label] for phases in secs) for label in colours}
     alt = ", ".join(f"{label} {value / max(total, 1e-9):.0%}" for label, value in sums.items())
     title = "Time by phase"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from seif_jax.report import bars, figures
-from seif_jax.report.bars import Bars
+from seif_jax.report import bar_charts, figures
+from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Chart, Note, Section, of_run
 from seif_jax.report.counts import BINS, StageCounts
 from seif_jax.report.figures import Line
@@ -163,7 +163,7 @@ def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
             drawn.append(Bars(name, names, [count / total for count in bin_counts], colour))
             mean = sum(b * count for b, count in zip(bins, bin_counts, strict=True)) / total
             alts.append(f"{name}: mean {mean:.2f}, {bin_counts[0] / total:.0%} at 0")
-        figure = bars.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
+        figure = bar_charts.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
         title = f"Rewards in round {stage.round}"
         charts.append(
             Chart(

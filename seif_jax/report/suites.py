@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax.report import bars, figures
-from seif_jax.report.bars import Bars
+from seif_jax.report import bar_charts, figures
+from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Row, Table, columns_and_rows
 from seif_jax.report.run_files import RunFiles, natural
 from seif_jax.report.section_training import series_colour
@@ -84,7 +84,7 @@ def suite_chart(
             )
         )
         words += [f"{run.name} {shown(m)}: {e['value']:.3g}" for m, e in estimates.items()]
-    figure = bars.bars(drawn, y=score)
+    figure = bar_charts.bars(drawn, y=score)
     note = f"{score.replace('_', ' ')}, with 95 % bootstrap intervals"
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
 
