@@ -24,9 +24,9 @@ from seif_jax.report import (
     suites,
 )
 from seif_jax.report.blocks import Chart, Table, script
-from seif_jax.report.counts import Agreement, StageCounts
 from seif_jax.report.figures import Line, lines
 from seif_jax.report.run_files import RunFiles, open_runs
+from seif_jax.report.sample_counts import Agreement, StageCounts
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from seif_jax.files import atomic_path, make_folder, occupied, os_errors, remove
 from seif_jax.report import section_samples
 from seif_jax.report.blocks import Row, script
 from seif_jax.report.content import content
-from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import MARK, ORDER, RunFiles
+from seif_jax.report.sample_counts import StageCounts
 
 INDEX = "index.html"
 ASSETS = ("style.css", "dom.js", "charts.js", "sample.js", "samples.js", "page.js")

@@ -7,10 +7,10 @@ from seif_jax import diversity
 from seif_jax.report import bar_charts, figures, instruction_map, matrix
 from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
-from seif_jax.report.counts import StageCounts
 from seif_jax.report.figures import Line
 from seif_jax.report.round_instructions import KEPT, RoundInstructions, load
 from seif_jax.report.run_files import RunFiles
+from seif_jax.report.sample_counts import StageCounts
 from seif_jax.report.section_judge_agreement import kind_name
 from seif_jax.report.section_training import in_words, series_colour
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from seif_jax import sample_files
 from seif_jax.files import atomic_path
 from seif_jax.report.blocks import Cell, Row, script
-from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import SampleFile
+from seif_jax.report.sample_counts import StageCounts
 
 FORMAT = 3  # of the folder; another one is made anew
 PART_ROWS = 500

@@ -18,8 +18,8 @@ from seif_jax.report.blocks import (
     columns_and_rows,
     of_run,
 )
-from seif_jax.report.counts import StageCounts
 from seif_jax.report.run_files import ORDER, Metrics, RunFiles
+from seif_jax.report.sample_counts import StageCounts
 from seif_jax.report.section_training import series_colour
 
 PHASES = {  # "secs/NAME" of metrics.jsonl, as the report calls it, with its colour
