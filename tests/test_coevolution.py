@@ -8,8 +8,8 @@ import tiny_run
 from seif_jax import models
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle, load_params
-from seif_jax.report import coevolution, matrix
-from seif_jax.report.matrix import Cell
+from seif_jax.report import coevolution, coevolution_matrix
+from seif_jax.report.coevolution_matrix import Cell
 from seif_jax.report.run_files import RunFiles
 from seif_jax.sampling import Engine
 
@@ -62,11 +62,11 @@ def test_the_same_instructions_are_picked_every_time():
 
 def test_matrix_is_drawn_with_intervals(tmp_path):
     run = RunFiles("r", tmp_path)
-    assert matrix.load(run) == [] and matrix.chart([]) is None
+    assert coevolution_matrix.load(run) == [] and coevolution_matrix.chart([]) is None
     shares = {(0, 1): [0.5] * 8, (1, 1): [1.0, 0.0, None], (0, 2): [None]}
     cells = [Cell(f, r, 8, ["a", "b"], values) for (f, r), values in shares.items()]
-    matrix.save(run, cells)
-    chart = matrix.chart(matrix.load(run))
+    coevolution_matrix.save(run, cells)
+    chart = coevolution_matrix.chart(coevolution_matrix.load(run))
     assert chart
     (trace,) = chart.figure["data"]
     assert list(trace["y"]) == ["base", "after round 1"]

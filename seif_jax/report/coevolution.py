@@ -20,10 +20,10 @@ from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle
-from seif_jax.report import instruction_map, matrix
+from seif_jax.report import coevolution_matrix, instruction_map
 from seif_jax.report.blocks import Row
+from seif_jax.report.coevolution_matrix import BASE, Cell
 from seif_jax.report.instruction_map import InstructionMap
-from seif_jax.report.matrix import BASE, Cell
 from seif_jax.report.run_files import RunFiles
 from seif_jax.sampling import Engine
 from seif_jax.sampling.shapes import Ids, pad, round_up
@@ -88,7 +88,9 @@ def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
     """
     picked = {round: pick(rows, count) for round, rows in written(run, evolution).items()}
     texts = {round: _digest(*(row.prompt for row in rows)) for round, rows in picked.items()}
-    known = {(c.follower, c.instructions, c.asked, *c.sources): c for c in matrix.load(run)}
+    known = {
+        (c.follower, c.instructions, c.asked, *c.sources): c for c in coevolution_matrix.load(run)
+    }
     cells: list[Cell] = []
     for follower, path in followers(run, evolution).items():
         done = run.paths.stage(follower, "follower").done  # its means tell Followers apart
@@ -100,12 +102,12 @@ def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
             else:
                 left[round] = rows
         if left:
-            who = f"the Follower {matrix.name(follower)}"
+            who = f"the Follower {coevolution_matrix.name(follower)}"
             num_instructions = sum(map(len, left.values()))
             evolution.display.note(f"{run.name}: {num_instructions} instructions for {who}")
             shares = ask(evolution, path, left)
             cells += [Cell(follower, r, count, (trained, texts[r]), s) for r, s in shares.items()]
-        matrix.save(run, cells)
+        coevolution_matrix.save(run, cells)
 
 
 def pick(rows: Sequence[Instruction], count: int) -> list[Instruction]:

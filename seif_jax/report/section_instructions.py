@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from seif_jax import diversity
-from seif_jax.report import bar_charts, figures, instruction_map, matrix
+from seif_jax.report import bar_charts, coevolution_matrix, figures, instruction_map
 from seif_jax.report.bar_charts import Bars
 from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.figures import Line
@@ -139,8 +139,8 @@ def of_rounds(rounds: Sequence[RoundInstructions]) -> list[Block]:
 
 def from_models(run: RunFiles) -> list[Block]:
     """What `seif report --matrix=N --pca` has computed."""
-    cells, layout = matrix.load(run), instruction_map.load(run)
-    charts = [matrix.chart(cells), instruction_map.chart(layout) if layout else None]
+    cells, layout = coevolution_matrix.load(run), instruction_map.load(run)
+    charts = [coevolution_matrix.chart(cells), instruction_map.chart(layout) if layout else None]
     return [chart for chart in charts if chart]
 
 
