@@ -23,8 +23,8 @@ from seif_jax.report import (
     section_training,
     suites,
 )
-from seif_jax.report.blocks import Chart, Table, script
 from seif_jax.report.figures import Line, lines
+from seif_jax.report.page_blocks import Chart, Table, script
 from seif_jax.report.run_files import RunFiles, open_runs
 from seif_jax.report.sample_counts import Agreement, StageCounts
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seif_jax.report.blocks import Row
 from seif_jax.report.figures import GREY, axes, finish
+from seif_jax.report.page_blocks import Row
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from seif_jax.display import Display
 from seif_jax.report import round_means
-from seif_jax.report.blocks import columns_and_rows
+from seif_jax.report.page_blocks import columns_and_rows
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import RunPaths
 

@@ -21,9 +21,9 @@ from seif_jax.evolve import Evolution
 from seif_jax.instruction import Instruction
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.report import coevolution_matrix, instruction_map
-from seif_jax.report.blocks import Row
 from seif_jax.report.coevolution_matrix import BASE, Cell
 from seif_jax.report.instruction_map import InstructionMap
+from seif_jax.report.page_blocks import Row
 from seif_jax.report.run_files import RunFiles
 from seif_jax.sampling import Engine
 from seif_jax.sampling.shapes import Ids, pad, round_up

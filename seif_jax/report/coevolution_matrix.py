@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from seif_jax.files import write_json
 from seif_jax.report import bar_charts
-from seif_jax.report.blocks import Chart
+from seif_jax.report.page_blocks import Chart
 from seif_jax.report.run_files import RunFiles
 from seif_jax.report.section_scores import interval
 

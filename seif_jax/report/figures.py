@@ -4,7 +4,7 @@ in the dark theme, and the page's script swaps them and adds fonts and grid line
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from seif_jax.report.blocks import Row
+from seif_jax.report.page_blocks import Row
 
 INDIGO, ORANGE, TEAL, PINK, BLUE = "#4f46e5", "#d9730d", "#0d9488", "#c2368f", "#1d7fc4"
 GREEN, GOLD, RED, GREY, VIOLET = "#3f8f29", "#b58900", "#d13b3b", "#848b98", "#9333ea"

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 from seif_jax.files import write_json
 from seif_jax.report import figures
-from seif_jax.report.blocks import Chart
 from seif_jax.report.figures import Line
+from seif_jax.report.page_blocks import Chart
 from seif_jax.report.run_files import RunFiles
 from seif_jax.report.section_training import series_colour
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path, make_folder, occupied, os_errors, remove, write_text
 from seif_jax.report import section_samples
-from seif_jax.report.blocks import Row, script
+from seif_jax.report.page_blocks import Row, script
 from seif_jax.report.page_content import content
 from seif_jax.report.run_files import MARK, ORDER, RunFiles
 from seif_jax.report.sample_counts import StageCounts

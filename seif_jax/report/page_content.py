@@ -11,7 +11,7 @@ from seif_jax.report import (
     section_scores,
     section_training,
 )
-from seif_jax.report.blocks import Row
+from seif_jax.report.page_blocks import Row
 from seif_jax.report.run_files import ROLES, RunFiles, mean
 from seif_jax.report.sample_counts import StageCounts
 from seif_jax.rewards.score import REASONS

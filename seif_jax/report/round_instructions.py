@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from seif_jax import diversity
 from seif_jax.errors import UserError
 from seif_jax.instruction import SOFT
-from seif_jax.report.blocks import Row
+from seif_jax.report.page_blocks import Row
 from seif_jax.report.run_files import RunFiles
 from seif_jax.rewards.recogniser import recognise
 from seif_jax.roles import instructor, prompts

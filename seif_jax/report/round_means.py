@@ -7,7 +7,7 @@ from pathlib import Path
 from seif_jax import metrics_log
 from seif_jax.metrics_log import Line
 from seif_jax.number_format import compact
-from seif_jax.report.blocks import Cell
+from seif_jax.report.page_blocks import Cell
 from seif_jax.run_paths import RunPaths
 
 COLUMNS = {  # of the table: the stage and metric whose mean over the stage's steps it shows

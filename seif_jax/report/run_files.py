@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from seif_jax.errors import UserError
-from seif_jax.report.blocks import Row
+from seif_jax.report.page_blocks import Row
 from seif_jax.run_paths import CONFIG, RunPaths, read_record
 
 ROLES = ("follower", "instructor")  # the stages that train, the one of interest first

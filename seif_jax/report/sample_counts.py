@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
-from seif_jax.report.blocks import Row
+from seif_jax.report.page_blocks import Row
 
 BINS = 10  # of a reward in 0..1, counted at its nearest 0, 1/BINS, …, 1
 PROB_BINS = 20  # of the Judger's p(yes), which lies in [b / PROB_BINS, (b + 1) / PROB_BINS)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from seif_jax.report import figures
-from seif_jax.report.blocks import Block, Cell, Chart, Note, Row, Section, Table
 from seif_jax.report.figures import Line
+from seif_jax.report.page_blocks import Block, Cell, Chart, Note, Row, Section, Table
 from seif_jax.report.run_files import ROLES, RunFiles
 from seif_jax.report.section_training import (
     by_step,

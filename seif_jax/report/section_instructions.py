@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from seif_jax import diversity
 from seif_jax.report import bar_charts, coevolution_matrix, figures, instruction_map
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.figures import Line
+from seif_jax.report.page_blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.round_instructions import KEPT, RoundInstructions, load
 from seif_jax.report.run_files import RunFiles
 from seif_jax.report.sample_counts import StageCounts

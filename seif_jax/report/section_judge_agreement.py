@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from seif_jax.report import bar_charts, figures
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.figures import Line
+from seif_jax.report.page_blocks import Block, Cell, Chart, Note, Section, Table, of_run
 from seif_jax.report.run_files import ROLES, RunFiles
 from seif_jax.report.sample_counts import PROB_BINS, Agreement, StageCounts, total
 from seif_jax.report.section_training import in_words, labels, round_marks, series_colour, x_of

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from seif_jax import sample_files
 from seif_jax.files import atomic_path
-from seif_jax.report.blocks import Cell, Row, script
+from seif_jax.report.page_blocks import Cell, Row, script
 from seif_jax.report.run_files import SampleFile
 from seif_jax.report.sample_counts import StageCounts
 

@@ -8,7 +8,7 @@ import numpy as np
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
 from seif_jax.report import bar_charts, figures, round_means, suites
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.blocks import (
+from seif_jax.report.page_blocks import (
     Block,
     Cell,
     Chart,

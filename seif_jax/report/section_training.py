@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from seif_jax.report import bar_charts, figures
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.blocks import Block, Chart, Note, Section, of_run
 from seif_jax.report.figures import Line
+from seif_jax.report.page_blocks import Block, Chart, Note, Section, of_run
 from seif_jax.report.run_files import ROLES, Metrics, RunFiles
 from seif_jax.report.sample_counts import BINS, StageCounts
 from seif_jax.rewards.score import REASONS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seif_jax.report import bar_charts, figures
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.blocks import Block, Cell, Chart, Row, Table, columns_and_rows
+from seif_jax.report.page_blocks import Block, Cell, Chart, Row, Table, columns_and_rows
 from seif_jax.report.run_files import RunFiles, natural
 from seif_jax.report.section_training import series_colour
 
