@@ -21,7 +21,7 @@ from seif_jax.report import (
     section_samples,
     section_scores,
     section_training,
-    suites,
+    suite_scores,
 )
 from seif_jax.report.figures import Line, lines
 from seif_jax.report.page_blocks import Chart, Table, script
@@ -429,16 +429,16 @@ def test_suites_are_read_where_they_were_scored(run):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
     files = RunFiles("r", run)
-    assert suites.load(files) == {} and suites.blocks([files]) == []
+    assert suite_scores.load(files) == {} and suite_scores.blocks([files]) == []
     scored(run / "base/evaluate", base=estimate(0.2))
     scored(run / "round_2/evaluate", round_2=estimate(0.4))
-    assert list(suites.load(files)["ifeval"]) == ["base", "round_2"]
+    assert list(suite_scores.load(files)["ifeval"]) == ["base", "round_2"]
     rounds = {f"round_{n}": estimate(0.3) for n in (10, 1)}
     scored(run / "evaluate", **rounds, other=estimate(0.9))
-    models = suites.load(files)["ifeval"]
+    models = suite_scores.load(files)["ifeval"]
     assert list(models) == ["base", "round_1", "round_2", "round_10"]
-    assert suites.main_scores(models) == ["strict", "loose"]
-    chart, table = suites.blocks([files])
+    assert suite_scores.main_scores(models) == ["strict", "loose"]
+    chart, table = suite_scores.blocks([files])
     assert isinstance(chart, Chart) and isinstance(table, Table)
     (trace,) = chart.figure["data"]
     assert list(trace["y"]) == [0.2, 0.3, 0.4, 0.3]

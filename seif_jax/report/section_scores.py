@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
-from seif_jax.report import bar_charts, figures, round_means, suites
+from seif_jax.report import bar_charts, figures, round_means, suite_scores
 from seif_jax.report.bar_charts import Bars
 from seif_jax.report.page_blocks import (
     Block,
@@ -39,7 +39,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     widths = {1: ("full",), 2: ("", "double")}.get(len(sets), ("",) * len(sets))
     charts = [score_chart(runs, scores, name) for name in sets]
     blocks += [replace(chart, width=width) for chart, width in zip(charts, widths, strict=True)]
-    from_suites = suites.blocks(runs)
+    from_suites = suite_scores.blocks(runs)
     blocks += from_suites
     if not sets and not from_suites:
         blocks.append(
