@@ -16,7 +16,7 @@ import tiny
 from seif_jax import models, sampling, sharding
 from seif_jax.sampling import Engine, row_keys, trees
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.queue import ReadQueue
+from seif_jax.sampling.prefill_queue import ReadQueue
 
 MODEL = models.describe(tiny.tiny_config(96))
 PROMPTS, GROUP = 48, 2

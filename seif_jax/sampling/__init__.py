@@ -16,7 +16,7 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.queue import ReadQueue
+from seif_jax.sampling.prefill_queue import ReadQueue
 from seif_jax.sampling.reader import Reader
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import OnSample, Sample, Session

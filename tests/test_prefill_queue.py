@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seif_jax.sampling.queue import ReadQueue
+from seif_jax.sampling.prefill_queue import ReadQueue
 
 
 def work(costs: list[int], speeds: list[float]) -> tuple[list[list[int]], list[int]]:
