@@ -26,7 +26,7 @@ from seif_jax.sampling.decode import CHUNK, Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill import PackedKV, unstack
 from seif_jax.sampling.prefill_queue import ReadQueue
-from seif_jax.sampling.reader import Reader
+from seif_jax.sampling.prefiller import Reader
 from seif_jax.sampling.shapes import SIZES, WIDE, pad, round_up
 from seif_jax.sampling.trees import ReadPlan, padded_prefix
 
