@@ -14,7 +14,7 @@ import numpy as np
 import tiny
 
 from seif_jax import models, sampling, sharding
-from seif_jax.sampling import Engine, row_keys, trees
+from seif_jax.sampling import Engine, prefill_plan, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill_queue import ReadQueue
 
@@ -58,7 +58,7 @@ def sample(devices: int, slow_secs: float = 0) -> dict[str, Any]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    sampling.ReadQueue, trees.MIN_READ_TOKENS = Recorder, 64
+    sampling.ReadQueue, prefill_plan.MIN_READ_TOKENS = Recorder, 64
     with tiny.jax_settings(jax_disable_most_optimizations=True):
         result = {"one": sample(1), "four": sample(4), "slow": sample(4, 0.02)}
         print(json.dumps(result))

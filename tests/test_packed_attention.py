@@ -7,7 +7,7 @@ import pytest
 
 from seif_jax.models.attention import causal
 from seif_jax.models.packed_attention import Keys, attend
-from seif_jax.sampling.trees import padded_prefix, plan_reads
+from seif_jax.sampling.prefill_plan import padded_prefix, plan_reads
 
 
 @pytest.mark.parametrize("kernel", [False, True])

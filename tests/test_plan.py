@@ -21,8 +21,8 @@ from seif_jax.plan.advice import find_change
 from seif_jax.plan.chips import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
+from seif_jax.sampling.prefill_plan import largest_read
 from seif_jax.sampling.slots import COLUMNS, more_columns, more_rows
-from seif_jax.sampling.trees import largest_read
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 SMALL = {  # no tokenizer, no weights: a shape is all that is read

@@ -25,9 +25,9 @@ from seif_jax.sampling import slots as slots_of
 from seif_jax.sampling import worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.prefill_plan import plan_reads
 from seif_jax.sampling.prefill_queue import ReadQueue
 from seif_jax.sampling.slots import Session
-from seif_jax.sampling.trees import plan_reads
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 OVERRIDES = [

@@ -25,7 +25,7 @@ from seif_jax.plan.session import DecodeShape, SessionWork, largest, sessions
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move
 from seif_jax.sampling.decode import CHUNK, decode
-from seif_jax.sampling.trees import PromptTree, largest_read, plan_reads
+from seif_jax.sampling.prefill_plan import PromptTree, largest_read, plan_reads
 from seif_jax.sampling.worst_case import DecodeArguments, WorstCase
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape

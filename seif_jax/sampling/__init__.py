@@ -16,11 +16,11 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.prefill_plan import ReadPlan, plan_reads
 from seif_jax.sampling.prefill_queue import ReadQueue
 from seif_jax.sampling.prefiller import Reader
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import OnSample, Sample, Session
-from seif_jax.sampling.trees import ReadPlan, plan_reads
 from seif_jax.sharding import replicas
 
 __all__ = ["Address", "Engine", "PromptTokens", "Sample", "row_keys"]

@@ -14,7 +14,7 @@ from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype, from_bits
 from seif_jax.models.packed_attention import Keys, attend
-from seif_jax.sampling.trees import PromptTree
+from seif_jax.sampling.prefill_plan import PromptTree
 
 
 class PackedKV(NamedTuple):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.sampling.prefill import PackedKV, Prefix, next_logp, prefill
-from seif_jax.sampling.trees import PromptTree, ReadPlan, pack, padded_prefix
+from seif_jax.sampling.prefill_plan import PromptTree, ReadPlan, pack, padded_prefix
 from seif_jax.sharding import use_mesh_of
 
 

@@ -25,10 +25,10 @@ from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move, wr
 from seif_jax.sampling.decode import CHUNK, Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill import PackedKV, unstack
+from seif_jax.sampling.prefill_plan import ReadPlan, padded_prefix
 from seif_jax.sampling.prefill_queue import ReadQueue
 from seif_jax.sampling.prefiller import Reader
 from seif_jax.sampling.shapes import SIZES, WIDE, pad, round_up
-from seif_jax.sampling.trees import ReadPlan, padded_prefix
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
 # Finer sizes, which the cache can have once no samples are waiting.

@@ -16,9 +16,9 @@ from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes
 from seif_jax.sampling.decode import CHUNK, Slots
 from seif_jax.sampling.prefill import PackedKV
+from seif_jax.sampling.prefill_plan import PromptTree, largest_read
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
 from seif_jax.sampling.slots import first_columns, more_columns, more_rows, round_to_chunks
-from seif_jax.sampling.trees import PromptTree, largest_read
 from seif_jax.sharding import layer_struct
 
 PrefillArguments = tuple[ModelConfig, Params, None, PromptTree]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from seif_jax.models import packed_attention, tree_attention
 from seif_jax.models.packed_attention import tile_size
-from seif_jax.sampling import trees
-from seif_jax.sampling.trees import ReadPlan, largest_read, padded_prefix, plan_reads
+from seif_jax.sampling import prefill_plan
+from seif_jax.sampling.prefill_plan import ReadPlan, largest_read, padded_prefix, plan_reads
 
 Prompt = list[int]
 
@@ -68,7 +68,7 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
     """With stems, prompts that begin others and equal ones, in reads of all sizes."""
     prompts = [stem + tail for tail in tails] + [stem + tails[0][:1], [1] * 70 + stem]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trees, "READ_TOKENS", read_tokens)
+        patch.setattr(prefill_plan, "READ_TOKENS", read_tokens)
         plan = plan_reads(prompts, copies, keep_prefix)
     check(prompts, plan)
     assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
