@@ -16,7 +16,7 @@ import numpy as np
 import tiny
 
 from seif_jax import sharding
-from seif_jax.models import token_tree, tree_attention, tree_forward
+from seif_jax.models import token_tree, tree_attention_kernels, tree_forward
 from seif_jax.models.attention import EMPTY, Segment, plain, splash, with_kernel
 
 PROMPTS, T, H = 33, 70, 16
@@ -72,7 +72,7 @@ def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]
     from part to part: the kernel in Pallas's interpreter on the mesh, from plain attention over
     padded rows on one device."""
     mesh, rng, heads = mesh_of(**sizes), np.random.default_rng(1), []
-    kernel = tree_attention.attend
+    kernel = tree_attention_kernels.attend
 
     def spy(q, k, v, ends, tiles):
         heads[:] = [q.shape[1], k.shape[1]]
@@ -108,11 +108,11 @@ def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]
         out, pull = jax.vjp(partial(of, parts, real), q, k, v)
         return [out, *pull(jnp.broadcast_to(cosines.reshape(out.shape[1:]), out.shape))]
 
-    tree_attention.attend = spy
+    tree_attention_kernels.attend = spy
     in_tiles = sharding.shard_micro_batches(mesh, [tree.in_tiles() for tree in laid])
     with jax.set_mesh(mesh):
         got = jax.jit(side_by_side)(in_tiles, real, q, k, v)
-    tree_attention.attend = kernel
+    tree_attention_kernels.attend = kernel
     return gaps(got, wanted), heads
 
 

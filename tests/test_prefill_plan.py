@@ -8,7 +8,7 @@ import workload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seif_jax.models import packed_attention, tree_attention
+from seif_jax.models import packed_attention, tree_attention_kernels
 from seif_jax.models.packed_attention import tile_size
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.prefill_plan import ReadPlan, largest_read, padded_prefix, plan_reads
@@ -87,8 +87,8 @@ def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
         patch.setattr(packed_attention, "RUNS", runs)
         plan = plan_reads(prompts, kernel=True)
         tree = plan.pack(0).tree
-    assert isinstance(tree.tiles, tree_attention.TileRuns)
-    side, before, size = tree_attention.TILE, padded_prefix(len(plan.prefix)), plan.sizes[0]
+    assert isinstance(tree.tiles, tree_attention_kernels.TileRuns)
+    side, before, size = tree_attention_kernels.TILE, padded_prefix(len(plan.prefix)), plan.sizes[0]
     computed = np.zeros((before + size, before + size), bool)
     for i, tile_runs in enumerate(np.asarray(tree.tiles.runs)):
         assert len(tile_runs) == runs

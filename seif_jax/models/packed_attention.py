@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax.collectives import shard_over_heads
-from seif_jax.models import tree_attention
+from seif_jax.models import tree_attention_kernels
 from seif_jax.models.attention import MASKED, Visible
 from seif_jax.models.matmul import matmul, platform
 
@@ -78,13 +78,13 @@ def plan_tiles(
 
 def plan_kernel_tiles(
     ends: Int[np.ndarray, "N"], prefix_length: int, prefix_size: int
-) -> tree_attention.TileRuns:
+) -> tree_attention_kernels.TileRuns:
     """What `plan_tiles` plans, for the kernel. Its queries are the prefix's tokens, too, so that
     they are in the order of the keys."""
     index = np.arange(1, prefix_size + len(ends) + 1)
     ends = np.where(ends > 0, prefix_size + ends, index[prefix_size:])
     before = np.where(index[:prefix_size] <= prefix_length, len(index), index[:prefix_size])
-    tiles = tree_attention.plan_tiles(np.concatenate([before, ends]), len(index))
+    tiles = tree_attention_kernels.plan_tiles(np.concatenate([before, ends]), len(index))
     runs = np.asarray(tiles.runs)
     joined = np.zeros((len(runs), RUNS, 2), np.int32)
     for row, tile_runs in zip(joined, runs, strict=True):
@@ -93,13 +93,13 @@ def plan_kernel_tiles(
         widest = np.sort(np.argsort(-gaps, kind="stable")[: RUNS - 1])
         row[: len(widest) + 1, 0] = nonempty[[0, *(widest + 1)], 0]
         row[: len(widest) + 1, 1] = nonempty[[*widest, -1], 1]
-    return tree_attention.TileRuns(cast(Array, joined), tiles.last)
+    return tree_attention_kernels.TileRuns(cast(Array, joined), tiles.last)
 
 
-def kernel_pairs(tiles: TilePairs | tree_attention.TileRuns) -> int:
+def kernel_pairs(tiles: TilePairs | tree_attention_kernels.TileRuns) -> int:
     """The pairs of a query and a key for which the kernel computes a score; 0 without a kernel."""
-    is_kernel = isinstance(tiles, tree_attention.TileRuns)
-    return tree_attention.computed_pairs(tiles) if is_kernel else 0
+    is_kernel = isinstance(tiles, tree_attention_kernels.TileRuns)
+    return tree_attention_kernels.computed_pairs(tiles) if is_kernel else 0
 
 
 def attend(
@@ -107,7 +107,7 @@ def attend(
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
     keys: Keys,
-    tiles: TilePairs | tree_attention.TileRuns,
+    tiles: TilePairs | tree_attention_kernels.TileRuns,
     dtype: DTypeLike,
     visible: Visible,
 ) -> Float[Array, "1 N h H"]:
@@ -117,7 +117,7 @@ def attend(
     if the tiles are planned for it, all of its ancestors. Under a mesh every device computes its
     own heads.
     """
-    if isinstance(tiles, tree_attention.TileRuns):
+    if isinstance(tiles, tree_attention_kernels.TileRuns):
         compute = _attend_by_kernel
     else:
         compute = partial(_attend, dtype=dtype, visible=visible)
@@ -129,13 +129,13 @@ def _attend_by_kernel(
     q: Float[Array, "1 N h H"],
     k: Float[Array, "1 M K H"],
     v: Float[Array, "1 M K H"],
-    rows: tuple[Keys, tree_attention.TileRuns],
+    rows: tuple[Keys, tree_attention_kernels.TileRuns],
 ) -> Float[Array, "1 N h H"]:
     keys, tiles = jax.tree.map(lambda x: x[0], rows)
     before = k.shape[1] - q.shape[1]
     ends = jnp.where(keys.ends > 0, before + keys.ends, 1 + jnp.arange(k.shape[1]))
     q = jnp.pad(q[0], ((before, 0), (0, 0), (0, 0))).astype(k.dtype)
-    out = tree_attention.attend(q, k[0], v[0], ends, tiles)
+    out = tree_attention_kernels.attend(q, k[0], v[0], ends, tiles)
     return out[None, before:].astype(jnp.float32)
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from seif_jax.models.tree_attention import TileRuns, plan_tiles
+from seif_jax.models.tree_attention_kernels import TileRuns, plan_tiles
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from seif_jax.collectives import constrain, shard_over_heads
-from seif_jax.models import attention, head, tree_attention
+from seif_jax.models import attention, head, tree_attention_kernels
 from seif_jax.models.attention import EMPTY, Segment, Visible, heads_first, heads_last
 from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
 from seif_jax.models.layers import Params
@@ -95,7 +95,7 @@ def attend(
         if tree.tiles is None:
             return _attend_in_rows(tree, q, k, v, dtype, visible)[None]
         q, k, v = (x.astype(cache_dtype(dtype)) for x in (q, k, v))
-        return tree_attention.attend(q, k, v, tree.ends, tree.tiles)[None]
+        return tree_attention_kernels.attend(q, k, v, tree.ends, tree.tiles)[None]
 
     out = shard_over_heads(local, q, k, v, trees)
     return constrain(out, "batch", "tokens", "heads")
@@ -131,7 +131,7 @@ def attention_pairs(tree: TokenTree) -> int:
     """For one tree on the host: the pairs of a query and a key for which attention computes a
     score."""
     if tree.tiles is not None:
-        return tree_attention.computed_pairs(tree.tiles)
+        return tree_attention_kernels.computed_pairs(tree.tiles)
     computed, past = 0, 0
     for level in tree.levels:
         rows, width = level.shape

@@ -13,7 +13,7 @@ import jax
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from seif_jax.models import tree_attention
+from seif_jax.models import tree_attention_kernels
 from seif_jax.plan import hlo
 
 # cuDNN's attention is one call, whose matrix products a jaxpr does not show. By primitive, the
@@ -102,9 +102,11 @@ def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
 
 def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
     name, params = eqn.primitive.name, eqn.params
-    if name == "pallas_call" and params["name"] in tree_attention.KERNELS:
-        heads, _, head_dim = _shape(eqn.invars[tree_attention.QUERIES])
-        return 2.0 * tree_attention.KERNELS[params["name"]] * heads * pairs_per_row * head_dim
+    if name == "pallas_call" and params["name"] in tree_attention_kernels.KERNELS:
+        heads, _, head_dim = _shape(eqn.invars[tree_attention_kernels.QUERIES])
+        return (
+            2.0 * tree_attention_kernels.KERNELS[params["name"]] * heads * pairs_per_row * head_dim
+        )
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])

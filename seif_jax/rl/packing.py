@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from seif_jax.models import tree_forward
 from seif_jax.models.token_tree import pack_completions, pad_rows, round_up_pow2
-from seif_jax.models.tree_attention import TILE
+from seif_jax.models.tree_attention_kernels import TILE
 from seif_jax.rl.batch import Batch, MicroBatch
 
 Row = Mapping[int, Sequence[int]]  # prompt -> the samples of its group, 0 to G - 1, in this row

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from seif_jax.models import tree_attention
+from seif_jax.models import tree_attention_kernels
 from seif_jax.models.packed_attention import TilePairs, plan_kernel_tiles, plan_tiles
 from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.shapes import SIZES, TOKENS, Ids, round_up
@@ -38,7 +38,7 @@ class PromptTree:
     tokens: Int[Array, "N"]
     positions: Int[Array, "N"]  # for the rotary embedding, counted from the start of the prompt
     ends: Int[Array, "N"]  # one past each token's last descendant; 0 for padding
-    tiles: TilePairs | tree_attention.TileRuns  # the attention scores to compute
+    tiles: TilePairs | tree_attention_kernels.TileRuns  # the attention scores to compute
     last: Int[Array, "B"]  # the last token of each prompt; arbitrary for padding
 
 

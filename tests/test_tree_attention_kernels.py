@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from seif_jax.models.token_tree import pack_tree
-from seif_jax.models.tree_attention import TILE, attend, computed_pairs
+from seif_jax.models.tree_attention_kernels import TILE, attend, computed_pairs
 from seif_jax.plan import cost
 
 
