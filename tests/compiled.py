@@ -18,7 +18,7 @@ import tiny
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.matmul import platform
-from seif_jax.plan import chips, hlo
+from seif_jax.plan import chip_specs, hlo
 from seif_jax.plan.program import Program
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
@@ -53,8 +53,8 @@ def compile_all(topology: str | None, names: list[str], text: str) -> dict[str, 
         lora__rank=int(options.get("lora", 0)),
         **{f"mesh__{axis}": size for axis, size in sizes.items()},
     )  # fmt: skip
-    devices, results = chips.devices_of(topology), {}
-    for p in shrunk.programs(config, model, devices, chips.host_of(topology)):
+    devices, results = chip_specs.devices_of(topology), {}
+    for p in shrunk.programs(config, model, devices, chip_specs.host_of(topology)):
         if p.name in names or names == ["all"]:
             print(f"{topology} {text} {p.name}", file=sys.stderr, flush=True)
             program = hlo.parse(shrunk.trace(p).lower().compile().as_text())
@@ -71,6 +71,6 @@ if __name__ == "__main__":
     tiny.collect_garbage_rarely()
     name, names, *mesh_texts = sys.argv[1:]
     topology = None if name == "here" else name
-    with chips.compiling_for(topology):
+    with chip_specs.compiling_for(topology):
         results = {text: compile_all(topology, names.split(","), text) for text in mesh_texts}
         print(json.dumps(results))

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from seif_jax import config_parsing, plan, sharding
 from seif_jax.config_file import read_config
-from seif_jax.plan.chips import Chip
+from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.cost import compile_cost
 from seif_jax.run_config import RunConfig
 

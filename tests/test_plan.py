@@ -16,9 +16,9 @@ from seif_jax.bench import roofline
 from seif_jax.config_file import read_config
 from seif_jax.models.io.to_device import single_device
 from seif_jax.models.packed_attention import tile_size
-from seif_jax.plan import chips, cost, hlo, text
+from seif_jax.plan import chip_specs, cost, hlo, text
 from seif_jax.plan.advice import find_change
-from seif_jax.plan.chips import Chip
+from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
 from seif_jax.sampling.prefill_plan import largest_read
@@ -270,7 +270,7 @@ def test_a_slice_that_is_not_there(model, capsys):
     assert main(["plan", f"--config={DEFAULT}", "--topology=v5e:2x4", "--json", *meshed]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["fits"] and result["device"] == "TPU v5 lite" and result["devices"] == 8
-    assert result["chip"]["hbm_bytes"] == 16 * chips.GIB
+    assert result["chip"]["hbm_bytes"] == 16 * chip_specs.GIB
     rows = {row["program"]: row for row in result["programs"]}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
     copies = ("cast", "sum", "update", "rollout: move", "rollout: grow")

@@ -21,9 +21,9 @@ from seif_jax.errors import UserError
 from seif_jax.models.attention import cudnn, splash
 from seif_jax.models.io import hf
 from seif_jax.models.matmul import target_platform
-from seif_jax.plan import assumptions, chips, cost, gpus, hlo
+from seif_jax.plan import assumptions, chip_specs, cost, gpus, hlo
 from seif_jax.plan.advice import find_change
-from seif_jax.plan.chips import GIB
+from seif_jax.plan.chip_specs import GIB
 from seif_jax.plan.cost import Cost
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.program import Program
@@ -46,7 +46,7 @@ PARAMETERS = {  # of the paper's models, by config
 )  # fmt: skip
 def test_topologies_that_do_not_exist(topology):
     with pytest.raises(UserError) as refused:
-        chips.devices_of(topology)
+        chip_specs.devices_of(topology)
     message = str(refused.value)
     assert f"(got {topology!r})" in message and "\n" not in message
     known = ("v5e: 2x2, 2x4", "v5p: 2x2x1", "v6e", "a100, h100, h200, b200: N, or HxN")
@@ -60,7 +60,7 @@ def test_topologies_that_do_not_exist(topology):
      ("v5e:16x16", None)],
 )  # fmt: skip
 def test_the_next_larger_topology(topology, larger):
-    assert chips.larger(topology) == larger
+    assert chip_specs.larger(topology) == larger
 
 
 def test_gpus_need_the_cuda_compiler(monkeypatch, capsys):
@@ -77,8 +77,8 @@ needs_cuda = pytest.mark.skipif(not gpus.installed(), reason="XLA's CUDA compile
 @pytest.mark.parametrize("hosts, per_host", [(1, 1), (1, 8), (2, 8), (3, 4)])
 def test_gpus_that_are_not_there(kind, hosts, per_host):
     shape = f"{per_host}" if hosts == 1 else f"{hosts}x{per_host}"
-    with chips.compiling_for(f"{kind}:{shape}"):
-        devices = chips.devices_of(f"{kind}:{shape}")
+    with chip_specs.compiling_for(f"{kind}:{shape}"):
+        devices = chip_specs.devices_of(f"{kind}:{shape}")
     assert {device.device_kind for device in devices} == {gpus.TARGETS[kind].name}
     processes = [device.process_index for device in devices]
     assert processes == [host for host in range(hosts) for _ in range(per_host)]
@@ -106,7 +106,7 @@ def test_what_a_gpu_can_do(
         def memory_stats(self) -> dict[str, int]:
             raise AssertionError("the data sheet says it")
 
-    chip = chips.chip_of([Gpu()], jnp.bfloat16)
+    chip = chip_specs.chip_of([Gpu()], jnp.bfloat16)
     assert chip.hbm_bytes / GIB == pytest.approx(gib, abs=0.01)
     assert chip.bytes_per_sec == pytest.approx(tb_per_sec * 1e12, rel=0.02)
     assert chip.flops_per_sec == pytest.approx(tflops * 1e12, rel=0.001)
@@ -148,11 +148,11 @@ def test_both_names_of_the_pool_are_refused(monkeypatch):
         gpus.pool_fraction()
 
 
-H100 = chips.GPUS["NVIDIA H100 80GB HBM3"]
+H100 = chip_specs.GPUS["NVIDIA H100 80GB HBM3"]
 
 
 def planned(gib: float, fraction: float, **costs: Any) -> ProgramEstimate:
-    chip = chips.replace(H100, pool_fraction=fraction)
+    chip = chip_specs.replace(H100, pool_fraction=fraction)
     program = Program("follower", "gradient", jax.jit(abs), (), 1, {"policy": 8 * GIB}, 8)
     return ProgramEstimate(program, Cost(0, int((gib - 8) * GIB), 0, 1e12, 1e9, **costs), chip)
 
@@ -180,7 +180,7 @@ def test_programs_fit_into_the_pool(gib, fraction, fits, flag, monkeypatch):
 
 
 def test_a_plan_for_gpus_says_what_is_not_known():
-    sentences = " ".join(assumptions.of("h100:2x8", chips.replace(H100, pool_fraction=0.9)))
+    sentences = " ".join(assumptions.of("h100:2x8", chip_specs.replace(H100, pool_fraction=0.9)))
     for fact in (
         "90% of a GPU's memory", "default being 75%", "XLA_CLIENT_MEM_FRACTION", "autotuning",
         "workspace of cuDNN", "unknown", "NVLink", "400 Gb/s",
@@ -188,7 +188,7 @@ def test_a_plan_for_gpus_says_what_is_not_known():
         assert fact in sentences
     here = " ".join(assumptions.of(None, H100))  # a GPU that is there
     assert "400 Gb/s" in here and "autotuning" not in here
-    of_tpus = " ".join(assumptions.of("v5p:2x2x2", chips.TPUS["TPU v5"]))
+    of_tpus = " ".join(assumptions.of("v5p:2x2x2", chip_specs.TPUS["TPU v5"]))
     assert "GPU" not in of_tpus and "cuDNN" not in of_tpus
 
 

@@ -17,7 +17,7 @@ from seif_jax.__main__ import main
 from seif_jax.config_file import read_config
 from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.plan import cost, text
-from seif_jax.plan.chips import Chip
+from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.drawn import CONSTRAINT_TOKENS, CallLengths, Draw, judged, shares, unrelated
 from seif_jax.plan.programs import programs
 from seif_jax.plan.session import DecodeShape, SimulatedSession, largest

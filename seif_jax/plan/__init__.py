@@ -19,7 +19,7 @@ from seif_jax.models import Model
 from seif_jax.models.io import hf
 from seif_jax.plan import assumptions
 from seif_jax.plan.advice import find_change
-from seif_jax.plan.chips import Chip, chip_of, compiling_for, devices_of, host_of
+from seif_jax.plan.chip_specs import Chip, chip_of, compiling_for, devices_of, host_of
 from seif_jax.plan.cost import arrays_in
 from seif_jax.plan.drawn import STEPS
 from seif_jax.plan.estimate import Compiler, ProgramEstimate

@@ -9,7 +9,7 @@ from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
 from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE
-from seif_jax.plan.chips import devices_of, host_of, larger
+from seif_jax.plan.chip_specs import devices_of, host_of, larger
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout

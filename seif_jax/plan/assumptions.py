@@ -2,7 +2,7 @@
 
 from seif_jax.length_distribution import PROMPT_MEAN, PROMPT_SIGMA, Lengths
 from seif_jax.plan import gpus
-from seif_jax.plan.chips import Chip, platform_of
+from seif_jax.plan.chip_specs import Chip, platform_of
 from seif_jax.plan.drawn import CONSTRAINT_TOKENS, STEPS
 from seif_jax.plan.engine_calls import CONSTRAINTS
 

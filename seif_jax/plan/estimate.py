@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from seif_jax.plan.assumptions import USABLE
-from seif_jax.plan.chips import Chip
+from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.cost import Cost, compile_cost
 from seif_jax.plan.program import Program
 

@@ -88,7 +88,7 @@ def installed() -> bool:
 
 
 def devices(kind: str, hosts: int, per_host: int) -> list[Device]:
-    """GPUs that can be compiled for, and nothing else, inside `chips.compiling_for`.
+    """GPUs that can be compiled for, and nothing else, inside `chip_specs.compiling_for`.
 
     Raises UserError if the compiler is not installed.
     """
