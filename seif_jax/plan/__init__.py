@@ -25,7 +25,7 @@ from seif_jax.plan.drawn import STEPS
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.program import PHASES, WASTE
-from seif_jax.plan.programs import programs
+from seif_jax.plan.stage_programs import programs
 from seif_jax.plan.text import gib, log
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import run_of, stage_of

@@ -14,7 +14,7 @@ from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.program import Program
-from seif_jax.plan.programs import programs
+from seif_jax.plan.stage_programs import programs
 from seif_jax.plan.text import gib
 from seif_jax.run_config import RunConfig
 
