@@ -1,6 +1,7 @@
 """Checks at the start of a run for what would stop it later, before anything is computed.
 
-These checks need data, tokenizer and models. The checks of the config alone are in `settings`.
+These checks need data, tokenizer and models. The checks of the config alone are in
+`config_checks`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Checks that the values of a config fit together, and reads the prompt files that it names.
 
-Before this, `config_parsing.parse` checks each value alone; after it, `preflight` checks the config
-against models and data.
+Before this, `config_parsing.parse` checks each value alone; after it, `checks_with_models`
+checks the config against models and data.
 """
 
 from seif_jax.errors import UserError

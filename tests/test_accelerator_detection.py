@@ -34,8 +34,8 @@ START = """
 import sys
 from jax._src import hardware_utils
 hardware_utils.has_visible_nvidia_gpu = lambda: sys.argv[1] == "gpu"
-from seif_jax import accelerators
-accelerators.skip_absent()
+from seif_jax import accelerator_detection
+accelerator_detection.skip_absent()
 import jax
 print(jax.devices()[0].platform)
 print("an error of the run", file=sys.stderr)

@@ -5,8 +5,8 @@ computes only the tiles of scores in which some query sees some key. The list of
 input of the program, so the program's shape depends only on the number of packed tokens and not on
 the tree.
 
-On GPUs and TPUs, the kernel of `tree_attention` computes the tiles. On CPUs, and for model families
-with their own masks, this module computes flash attention (arXiv 2205.14135) in plain XLA, without
+On GPUs and TPUs, `tree_attention_kernels` computes the tiles. On CPUs, and for model families with
+their own masks, this module computes flash attention (arXiv 2205.14135) in plain XLA, without
 a backward pass.
 """
 
@@ -113,9 +113,9 @@ def attend(
 ) -> Float[Array, "1 N h H"]:
     """Attention of the N packed tokens to themselves and a prefix; scores and sums in float32.
 
-    A token sees the keys of its ancestors that `visible` allows; by the kernel of `tree_attention`,
-    if the tiles are planned for it, all of its ancestors. Under a mesh every device computes its
-    own heads.
+    A token sees the keys of its ancestors that `visible` allows; or of all its ancestors, if the
+    tiles are planned for `tree_attention_kernels`. Under a mesh every device computes its own
+    heads.
     """
     if isinstance(tiles, tree_attention_kernels.TileRuns):
         compute = _attend_by_kernel

@@ -19,9 +19,10 @@ class TokenTree:
     Each node of the tree is a run of tokens, followed by its children one after another. So token j
     is an ancestor of token i, or i itself, if and only if j <= i < ends[j].
 
-    Attention reads either the packed row, in tiles of scores (see `tree_attention`), or the levels,
-    which are padded rows; what it does not read is absent. Everything else is computed for the
-    packed tokens, so padding costs next to nothing. Indices that point to nothing are out of range.
+    Attention reads either the packed row, in tiles of scores (see `tree_attention_kernels`), or the
+    levels, which are padded rows; what it does not read is absent. Everything else is computed for
+    the packed tokens, so padding costs next to nothing. Indices that point to nothing are out of
+    range.
     Trees of equal shapes may be stacked: then every array has leading axes.
     """
 

@@ -70,8 +70,8 @@ def hidden_states(
 
 
 def reads_packed_rows(c: ModelConfig) -> bool:
-    """Whether attention within the learner's trees is `tree_attention`'s kernel, on the platform
-    that programs are compiled for."""
+    """Whether attention within the learner's trees is computed by `tree_attention_kernels`, on
+    the platform that programs are compiled for."""
     return platform() != "cpu" and c.architecture.visible is attention.causal
 
 

@@ -43,7 +43,7 @@ def find_change(
     lengths: Lengths | None = None,
 ) -> str | None:
     """The first change that makes a program fit, found by compiling it again; None if there is
-    none among those that are tried. lengths: as in `programs`."""
+    none among those that are tried. lengths: as in `stage_programs`."""
     chip, program = estimate.chip, estimate.program
     most_bytes = USABLE * gpus.LARGEST_FRACTION * chip.hbm_bytes
     if chip.pool_fraction < 1 and estimate.total_bytes <= most_bytes:

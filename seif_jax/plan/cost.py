@@ -94,8 +94,8 @@ def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
     """FLOPs of the matrix products on all devices, a multiplication and an addition each.
 
     Of the branches of a `cond` the most expensive one counts, of a kernel's grid every block.
-    pairs_per_row: the pairs that `tree_attention` computes for a row of tokens. They depend on the
-    data, so the program does not show them.
+    pairs_per_row: the pairs that `tree_attention_kernels` computes for a row of tokens. They depend
+    on the data, so the program does not show them.
     """
     return sum(_eqn_flops(eqn, pairs_per_row) for eqn in jaxpr.eqns)
 

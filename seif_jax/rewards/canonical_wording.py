@@ -2,7 +2,8 @@
 
 "Your answer shouldn't contain more than fifty words." becomes "@ must have at most 50 words". The
 rewrites are a table, applied in order. Each rewrite keeps the meaning of every sentence. A wording
-that no rewrite covers is unchanged, so that no pattern of `sentences` matches it.
+that no rewrite covers is unchanged, so that no pattern of `recogniser_patterns`
+matches it.
 """
 
 import re

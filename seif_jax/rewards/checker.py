@@ -123,7 +123,7 @@ def apply_rule(instruction: Instruction, answer: str, j: int) -> tuple[str, bool
     """The id of constraint j's rule, and the rule's verdict; SOFT and None if there is no rule.
 
     If the data name a rule, the reply is checked as in IFEval or IFBench. If a rule is recognised
-    in the constraint's text, the reply is checked against the text (see `literal`).
+    in the constraint's text, the reply is checked against the text (see `literal_checks`).
     """
     name, constraint = instruction.instruction_ids[j], instruction.constraints[j]
     request = instruction.seed_question

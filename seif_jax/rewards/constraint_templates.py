@@ -1,4 +1,4 @@
-"""The sentences in which `phrase` states each rule, as templates.
+"""The sentences in which `constraint_writer` states each rule, as templates.
 
 Templates contain the rule's arguments and a few helpers. `{bound}` is a relation with its number
 ("at most 30"; "at least 30" if the rule has no relation).

@@ -1,7 +1,8 @@
 """Writes rule-checked constraints as plain sentences, to train small models on.
 
 For each kind of constraint, arguments are drawn that a reply of a few sentences can meet, and one
-of several sentence templates. `recognise` is the inverse: it returns the same id and arguments.
+of several sentence templates. `recogniser.recognise` is the inverse: it returns the same id and
+arguments.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """Recognises the rule that a plain sentence states.
 
-A wrong rule is worse than none. Therefore a pattern must match the entire sentence (in the
-canonical form of `wording`), and no pattern matches what IFEval's rules cannot express ("exactly 50
-words", "at least 3 bullet points", two demands in one sentence). To add a sentence, add a pattern
-to `sentences`.
+A wrong rule is worse than none. Therefore a pattern must match the entire sentence (in its
+`canonical_wording`), and no pattern matches what IFEval's rules cannot express ("exactly 50 words",
+"at least 3 bullet points", two demands in one sentence). To add a sentence, add a pattern to
+`recogniser_patterns`.
 """
 
 import functools

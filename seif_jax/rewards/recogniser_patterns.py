@@ -1,4 +1,4 @@
-"""The sentences that `recognise` knows: regular expressions over the canonical form of `wording`.
+"""The sentences that the recogniser knows: regular expressions over their `canonical_wording`.
 
 There is one list per kind. The groups `rel`, `n`, `unit`, … match the arguments of the rule. `@` is
 the reply ("the response", "your answer"), and ‹0› is a quoted string. The parts of the expressions

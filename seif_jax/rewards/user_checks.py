@@ -1,8 +1,8 @@
 """Checks: functions that decide whether a reply meets a constraint.
 
 `config.reward.checks` names them in order. For each constraint, the first check that does not
-return None decides. "ifeval" (rules, `rewards.rules` and `rewards.recogniser`) and "judge" (a model,
-`rewards.judge`) are built in; any other check is the user's own function.
+return None decides. "ifeval" (rules) and "judge" (a model) are built in, and `checker` applies
+them; any other check is the user's own function.
 """
 
 import math

@@ -13,6 +13,7 @@ How a prompt becomes a gradient, in the order of the calls:
  9. `Learner.update`             sums the gradients of the passes and updates the weights
 10. `learner.gradient`           the jitted gradient of `grpo.loss` over `completion_logp`
 
-How a config key reaches it: `config.grpo` is the `LossConfig` that `stage_settings.learner` puts into the
-stage's `LearnerConfig`; `Learner` binds it to `learner.gradient`, which hands it to `grpo.loss`.
+How a config key reaches it: `config.grpo` is the `LossConfig` that `stage_settings.learner` puts
+into the stage's `LearnerConfig`; `Learner` binds it to `learner.gradient`, which passes it to
+`grpo.loss`.
 """
