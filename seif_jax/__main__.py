@@ -79,7 +79,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     folders = import_folders(options.config)
     checks_before_jax.check(config, workdir)
     use_compilation_cache()
-    from seif_jax import accelerator_detection, evolve, processes, stopping
+    from seif_jax import accelerator_detection, evolve, processes, signals
     from seif_jax.display import Display
 
     accelerator_detection.skip_absent()
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         if processes.first():
             accelerator_detection.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
-        with Display(stream, stream) as display, stopping.at_safe_points(display.warn):
+        with Display(stream, stream) as display, signals.stop_at_safe_points(display.warn):
             evolve.run(config, workdir, display, folders)
 
 
@@ -122,11 +122,11 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from seif_jax import termination
+    from seif_jax import signals
     from seif_jax.evaluate import command
     from seif_jax.evaluate.options import EvaluateOptions
 
-    with termination.at_once():
+    with signals.stop_at_once():
         command.run(EvaluateOptions(**values(options)), partial(start_jax, options.command))
 
 

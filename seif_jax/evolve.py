@@ -16,8 +16,8 @@ from seif_jax import (
     processes,
     propose,
     run_data,
+    signals,
     stage_settings,
-    stopping,
 )
 from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
@@ -62,7 +62,7 @@ def run(
     with open_run(config, workdir, base, run_fingerprints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
         for round, stage in config.schedule:
-            if stop := stopping.request(f"before round {round} {stage}"):
+            if stop := signals.stop_request(f"before round {round} {stage}"):
                 raise stop
             evolution.stage(round, stage, writer)
     if processes.first():

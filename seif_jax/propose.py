@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import data, diversity, metrics_log, processes, sample_files, stopping
+from seif_jax import data, diversity, metrics_log, processes, sample_files, signals
 from seif_jax.chat import Decoding, Replier, Reply
 from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
@@ -64,7 +64,7 @@ def propose_instructions(
             writer.write(info.round, info.name, step, step_metrics)
             sample_files.append(samples_path, samples, step)  # last: it marks the step as done
             display.step(step_metrics)
-            if stop := stopping.request(f"after {info}, step {step}"):
+            if stop := signals.stop_request(f"after {info}, step {step}"):
                 raise stop
     processes.wait(f"{samples_path}: written")
     samples = sample_files.read(samples_path).to_pylist()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import data, metrics_log, processes, sample_files, stopping
+from seif_jax import data, metrics_log, processes, sample_files, signals
 from seif_jax.chat import ChatModel
 from seif_jax.checkpoint import Checkpoints, open_checkpoints
 from seif_jax.compile_progress import Compiles
@@ -122,7 +122,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             guards.check_finite(f"{info}, step {step}", measured, state.params)
             evaluate(stage, learner, state, Moment(info.round, step, steps), writer, display)
             if step < steps:
-                stop = stopping.request(f"after {info}, step {step}")
+                stop = signals.stop_request(f"after {info}, step {step}")
                 if stop or step % stage.checkpoint_every_steps == 0:
                     checkpoints.save(step, params=state.params, optimizer=state.opt_state)
                 if stop:

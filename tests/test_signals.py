@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from seif_jax import stopping, termination
+from seif_jax import signals
 from seif_jax.errors import Interrupted, Preempted, exit_code
 
 WAITS = """
 import signal, time
-from seif_jax import stopping, termination
+from seif_jax import signals
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-with stopping.at_safe_points(lambda line: print(line, flush=True)):
+with signals.stop_at_safe_points(lambda line: print(line, flush=True)):
     try:
         print("ready", flush=True)
         time.sleep(60)
@@ -36,22 +36,22 @@ def shell():
     [(signal.SIGTERM, Preempted, 143, "SIGTERM"), (signal.SIGINT, Interrupted, 130, "Ctrl-C")],
 )
 def test_the_first_signal_is_an_error_at_the_next_safe_point(number, kind, code, name):
-    lines, handlers = [], [signal.getsignal(n) for n in stopping.SIGNALS]
-    with stopping.at_safe_points(lines.append):
-        assert stopping.request("before all") is None
+    lines, handlers = [], [signal.getsignal(n) for n in signals.SIGNALS]
+    with signals.stop_at_safe_points(lines.append):
+        assert signals.stop_request("before all") is None
         signal.raise_signal(number)
-        error = stopping.request("after step 3")
+        error = signals.stop_request("after step 3")
         assert error and type(error) is kind and exit_code(error) == code
         assert str(error) == "stopped after step 3, and saved"
     [line] = lines
     assert line.startswith(f"{name}: the run stops when this step is saved")
-    assert [signal.getsignal(n) for n in stopping.SIGNALS] == handlers
-    with stopping.at_safe_points(lines.append):
-        assert stopping.request("in another run") is None
+    assert [signal.getsignal(n) for n in signals.SIGNALS] == handlers
+    with signals.stop_at_safe_points(lines.append):
+        assert signals.stop_request("in another run") is None
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), stopping.at_safe_points(lambda line: None):
+    with pytest.raises(KeyboardInterrupt), signals.stop_at_safe_points(lambda line: None):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -72,20 +72,20 @@ def test_a_second_signal_after_sigterm(second):
 
 def test_signals_that_are_ignored_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with stopping.at_safe_points(lambda line: None):
+    with signals.stop_at_safe_points(lambda line: None):
         os.kill(os.getpid(), signal.SIGINT)
-        assert stopping.request("later") is None
+        assert signals.stop_request("later") is None
 
 
 def test_a_command_without_safe_points_stops_at_once():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted) as caught, termination.at_once():
+    with pytest.raises(Preempted) as caught, signals.stop_at_once():
         try:
             signal.raise_signal(signal.SIGTERM)
         except Exception:  # as around a function of the user's own
             pytest.fail("handled on the way")
     assert exit_code(caught.value) == 143
-    with pytest.raises(KeyboardInterrupt), termination.at_once():
+    with pytest.raises(KeyboardInterrupt), signals.stop_at_once():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -93,7 +93,7 @@ def test_a_command_without_safe_points_stops_at_once():
 def test_an_ignored_sigterm_stops_no_command():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with termination.at_once():
+        with signals.stop_at_once():
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
