@@ -1,7 +1,7 @@
 """Progress of a run: a live bar on a terminal, plain lines elsewhere.
 
 Progress goes to stderr and tables of results go to stdout, so that either can be redirected. The
-table that ends a run is made in `report.closing_table`, its columns in `report.round_means`.
+table that ends a run is `report.rounds_table`.
 """
 
 import contextlib

@@ -31,7 +31,7 @@ from seif_jax.instruction import Instruction
 from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.model_card import card
-from seif_jax.report import closing_table, page
+from seif_jax.report import page, rounds_table
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.instructor_reward import UserReward, load_reward
@@ -67,7 +67,7 @@ def run(
             evolution.stage(round, stage, writer)
     if processes.first():
         page.write_in_run(workdir, display.warn)  # a kill may have lost the last stage's report
-        closing_table.show(config, workdir, display)
+        rounds_table.show(config, workdir, display)
 
 
 class Evolution:

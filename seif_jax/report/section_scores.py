@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from seif_jax.evaluate.statistics import Bootstrap, Ratio
-from seif_jax.report import bar_charts, figures, round_means, suite_scores
+from seif_jax.report import bar_charts, figures, rounds_table, suite_scores
 from seif_jax.report.bar_charts import Bars
 from seif_jax.report.page_blocks import (
     Block,
@@ -50,7 +50,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
                 "--out=DIR/evaluate for the run's folder DIR, and then seif report."
             )
         )
-    blocks.append(rounds_table(runs))
+    blocks.append(rounds_block(runs))
     for run in runs:
         if _timed(run):
             blocks += of_run([time_chart(run)], run.name, len(runs) > 1)
@@ -103,12 +103,12 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
     return Chart(f"score-{name}", f"Evaluation set {name}", figure, "; ".join(alts), note)
 
 
-def rounds_table(runs: Sequence[RunFiles]) -> Table:
+def rounds_block(runs: Sequence[RunFiles]) -> Table:
     rows: list[dict[str, Cell]] = []
     for run in runs:
         name: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
         stages = run.config["stages"]
-        rows += [name | row for row in round_means.rows(run.folder, run.rounds, stages)]
+        rows += [name | row for row in rounds_table.rows(run.folder, run.rounds, stages)]
     columns, cells = columns_and_rows(rows)
     note = "Means over each stage's steps; of evaluation sets the share met, before → after"
     return Table("rounds", "Rounds", columns, cells, note)

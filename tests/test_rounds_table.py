@@ -10,7 +10,7 @@ import pytest
 
 from seif_jax import metrics_log
 from seif_jax.display import Display
-from seif_jax.report import closing_table
+from seif_jax.report import rounds_table
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import StagePaths
 
@@ -30,7 +30,7 @@ def test_how_to_open_tensorboard(tmp_path, monkeypatch, installed):
     (tmp_path / "metrics.jsonl").touch()
     text = io.StringIO()
     config = RunConfig(rounds=1, stages=("follower",))
-    closing_table.show(config, tmp_path, Display(text, text))
+    rounds_table.show(config, tmp_path, Display(text, text))
     command = f"tensorboard --logdir {tmp_path}"
     (line,) = [line for line in text.getvalue().splitlines() if "--logdir" in line]
     hint = "" if installed else " (first: pip install 'seif_jax[tensorboard]')"
@@ -50,7 +50,7 @@ def test_the_table_says_whether_a_round_learned(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = io.StringIO()
     config = RunConfig(rounds=2, stages=("follower",))
-    closing_table.show(config, tmp_path, Display(io.StringIO(), results))
+    rounds_table.show(config, tmp_path, Display(io.StringIO(), results))
     title, *table = results.getvalue().splitlines()
     assert title.endswith("of suites the first score, before → after the Follower")
     assert table == [
@@ -69,7 +69,7 @@ def test_without_evaluations_the_table_has_means_alone(tmp_path):
     )
     results = io.StringIO()
     config = RunConfig(rounds=1, stages=("generate",))
-    closing_table.show(config, tmp_path, Display(io.StringIO(), results))
+    rounds_table.show(config, tmp_path, Display(io.StringIO(), results))
     assert results.getvalue().splitlines() == [
         "Means over each stage's steps",
         "round  Filter kept  instructions",
