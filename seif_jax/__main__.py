@@ -52,7 +52,7 @@ def unknown_argument(command: str, argument: str) -> str:
 
     key = argument.removeprefix("--").partition("=")[0]
     hint = ""
-    if "--config." in PASSED_ON.get(command, ()) and config_parsing.key(key):
+    if "--config." in PASSED_ON.get(command, ()) and config_parsing.values_of_key(key):
         hint = f"; a key of the config is set by --config.{key}=VALUE"
     return f"unknown argument {argument}{hint}"
 

@@ -121,7 +121,7 @@ def apply(config: dict[str, Any], option: str) -> None:
                 holder[group] = new  # as the first key of an evaluation set does
             holder = holder[group]
         # A known key may be missing here: the user names those of template_arguments.
-        is_group = not config_parsing.key(name) and isinstance(holder[last], dict)
+        is_group = not config_parsing.values_of_key(name) and isinstance(holder[last], dict)
     except (KeyError, TypeError):
         raise UserError(config_parsing.unknown(name, config_parsing.flat(config))) from None
     if is_group:

@@ -10,10 +10,10 @@ import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from seif_jax import config_checks
-from seif_jax.config_types import Flag, Resume, Values, unwrap, values_of
+from seif_jax.config_types import Flag, Values, unwrap, values_of
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 
@@ -21,23 +21,17 @@ T = TypeVar("T")
 Hint = object  # the type of a setting, often an Annotated; typing has no name for it
 
 
-class Key(NamedTuple):
-    values: Values
-    resume: Resume
-
-
-def _keys(hint: Hint, name: str, resume: Resume) -> Iterator[tuple[str, Key]]:
-    """All keys below `name`, a group or a key of this type."""
-    bare, marks = unwrap(hint)
-    resume = marks.get(Resume, resume)
+def _keys(hint: Hint, name: str) -> Iterator[tuple[str, Values]]:
+    """All keys below `name`, a group or a key of this type, with the values that they may have."""
+    bare, _ = unwrap(hint)
     prefix = f"{name}." if name else ""
     if dataclasses.is_dataclass(bare):
         for field, inner in _fields(bare).items():
-            yield from _keys(inner, prefix + field, resume)
+            yield from _keys(inner, prefix + field)
     elif get_origin(bare) is Mapping:
-        yield from _keys(get_args(bare)[1], f"{prefix}*", resume)
+        yield from _keys(get_args(bare)[1], f"{prefix}*")
     else:
-        yield name, Key(values_of(hint), resume)
+        yield name, values_of(hint)
 
 
 @functools.cache
@@ -57,12 +51,12 @@ def _groups_with_free_names(hint: Hint, name: str = "") -> Iterator[tuple[str, H
         yield name, get_args(bare)[1]
 
 
-KEYS = dict(_keys(RunConfig, "", Resume.FIXED))  # with "*" for a name that the user chooses
+KEYS = dict(_keys(RunConfig, ""))  # with "*" for a name that the user chooses
 FREE_NAMES = dict(_groups_with_free_names(RunConfig))
 
 
-def key(name: str) -> Key | None:
-    """The values and the resume policy of a key ("eval.sets.mine.seed"); None if there is none."""
+def values_of_key(name: str) -> Values | None:
+    """The values that a key ("eval.sets.mine.seed") may have; None if there is no such key."""
     for group in FREE_NAMES:
         name = re.sub(rf"^({re.escape(group)})\.[^.]+", r"\1.*", name)
     return KEYS.get(name)
@@ -75,7 +69,7 @@ def parse(config: Mapping[str, object]) -> RunConfig:
     or contradicts that of another key.
     """
     for name in flat(config):
-        if not key(name):
+        if not values_of_key(name):
             raise UserError(unknown(name, KEYS))
     parsed = _build_group(RunConfig, config, "")
     config_checks.check(parsed)
@@ -150,15 +144,15 @@ def read(name: str, text: str | None) -> object:
 
     Raises UserError if the text spells no value of the key's type.
     """
-    entry = key(name)
-    if not entry:
+    values = values_of_key(name)
+    if not values:
         raise UserError(unknown(name, KEYS))
-    if text is None and not isinstance(entry.values, Flag):
+    if text is None and not isinstance(values, Flag):
         raise UserError(f"--config.{name} needs a value: --config.{name}=VALUE")
     try:
-        return entry.values.read("true" if text is None else text)
+        return values.read("true" if text is None else text)
     except ValueError:
-        raise UserError(refusal(name, entry.values, text)) from None
+        raise UserError(refusal(name, values, text)) from None
 
 
 # {key: {value of an earlier version: what to write now}}

@@ -1,7 +1,7 @@
-"""The kinds of values that a setting may have: checks, parses and describes them.
+"""The types of a config's values: checks, parses and describes the values of a type.
 
-A setting is a field of a dataclass, and its type says what kind of value it takes. A range, a list
-of options or a policy for resumed runs is added with `Annotated`:
+A setting is a field of a dataclass, and its type says what kind of value it takes. A range or a
+list of options is added with `Annotated`:
 
     kl_coef: Annotated[float, Range(0, 100)] = 0.01
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
@@ -11,7 +11,6 @@ of options or a policy for resumed runs is added with `Annotated`:
 """
 
 import ast
-import enum
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,14 +43,6 @@ class AtLeast(NamedTuple):
     """The minimum length of a tuple."""
 
     count: int
-
-
-class Resume(enum.Enum):
-    """Whether a resumed run may change a setting. Without a policy it is FIXED."""
-
-    FIXED = "fixed"  # no: it changes what the run computes
-    LATER = "later"  # yes, for rounds that have not begun
-    FREE = "free"  # yes: it changes results at most by rounding
 
 
 class Values(Protocol):

@@ -1,17 +1,33 @@
-"""Decides whether a config may continue the run in a folder, and lists what has changed.
-
-Which keys may change is part of their types in `run_config` and `rl.config` (FREE, LATER).
-"""
+"""Decides whether a config may continue the run in a folder, and lists what has changed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from seif_jax import config_parsing, run_config
-from seif_jax.config_types import Resume
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import Record, RunPaths, read_record
+
+# A key that changes what a run computes is fixed once the run has begun. These change results at
+# most by rounding, and may change at any time.
+FREE = (
+    "checkpoint.*",
+    "eval.*",
+    "filter.batch_size",
+    "follower.micro_tokens",
+    "instructor.micro_tokens",
+    "judger.batch_size",
+    "judger.devices",
+    "judger.max_no_verdict",
+    "mesh.*",
+    "remat",
+    "sample_batch",
+    "scan_weights",
+)
+# These may change for rounds that have not begun.
+LATER = ("rounds", "follower.epochs", "instructor.epochs")
 
 Changes = dict[str, tuple[object, object]]  # {key: (old value, new value)}
 MISSING = object()  # the value of a key that a config does not have
@@ -45,20 +61,24 @@ def check_resumable(old: Record, new: Record, workdir: Path) -> None:
 def _refused(old: Record, new: Record, run: RunPaths) -> Iterator[str]:
     """A phrase for each key that changed and must not change."""
     for key, (old_value, new_value) in config_changes(old, new).items():
-        entry = config_parsing.key(key)
-        resume = entry.resume if entry else Resume.FIXED
-        if resume is Resume.FREE:
+        exists = config_parsing.values_of_key(key) is not None  # False: it is of another version
+        if exists and is_one_of(key, FREE):
             continue
         reason = f"{_text(old_value)} there, {_text(new_value)} here"
         if old_value == new_value:
             reason = f"{_text(old_value)} with other contents there, {_text(new_value)} here"
-        if resume is Resume.LATER and MISSING not in (old_value, new_value):
+        if exists and is_one_of(key, LATER) and MISSING not in (old_value, new_value):
             begun = run.rounds(key.rpartition(".")[0])
             changed = [n for n in begun if not _same_in_round(n, old_value, new_value)]
             if not changed:
                 continue
             reason += f", and round {changed[0]} has begun"
         yield f"{key} is {reason}"
+
+
+def is_one_of(key: str, patterns: Sequence[str]) -> bool:
+    """Whether a key matches one of the patterns, in which `*` stands for any text."""
+    return any(fnmatch(key, pattern) for pattern in patterns)
 
 
 def _text(value: object) -> str:

@@ -6,21 +6,19 @@ a config is reported at once.
 `--config.key=value` options change. `config_parsing.parse` checks the result once and returns a
 `RunConfig`. All other code takes these dataclasses.
 
-A key that changes what a run computes is fixed once the run has begun, unless its type says LATER
-(it may change for later rounds) or FREE (it may change at any time).
+A key is fixed once a run has begun, unless `resume` lists it among those that may change.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
-from seif_jax.config_types import AtLeast, OneOf, Plain, Range, Resume, Temperature, TopK, TopP
+from seif_jax.config_types import AtLeast, OneOf, Plain, Range, Temperature, TopK, TopP
 from seif_jax.rewards import constraint_writer
 from seif_jax.rewards.instructor_reward import REWARDS
 from seif_jax.rewards.user_checks import BUILT_IN, IFEVAL, JUDGE
 from seif_jax.rl.config import Advantage, LossConfig, OptimizerConfig
 
-FREE, LATER = Resume.FREE, Resume.LATER
 STAGES = ("instructor", "generate", "follower")
 
 Share = Annotated[float, Range(0, 1)]
@@ -29,8 +27,8 @@ Batch = Annotated[int, Range(1, 10**6)]  # prompts, samples or questions
 Tokens = Annotated[int, Range(1, 10**7)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 TrainingTemperature = Annotated[float, Range(0.01, 10)]  # a policy that is trained is never greedy
-Devices = Annotated[int, Range(1, 10**6, (-1,)), FREE]
-Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1), LATER]
+Devices = Annotated[int, Range(1, 10**6, (-1,))]
+Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1)]
 DType = Literal["bfloat16", "float32"]
 Stage = Literal["instructor", "generate", "follower"]
 CheckName = Annotated[str, OneOf(BUILT_IN, functions=True)]
@@ -93,7 +91,7 @@ class TrainedRoleConfig:
     rollout_prompts: Batch = 384  # prompts per step
     group_size: Annotated[int, Range(2, 10**4)] = 5  # samples per prompt
     optimizer_prompts: Batch = 96  # prompts per update
-    micro_tokens: Annotated[Tokens, FREE] = 16384  # tokens per forward and backward pass
+    micro_tokens: Tokens = 16384  # tokens per forward and backward pass
     max_prompt_tokens: Tokens = 2048  # longer prompts are dropped and counted
     max_response_tokens: Tokens = 8192
     temperature: TrainingTemperature = 1.0
@@ -146,7 +144,7 @@ class VerdictRoleConfig:
     max_prompt_tokens: Tokens = 12288  # a longer prompt gets no verdict
     max_tokens: Tokens = 2048  # of analysis and verdict
     temperature: Temperature = 0.0
-    batch_size: Annotated[Batch, FREE] = 256  # generate: replies decoded at a time
+    batch_size: Batch = 256  # generate: replies decoded at a time
 
 
 @dataclass(frozen=True)
@@ -161,9 +159,9 @@ class JudgerConfig(VerdictRoleConfig):
     # constraint; the control, with reward.checks=judge
     model: Location = None  # unset: the last round's Follower; "base": the first one; else a path
     dtype: DType | None = None  # unset: the run's dtype
-    devices: Annotated[str, FREE] = "shared"  # or the number ("2") or ids ("[6,7]") of devices for
+    devices: str = "shared"  # or the number ("2") or ids ("[6,7]") of devices for
     # Judger, Filter and answers, which then score samples while others are still being sampled
-    max_no_verdict: Annotated[Share, FREE] = 0.5  # the run stops if more of a step's are unreadable
+    max_no_verdict: Share = 0.5  # the run stops if more of a step's are unreadable
 
 
 @dataclass(frozen=True)
@@ -221,13 +219,13 @@ class RunConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # What the backward pass recomputes: the whole layer ("full"), all but matmuls ("dots") or
     # nothing ("none"). Recomputing saves memory and costs time.
-    remat: Annotated[Literal["full", "dots", "none"], FREE] = "full"
-    scan_weights: Annotated[bool, FREE] = True  # refuses weight files that contain NaN or infinity
-    rounds: Annotated[int, Range(1, 999), LATER] = 3
+    remat: Literal["full", "dots", "none"] = "full"
+    scan_weights: bool = True  # refuses weight files that contain NaN or infinity
+    rounds: Annotated[int, Range(1, 999)] = 3
     stages: Annotated[tuple[Stage, ...], AtLeast(1)] = STAGES  # of every round, in this order
     format: Literal["think_answer", "plain"] = "think_answer"  # of replies; plain: small models
     template_arguments: Mapping[str, Plain] = field(default_factory=dict)  # for the chat template
-    sample_batch: Annotated[Batch, FREE] = 256  # samples decoded at a time
+    sample_batch: Batch = 256  # samples decoded at a time
 
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()
@@ -241,8 +239,8 @@ class RunConfig:
     reward: RewardConfig = RewardConfig()
     grpo: GrpoConfig = GrpoConfig()
     optim: OptimizerConfig = OptimizerConfig()
-    eval: Annotated[EvalConfig, FREE] = EvalConfig()
-    checkpoint: Annotated[CheckpointConfig, FREE] = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @property
     def schedule(self) -> list[tuple[int, str]]:

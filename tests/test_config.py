@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from seif_jax import config_checks, config_parsing
 from seif_jax.config_file import read_config
-from seif_jax.config_types import Choice, Flag, Many, Number, Scalar, Text
+from seif_jax.config_types import Choice, Flag, Many, Number, Scalar, Text, Values
 from seif_jax.errors import UserError
 from seif_jax.run_config import RuleSetConfig
 
@@ -38,10 +38,10 @@ NUMBERS = [name for name, value in LEAVES.items() if isinstance(value, (int, flo
 NUMBERS = [name for name in NUMBERS if not isinstance(LEAVES[name], bool)]
 
 
-def entry(name: str) -> config_parsing.Key:
-    found = config_parsing.key(name)
-    assert found, f"configs/default.py has {name}, the table has not"
-    return found
+def values_of(name: str) -> Values:
+    values = config_parsing.values_of_key(name)
+    assert values, f"configs/default.py has {name}, the table has not"
+    return values
 
 
 def numbers_of(values: Any) -> Number | None:
@@ -69,7 +69,7 @@ def test_the_table_has_every_key_and_no_other():
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_a_default_is_of_the_kind_that_the_table_says(name):
-    value, values = LEAVES[name], entry(name).values
+    value, values = LEAVES[name], values_of(name)
     assert value in values
     if value is not None:
         kinds = {int: Number, float: Number, bool: (Flag, Scalar), tuple: Many}
@@ -83,14 +83,14 @@ def test_a_default_is_of_the_kind_that_the_table_says(name):
 def test_every_number_has_a_range():
     assert len(NUMBERS) > 60
     for name in NUMBERS:
-        values = entry(name).values
+        values = values_of(name)
         assert isinstance(values, Number) and -INF < values.low < values.high < INF
 
 
 @pytest.mark.parametrize("name", [*NUMBERS, "follower.epochs", "instructor.epochs"])
 def test_numbers_that_cannot_be(name):
     """NaN, infinities, what is out of range, True for 1, other types."""
-    values = entry(name).values
+    values = values_of(name)
     found = numbers_of(values)
     assert found
     assert True not in values  # a ConfigDict itself makes 1.0 of it where the default is a float

@@ -42,7 +42,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_config_keys_exist(page: Path) -> None:
     keys = set(re.findall(r"--config\.([\w.*]+\w)", text(page))) - PLACEHOLDERS
-    assert {key for key in keys if not config_parsing.key(key)} == set()
+    assert {key for key in keys if not config_parsing.values_of_key(key)} == set()
 
 
 def test_the_pages_show_every_command() -> None:

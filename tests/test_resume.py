@@ -2,7 +2,6 @@
 
 import json
 import re
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,16 @@ import pytest
 from test_config import LEAVES, ROOT, with_a_set
 
 from seif_jax import config_parsing
-from seif_jax.config_types import Choice, Flag, Many, Number, Resume
+from seif_jax.config_types import Choice, Flag, Many, Number
 from seif_jax.errors import UserError
-from seif_jax.resume import MISSING, check_resumable, config_changes
+from seif_jax.resume import (
+    FREE,
+    LATER,
+    MISSING,
+    check_resumable,
+    config_changes,
+    is_one_of,
+)
 
 
 def about(**changes: Any) -> Any:
@@ -52,12 +58,12 @@ def another(value: Any, values: Any) -> Any:
 @pytest.mark.parametrize("name", LEAVES)
 def test_every_key(tmp_path, name):
     """Fixed keys are refused with both values, others go on while nothing has begun."""
-    entry = config_parsing.key(name)
-    assert entry
-    value = another(LEAVES[name], entry.values)
-    assert value in entry.values and value != LEAVES[name]
+    values = config_parsing.values_of_key(name)
+    assert values
+    value = another(LEAVES[name], values)
+    assert value in values and value != LEAVES[name]
     line = refusal(tmp_path, {}, {name.replace(".", "__"): value})
-    if entry.resume is Resume.FIXED:
+    if not is_one_of(name, (*FREE, *LATER)):
         there, here = (json.dumps(x) for x in (LEAVES[name], value))
         assert line == (
             f"{tmp_path} holds a run of another config: {name} is {there} there, {here} here; "
@@ -154,16 +160,21 @@ def test_a_run_without_fingerprints_is_compared_by_its_config():
 
 
 def test_the_docs_say_which_keys_may_change():
-    """docs/resuming.md lists the free and the later keys of the table, and no others."""
+    """docs/resuming.md lists the same keys as `resume`."""
     page = (ROOT / "docs" / "resuming.md").read_text("utf-8")
     rows = dict(re.findall(r"^\| (at any time|for later rounds) \| (.*) \|$", page, re.M))
-    for row, kind in (("at any time", Resume.FREE), ("for later rounds", Resume.LATER)):
-        patterns = re.findall(r"`([^`]+)`", rows[row])
-        keys = {name for name, entry in config_parsing.KEYS.items() if entry.resume is kind}
-        listed = {
-            name
-            for name in config_parsing.KEYS
-            if any(fnmatch(name, pattern) for pattern in patterns)
-        }
-        assert listed == keys
-        assert all(any(fnmatch(name, pattern) for name in keys) for pattern in patterns)
+    for row, patterns in (("at any time", FREE), ("for later rounds", LATER)):
+        assert tuple(re.findall(r"`([^`]+)`", rows[row])) == patterns
+
+
+def test_keys_that_may_change_exist():
+    for pattern in (*FREE, *LATER):
+        assert any(is_one_of(name, [pattern]) for name in config_parsing.KEYS), pattern
+
+
+def test_a_key_of_another_version_is_fixed(tmp_path):
+    """Even if it is in a group whose keys may change."""
+    config = about()["config"]
+    old = {"config": {**config, "mesh": {**config["mesh"], "gone": 2}}, "fingerprints": {}}
+    with pytest.raises(UserError, match="mesh.gone is 2 there, None here"):
+        check_resumable(old, about(), tmp_path)
