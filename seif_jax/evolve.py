@@ -38,7 +38,8 @@ from seif_jax.rewards.instructor_reward import UserReward, load_reward
 from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.user_checks import JUDGE, load_checks
 from seif_jax.rl.answerer import Answerer
-from seif_jax.rl.stage import Stage, StageInfo, TrainedModel, run_stage
+from seif_jax.rl.run_stage import run_stage
+from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
 from seif_jax.run_config import STAGES, RunConfig

@@ -43,7 +43,7 @@ def load_model(path: str | Path | None = None, dtype: DType | None = None) -> Ch
 def open_stage(config: RunConfig, name: str, workdir: str | Path = "") -> Stage:
     """The first round's stage of a trained role, "instructor" or "follower", for `train_step`.
 
-    Nothing is written unless the stage is run (`rl.stage.run_stage`), which writes to `workdir`.
+    Nothing is written unless the stage is run (`rl.run_stage`), which writes to `workdir`.
 
         stage = open_stage(config, "follower")
         learner = make_learner(stage, updates=1)

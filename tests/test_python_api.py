@@ -13,7 +13,8 @@ import pytest
 import seif_jax
 from seif_jax import config_parsing, python_api
 from seif_jax.metrics_log import Phases
-from seif_jax.rl.stage import make_learner, make_policy, train_step
+from seif_jax.rl.stage import make_learner, make_policy
+from seif_jax.rl.train_step import train_step
 
 PROGRAM = """
 import json, sys

@@ -21,7 +21,7 @@ import tiny_run
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
-import seif_jax.rl.stage
+import seif_jax.rl.run_stage
 from seif_jax import checkpoint, data, metrics_log, propose, sample_files
 from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
@@ -72,7 +72,7 @@ def beside(place):
     other values of keys that change no result."""
     workdir = place.folder / "beside"
     with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, seif_jax.rl.stage, "train_step", 2)
+        interrupt(patch, seif_jax.rl.run_stage, "train_step", 2)
         assert seif(place, workdir, "--config.rounds=1") == 130
     run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
     options = ["--config.rounds=1", *(f"--config.{option}" for option in FREE)]
@@ -278,9 +278,9 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     workdir = place.folder / "stopped"
     first_round = [
         (ModelBundle, "save", 1),  # config.json is there, model/ is not
-        (seif_jax.rl.stage, "train_step", 1),  # round 1, Instructor: nothing done yet
+        (seif_jax.rl.run_stage, "train_step", 1),  # round 1, Instructor: nothing done yet
         (checkpoint.Checkpoints, "save", 2),  # step 2 in metrics and samples, not in a checkpoint
-        (seif_jax.rl.stage, "summary", 1),  # trained, but the stage is not marked as done
+        (seif_jax.rl.run_stage, "summary", 1),  # trained, but the stage is not marked as done
         (propose, "_step", 2),  # data: one step done
         (sample_files, "append", 1),  # its metrics written, its samples not
         (metrics_log.Writer, "write", 2),  # Follower: in step 2, samples written and metrics not
@@ -288,7 +288,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
     ]
     second_round = [
         (checkpoint.Checkpoints, "save", -3),  # Instructor: the last checkpoint just made
-        (seif_jax.rl.stage, "train_step", 2),  # Follower
+        (seif_jax.rl.run_stage, "train_step", 2),  # Follower
     ]
     extended = ("--config.rounds=2", "--config.follower.epochs=1,1")
     for options, stops in (("--config.rounds=1",), first_round), (extended, second_round):
@@ -316,14 +316,14 @@ def test_a_run_that_is_told_to_stop_saves_its_step(
     workdir = place.folder / f"told_{code}"
     options = (*FOLLOWER, given, "--config.checkpoint.every_steps=50")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    step = seif_jax.rl.stage.train_step
+    step = seif_jax.rl.run_stage.train_step
 
     def told(*arguments: Any) -> Any:
         signal.raise_signal(number)
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(seif_jax.rl.stage, "train_step", told)
+        patch.setattr(seif_jax.rl.run_stage, "train_step", told)
         assert seif(place, workdir, *options) == code
     signal.signal(signal.SIGINT, before)
     printed = capsys.readouterr().err
@@ -335,7 +335,7 @@ def test_a_run_that_is_told_to_stop_saves_its_step(
         steps.append(arguments[4])
         return step(*arguments)
 
-    monkeypatch.setattr(seif_jax.rl.stage, "train_step", counted)
+    monkeypatch.setattr(seif_jax.rl.run_stage, "train_step", counted)
     assert seif(place, workdir, *options) == 0
     assert steps == [2]
     assert_same_run(workdir, followed)
@@ -380,7 +380,7 @@ def test_a_run_whose_instructions_are_all_dropped_says_why(place, capsys):
 @pytest.mark.parametrize("what", ["gradients", "weights"])
 def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, capsys, what):
     """In the step in which it happens: its numbers and samples are kept, its weights are not."""
-    train_step, workdir = seif_jax.rl.stage.train_step, place.folder / f"diverged_{what}"
+    train_step, workdir = seif_jax.rl.run_stage.train_step, place.folder / f"diverged_{what}"
 
     def diverged(stage, learner, state, rows, step, phases):
         state, metrics, samples = train_step(stage, learner, state, rows, step, phases)
@@ -391,7 +391,7 @@ def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, caps
         return state, metrics, samples
 
     with monkeypatch.context() as patch:
-        patch.setattr(seif_jax.rl.stage, "train_step", diverged)
+        patch.setattr(seif_jax.rl.run_stage, "train_step", diverged)
         assert seif(place, workdir) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     reason = {

@@ -18,7 +18,7 @@ from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
 from seif_jax.rl.optim import OptimizerConfig
 from seif_jax.rl.packing import RowLimits, pack
-from seif_jax.rl.stage import optimizer_batches
+from seif_jax.rl.train_step import optimizer_batches
 from seif_jax.sampling import Engine
 
 MODEL = models.describe(tiny.tiny_config(96))

@@ -26,7 +26,8 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.rewards.judge import OPTIONS, PREFILL
 from seif_jax.rewards.score import Score
 from seif_jax.rl.rollout import make_batch
-from seif_jax.rl.stage import make_learner, train_step
+from seif_jax.rl.stage import make_learner
+from seif_jax.rl.train_step import train_step
 from seif_jax.sampling import row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import pad

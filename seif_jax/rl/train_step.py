@@ -1,0 +1,102 @@
+"""One GRPO step: sample, score, update."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from seif_jax import metrics_log, processes
+from seif_jax.chat import ChatModel
+from seif_jax.metrics_log import Phases
+from seif_jax.models import Params
+from seif_jax.rewards.judge import Judge
+from seif_jax.rl import guards
+from seif_jax.rl.batch import Batch
+from seif_jax.rl.learner import Learner, Update, step_metrics
+from seif_jax.rl.optim import TrainState
+from seif_jax.rl.rollout import rollout
+from seif_jax.rl.stage import Stage, make_policy
+from seif_jax.sampling import Engine, PromptTokens
+
+
+def train_step(
+    stage: Stage,
+    learner: Learner,
+    state: TrainState,
+    rows: Sequence[int],
+    step: int,
+    phases: Phases,
+) -> tuple[TrainState, dict[str, float], list[dict[str, object]]]:
+    """One GRPO step on the prompts of `rows`: sample, score, update.
+
+    Returns the new state, which reuses the buffers of the old one, the step's metrics, and its rows
+    for samples.parquet.
+    """
+    with phases("total"):
+        policy, judges = make_policy(stage, learner, state), stage.task.judges()
+        judged_before = prompt_tokens(judges)
+        key = jax.random.fold_in(stage.key, step)
+        sampled = rollout(stage.task, policy, rows, step, key, stage.rollout, phases)
+        guards.check_verdicts(str(stage.info), sampled.metrics, stage.rollout.max_no_verdict)
+        slot_steps = sum(processes.allgather_objects(policy.engine.slot_steps))
+        waste = {
+            **prompt_waste("prompt_waste", policy.engine.prompt_tokens),
+            **prompt_waste("judge_prompt_waste", prompt_tokens(judges) - judged_before),
+        }
+        with phases("reference"):
+            batches = optimizer_batches(
+                learner,
+                sampled.batch,
+                stage.batching.optimizer_prompts,
+                policy.engine.params,
+                stage.model.reference,
+            )
+        del policy  # the update needs the memory of its weights
+        with phases("update"):
+            updates: list[Update] = []
+            for i, batch in enumerate(batches):
+                if passes := learner.passes(batch):  # [] if no sample is trained on
+                    # The first batch was sampled with the weights that it updates.
+                    state, update = learner.update(state, passes, on_policy=i == 0)
+                    updates.append(update)
+    secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
+    rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
+    rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics_log.host()}
+    return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
+
+
+def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:
+    """The prompt tokens that the judges' engines have computed so far in this process."""
+    models = [judge.chat_model for judge in judges if judge.mode != "random"]
+    engines = {model.engine for model in models if isinstance(model, ChatModel)}
+    return sum((engine.prompt_tokens for engine in engines), PromptTokens())
+
+
+def prompt_waste(name: str, tokens: PromptTokens) -> dict[str, float]:
+    """The metric `name`: prompt tokens computed per distinct prompt token, over all processes; {}
+    if there were no prompts."""
+    total = sum(processes.allgather_objects(tokens), PromptTokens())
+    return {name: total.computed / total.distinct} if total.distinct else {}
+
+
+def optimizer_batches(
+    learner: Learner,
+    batch: Batch,
+    prompts_per_update: int,
+    policy: Params,
+    reference: Callable[[], Engine],
+) -> list[Batch]:
+    """Splits a rollout into optimizer batches and adds the log-probabilities that the loss needs.
+
+    Those of the policy are computed from the second batch on; for the first batch, the forward pass
+    of its update computes them. Those of the reference are computed only with a KL penalty.
+    """
+    prompts = np.arange(len(batch.prompts))
+    starts = range(0, len(prompts), prompts_per_update)
+    first, *later = [batch.take(prompts[i : i + prompts_per_update]) for i in starts]
+    later = [replace(part, old_logp=learner.logp(policy, part)) for part in later]
+    if not learner.config.loss.kl_coef:
+        return [first, *later]
+    weights = reference().params
+    return [replace(part, ref_logp=learner.logp(weights, part)) for part in (first, *later)]
