@@ -19,7 +19,6 @@ from seif_jax import (
     signals,
     stage_settings,
 )
-from seif_jax.chat import ChatModel
 from seif_jax.chat_template import ChatSettings
 from seif_jax.display import Display
 from seif_jax.errors import RunError
@@ -27,6 +26,7 @@ from seif_jax.evaluate.in_run import Evaluation, EvaluationSet, RunSuites
 from seif_jax.evaluate.replies_from_model import Form
 from seif_jax.evaluate.suite_registry import load_run_suites
 from seif_jax.files import write_json
+from seif_jax.frozen_roles import FrozenRoles
 from seif_jax.instruction import Instruction
 from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
@@ -35,9 +35,7 @@ from seif_jax.report import page, rounds_table
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import Checker
 from seif_jax.rewards.instructor_reward import UserReward, load_reward
-from seif_jax.rewards.judge import Judge
 from seif_jax.rewards.user_checks import JUDGE, load_checks
-from seif_jax.rl.answerer import Answerer
 from seif_jax.rl.run_stage import run_stage
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
@@ -93,6 +91,7 @@ class Evolution:
         self.base = self.weights.base
         self.key = jax.random.key(config.seed)
         self.prompts = config_checks.prompts(config)
+        self.frozen = FrozenRoles(config, self.weights, self.prompts, self.checks)
         self.data = run_data.load(config, self.warn)
         judged = JUDGE in config.reward.checks
         self.suites = load_run_suites(config.eval.suites, config.eval.suite_limit, judged)
@@ -178,26 +177,9 @@ class Evolution:
             checkpoint_every_steps=c.checkpoint.every_steps,
         )
 
-    def chat_model(self, path: Path, dtype: str, devices: str = "shared") -> ChatModel:
-        """The frozen model at `path`. devices: "shared", or config.judger.devices."""
-        return ChatModel(self.weights.engine(path, dtype, devices), self.base.tokenizer)
-
-    def checker(self, round: int) -> Checker:
-        """The checks of a round. The Judger, if there is one, is F_{t-1} or a fixed model."""
-        c = self.config.judger
-        checks = self.config.reward.checks
-        if JUDGE not in checks:
-            return Checker(checks, functions=self.checks)
-        chat_model = self.chat_model(
-            self.weights.judger_path(round), c.dtype or self.config.dtype, c.devices
-        )
-        decoding = stage_settings.verdict_decoding(c, stage_settings.JUDGER_RNG_STREAM)
-        judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
-        return Checker(checks, judge, self.checks)
-
     def follower_task(self, round: int) -> FollowerTask:
         rows = self.data.instructions or self.proposed(round)
-        return self.answering(rows, self.checker(round))
+        return self.answering(rows, self.frozen.checker(round))
 
     def answering(self, rows: Sequence[Instruction], checker: Checker) -> FollowerTask:
         """The task of answering these instructions as the config's Follower does."""
@@ -234,7 +216,7 @@ class Evolution:
         """The evaluation sets and suites of a stage; only the Follower has any."""
         if not follower:
             return Evaluation()
-        c, prompts, checker = self.config, self.prompts["follower"], self.checker(round)
+        c, prompts, checker = self.config, self.prompts["follower"], self.frozen.checker(round)
         sets = [
             self.evaluation_set(name, rows, checker)
             for name, rows in self.data.evaluation_sets.items()
@@ -251,24 +233,13 @@ class Evolution:
         return Evaluation([*sets, suites])
 
     def instructor_task(self, round: int) -> InstructorTask:
-        c = self.config
-        evaluator = self.evaluator(round)
-        answers = stage_settings.decoding(
-            c, c.follower, c.answer.temperature, stage_settings.ANSWER_RNG_STREAM
-        )
+        c, evaluator = self.config, self.frozen.evaluator(round)
         return InstructorTask(
             rows=self.data.seeds,
-            checker=self.checker(round),
-            answerer=Answerer(
-                evaluator,
-                answers,
-                c.format,
-                c.follower.shots,
-                self.prompts["follower"],
-                c.answer.samples,
-            ),
+            checker=self.frozen.checker(round),
+            answerer=self.frozen.answerer(evaluator),
             reward=self.reward,
-            filter=self.filter(evaluator) if c.filter.on else None,
+            filter=self.frozen.filter(evaluator) if c.filter.on else None,
             format=c.format,
             shots=c.instructor.shots,
             soft_share=c.instructor.soft_share,
@@ -276,28 +247,18 @@ class Evolution:
             prompts=self.prompts["instructor"],
         )
 
-    def evaluator(self, round: int) -> ChatModel:
-        """F_{t-1}, which filters and answers, on the Judger's devices."""
-        path = self.weights.path("follower", round - 1)
-        return self.chat_model(path, self.config.dtype, self.config.judger.devices)
-
-    def filter(self, evaluator: ChatModel) -> Judge:
-        c = self.config.filter
-        decoding = stage_settings.verdict_decoding(c, stage_settings.FILTER_RNG_STREAM)
-        return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
-
     def instructions(self, round: int) -> Path:
         return RunPaths(self.workdir).instructions(round)
 
     def propose(self, round: int, paths: StagePaths, writer: Writer) -> dict[str, float]:
         """The data stage: I_t writes constraints for every seed, and the Filter drops
         contradictory ones. Returns shares of the instructions."""
-        c = self.config
+        c, frozen = self.config, self.frozen
         instructor = self.weights.path("instructor", round)
         self.weights.keep_only(instructor, self.weights.path("follower", round - 1))
         task = Proposer(
             rows=self.data.seeds,
-            filter=self.filter(self.evaluator(round)) if c.generate.filter else None,
+            filter=frozen.filter(frozen.evaluator(round)) if c.generate.filter else None,
             format=c.format,
             shots=c.instructor.shots,
             soft_share=c.instructor.soft_share,
@@ -306,7 +267,7 @@ class Evolution:
         )
         stage = propose.ProposeStage(
             info=StageInfo("generate", round, c.rounds, paths),
-            chat_model=self.chat_model(instructor, c.dtype),
+            chat_model=frozen.chat_model(instructor, c.dtype),
             task=task,
             decoding=stage_settings.decoding(c, c.instructor, c.generate.temperature),
             seeds_per_step=c.generate.prompts,

@@ -31,6 +31,7 @@ LEVELS = [
         "config_file",
         "config_parsing",
         "fingerprints",
+        "frozen_roles",
         "length_distribution",
         "model_card",
         "resume",

@@ -217,6 +217,6 @@ def test_going_on_from_a_run_with_adapters(place):
         params = other.weights.start(other.weights.path("follower", 0), jax.random.key(0))
         jax.tree.map(np.testing.assert_array_equal, params, merged)
     fixed = (f"--config.judger.model={stage}", "--config.lora.rank=3")
-    judge: Any = evolution(place, place.folder / "next", *fixed).checker(1).judge
+    judge: Any = evolution(place, place.folder / "next", *fixed).frozen.checker(1).judge
     params = judge.chat_model.engine.params
     jax.tree.map(np.testing.assert_array_equal, params, merged)

@@ -455,7 +455,7 @@ question = ("Say this.\\nBe kind.", "0a1", "Be kind.")
 for devices in ("shared", "1", "[1]"):
     config = read_config(sys.argv[1], [f"--config.judger.devices={devices}"])
     run = evolve.Evolution(config, pathlib.Path(), ModelBundle.load(config.model), None)
-    judge = run.checker(1).judge
+    judge = run.frozen.checker(1).judge
     where = {d.id for d in judge.chat_model.engine.params["norm"].devices()}
     print(where, judge.ask(judger.messages, [question], [0], None)[0].prob)
     answerer = run.instructor_task(1).answerer.chat_model.engine.params["norm"]

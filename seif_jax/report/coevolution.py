@@ -127,8 +127,8 @@ def ask(
 ) -> dict[int, list[float | None]]:
     """The share of constraints that one Follower meets, per instruction of each round."""
     evolution.weights.keep_only(path, evolution.weights.judger_path(1))
-    checker = evolution.checker(1)
-    policy = evolution.chat_model(path, evolution.config.dtype)
+    checker = evolution.frozen.checker(1)
+    policy = evolution.frozen.chat_model(path, evolution.config.dtype)
     progress = PhaseProgress(evolution.display.phase)
     shares: dict[int, list[float | None]] = {}
     for round, rows in rounds.items():
