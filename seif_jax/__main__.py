@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     config = read_config(options.config, overrides)
     folders = import_folders(options.config)
-    checks_before_jax.check(config, workdir)
+    checks_before_jax.check(config, workdir, folders)
     use_compilation_cache()
     from seif_jax import accelerator_detection, evolve, processes, signals
     from seif_jax.display import Display
@@ -110,7 +110,9 @@ def use_compilation_cache() -> None:
 
 def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import data_files, model_names
+    from seif_jax.options.generate import check
 
+    check(options)
     model_names.check(options.model)
     if options.prompts:
         data_files.check_exists(options.prompts)
@@ -124,7 +126,7 @@ def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:
 def evaluate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import signals
     from seif_jax.evaluate import command
-    from seif_jax.evaluate.options import EvaluateOptions
+    from seif_jax.options.evaluate import EvaluateOptions
 
     with signals.stop_at_once():
         command.run(EvaluateOptions(**values(options)), partial(start_jax, options.command))
@@ -193,20 +195,25 @@ def report(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from seif_jax import model_names
+    from seif_jax.options.bench import BenchOptions
 
+    bench_options = BenchOptions(**values(options))
+    bench_options.check()
     model_names.check(options.model)
-    from seif_jax import accelerator_detection, bench
+    from seif_jax import accelerator_detection
+    from seif_jax.bench import command
 
     accelerator_detection.skip_absent()
     accelerator_detection.warn_if_unused(options.command)
-    options.dtype = options.dtype or accelerator_detection.native_dtype()
-    print(dumps(bench.run(bench.BenchOptions(**values(options)))))
+    print(dumps(command.run(bench_options)))
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from seif_jax import length_distribution
+    from seif_jax import length_distribution, topologies
     from seif_jax.config_file import read_config
 
+    if options.topology is not None:
+        topologies.check(options.topology)
     drawn = None if options.lengths is None else length_distribution.parse(options.lengths)
     config = read_config(options.config, overrides)
     if drawn:

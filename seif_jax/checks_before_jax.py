@@ -6,14 +6,17 @@ They read neither models nor data. `evolve` reads them later, and repeats these 
 from collections.abc import Sequence
 from pathlib import Path
 
-from seif_jax import config_parsing, data_files, model_names, resume
+from seif_jax import config_parsing, data_files, model_names, resume, user_functions
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 
 
-def check(config: RunConfig, workdir: Path) -> None:
-    """Raises UserError for a model or data file that does not exist, an unknown suite, or a workdir
-    in which this config cannot run."""
+def check(config: RunConfig, workdir: Path, folders: Sequence[Path]) -> None:
+    """Raises UserError for a model, a data file or a module of the user's that does not exist, an
+    unknown suite, or a workdir in which this config cannot run.
+
+    folders: searched for the modules of the user's functions.
+    """
     model_names.check(config.model)
     for key in ("instructor.init", "follower.init", "judger.model"):
         name = config_parsing.get(config, key)
@@ -28,6 +31,13 @@ def check(config: RunConfig, workdir: Path) -> None:
         if source:
             data_files.check_exists(source)
     check_suites(config.eval.suites)
+    functions = {
+        "reward.checks": config.reward.checks,
+        "instructor.reward": [config.instructor.reward],
+    }
+    for key, names in functions.items():
+        for name in filter(user_functions.is_name, names):
+            user_functions.check_module(key, name, folders)
     resume.check_workdir(config, workdir)
 
 

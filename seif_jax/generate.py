@@ -12,20 +12,15 @@ from seif_jax.errors import UserError
 from seif_jax.json_io import dumps
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.sampling import Engine
-from seif_jax.sampling.methods import Method
 from seif_jax.stage_settings import dtype
 
 BATCH_SIZE = 64  # sequences decoded together
 
 
 def run(options: argparse.Namespace, prompts: Sequence[str]) -> None:
-    """Prints --n completions of each prompt. Raises UserError before weights are loaded if an
-    option is not allowed or a prompt does not fit."""
+    """Prints --n completions of each prompt. Raises UserError before weights are loaded if a prompt
+    does not fit. options: checked by `options.generate.check`."""
     sampling = options.temperature, options.top_k, options.top_p
-    try:
-        Method(*sampling)
-    except UserError as error:
-        raise UserError(f"--{error}") from None
     base = ModelBundle.load(options.model)
     tokenizer, positions = base.tokenizer, base.model.config.max_positions
     if options.raw:
@@ -86,8 +81,6 @@ def check_lengths(
 
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """The prompts of --prompt and --prompts; if there are none, the lines of standard input."""
-    if options.max_tokens < 1 or options.n < 1:
-        raise UserError(f"--max_tokens={options.max_tokens} and --n={options.n} must be 1 or more")
     prompts: list[str] = list(options.prompt or ())
     if options.prompts:
         try:

@@ -77,6 +77,27 @@ def load(key: str, name: str, folders: Sequence[Path], parameters: Sequence[str]
     return UserFunction(key, name, function, file, source)
 
 
+def check_module(key: str, name: str, folders: Sequence[Path]) -> None:
+    """Raises UserError if there is no module for the function that a config key names.
+
+    The module is not imported, because it may use JAX, which must be set up before. Only the first
+    part of `package.module` is looked for.
+    """
+    package = name.partition(":")[0].partition(".")[0]
+    with import_path(folders):
+        try:
+            spec = importlib.util.find_spec(package)
+        except ValueError:  # of a module that was not imported from a file
+            return
+    if spec is None:
+        raise UserError(f"{_option(key)}: {name}: {_missing(package, folders)}")
+
+
+def _missing(module: str, folders: Sequence[Path]) -> str:
+    places = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+    return f"there is no module {module} in {places}, nor installed"
+
+
 @contextlib.contextmanager
 def import_path(folders: Sequence[Path]) -> Iterator[None]:
     """Lets modules be imported from these folders, which come before all others."""
@@ -100,8 +121,7 @@ def _import(name: str, folders: Sequence[Path]) -> ModuleType:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
-            places = " or ".join(dict.fromkeys(paths))
-            raise UserError(f"there is no module {error.name} in {places}, nor installed") from None
+            raise UserError(_missing(error.name, folders)) from None
         raise UserError(f"its import raised {_reason(error, spec and spec.origin)}") from error
     except FAILURES as error:
         raise UserError(f"its import raised {_reason(error, spec and spec.origin)}") from error

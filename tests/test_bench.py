@@ -13,9 +13,9 @@ import tiny
 import tiny_run
 from jax.extend.core import jaxprs_in_params
 
-from seif_jax import bench, models
+from seif_jax import models
 from seif_jax.__main__ import main
-from seif_jax.bench import baselines, inputs, roofline
+from seif_jax.bench import baselines, command, inputs, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.workloads import Workload
 from seif_jax.errors import UserError
@@ -138,7 +138,7 @@ def test_sides_take_turns(write_peer, tmp_path, capsys):
     with start(tmp_path) as peer:
         assert peer.ready() == {"fake": "none"}
         assert not turns.exists()
-        rows, others = bench.alternate(Workload(ours, 1, 1, []), peer, 3)
+        rows, others = command.alternate(Workload(ours, 1, 1, []), peer, 3)
     assert turns.read_text().split() == ["ours", "peer"] * 3
     assert len(rows) == 3 and [other["tokens"] for other in others] == [7] * 3
     assert all(other["peak_bytes"] > 1e6 for other in others)
@@ -169,15 +169,21 @@ def test_an_interpreter_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("--repeats=0", "--repeats=0 must be 1 or more"),
-        ("--new_tokens=1", "--new_tokens=1 must be 2 or more"),
-        ("--group=1 --what=update", "--group=1: a group needs at least 2 samples"),
+        ("--repeats=0", "--repeats must be 1 or more (got 0)"),
+        ("--new_tokens=1", "--new_tokens must be 2 or more (got 1)"),
+        ("--group=1 --what=update", "--group must be 2 or more with --what=update"),
         ("--lengths=skewed --what=step", "--lengths=skewed goes with --what=rollout"),
-        ("--micro_tokens=0", "--micro_tokens=0 must be 1 or more"),
+        ("--micro_tokens=0", "--micro_tokens must be 1 or more"),
         ("--new_tokens=9000", "--new_tokens=9000 exceed the model's 8192 positions"),
         ("--against=hf", "--against=PEER and --peer_python=FILE go together"),
-        ("--against=trl --peer_python=x", "--against=trl measures step, not rollout"),
-        ("--peer_dtype=autocast --against=hf --peer_python=x", "--peer_dtype=autocast is TRL's"),
+        (
+            "--against=trl --peer_python=x",
+            "--what must be one of: step with --against=trl (got rollout)",
+        ),
+        (
+            "--peer_dtype=autocast --against=hf --peer_python=x",
+            "--peer_dtype=autocast needs --against=trl (got hf)",
+        ),
         ("--what=all", "invalid choice: 'all'"),
     ],
 )

@@ -456,7 +456,7 @@ def test_output_on_a_full_disk(count):
         (["generate", "--temperature=hot"], "invalid float value: 'hot'"),
         (["generate", "--dtype=int8"], "invalid choice: 'int8'"),
         (["generate", "--beams=4"], "unknown argument --beams=4"),
-        (["generate", "--prompt=x", "--n=0"], "--n=0 must be 1 or more"),
+        (["generate", "--prompt=x", "--n=0"], "--n must be 1 or more (got 0)"),
         (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
         (["generate", "--prompts=/absent.txt"], "/absent.txt: no such file"),
         (["generate", "--prompts=/absent.jsonl"], "/absent.jsonl: no such file"),

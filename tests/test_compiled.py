@@ -12,7 +12,7 @@ import pytest
 import shrunk
 import tiny
 
-from seif_jax.plan import gpus
+from seif_jax import topologies
 
 DEVICES = 8
 # Every pair of axes is on some mesh, with two devices along each or with more along one.
@@ -25,7 +25,7 @@ COMPILERS = [
     pytest.param(SLICE, marks=pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None, reason="no libtpu")),
     pytest.param(NODE, marks=pytest.mark.skipif(
-        not gpus.installed(), reason="the extra gpu-plan is not installed")),
+        not topologies.has_cuda_compiler(), reason="the extra gpu-plan is not installed")),
 ]  # fmt: skip
 
 

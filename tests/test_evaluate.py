@@ -115,7 +115,7 @@ def test_replies_are_scored_without_jax(tmp_path):
         (["--suite=ifeval,ifbench"], "with several suites, say whose data it is"),
         (["--suite=ifeval", "--limit=0"], "--limit must be 1 or more .got 0."),
         (["--suite=ifeval", "--samples=0"], "--samples must be 1 or more"),
-        (["--suite=ifeval", "--samples=3"], "3 greedy replies would all be the same"),
+        (["--suite=ifeval", "--samples=3"], "--samples=3 needs --temperature"),
         (["--suite=ifeval", "--temperature=-1"], "--temperature must be 0 or a number from 0.01"),
         (["--suite=ifeval", "--model=smollm2"], "leave out --model and --against"),
         (["--suite=./absent.py:check"], "--suite: absent:check: there is no module absent in"),

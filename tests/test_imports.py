@@ -70,6 +70,7 @@ LEVELS = [
         "run_paths",
         "shipped_configs",
         "sweep.launchers",
+        "topologies",
         "user_functions",
     },
 ]

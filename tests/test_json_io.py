@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seif_jax import bench, files, plan
+from seif_jax import files, plan
 from seif_jax.__main__ import main
+from seif_jax.bench import command
 from seif_jax.errors import UserError
 from seif_jax.json_io import COUNT, FLAG, POSITIVE, TEXTS, TOKEN_IDS, dumps, field, read_object
 
@@ -56,7 +57,7 @@ def test_numpy_floats_and_files(tmp_path: Path) -> None:
 
 
 def test_bench_and_plan_print_json(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(bench, "run", lambda request: {"limit": NAN, "secs": [INF, 1.0]})
+    monkeypatch.setattr(command, "run", lambda request: {"limit": NAN, "secs": [INF, 1.0]})
     assert main(["bench", "--what=rollout"]) == 0
     assert strict(capsys.readouterr().out) == {"limit": None, "secs": [None, 1.0]}
     found = {"fits": True, "programs": [{"secs": INF}]}

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from jax.sharding import AbstractMesh, AxisType
 
-from seif_jax import collectives, models, plan
+from seif_jax import collectives, models, plan, topologies
 from seif_jax.__main__ import main
 from seif_jax.bench import roofline
 from seif_jax.config_file import read_config
@@ -60,7 +60,7 @@ def test_topologies_that_do_not_exist(topology):
      ("v5e:16x16", None)],
 )  # fmt: skip
 def test_the_next_larger_topology(topology, larger):
-    assert chip_specs.larger(topology) == larger
+    assert topologies.larger(topology) == larger
 
 
 def test_gpus_need_the_cuda_compiler(monkeypatch, capsys):
@@ -69,7 +69,9 @@ def test_gpus_need_the_cuda_compiler(monkeypatch, capsys):
     assert "pip install 'seif_jax[gpu-plan]'" in capsys.readouterr().err
 
 
-needs_cuda = pytest.mark.skipif(not gpus.installed(), reason="XLA's CUDA compiler is not installed")
+needs_cuda = pytest.mark.skipif(
+    not topologies.has_cuda_compiler(), reason="XLA's CUDA compiler is not installed"
+)
 
 
 @needs_cuda

@@ -8,10 +8,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from seif_jax import config_parsing, run_config
+from seif_jax import config_parsing, run_config, topologies
 from seif_jax.config_file import read_config
 from seif_jax.config_types import OneOf, unwrap
 from seif_jax.models import lora, tree_forward
+from seif_jax.plan import chip_specs, gpus
 from seif_jax.rl import advantages, grpo, optim, quantized_adam
 
 # Runs commands in one process, and prints for each: exit code, standard error, modules with arrays.
@@ -31,6 +32,9 @@ for command in json.loads(sys.argv[1]):
 
 RUN = ("run", "--config=quickstart", "--workdir=DIR/new")
 EVALUATE = ("evaluate", "--model=smollm2")
+GENERATE = ("generate", "--prompt=Hi")
+BENCH = ("bench", "--what=step")
+PLAN = ("plan", "--config=smollm2")
 COMMANDS = {  # with what the message must contain; DIR: a folder with the files that fixtures make
     ("frobnicate",): "invalid choice: 'frobnicate'",
     ("run", "--config=quickstart"): "--workdir",
@@ -49,6 +53,12 @@ COMMANDS = {  # with what the message must contain; DIR: a folder with the files
     (*RUN, "--config.data.seeds=DIR/none.jsonl"): "none.jsonl: no such file",
     (*RUN, "--config.eval.sets.mine.path=DIR/none.csv"): "none.csv: no such file",
     (*RUN, "--config.eval.suites=ifevil"): "did you mean ifeval?",
+    (*RUN, "--config.reward.checks=seif_none:f"): "config.reward.checks: seif_none:f: there is no "
+    "module seif_none in ",
+    (*RUN, "--config.reward.checks=ifeval,seif_none.sub:f"): "there is no module seif_none in ",
+    (*RUN, "--config.instructor.reward=seif_none:f"): "config.instructor.reward: seif_none:f: ",
+    (*EVALUATE, "--suite=seif_none:f", "--data=DIR/file"): "--suite: seif_none:f: there is no ",
+    (*EVALUATE, "--suite=ifeval", "--temperature=11"): "--temperature must be 0 or a number from",
     (*EVALUATE, "--suite=ifevil"): "did you mean ifeval?",
     (*EVALUATE, "--suite=ifeval", "--limit=0"): "--limit must be 1 or more",
     (*EVALUATE, "--suite=ifeval", "--data=DIR/none.jsonl"): "none.jsonl: no such file",
@@ -56,9 +66,25 @@ COMMANDS = {  # with what the message must contain; DIR: a folder with the files
     ("evaluate", "--responses=DIR/none.jsonl", "--suite=ifeval"): "none.jsonl: no such file",
     ("generate", "--model=DIR/none", "--prompt=Hi"): "DIR/none: no such file or folder",
     ("generate", "--prompts=DIR/none.txt"): "none.txt: no such file",
+    (*GENERATE, "--temperature=0.001"): "--temperature must be 0 or a number from 0.01 to 10 (got",
+    (*GENERATE, "--temperature=nan"): "--temperature must be 0 or a number from 0.01 to 10 (got",
+    (*GENERATE, "--top_k=-1"): "--top_k must be a whole number from 0 to",
+    (*GENERATE, "--top_p=0"): "--top_p must be a number from 1e-06 to 1 (got 0.0)",
+    (*GENERATE, "--max_tokens=0"): "--max_tokens must be 1 or more (got 0)",
+    (*GENERATE, "--n=-3"): "--n must be 1 or more (got -3)",
     ("convert", "DIR/none", "DIR/new"): "DIR/none: no such file or folder",
     ("bench", "--what=step", "--model=DIR/none"): "DIR/none: no such file or folder",
+    (*BENCH, "--repeats=0"): "--repeats must be 1 or more (got 0)",
+    (*BENCH, "--new_tokens=1"): "--new_tokens must be 2 or more (got 1)",
+    (*BENCH, "--group=1"): "--group must be 2 or more with --what=step",
+    (*BENCH, "--against=trl"): "--against=PEER and --peer_python=FILE go together",
+    (*BENCH, "--lengths=skewed"): "--lengths=skewed goes with --what=rollout",
     ("plan", "--config=DIR/none.py"): "no such config file",
+    (*PLAN, "--topology=v5e:3x5"): "--topology must be a TPU slice (v5e: 2x2, ",
+    (*PLAN, "--topology=h100:9"): "N up to 8",
+    (*PLAN, "--topology=x100:8"): "(got 'x100:8')",
+    (*PLAN, "--topology="): "(got '')",
+    (*PLAN, "--lengths=0,1"): "--lengths must be MEAN,SIGMA",
     ("report", "DIR/none"): "no such folder",
     ("sweep", "--config=smollm2", "--sweep=x", "--workdir=DIR", "--launcher=print"): "no such",
 }  # fmt: skip
@@ -109,6 +135,10 @@ def options(group: type, key: str) -> tuple[str, ...]:
 )
 def test_every_variant_has_its_name_in_the_config(group, key, table):
     assert options(group, key) == tuple(table)
+
+
+def test_every_gpu_that_can_be_planned_for_has_a_topology():
+    assert topologies.GPUS == tuple(gpus.TARGETS) == tuple(chip_specs.GPU_RATES)
 
 
 def test_adapters_have_the_targets_that_the_config_names():

@@ -53,7 +53,7 @@ class Workload:
 
 
 def forward_flops(config: ModelConfig, prompts: list[list[int]], sizes: WorkloadSizes) -> int:
-    """FLOPs of one forward pass over prompts and samples, as the docstring of `bench` counts."""
+    """FLOPs of one forward pass over prompts and samples, counted as `bench.command` says."""
     new_ids = range(sizes.new_tokens - 1)  # nothing follows a sample's last token
     samples = [ids + [-1 - g for _ in new_ids] for ids in prompts for g in range(sizes.group)]
     return roofline.forward_flops(

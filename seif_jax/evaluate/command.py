@@ -7,7 +7,6 @@ from seif_jax import data_files, model_names, run_paths
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
 from seif_jax.evaluate.journal import Store
-from seif_jax.evaluate.options import EvaluateOptions, check
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.replies_from_file import FileRespondent
 from seif_jax.evaluate.result_files import as_json, digest, write_results
@@ -18,11 +17,12 @@ from seif_jax.evaluate.suite_registry import data_of, load_suite, names_of
 from seif_jax.evaluate.summary import summarize
 from seif_jax.files import local_path
 from seif_jax.json_io import dumps
+from seif_jax.options.evaluate import EvaluateOptions
 
 
 def run(options: EvaluateOptions, start_jax: Callable[[], None]) -> None:
     """Evaluates and prints. start_jax: called before models are loaded, if there are any."""
-    check(options)
+    options.check()
     check_paths(options)
     suites = load_suites(options)
     fingerprints = {suite.name: digest(suite.fingerprint) for suite in suites}

@@ -13,7 +13,6 @@ from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
 from seif_jax.errors import UserError
 from seif_jax.evaluate.journal import Store
-from seif_jax.evaluate.options import EvaluateOptions
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.replies_from_file import FileRespondent
 from seif_jax.evaluate.replies_from_model import (
@@ -27,6 +26,7 @@ from seif_jax.evaluate.replies_from_model import (
 from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent
 from seif_jax.model_bundle import ModelBundle, load_params
+from seif_jax.options.evaluate import EvaluateOptions
 from seif_jax.rewards.judge import Judge
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import load as load_prompts

@@ -1,8 +1,11 @@
-"""The options of `seif bench`."""
+"""The options of `seif bench`, and the checks of their values and combinations."""
 
 import argparse
+from dataclasses import dataclass
 
-from seif_jax.options.shared import DTYPES, add_dtype, add_model
+from seif_jax.bench import baselines
+from seif_jax.errors import UserError
+from seif_jax.options.shared import DTYPES, DType, add_dtype, add_model, check_at_least
 
 DESCRIPTION = """\
 Measures one part of training and compares it with the machine's limits, which are measured in the
@@ -50,3 +53,58 @@ def add_options(command: argparse.ArgumentParser) -> None:
         choices=(*DTYPES, "autocast"),
         help="default: as --dtype; trl: autocast (bfloat16 over float32 weights); tunix: float32",
     )
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The command's options, which have the same names."""
+
+    model: str | None
+    what: str
+    prompts: int
+    group: int
+    prompt_tokens: int
+    new_tokens: int
+    micro_tokens: int | None
+    lengths: str
+    slots: int | None
+    dtype: DType | None  # None: the devices' native one
+    repeats: int
+    against: str | None
+    peer_python: str | None
+    peer_dtype: str | None
+
+    def check(self) -> None:
+        """Raises UserError, naming the option, if a value is impossible."""
+        check_at_least(
+            1,
+            prompts=self.prompts,
+            group=self.group,
+            prompt_tokens=self.prompt_tokens,
+            micro_tokens=self.micro_tokens,
+            slots=self.slots,
+            repeats=self.repeats,
+        )
+        check_at_least(2, new_tokens=self.new_tokens)
+        if self.what in ("update", "step") and self.group < 2:
+            raise UserError(
+                f"--group must be 2 or more with --what={self.what}, which compares the samples of "
+                f"a group (got {self.group})"
+            )
+        if self.lengths == "skewed" and (self.what != "rollout" or self.against):
+            raise UserError("--lengths=skewed goes with --what=rollout and without --against")
+        self._check_peer()
+
+    def _check_peer(self) -> None:
+        if bool(self.against) != bool(self.peer_python):
+            raise UserError("--against=PEER and --peer_python=FILE go together")
+        if not self.against:
+            return
+        workloads = baselines.MEASURES[self.against]
+        if self.what not in workloads:
+            raise UserError(
+                f"--what must be one of: {', '.join(workloads)} with --against={self.against} "
+                f"(got {self.what})"
+            )
+        if self.against != "trl" and self.peer_dtype == "autocast":
+            raise UserError(f"--peer_dtype=autocast needs --against=trl (got {self.against})")

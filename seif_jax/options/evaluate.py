@@ -1,8 +1,10 @@
-"""The options of `seif evaluate`."""
+"""The options of `seif evaluate`, and the checks of their values and combinations."""
 
 import argparse
+from dataclasses import dataclass
 
-from seif_jax.options.shared import add_dtype
+from seif_jax.errors import UserError
+from seif_jax.options.shared import DType, add_dtype, check_at_least, check_sampling
 
 DESCRIPTION = """\
 Scores a model on benchmarks, each score with its 95 % bootstrap interval.
@@ -68,3 +70,50 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--judge_mode", choices=("generate", "verdict"), default="generate")
     command.add_argument("--out", metavar="DIR", help="folder of replies and scores")
     command.add_argument("--json", action="store_true", help="prints all scores as one object")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """The command's options, which have the same names."""
+
+    model: list[str]
+    against: list[str]
+    suite: list[str]
+    data: list[str]
+    responses: str | None
+    limit: int | None
+    samples: int
+    temperature: float
+    max_tokens: int
+    seed: int
+    dtype: DType | None  # None: the devices' native one
+    format: str | None
+    judge: str | None
+    judge_mode: str
+    out: str | None
+    json: bool
+
+    def check(self) -> None:
+        """Raises UserError for values out of range and for options that exclude each other."""
+        if self.responses and (self.model or self.against):
+            raise UserError(
+                "--responses takes replies from a file: leave out --model and --against"
+            )
+        for name, paths in {"model": self.model, "against": self.against}.items():
+            if "" in paths:
+                raise UserError(f"--{name} must be a model's path or name (got '')")
+            if len(set(paths)) < len(paths):
+                raise UserError(f"--{name} names the same model twice")
+        if not self.responses and not self.model:
+            raise UserError("give --model=PATH, or --responses=FILE")
+        check_at_least(1, samples=self.samples, max_tokens=self.max_tokens, limit=self.limit)
+        check_sampling(temperature=self.temperature)
+        if self.samples > 1 and not self.temperature:
+            raise UserError(
+                f"--samples={self.samples} needs --temperature: greedy replies are all the same"
+            )
+        if len(self.against) not in (0, 1, len(self.model)):
+            raise UserError(
+                f"--against is given {len(self.against)} times and --model {len(self.model)} "
+                "times: give one for all, or one for each"
+            )

@@ -1,8 +1,14 @@
-"""The options of `seif generate`."""
+"""The options of `seif generate`, and the checks of their values."""
 
 import argparse
 
-from seif_jax.options.shared import add_dtype, add_model, add_scan
+from seif_jax.options.shared import (
+    add_dtype,
+    add_model,
+    add_scan,
+    check_at_least,
+    check_sampling,
+)
 
 DESCRIPTION = """\
 Completes prompts with a Hugging Face folder, a GGUF file or a run's checkpoint. Prompts come from
@@ -35,3 +41,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_scan(command)
     command.add_argument("--raw", action="store_true", help="continue the text, no chat template")
     command.add_argument("--json", action="store_true", help="one object per line and completion")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises UserError for a value out of range."""
+    check_at_least(1, max_tokens=options.max_tokens, n=options.n)
+    check_sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)

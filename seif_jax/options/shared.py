@@ -1,8 +1,14 @@
 """Options that several commands have."""
 
 import argparse
+from typing import Literal, get_args
 
-DTYPES = ("bfloat16", "float32")
+from seif_jax.config_types import Temperature, TopK, TopP, values_of
+from seif_jax.errors import UserError
+
+DType = Literal["bfloat16", "float32"]
+DTYPES = get_args(DType)
+SAMPLING = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}
 CONFIG_HELP = "a config file, or the name of one that comes with seif_jax"
 
 
@@ -31,3 +37,18 @@ def add_scan(command: argparse.ArgumentParser) -> None:
         action="store_false",
         help="accept weight files that contain NaN or infinity",
     )
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Raises UserError for the first option, by its name, that is less than `least`."""
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"--{name} must be {least} or more (got {value})")
+
+
+def check_sampling(**values: float) -> None:
+    """Raises UserError for the first of --temperature, --top_k and --top_p that is out of range."""
+    for name, value in values.items():
+        allowed = values_of(SAMPLING[name])
+        if value not in allowed:
+            raise UserError(f"--{name} must be {allowed} (got {value})")

@@ -9,7 +9,7 @@ from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
 from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE
-from seif_jax.plan.chip_specs import devices_of, host_of, larger
+from seif_jax.plan.chip_specs import devices_of, host_of
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
@@ -17,6 +17,7 @@ from seif_jax.plan.program import Program
 from seif_jax.plan.stage_programs import programs
 from seif_jax.plan.text import gib
 from seif_jax.run_config import RunConfig
+from seif_jax.topologies import larger
 
 HALVINGS = 5  # of a batch size, at most
 BATCH_SIZES = {"judge": "judger.batch_size", "filter": "filter.batch_size"}  # by engine call

@@ -1,8 +1,6 @@
 """The devices that are planned for: this machine's, or TPU slices and GPUs it does not have."""
 
 import contextlib
-import importlib.util
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +8,8 @@ import jax
 import psutil
 from jax.typing import DTypeLike
 
-from seif_jax import accelerator_detection
+from seif_jax import accelerator_detection, topologies
 from seif_jax.bench import roofline
-from seif_jax.errors import UserError
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
 from seif_jax.sharding import Device
@@ -57,15 +54,7 @@ GPUS = {
     gpus.TARGETS[kind].name: Chip(gpus.TARGETS[kind].device_memory_size, *rates)
     for kind, rates in GPU_RATES.items()
 }
-TORUS_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-SLICES = {  # by kind of TPU, from small to large
-    "v5e": TORUS_2D,
-    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8"),
-    "v6e": TORUS_2D,
-}
-GPU_SHAPE = re.compile(r"(?:([1-9]\d*)x)?([1-9]\d*)")  # hosts (default: 1) and GPUs per host
 BENCH_LIMITS = ("bytes_per_sec", "flops_per_sec")
-MAX_HOSTS, MAX_PER_HOST = 128, 8  # HGX boards have up to 8 GPUs
 
 
 def devices_of(topology: str | None) -> list[Device]:
@@ -77,40 +66,21 @@ def devices_of(topology: str | None) -> list[Device]:
     """
     if topology is None:
         return jax.devices()
-    kind, shape = _parse(topology)
+    topologies.check(topology)
+    kind, shape = topologies.parse(topology)
     if isinstance(shape, tuple):
         return gpus.devices(kind, *shape)
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(f"--topology={topology} needs libtpu: pip install 'seif_jax[tpu]'")
-    from jax.experimental import topologies
+    from jax.experimental.topologies import get_topology_desc
 
     accelerator_detection.let_libtpu_load()
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-
-
-def _parse(topology: str) -> tuple[str, str | tuple[int, int]]:
-    """The kind of chip, and the shape of the slice or the numbers of hosts and of GPUs per host."""
-    kind, _, shape = topology.partition(":")
-    if shape in SLICES.get(kind, ()):
-        return kind, shape
-    match = GPU_SHAPE.fullmatch(shape)
-    if kind in gpus.TARGETS and match:
-        hosts, per_host = int(match[1] or 1), int(match[2])
-        if hosts <= MAX_HOSTS and per_host <= MAX_PER_HOST:
-            return kind, (hosts, per_host)
-    slices = "; ".join(f"{kind}: {', '.join(shapes)}" for kind, shapes in SLICES.items())
-    raise UserError(
-        f"--topology must be a TPU slice ({slices}) or GPUs ({', '.join(gpus.TARGETS)}: N, or "
-        f"HxN for H hosts of N; H up to {MAX_HOSTS}, N up to {MAX_PER_HOST}), as v5e:4x4, h100:8 "
-        f"or h100:2x8 (got {topology!r})"
-    )
+    return list(get_topology_desc(platform="tpu", topology_name=topology).devices)
 
 
 def platform_of(topology: str | None) -> str | None:
     """ "tpu" or "gpu"; None: this machine's."""
     if topology is None:
         return None
-    return "gpu" if topology.partition(":")[0] in gpus.TARGETS else "tpu"
+    return "gpu" if topology.partition(":")[0] in topologies.GPUS else "tpu"
 
 
 def host_of(topology: str | None) -> list[Device]:
@@ -121,22 +91,9 @@ def host_of(topology: str | None) -> list[Device]:
     """
     if topology is None:
         return jax.local_devices()
-    kind, shape = _parse(topology)
-    one = shape[1] if isinstance(shape, tuple) else SLICES[kind][0]
+    kind, shape = topologies.parse(topology)
+    one = shape[1] if isinstance(shape, tuple) else topologies.SLICES[kind][0]
     return devices_of(f"{kind}:{one}")
-
-
-def larger(topology: str) -> str | None:
-    """The next larger slice of the same kind, or twice the GPUs; None if there is none."""
-    kind, shape = _parse(topology)
-    if isinstance(shape, tuple):
-        hosts, per_host = shape
-        if 2 * hosts * per_host <= MAX_PER_HOST:
-            return f"{kind}:{2 * hosts * per_host}"
-        hosts = -(-2 * hosts * per_host // MAX_PER_HOST)
-        return f"{kind}:{hosts}x{MAX_PER_HOST}" if hosts <= MAX_HOSTS else None
-    after = SLICES[kind][SLICES[kind].index(shape) + 1 :]
-    return f"{kind}:{after[0]}" if after else None
 
 
 def chip_of(devices: Sequence[Device], dtype: DTypeLike) -> Chip:

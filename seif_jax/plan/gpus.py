@@ -5,7 +5,6 @@ topology. Install `jax-cuda12-pjrt` (the compiler) and `nvidia-cuda-nvcc-cu12` (
 `pip install 'seif_jax[gpu-plan]'`.
 """
 
-import importlib.util
 import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ FRACTION = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 DEFAULT_FRACTION = 0.75
 LARGEST_FRACTION = 0.9  # leaves room for CUDA's context, its modules and NCCL's buffers
 CUDNN = (9, 10)  # the version that is compiled for
-PLUGINS = ("xla_cuda12", "xla_cuda13")  # in the namespace package jax_plugins
 
 
 @dataclass(frozen=True)
@@ -80,22 +78,11 @@ TARGETS = {
 }  # fmt: skip
 
 
-def installed() -> bool:
-    """Whether XLA's CUDA compiler is installed."""
-    if importlib.util.find_spec("jax_plugins") is None:
-        return False
-    return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in PLUGINS)
-
-
 def devices(kind: str, hosts: int, per_host: int) -> list[Device]:
     """GPUs that can be compiled for, and nothing else, inside `chip_specs.compiling_for`.
 
-    Raises UserError if the compiler is not installed.
+    XLA's CUDA compiler must be installed, which `topologies.check` checks.
     """
-    if not installed():
-        raise UserError(
-            f"--topology={kind}:… needs XLA's CUDA compiler: pip install 'seif_jax[gpu-plan]'"
-        )
     from jax.experimental import topologies
 
     # The topology: partitions, hosts per partition, GPUs per host.
