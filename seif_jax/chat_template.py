@@ -91,7 +91,9 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program: it can fail in any way
             reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise UserError(f"{self._source}: the chat template says: {reason}") from error
+            raise UserError(
+                f"{self._source}: the chat template raised an error: {reason}"
+            ) from error
         return str(text)
 
     def check(self, dialogue: Dialogue) -> None:
@@ -105,8 +107,7 @@ class ChatTemplate:
                 )
         if not self._asks_for_a_reply():
             raise UserError(
-                f"{self._source}: the chat template has no generation prompt, it does not begin "
-                f"the assistant's turn; {ADVICE}"
+                f"{self._source}: the chat template does not begin the assistant's turn; {ADVICE}"
             )
 
     def _asks_for_a_reply(self) -> bool:
@@ -132,6 +133,6 @@ class ChatTemplate:
         for name in self._arguments:
             if name in reserved or not re.search(rf"\b{re.escape(name)}\b", self.text):
                 raise UserError(
-                    f"config.template_arguments.{name}: the chat template of {self._source} reads "
-                    "no such argument"
+                    f"config.template_arguments.{name}: the chat template of {self._source} does "
+                    "not use this argument"
                 )

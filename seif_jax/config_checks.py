@@ -25,7 +25,10 @@ def check(config: RunConfig) -> None:
     sources = {"instructions": config.data.instructions, "rules.kinds": config.data.rules.kinds}
     for key, value in sources.items():
         if value and "generate" in config.stages:
-            raise UserError(f"config.data.{key} is given, so take 'generate' out of stages")
+            raise UserError(
+                f"config.stages must not contain 'generate' if config.data.{key} is set (got "
+                f"config.stages={','.join(config.stages)})"
+            )
     rule_sets = {f"eval.sets.{name}": rules for name, rules in config.eval.sets.items()}
     for name, rules in {"data.rules": config.data.rules, **rule_sets}.items():
         if rules.last and rules.first >= rules.last:

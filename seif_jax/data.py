@@ -112,8 +112,8 @@ def _warn_of_missing_data(
         missing = missing_data(name) if name in ids else None
         if missing:
             warn(
-                f"{path}: the rule {name} of {ids.count(name)} constraints cannot tell without "
-                f"NLTK's {missing}: run `python -m nltk.downloader {missing}`"
+                f"{path}: the rule {name} of {ids.count(name)} constraints gives no verdict "
+                f"without NLTK's {missing}: run `python -m nltk.downloader {missing}`"
             )
 
 

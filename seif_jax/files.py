@@ -189,7 +189,7 @@ def _target(path: str | Path) -> Path:
         here = Path.cwd()
         if any(folder.samefile(target) for folder in (here, *here.parents)):
             raise UserError(
-                f"{path} is the current folder or holds it, so it cannot be replaced; "
+                f"{path} is the current folder or contains it, so it cannot be replaced; "
                 "give the path of a new folder"
             )
         if os.path.ismount(target):

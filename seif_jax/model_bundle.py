@@ -78,7 +78,7 @@ class ModelBundle:
         """
         with atomic_path(folder) as temporary:
             if occupied(folder):
-                raise UserError(f"{folder}: already exists, give another path")
+                raise UserError(f"{folder} already exists; give another path")
             temporary.mkdir()
             self.save(RunPaths(temporary).base_model)
             with open_checkpoints(temporary) as checkpoints:
@@ -134,8 +134,8 @@ def scanned(
         if not finite(value):
             bad = int(np.sum(~np.isfinite(value)))
             raise RunError(
-                f"{folder}: not written, weight {name} {value.shape} has {bad} values that are NaN "
-                f"or infinite in {value.dtype.name}"
+                f"{folder} was not written: weight {name} {value.shape} has {bad} values that are "
+                f"NaN or infinite in {value.dtype.name}"
             )
         yield name, value
         del value  # before the next one is created

@@ -162,7 +162,7 @@ def judger_devices(text: str, devices: Sequence[Device]) -> list[Device]:
     if len({*counts}) > 1 or not 0 < counts[0] < min(map(len, by_process)):
         shares = [f"{n} of {len(local)}" for n, local in zip(counts, by_process, strict=True)]
         raise UserError(
-            f"config.judger.devices={text!r}: takes {', '.join(shares)} devices; each process "
-            "needs at least one and as many as the others, and one left for training"
+            f"config.judger.devices={text!r} takes {', '.join(shares)} devices; each process must "
+            "give the same number, at least one, and keep one for training"
         )
     return chosen

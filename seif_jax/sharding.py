@@ -67,11 +67,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
     shape = [sizes[axis] for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if any(size < 1 and size != -1 for size in shape) or shape.count(-1) > 1:
-        raise UserError(f"config.mesh: {text}: each is 1 or more, and one may be -1 (the rest)")
+        raise UserError(
+            f"config.mesh: every axis must be 1 or more, except one that may be -1 (got {text})"
+        )
     known = math.prod(size for size in shape if size > 0)
     if len(devices) % known or (-1 not in shape and known != len(devices)):
-        plural = "" if len(devices) == 1 else "s"
-        raise UserError(f"config.mesh: {text} does not fit {len(devices)} device{plural}")
+        rule = "the other sizes must divide" if -1 in shape else "the sizes must multiply to"
+        raise UserError(f"config.mesh: {text}: {rule} the number of devices, {len(devices)}")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -112,7 +114,9 @@ def weight_spec(
         spec.append(target if devices > 1 else None)
     used = [axis for axis in spec if axis]
     if len(used) != len({*used}):
-        raise UserError(f"config.mesh: {' '.join(map(str, axes))} would be sharded twice: {used}")
+        raise UserError(
+            f"config.mesh: {' '.join(map(str, axes))} would be sharded twice over one axis: {used}"
+        )
     return PartitionSpec(*spec)
 
 

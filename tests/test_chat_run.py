@@ -88,7 +88,9 @@ def test_roles_refuse_what_they_need(place, refused, done, stages, tmp_path):
     done(*run(place, model, tmp_path / "a", *alone))
     other = with_template(place, "no_prompt", NO_PROMPT)
     line = refused(*run(place, other, tmp_path / "b", *alone))
-    assert f"config.follower: {other}: the chat template has no generation prompt" in line
+    assert (
+        f"config.follower: {other}: the chat template does not begin the assistant's turn" in line
+    )
 
 
 def test_examples_with_thoughts_that_a_template_cuts(place, refused, done, stages, tmp_path):

@@ -126,9 +126,11 @@ def test_a_template_for_single_questions(tmp_path: Path) -> None:
     """Its generation prompt is found without an earlier reply to compare it with."""
     tokenizer = load(tmp_path, SINGLE)
     tokenizer.check_chat(USER)
-    assert message(tokenizer.check_chat, CHAT[1:]).endswith("template says: one question only")
+    assert message(tokenizer.check_chat, CHAT[1:]).endswith(
+        "template raised an error: one question only"
+    )
     silent = load(tmp_path / "b", SINGLE.replace("if add_generation_prompt", "if false"))
-    assert "has no generation prompt" in message(silent.check_chat, USER)
+    assert "does not begin the assistant's turn" in message(silent.check_chat, USER)
 
 
 @pytest.mark.parametrize(
@@ -143,10 +145,10 @@ def test_a_template_for_single_questions(tmp_path: Path) -> None:
         ("{{- '<|im_start|>assistant\\n' }}", USER, "drops the user's text"),
         (R1, [*USER, {"role": "assistant", "content": "<think>Hm.</think>Yes."}, *USER],
          "drops text of an example's reply (with 0 shots there is none)"),
-        (chatml(header=""), USER, "has no generation prompt"),
-        (chatml(header="\n"), CHAT, "has no generation prompt"),
-        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", USER, "has no generation prompt"),
-        (chatml(header="<|im_start|>user\n"), USER, "has no generation prompt"),
+        (chatml(header=""), USER, "does not begin the assistant's turn"),
+        (chatml(header="\n"), CHAT, "does not begin the assistant's turn"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", USER, "does not begin the"),
+        (chatml(header="<|im_start|>user\n"), USER, "does not begin the assistant's turn"),
     ],
 )  # fmt: skip
 def test_templates_that_drop_something(

@@ -72,7 +72,7 @@ def test_help(command, capsys):
             "judger.devices=[7]",
             r"config.judger.devices must be 'shared', a number of devices, or a list of some",
         ),
-        ("judger.devices=1", "config.judger.devices='1': takes 1 of 1 devices; each process needs"),
+        ("judger.devices=1", "config.judger.devices='1' takes 1 of 1 devices; each process must"),
         ("judger.model=/absent", "/absent"),
         ("lora.rank=2 targets=()", "config.lora.targets is empty: with config.lora.rank=2 nothing"),
     ],

@@ -73,7 +73,9 @@ def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, valu
     base.save_orbax(source, lambda: params)
     assert main(["convert", str(source), str(dst), *options]) == 1
     line = capsys.readouterr().err
-    assert line.startswith(f"seif convert: {dst}: not written, weight model.layers.0.mlp.gate_proj")
+    assert line.startswith(
+        f"seif convert: {dst} was not written: weight model.layers.0.mlp.gate_proj"
+    )
     assert f"has 1 values that are NaN or infinite in {dtype}\n" in line
     assert not dst.exists()
     assert main(["convert", str(source), str(dst), *options, "--no_scan"]) == 0
@@ -101,7 +103,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
     [
         (".", ".", ". is the current folder"),
         ("../other", ".", ". is the current folder"),
-        (".", "..", ".. is the current folder or holds it"),
+        (".", "..", ".. is the current folder or contains it"),
         ("../other", "../here/", "../here is the current folder"),
         ("../other", "../file", "../file: already exists"),
         ("../other", "../file/m", "../file/m: Not a directory"),
@@ -172,10 +174,10 @@ def test_weights_that_cannot_be(place, refused, capsys):
     bad = whole[norm].copy()
     bad[3] = np.inf
     for changed, message in (
-        ({norm: bad}, f"weight {norm} (32,): values that are NaN or infinite: 1"),
+        ({norm: bad}, f"weight {norm} (32,) has 1 values that are NaN or infinite"),
         ({norm: bad[:3]}, f"weight {norm} has shape (3,), not (32,)"),
-        ({norm: None}, f"weight {norm} is missing, of shape (32,)"),
-        ({"x.bias": bad}, "weight x.bias of shape (32,) is not one of this model's (1 such)"),
+        ({norm: None}, f"weight {norm} of shape (32,) is missing"),
+        ({"x.bias": bad}, "weight x.bias of shape (32,) does not belong to this model (1 do not)"),
         (
             {name: whole[name].astype(np.int8)},
             f"weight {name} (336, 32) must have one of the dtypes BF16",

@@ -112,7 +112,7 @@ def test_replies_are_scored_without_jax(tmp_path):
     [
         (["--suite=ifevall"], "a suite must be one of: ifeval, ifbench, .*did you mean ifeval"),
         (["--suite=ifeval,ifeval"], "--suite names a suite twice"),
-        (["--suite=ifeval,ifbench"], "with several suites, say whose data it is"),
+        (["--suite=ifeval,ifbench"], "with several suites, name the suite"),
         (["--suite=ifeval", "--limit=0"], "--limit must be 1 or more .got 0."),
         (["--suite=ifeval", "--samples=0"], "--samples must be 1 or more"),
         (["--suite=ifeval", "--samples=3"], "--samples=3 needs --temperature"),

@@ -222,13 +222,13 @@ def test_paths_that_work(tmp_path, monkeypatch, given, wanted):
 @pytest.mark.parametrize(
     "given, message",
     [
-        (".", ". is the current folder or holds it"),
-        ("./", " is the current folder or holds it"),
-        ("../m", "../m is the current folder or holds it"),
-        ("../link", "../link is the current folder or holds it"),
-        ("..", ".. is the current folder or holds it"),
-        ("../..", "../.. is the current folder or holds it"),
-        ("/", "/ is the current folder or holds it"),
+        (".", ". is the current folder or contains it"),
+        ("./", " is the current folder or contains it"),
+        ("../m", "../m is the current folder or contains it"),
+        ("../link", "../link is the current folder or contains it"),
+        ("..", ".. is the current folder or contains it"),
+        ("../..", "../.. is the current folder or contains it"),
+        ("/", "/ is the current folder or contains it"),
         ("config.json", "config.json: Not a directory"),  # a folder would replace a file
         ("config.json/m", "config.json/m: Not a directory"),
         ("config.json/deep/m", "config.json/deep/m: Not a directory"),

@@ -127,7 +127,7 @@ def test_no_space(tmp_path, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1000, 785, free=215))
     new = tmp_path / "new"
-    assert message(write, new, weights()) == f"{new}: no space, needs 216 bytes and 215 are free"
+    assert message(write, new, weights()) == f"{new}: 216 bytes are needed and 215 are free"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: DiskUsage(1000, 784, free=216))
     write(new, weights())
     full = SafetensorError("Error while serializing: No space left on device (os error 28)")

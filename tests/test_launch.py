@@ -125,7 +125,7 @@ def test_what_slurm_cannot_do(slurm, tmp_path, programs, monkeypatch):
     with pytest.raises(RunError, match="sbatch refused: sbatch: invalid partition"):
         slurm([Job("a", ())])
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="there is no sbatch here"):
+    with pytest.raises(UserError, match="--launcher=slurm needs sbatch"):
         slurm([Job("a", ())])
 
 
@@ -182,7 +182,7 @@ def test_xpk_writes_the_manifest(tmp_path, monkeypatch, capfd):
 
 def test_xpk_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="there is no xpk here"):
+    with pytest.raises(UserError, match="--launcher=xpk needs xpk"):
         launchers.xpk(JOBS, tmp_path, None, ())
 
 

@@ -238,8 +238,11 @@ def test_sizes_that_sessions_grow_to():
     "arguments, message",
     [
         (["--topology=v5e:3x5"], "v5e: 2x2, 2x4, 4x4,"),
-        (["--config.mesh.fsdp=3"], "config.mesh: data=1, fsdp=3, sequence=1, tensor=1 does not"),
-        (["--config.judger.devices=1"], "config.judger.devices='1': takes 1 of 1 devices; each"),
+        (
+            ["--config.mesh.fsdp=3"],
+            "sequence=1, tensor=1: the sizes must multiply to the number of devices, 1",
+        ),
+        (["--config.judger.devices=1"], "config.judger.devices='1' takes 1 of 1 devices; each"),
         (["--config.follower.max_prompt_tokens=4000"], "config.follower.max_prompt_tokens=4000"),
         (["--config.model=no/where"], "a folder with its config.json is enough"),
         (["--jason"], "unknown argument --jason"),
@@ -282,7 +285,10 @@ def test_a_slice_that_is_not_there(model, capsys):
     "mesh, message",
     [
         ("mesh.tensor=8", "tensor=8 spans several processes, which have 4 devices each"),
-        ("mesh.sequence=3", "sequence=3, tensor=1 does not fit 8 devices"),
+        (
+            "mesh.sequence=3",
+            "sequence=3, tensor=1: the other sizes must divide the number of devices, 8",
+        ),
     ],
 )
 def test_meshes_that_a_slice_cannot_have(model, mesh, message, monkeypatch, capsys):

@@ -364,7 +364,7 @@ def test_instructions_that_do_not_fill_a_batch_are_trained_on(place, capsys):
     )
     assert second == (
         f"warning: round 1 follower: {len(kept)} prompts do not fill a batch of "
-        "config.follower.rollout_prompts=6, each step trains on these"
+        "config.follower.rollout_prompts=6; each step trains on all of them"
     )
 
 
@@ -396,7 +396,7 @@ def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, caps
     line = capsys.readouterr().err.splitlines()[-1]
     reason = {
         "gradients": "no update has a finite gradient",
-        "weights": "NaN or infinity in 1 weights, the first is norm",
+        "weights": "1 weights contain NaN or infinity, the first is norm",
     }[what]
     assert line == (
         f"seif run: round 1 instructor, step 2: {reason}; start again in another --workdir with a "

@@ -69,10 +69,13 @@ def test_weights_moments_and_cache_are_shared_out(found):
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"data": 2}, "data=2, fsdp=1, sequence=1, tensor=1 does not fit 1 device"),
-        ({"data": -1, "fsdp": 3}, "data=-1, fsdp=3, sequence=1, tensor=1 does not fit 1 device"),
-        ({"data": -1, "fsdp": -1}, "each is 1 or more, and one may be -1"),
-        ({"tensor": 0}, "each is 1 or more, and one may be -1"),
+        ({"data": 2}, "data=2, fsdp=1, sequence=1, tensor=1: the sizes must multiply to"),
+        (
+            {"data": -1, "fsdp": 3},
+            "data=-1, fsdp=3, sequence=1, tensor=1: the other sizes must divide",
+        ),
+        ({"data": -1, "fsdp": -1}, "every axis must be 1 or more, except one that may be -1"),
+        ({"tensor": 0}, "every axis must be 1 or more, except one that may be -1"),
     ],
 )
 def test_meshes_that_do_not_fit(sizes, message):

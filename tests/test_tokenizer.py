@@ -276,12 +276,16 @@ def test_templates_that_refuse(tmp_path):
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path / "b", template=strict + CHATML))
     tokenizer.encode_chat(user)
     system = [{"role": "system", "content": "s"}, *user]
-    assert message(tokenizer.encode_chat, system).endswith("chat template says: no system role")
+    assert message(tokenizer.encode_chat, system).endswith(
+        "chat template raised an error: no system role"
+    )
     broken = Tokenizer.load(tiny_tokenizer(tmp_path / "c", template="{% for %}"))
-    assert "chat template says" in message(broken.encode_chat, user)
+    assert "chat template raised an error" in message(broken.encode_chat, user)
     failing = "{{ 1 + messages[0]['content'] }}"
     failing = Tokenizer.load(tiny_tokenizer(tmp_path / "d", template=failing))
-    assert "chat template says: unsupported operand" in message(failing.encode_chat, user)
+    assert "chat template raised an error: unsupported operand" in message(
+        failing.encode_chat, user
+    )
 
 
 def test_folders_that_cannot_be_read(tmp_path):

@@ -124,7 +124,8 @@ class Store:
             make_folder(folder)
             if any(folder.iterdir()) and not (folder / SETTINGS).exists():
                 raise UserError(
-                    f"--out={folder}: the folder has other files and no evaluation; name another"
+                    f"--out={folder}: the folder has other files and no evaluation; give "
+                    "another folder"
                 )
         self.replies = Journal(folder and folder / "replies.jsonl", ReplyRow, self.begin)
         self.verdicts = Journal(folder and folder / "verdicts.jsonl", VerdictRow, self.begin)
@@ -150,6 +151,6 @@ class Store:
             name = min(changed)
             raise UserError(
                 f"--out={path.parent}: its evaluation has other settings: {name} was {old[name]} "
-                f"and is now {new[name]}; name another folder"
+                f"and is now {new[name]}; give another folder"
             )
         return {**old, **new}

@@ -86,7 +86,7 @@ def data_of(names: Sequence[str], data: Sequence[str]) -> Mapping[str, str]:
             owners, source = list(names), text
             if len(names) > 1 and not all(name.startswith(LM_EVAL) for name in names):
                 raise UserError(
-                    f"--data={text}: with several suites, say whose data it is: --data=SUITE=FILE"
+                    f"--data={text}: with several suites, name the suite: --data=SUITE=FILE"
                 )
         if not source:
             raise UserError(f"--data={text} names no file or data set")

@@ -252,4 +252,4 @@ def _compatible(
     for combination in itertools.combinations(kinds, number):
         if not any(pair in conflicts for pair in itertools.combinations(combination, 2)):
             return combination
-    raise UserError(f"no {number} of these kinds go together: {', '.join(kinds)}")
+    raise UserError(f"no {number} of these kinds can be combined: {', '.join(kinds)}")

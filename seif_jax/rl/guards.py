@@ -36,7 +36,8 @@ def check_finite(where: str, metrics: Mapping[str, float], params: Params) -> No
         raise RunError(f"{where}: no update has a finite gradient; {DIVERGED}")
     if names := optim.not_finite(params):
         raise RunError(
-            f"{where}: NaN or infinity in {len(names)} weights, the first is {names[0]}; {DIVERGED}"
+            f"{where}: {len(names)} weights contain NaN or infinity, the first is {names[0]}; "
+            f"{DIVERGED}"
         )
 
 

@@ -33,7 +33,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
     if prompts < batching.rollout_prompts:
         display.warn(
             f"{info}: {prompts} prompts do not fill a batch of config.{info.name}.rollout_prompts="
-            f"{batching.rollout_prompts}, each step trains on these"
+            f"{batching.rollout_prompts}; each step trains on all of them"
         )
     learner = make_learner(stage, updates=steps * -(-prompts // batching.optimizer_prompts))
     samples_path = info.paths.samples

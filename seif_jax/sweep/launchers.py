@@ -122,7 +122,7 @@ def slurm(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Seque
         raise UserError("--launcher=slurm needs submitit: pip install submitit") from error
     for program in ("sbatch", "srun"):
         if not shutil.which(program):
-            raise UserError(f"--launcher=slurm: there is no {program} here")
+            raise UserError(f"--launcher=slurm needs {program}, which is not in PATH")
     user_options = dict(_parameter(option) for option in options)
     name = jobs[0].name if len(jobs) == 1 else folder.name
     parameters = {"job_name": name, **SLURM, **user_options}
@@ -158,7 +158,7 @@ def xpk(jobs: Sequence[Job], folder: Path, at_once: int | None, options: Sequenc
     """Creates one workload per job, until xpk refuses one. options: of `xpk workload create`, in
     which {name} stands for the job's name."""
     if not shutil.which("xpk"):
-        raise UserError("--launcher=xpk: there is no xpk here: pip install xpk")
+        raise UserError("--launcher=xpk needs xpk: pip install xpk")
     for job in jobs:
         name = workload(job.name, str(folder))
         command = [

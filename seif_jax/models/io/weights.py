@@ -69,12 +69,14 @@ def expected(source: Source, model: Model) -> list[StoredWeight]:
     names = set(source.names())
     if missing := shapes.keys() - names:
         name = min(missing)
-        raise UserError(f"weight {name} is missing, of shape {shapes[name]} ({len(missing)} such)")
+        raise UserError(
+            f"weight {name} of shape {shapes[name]} is missing ({len(missing)} are missing)"
+        )
     if unknown := names - shapes.keys() - ({HEAD} if model.config.tied else set()):
         name = min(unknown)
         raise UserError(
-            f"weight {name} of shape {source.get(name).shape} is not one of this model's "
-            f"({len(unknown)} such)"
+            f"weight {name} of shape {source.get(name).shape} does not belong to this model "
+            f"({len(unknown)} do not)"
         )
     return stored
 
@@ -94,7 +96,7 @@ def _read(
     if scan and not finite(value):
         count = int(np.sum(~np.isfinite(value)))
         raise UserError(
-            f"weight {weight.name} {weight.file_shape}: values that are NaN or infinite: {count}"
+            f"weight {weight.name} {weight.file_shape} has {count} values that are NaN or infinite"
         )
     if weight.key == "embed" and model.config.tied and HEAD in source.names():
         if not same_bits(value, part(HEAD)):

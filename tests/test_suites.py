@@ -387,5 +387,5 @@ def test_tasks_of_lm_eval_share_a_folder():
     assert suite_registry.data_of(tasks, ["lm-eval:b=other"]) == {"lm-eval:b": "other"}
     with pytest.raises(UserError, match="given twice for lm-eval:b"):
         suite_registry.data_of(tasks, ["lm-eval=mine", "lm-eval:b=other"])
-    with pytest.raises(UserError, match="with several suites, say whose data it is"):
+    with pytest.raises(UserError, match="with several suites, name the suite"):
         suite_registry.data_of(["judge", *tasks], ["mine"])
