@@ -322,7 +322,7 @@ def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
     "topology, mesh, message",
     [
         ("h100:8x2", "tensor=4", "tensor=4 spans several processes, which have 2 devices each"),
-        ("a100:8", "fsdp=3", "fsdp=3, sequence=4, tensor=2: the"),
+        ("a100:8", "fsdp=3", "tensor=2: the sizes must multiply to the number of devices, 8"),
     ],
 )
 def test_meshes_that_gpus_cannot_have(topology, mesh, message, monkeypatch, capsys):

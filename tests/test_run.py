@@ -159,9 +159,9 @@ def test_report_asks_every_follower_every_rounds_instructions(
     blocks = (run / "report/data/report.js").read_text()
     assert '"id":"matrix"' in blocks and '"id":"map"' in blocks
     asked = []
-    ask = coevolution.ask
+    shares_met = coevolution.shares_met
     monkeypatch.setattr(
-        coevolution, "ask", lambda *each: asked.append(sorted(each[2])) or ask(*each)
+        coevolution, "shares_met", lambda *each: asked.append(sorted(each[2])) or shares_met(*each)
     )
     monkeypatch.setattr(coevolution, "mean_states", None)
     assert main([*command, "--matrix=3"]) == 0 and asked == []

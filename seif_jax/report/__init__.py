@@ -1,1 +1,1 @@
-"""What a run came to: the table at its end, and a page to read it from (docs/report.md)."""
+"""The results of a run: the table at its end, and the HTML report (docs/report.md)."""

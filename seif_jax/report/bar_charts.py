@@ -9,7 +9,7 @@ from seif_jax.report.page_blocks import Row
 
 @dataclass(frozen=True)
 class Bars:
-    """One series of a bar chart; errors reach from `low` to `high`."""
+    """One series of a bar chart, with error bars from `low` to `high`."""
 
     name: str
     labels: Sequence[str | float]
@@ -20,7 +20,7 @@ class Bars:
 
 
 def bars(
-    drawn: Sequence[Bars],
+    all_series: Sequence[Bars],
     *,
     x: str = "",
     y: str = "",
@@ -28,13 +28,13 @@ def bars(
     stacked: bool = False,
     sideways: bool = False,
 ) -> Row:
-    """A bar chart; sideways: the labels stand on the left, the first one on top."""
+    """A bar chart. sideways: with horizontal bars, the first one at the top."""
     import plotly.graph_objects as go
 
     traces = []
     value, label = ("x", "y") if sideways else ("y", "x")
     form = ".1%" if share else ".4~g"
-    for series in drawn:
+    for series in all_series:
         options: Row = {label: series.labels, value: series.values}
         if series.low:
             rows = list(zip(series.values, series.low, series.high, strict=True))
@@ -55,19 +55,19 @@ def bars(
                 hovertemplate=f"%{{{label}}}<br>%{{{value}:{form}}}",
             )
         )
-    layout: Row = axes(x, y, len(drawn) > 1, share and not sideways)
+    layout: Row = axes(x, y, len(all_series) > 1, share and not sideways)
     layout |= {"barmode": "stack" if stacked else "group", "bargap": 0.3}
     layout[f"{label}axis"]["type"] = "category"
     if sideways:
         layout["yaxis"]["autorange"] = "reversed"
-        layout["height"] = 90 + 26 * max((len(series.labels) for series in drawn), default=1)
+        layout["height"] = 90 + 26 * max((len(series.labels) for series in all_series), default=1)
         if share:
             layout["xaxis"]["tickformat"] = ".0%"
     return finish(traces, layout)
 
 
-def dots(drawn: Sequence[Bars]) -> Row:
-    """A row per label with a dot per series, for values up to 1; the first label on top."""
+def dots(all_series: Sequence[Bars]) -> Row:
+    """A dot plot of values up to 1: a row per label with a dot per series, the first at the top."""
     import plotly.graph_objects as go
 
     traces = [
@@ -80,13 +80,13 @@ def dots(drawn: Sequence[Bars]) -> Row:
             marker={"color": series.colour, "size": 11, "symbol": symbol},
             hovertemplate="%{y}<br>%{x:.3f}",
         )
-        for series, symbol in zip(drawn, ("circle", "diamond"), strict=True)
+        for series, symbol in zip(all_series, ("circle", "diamond"), strict=True)
     ]
     layout: Row = axes("", "", True, False) | {"hovermode": "closest"}
-    low = min((v for series in drawn for v in series.values if v is not None), default=0.0)
+    low = min((v for series in all_series for v in series.values if v is not None), default=0.0)
     layout["xaxis"] |= {"range": [min(low, 0.0) - 0.04, 1.04]}
     layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
-    layout["height"] = max(260, 70 + 26 * len(drawn[0].labels))
+    layout["height"] = max(260, 70 + 26 * len(all_series[0].labels))
     return finish(traces, layout)
 
 
@@ -99,7 +99,7 @@ def heatmap(
     x: str,
     y: str,
 ) -> Row:
-    """A matrix of shares with `text` in its cells; the first row on top."""
+    """A matrix of shares with `text` in its cells, the first row at the top."""
     import plotly.graph_objects as go
 
     trace = go.Heatmap(

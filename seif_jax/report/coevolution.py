@@ -30,9 +30,9 @@ from seif_jax.sampling.shapes import Ids, pad, round_up
 from seif_jax.sharding import use_mesh_of
 from seif_jax.tokenizer import Tokenizer
 
-MAP_TEXTS = 300  # per round, at most
-MAP_TOKENS = 1024  # of a text, at most
-BATCH_TOKENS = 4096  # of a forward pass, padding included
+MAP_TEXTS = 300  # maximum number of texts per round
+MAP_TOKENS = 1024  # maximum length of a text, which is cut there
+BATCH_TOKENS = 4096  # tokens per forward pass, padding included
 
 
 def compute(runs: Sequence[RunFiles], count: int | None, map_too: bool) -> None:
@@ -48,8 +48,8 @@ def compute(runs: Sequence[RunFiles], count: int | None, map_too: bool) -> None:
 
 
 def open_evolution(run: RunFiles, display: Display) -> Evolution:
-    """The run's models and checks. Paths in its config are relative to the current folder, as they
-    are when the run is resumed. UserError: something that the config names is not there."""
+    """Opens the run's models, data and checks. Paths in its config are relative to the current
+    folder, as they are when the run is resumed. Raises UserError if one of them is missing."""
     config = config_parsing.parse(with_tuples(run.config))
     started = datetime.fromisoformat(run.about["started"])
     chat = ChatSettings(dict(config.template_arguments), started)
@@ -65,8 +65,8 @@ def with_tuples(config: Row) -> Row:
     return out
 
 
-def written(run: RunFiles, evolution: Evolution) -> dict[int, list[Instruction]]:
-    """The kept instructions of every round that has some. UserError: there are none."""
+def kept_instructions(run: RunFiles, evolution: Evolution) -> dict[int, list[Instruction]]:
+    """The kept instructions of every round that has some. Raises UserError if no round has any."""
     paths = {round: evolution.instructions(round) for round in run.rounds}
     by_round = {}
     for round, path in paths.items():
@@ -79,39 +79,39 @@ def written(run: RunFiles, evolution: Evolution) -> dict[int, list[Instruction]]
 
 
 def compute_matrix(run: RunFiles, evolution: Evolution, count: int) -> None:
-    """Asks every Follower `count` instructions of every round, and writes the shares met to the
-    run's folder. Cells that are there already are not computed again.
+    """Lets every Follower answer `count` instructions of every round, and writes the shares of
+    constraints met to the run's folder. Cells that are up to date are not computed again.
 
     Each instruction gets one reply at config.eval.temperature. All Followers get the same
     instructions, the same random numbers and the first round's Judger, so that only the Follower
     differs between rows.
     """
-    picked = {round: pick(rows, count) for round, rows in written(run, evolution).items()}
-    texts = {round: _digest(*(row.prompt for row in rows)) for round, rows in picked.items()}
+    chosen = {round: pick(rows, count) for round, rows in kept_instructions(run, evolution).items()}
+    texts = {round: _digest(*(row.prompt for row in rows)) for round, rows in chosen.items()}
     known = {
         (c.follower, c.instructions, c.asked, *c.sources): c for c in coevolution_matrix.load(run)
     }
     cells: list[Cell] = []
     for follower, path in followers(run, evolution).items():
-        done = run.paths.stage(follower, "follower").done  # its means tell Followers apart
+        done = run.paths.stage(follower, "follower").done  # its metrics identify the Follower
         trained = _digest(str(path) if follower == BASE else done.read_text(encoding="utf-8"))
-        left = {}
-        for round, rows in picked.items():
+        missing = {}
+        for round, rows in chosen.items():
             if cell := known.get((follower, round, count, trained, texts[round])):
                 cells.append(cell)
             else:
-                left[round] = rows
-        if left:
+                missing[round] = rows
+        if missing:
             who = f"the Follower {coevolution_matrix.name(follower)}"
-            num_instructions = sum(map(len, left.values()))
+            num_instructions = sum(map(len, missing.values()))
             evolution.display.note(f"{run.name}: {num_instructions} instructions for {who}")
-            shares = ask(evolution, path, left)
+            shares = shares_met(evolution, path, missing)
             cells += [Cell(follower, r, count, (trained, texts[r]), s) for r, s in shares.items()]
         coevolution_matrix.save(run, cells)
 
 
 def pick(rows: Sequence[Instruction], count: int) -> list[Instruction]:
-    """`count` of the rows, or all of them if there are fewer, always the same ones."""
+    """Picks `count` rows, or all if there are fewer. The same rows give the same choice."""
     chosen = random.Random(0).sample(range(len(rows)), min(count, len(rows)))
     return [rows[i] for i in sorted(chosen)]
 
@@ -122,10 +122,11 @@ def followers(run: RunFiles, evolution: Evolution) -> dict[int, Path]:
     return {round: evolution.weights.path("follower", round) for round in (BASE, *ended)}
 
 
-def ask(
+def shares_met(
     evolution: Evolution, path: Path, rounds: Mapping[int, Sequence[Instruction]]
 ) -> dict[int, list[float | None]]:
-    """The share of constraints that one Follower meets, per instruction of each round."""
+    """The share of constraints that one Follower meets in each instruction, by round; None if no
+    constraint got a verdict."""
     evolution.weights.keep_only(path, evolution.weights.judger_path(1))
     checker = evolution.frozen.checker(1)
     policy = evolution.frozen.chat_model(path, evolution.config.dtype)
@@ -143,8 +144,10 @@ def ask(
 
 def compute_map(run: RunFiles, evolution: Evolution) -> None:
     """Writes a map of the seed questions and of every round's instructions to the run's folder: the
-    two principal components of their mean hidden states in the base model."""
-    rounds = {round: pick(rows, MAP_TEXTS) for round, rows in written(run, evolution).items()}
+    first two principal components of their mean hidden states in the base model."""
+    rounds = {
+        round: pick(rows, MAP_TEXTS) for round, rows in kept_instructions(run, evolution).items()
+    }
     seeds = dict.fromkeys(row.seed_question for rows in rounds.values() for row in rows)
     texts = {instruction_map.SEEDS: list(seeds)[:MAP_TEXTS]}
     texts |= {round: [row.prompt for row in rows] for round, rows in rounds.items()}
@@ -156,8 +159,8 @@ def compute_map(run: RunFiles, evolution: Evolution) -> None:
     evolution.display.note(f"{run.name}: hidden states of {sum(map(len, texts.values())):,} texts")
     evolution.weights.keep_only(base)
     engine = evolution.weights.engine(base, evolution.config.dtype, "shared")
-    every = [text for group in texts.values() for text in group]
-    states = mean_states(engine, evolution.base.tokenizer, every)
+    all_texts = [text for group in texts.values() for text in group]
+    states = mean_states(engine, evolution.base.tokenizer, all_texts)
     components, explained = principal_components(states)
     ends = np.cumsum([len(group) for group in texts.values()])
     clouds = np.split(components.round(3), ends[:-1])
@@ -168,7 +171,7 @@ def compute_map(run: RunFiles, evolution: Evolution) -> None:
 def mean_states(
     engine: Engine, tokenizer: Tokenizer, texts: Sequence[str]
 ) -> Float[np.ndarray, "n D"]:
-    """The mean of each text's last hidden states over its tokens. Long texts are cut."""
+    """The last layer's hidden states, averaged over the tokens of each text. Long texts are cut."""
     limit = min(MAP_TOKENS, engine.config.max_positions)
     ids: list[Ids] = [tokenizer.encode(text)[:limit] for text in texts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))

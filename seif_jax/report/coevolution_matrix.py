@@ -20,8 +20,8 @@ BASE = 0  # the Follower that the first round starts from
 class Cell:
     """One Follower's replies to a sample of one round's instructions.
 
-    sources   digests of Follower and instructions, by which outdated cells are recognised
-    followed  per instruction, the share of constraints met; None: no verdict, or no reply
+    sources   digests of Follower and instructions; if they differ, the cell is outdated
+    followed  the share of constraints met in each instruction; None without a verdict or reply
     """
 
     follower: int  # the round that it ended with, or BASE
@@ -36,7 +36,7 @@ class Cell:
 
 
 def load(run: RunFiles) -> list[Cell]:
-    """The cells that were computed, if any."""
+    """Reads the cells that have been computed; [] if there are none."""
     try:
         text = run.paths.coevolution.read_text(encoding="utf-8")
         return [Cell(**cell) for cell in json.loads(text)["cells"]]
@@ -54,7 +54,7 @@ def name(follower: int) -> str:
 
 
 def chart(cells: Sequence[Cell]) -> Chart | None:
-    """Rows are Followers, columns the rounds that wrote the instructions."""
+    """The matrix as a chart: a row per Follower, a column per round that wrote instructions."""
     by_pair = {(cell.follower, cell.instructions): cell.values for cell in cells}
     followers = sorted({cell.follower for cell in cells})
     rounds = sorted({cell.instructions for cell in cells})

@@ -1,5 +1,7 @@
-"""Plotly figures in one style. Colours are those of the light theme; DARK says what each becomes
-in the dark theme, and the page's script swaps them and adds fonts and grid lines."""
+"""Plotly figures in one style.
+
+Colours are those of the light theme. DARK maps them to the dark theme's colours; the page's script
+replaces them, and adds fonts and grid lines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +26,10 @@ _DARK = {
     SLATE: "#a3b3cc",
     OLIVE: "#b9cb57",
 }
-SERIES = tuple(_DARK)  # what differs by run, reason or kind takes these in turn
+SERIES = tuple(_DARK)  # series of runs, reasons or kinds take these colours in turn
 ROLE_COLOURS = {"follower": INDIGO, "instructor": ORANGE, "generate": TEAL, "evaluate": PINK}
-STEP, ROUND = "step", "round"  # the axes that have whole numbers only
-FEW = 40  # points of a line that are also marked
+STEP, ROUND = "step", "round"  # axes whose ticks are integers
+FEW = 40  # a line with at most this many points has markers
 
 
 def fill(colour: str) -> str:
@@ -41,7 +43,7 @@ DARK = _DARK | {fill(light): fill(dark) for light, dark in _DARK.items()}
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart, with a band around it if `low` and `high` are given."""
+    """One line of a chart. `low` and `high` are the edges of a band around it."""
 
     name: str
     x: Sequence[float]
@@ -49,24 +51,24 @@ class Line:
     colour: str
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
-    text: Sequence[str] = ()  # of each point, for the pointer
+    text: Sequence[str] = ()  # of each point, shown under the pointer
     dash: str = "solid"
 
 
 def lines(
-    drawn: Sequence[Line],
+    series: Sequence[Line],
     *,
     x: str = STEP,
     y: str = "",
     share: bool = False,
     marks: Mapping[float, str] | None = None,
 ) -> Row:
-    """A line chart. share: the values lie in 0..1. marks: {x: label} of vertical lines."""
+    """A line chart. share: whether the values are from 0 to 1. marks: vertical lines {x: label}."""
     import plotly.graph_objects as go
 
     breaks = sorted(marks or {})
     traces = []
-    for line in drawn:
+    for line in series:
         if line.low:
             traces += [edge for part in _pieces(line, breaks) for edge in _band(part)]
         few = sum(value is not None for value in line.y) <= FEW
@@ -83,9 +85,9 @@ def lines(
                 hovertemplate="%{text}<br>%{y:.4~g}" if line.text else "%{y:.4~g}",
             )
         )
-    layout: Row = axes(x, y, len(drawn) > 1, share)
+    layout: Row = axes(x, y, len(series) > 1, share)
     if x in (STEP, ROUND):
-        layout["xaxis"] |= _whole_numbers(drawn)
+        layout["xaxis"] |= _whole_numbers(series)
     return finish(traces, layout, marks)
 
 
@@ -101,7 +103,7 @@ def _pieces(line: Line, breaks: Sequence[float]) -> list[Line]:
 
 
 def _with_gaps(line: Line, breaks: Sequence[float]) -> Line:
-    """The line with an empty point at every break, so that nothing is drawn across it."""
+    """The line with an empty point at every break, so that the break stays empty."""
     first, *rest = _pieces(line, breaks) or [line]
     x, y, text = list(first.x), list(first.y), list(first.text)
     for part in rest:
@@ -112,7 +114,7 @@ def _with_gaps(line: Line, breaks: Sequence[float]) -> Line:
 
 
 def _band(line: Line) -> list[object]:
-    """The two edges of a band, the space between them filled."""
+    """A band: its two edges, with the space between them filled."""
     import plotly.graph_objects as go
 
     edge = {"x": line.x, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
@@ -121,18 +123,18 @@ def _band(line: Line) -> list[object]:
     return [go.Scatter(**edge, y=line.high), low]
 
 
-def _whole_numbers(drawn: Sequence[Line]) -> Row:
-    """Of an axis of steps: no ticks between them."""
-    last = max((line.x[-1] for line in drawn if line.x), default=1)
+def _whole_numbers(series: Sequence[Line]) -> Row:
+    """The options of an axis that has ticks only at steps."""
+    last = max((line.x[-1] for line in series if line.x), default=1)
     return {"dtick": 1} if last <= 12 else {"tickformat": ",d"}
 
 
-def stack(drawn: Sequence[Line], *, x: str, y: str, marks: Mapping[float, str]) -> Row:
-    """Areas on top of one another; bars if there is one step only, which has no area."""
+def stack(series: Sequence[Line], *, x: str, y: str, marks: Mapping[float, str]) -> Row:
+    """Stacked areas; stacked bars if there is only one step."""
     import plotly.graph_objects as go
 
     traces = []
-    for line in drawn:
+    for line in series:
         common = {"x": line.x, "y": line.y, "name": line.name, "text": line.text or None}
         hover = "%{text}<br>%{y:.1%}" if line.text else "%{y:.1%}"
         if len(line.x) == 1:
@@ -157,14 +159,14 @@ def stack(drawn: Sequence[Line], *, x: str, y: str, marks: Mapping[float, str]) 
                 )
             )
     layout: Row = axes(x, y, True, True) | {"barmode": "stack"}
-    layout["xaxis"] |= _whole_numbers(drawn)
-    if len(drawn[0].x) > 1:
-        layout["xaxis"]["range"] = [drawn[0].x[0], drawn[0].x[-1]]
+    layout["xaxis"] |= _whole_numbers(series)
+    if len(series[0].x) > 1:
+        layout["xaxis"]["range"] = [series[0].x[0], series[0].x[-1]]
     layout["yaxis"]["range"] = [0, 1]
     return finish(traces, layout, marks)
 
 
-def points(drawn: Sequence[Line], *, x: str, y: str) -> Row:
+def points(series: Sequence[Line], *, x: str, y: str) -> Row:
     """A cloud of points per series."""
     import plotly.graph_objects as go
 
@@ -178,9 +180,9 @@ def points(drawn: Sequence[Line], *, x: str, y: str) -> Row:
             marker={"size": 6, "opacity": 0.65, "color": cloud.colour},
             hovertemplate="%{text}" if cloud.text else None,
         )
-        for cloud in drawn
+        for cloud in series
     ]
-    layout: Row = axes(x, y, len(drawn) > 1, False) | {
+    layout: Row = axes(x, y, len(series) > 1, False) | {
         "height": 460,
         "hovermode": "closest",
     }
@@ -218,6 +220,6 @@ def finish(traces: Sequence[object], layout: Row, marks: Mapping[float, str] | N
             xanchor="left",
             yanchor="bottom",
         )
-    drawn = figure.to_plotly_json()
-    drawn["layout"].pop("template")
-    return drawn
+    as_json = figure.to_plotly_json()
+    as_json["layout"].pop("template")
+    return as_json

@@ -19,11 +19,11 @@ SEEDS = 0  # the seed questions, before any round
 
 @dataclass(frozen=True)
 class InstructionMap:
-    """Where the texts of each round, or the seed questions, lie; and whose they are.
+    """The position of every text on the map.
 
     points    {round, or SEEDS: [(first component, second component) of each text]}
     explained the share of the variance in each of the two components
-    sources   digests of model and texts, by which an outdated map is recognised
+    sources   digests of the model and of the texts; if they differ, the map is outdated
     """
 
     points: dict[int, list[tuple[float, float]]]
@@ -32,7 +32,7 @@ class InstructionMap:
 
 
 def load(run: RunFiles) -> InstructionMap | None:
-    """The map that was computed; None if there is none."""
+    """Reads the map that has been computed; None if there is none."""
     try:
         fields = json.loads(run.paths.instruction_map.read_text(encoding="utf-8"))
         points = {int(round): points for round, points in fields.pop("points").items()}
@@ -46,19 +46,20 @@ def save(run: RunFiles, layout: InstructionMap) -> None:
 
 
 def chart(layout: InstructionMap) -> Chart:
-    """A cloud per round, and the seed questions behind them (as the paper's figure 3)."""
-    drawn, words = [], []
+    """The map as a chart: a cloud of points per round, in front of the seed questions (like the
+    paper's figure 3)."""
+    series, words = [], []
     for round, points in sorted(layout.points.items()):
         name = "seed questions" if round == SEEDS else f"round {round}"
         x, y = [point[0] for point in points], [point[1] for point in points]
         colour = figures.GREY if round == SEEDS else series_colour(round)
-        drawn.append(Line(name, x, y, colour))
+        series.append(Line(name, x, y, colour))
         words.append(f"{name} around ({sum(x) / len(x):.2g}, {sum(y) / len(y):.2g})")
     first, second = layout.explained
     titles = [
         f"component {n}: {share:.0%} of the variance" for n, share in ((1, first), (2, second))
     ]
-    figure = figures.points(drawn, x=titles[0], y=titles[1])
+    figure = figures.points(series, x=titles[0], y=titles[1])
     note = "Principal components of the base model's mean hidden states: what lies near is alike"
-    alt = f"{len(drawn)} clouds: {'; '.join(words)}."
+    alt = f"{len(series)} clouds: {'; '.join(words)}."
     return Chart("map", "Map of the instructions", figure, alt, note, width="full")

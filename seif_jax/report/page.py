@@ -2,7 +2,7 @@
 
 index.html, assets/    the page, its scripts, plotly
 data/report.js         sections 1 to 5: figures, tables, sentences
-data/samples/RUN/…     section 6: the samples, in scripts that are loaded as they are read
+data/samples/RUN/…     section 6: the samples, in scripts that are loaded when they are opened
 """
 
 import os
@@ -23,10 +23,10 @@ ASSETS = ("style.css", "dom.js", "charts.js", "sample.js", "samples.js", "page.j
 
 
 def write(runs: Sequence[RunFiles], folder: Path) -> Path:
-    """Makes or updates the report of some runs; returns the page's path.
+    """Writes or updates the report of some runs. Returns the path of its index.html.
 
-    Samples that have not changed since are not read again. Raises UserError if `folder` holds
-    something else, or cannot be written.
+    Samples that have not changed are not read again. Raises UserError if `folder` has other
+    contents, or cannot be written.
     """
     if occupied(folder) and not (folder / "data" / MARK).exists() and not _unfinished(folder):
         raise UserError(f"{folder} holds other files and no report; give another --out")
@@ -48,7 +48,7 @@ def default_folder(runs: Sequence[RunFiles]) -> Path:
 
 def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
     """Updates the report in a run's folder, unless nothing has changed since it was written.
-    Errors are passed to `warn`, because a page must not end a run."""
+    Errors become warnings, because a report must not end a run."""
     run = RunFiles(workdir.resolve().name, workdir)
     try:
         if not _is_current(run):
@@ -58,7 +58,7 @@ def write_in_run(workdir: Path, warn: Callable[[str], None]) -> None:
 
 
 def _is_current(run: RunFiles) -> bool:
-    """Whether the report in the run's folder is newer than every file that it is made from."""
+    """Whether the report in the run's folder is newer than all files that it was made from."""
     page = run.paths.report / "data" / MARK
     sources = [run.paths.config, run.paths.metrics, *(file.path for file in run.sample_files())]
     sources += [run.paths.stage(round, stage).done for round in run.rounds for stage in ORDER]
@@ -67,14 +67,14 @@ def _is_current(run: RunFiles) -> bool:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Whether the folder holds only what an interrupted first report wrote."""
+    """Whether the folder contains nothing but the files of a first report that was interrupted."""
     return {path.name for path in folder.iterdir()} == {"data"}
 
 
 def _export_samples(
     runs: Sequence[RunFiles], folder: Path
 ) -> tuple[dict[str, list[StageCounts]], list[Row]]:
-    """Writes the samples' scripts. Returns the counts by run, and the list of scripts."""
+    """Writes the scripts with the samples. Returns the counts by run, and the list of scripts."""
     counts: dict[str, list[StageCounts]] = {}
     listed: list[Row] = []
     for number, run in enumerate(runs):
@@ -86,15 +86,15 @@ def _export_samples(
             source = {"run": run.name, "round": file.round, "stage": file.stage}
             kinds = sorted(stage_counts.kinds)
             listed.append({"key": key, **source, "samples": stage_counts.samples, "kinds": kinds})
-    wanted = {stage["key"] for stage in listed}
+    current = {stage["key"] for stage in listed}
     for path in (folder / "data" / "samples").glob("*/*"):
-        if f"{path.parent.name}/{path.name}" not in wanted:
+        if f"{path.parent.name}/{path.name}" not in current:
             remove(path)
     return counts, listed
 
 
 def _write_assets(folder: Path) -> None:
-    """The page's own files, each written only if it changed; index.html last."""
+    """Writes the page's own files if they have changed, index.html last."""
     from plotly.offline import get_plotlyjs
 
     assets = resources.files("seif_jax.report") / "assets"

@@ -1,4 +1,4 @@
-"""What the page is made of: sections of charts, tables and sentences, as JSON for its script.
+"""The parts of the page: sections of charts, tables and sentences, as JSON for the page's script.
 
 Texts that a model or a user wrote are data here; the page's script puts them into the document as
 text, never as markup.
@@ -17,7 +17,7 @@ Row = dict[str, Any]  # a JSON object, or a row of a file's table
 
 @dataclass(frozen=True)
 class Chart:
-    """A plotly figure with what it shows in words, for those who do not see it."""
+    """A plotly figure, with a description for screen readers."""
 
     id: str
     title: str
@@ -44,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Note:
-    """A paragraph; kind "warning" is set apart."""
+    """A paragraph. kind: "warning" highlights it."""
 
     text: str
     kind: str = ""
@@ -62,7 +62,7 @@ class Section:
     title: str
     lead: str
     blocks: Sequence[Block]
-    roles: Sequence[str] = field(default=())  # between which the reader chooses
+    roles: Sequence[str] = field(default=())  # the reader chooses one of them
 
     def as_json(self) -> Row:
         runs = dict.fromkeys(block.run for block in self.blocks if block.run)
@@ -70,7 +70,7 @@ class Section:
 
 
 def of_run(blocks: Sequence[Block], run: str, several: bool) -> list[Block]:
-    """The blocks as those of one run; if there are several runs, the reader chooses one."""
+    """Assigns the blocks to a run. If there are several runs, the reader chooses one of them."""
     if not several:
         return list(blocks)
     blocks = [b if isinstance(b, Note) else replace(b, id=f"{b.id}-{run}") for b in blocks]
@@ -78,7 +78,7 @@ def of_run(blocks: Sequence[Block], run: str, several: bool) -> list[Block]:
 
 
 def script(call: str, value: object) -> str:
-    """A script that hands a value to the page: `seif.CALL(JSON);`.
+    """A script that passes a value to the page: `seif.CALL(JSON);`.
 
     A file:// page may load scripts but not fetch data. No text in the value can end the script or
     the string it is in.
@@ -93,7 +93,7 @@ def script(call: str, value: object) -> str:
 
 
 def columns_and_rows(rows: Sequence[Mapping[str, Cell]]) -> tuple[list[str], list[list[Cell]]]:
-    """Rows as a table; columns in the order of their first row, those without a value left out."""
+    """Turns rows into columns and cells. Columns without any value are left out."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     used = [name for name in names if any(row.get(name) is not None for row in rows)]
     return used, [[row.get(name) for name in used] for row in rows]

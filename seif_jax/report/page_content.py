@@ -1,4 +1,4 @@
-"""All that the page shows but the samples, as one JSON value."""
+"""Everything on the page except the samples, as one JSON value."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,8 @@ CARDS = 5  # of the headline
 def content(
     runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]], stages: Sequence[Row]
 ) -> Row:
-    """What report.js says. counts: of every run's samples, by its name; stages: their scripts."""
+    """The value in report.js. counts: of each run's samples, by the run's name. stages: the scripts
+    of the samples."""
     sections = [build(runs, counts) for build in SECTIONS]
     sections += [section_comparison.section(runs)] if len(runs) > 1 else []
     kinds = sorted({kind for stage in stages for kind in stage["kinds"]})
@@ -46,7 +47,7 @@ def content(
 
 
 def about(run: RunFiles) -> Row:
-    """What the run was: shown under the title."""
+    """The description of a run, which is shown under the title."""
     config = run.config
     devices = run.about.get("devices") or []
     checks = config["reward"]["checks"]
@@ -64,7 +65,7 @@ def about(run: RunFiles) -> Row:
 
 
 def headline(run: RunFiles, counts: Sequence[StageCounts]) -> list[Row]:
-    """The few numbers above all sections, each by round: scores first, then what trained."""
+    """The numbers at the top of the page, each by round: first scores, then rewards."""
     cards: list[Row] = [
         {
             "label": f"{name}: constraints met",
@@ -73,12 +74,12 @@ def headline(run: RunFiles, counts: Sequence[StageCounts]) -> list[Row]:
         }
         for name, models in section_scores.evaluations(counts).items()
     ]
-    wanted = [(role, "reward", f"{role.capitalize()} reward") for role in ROLES]
-    wanted += [
+    metrics = [(role, "reward", f"{role.capitalize()} reward") for role in ROLES]
+    metrics += [
         ("follower", "judge_agreement", "Judger agrees with rules"),
         ("follower", "kl", "KL"),
     ]
-    for role, key, label in wanted:
+    for role, key, label in metrics:
         means = [mean(line.get(key) for line in run.steps(role, round)) for round in run.rounds]
         values = [
             (f"round {round}", value)

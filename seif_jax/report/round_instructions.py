@@ -18,21 +18,21 @@ from seif_jax.rewards.recogniser import recognise
 from seif_jax.roles import instructor, prompts
 
 COLUMNS = ("constraint", "instruction_id_list", "kept", "reason")
-KEPT = "kept"  # the outcome of an instruction that was not dropped
+KEPT = "kept"  # the outcome of the other instructions
 
 
 @dataclass(frozen=True)
 class RoundInstructions:
-    """The instructions of a round; constraints and kinds are those of kept instructions.
+    """The instructions of a round. Constraints and kinds are those of the kept instructions.
 
-    outcomes  how many instructions were kept, or dropped for each reason
-    examples  constraints that the Instructor was shown
+    outcomes  the number of instructions that were kept, or dropped, by reason
+    examples  the constraints in the Instructor's few-shot examples
     """
 
     round: int
     constraints: Sequence[str]
     kinds: Sequence[str]  # ids of rules, or SOFT
-    instructions: int  # kept
+    instructions: int  # number of kept ones
     outcomes: Mapping[str, int]
     examples: Sequence[str]
 
@@ -52,7 +52,7 @@ class RoundInstructions:
 
 
 def load(run: RunFiles) -> list[RoundInstructions]:
-    """The instructions of every round that has an instructions.parquet."""
+    """Reads the instructions of every round that has an instructions.parquet."""
     shown = examples(run)
     files = {round: run.paths.instructions(round) for round in run.rounds}
     return [read(path, round, shown) for round, path in files.items() if path.is_file()]
@@ -61,7 +61,7 @@ def load(run: RunFiles) -> list[RoundInstructions]:
 def read(path: Path, round: int, shown: Sequence[str]) -> RoundInstructions:
     """Reads an instructions.parquet. shown: the constraints of the Instructor's examples.
 
-    Raises UserError if the file is no parquet file.
+    Raises UserError if the file is not a parquet file.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -77,7 +77,7 @@ def read(path: Path, round: int, shown: Sequence[str]) -> RoundInstructions:
 
 
 def _kinds(texts: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """The rules' ids. If the file names no rule at all, they are recognised in the sentences."""
+    """The ids of the constraints' rules, recognised in the texts if the file names no rule."""
     if len(ids) == len(texts) and any(name != SOFT for name in ids):
         return list(ids)
     rules = [recognise(text) for text in texts]
@@ -85,8 +85,8 @@ def _kinds(texts: Sequence[str], ids: Sequence[str]) -> list[str]:
 
 
 def examples(run: RunFiles) -> list[str]:
-    """The constraints of the few-shot examples that the run's Instructor is shown. A
-    prompt file of the run's own is read only if it is TOML, because a report runs no code."""
+    """The constraints in the few-shot examples of the run's Instructor. The user's prompt file is
+    read only if it is TOML, because a report does not run code."""
     config, run_prompts = run.config["instructor"], None
     if config.get("prompts"):
         copy = run.paths.prompts / "instructor.toml"

@@ -1,4 +1,4 @@
-"""What a run's folder holds, as the report reads it: config, metrics, samples, instructions."""
+"""Reads a run's folder for the report: config, metrics, samples, instructions."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,9 +10,9 @@ from seif_jax.errors import UserError
 from seif_jax.report.page_blocks import Row
 from seif_jax.run_paths import CONFIG, RunPaths, read_record
 
-ROLES = ("follower", "instructor")  # the stages that train, the one of interest first
+ROLES = ("follower", "instructor")  # the stages that train, the more interesting one first
 ORDER = ("instructor", "generate", "follower", "evaluate")  # of the stages within a round
-MARK = "report.js"  # a folder that holds it is a report
+MARK = "report.js"  # a folder with this file is a report
 
 Metrics = Row  # a line of metrics.jsonl
 
@@ -43,7 +43,7 @@ class RunFiles:
 
     @cached_property
     def about(self) -> Row:
-        """config.json: the config, package versions, devices, when the run began."""
+        """The contents of config.json: config, package versions, devices, start time."""
         return read_record(self.folder) or {}
 
     @property
@@ -53,7 +53,7 @@ class RunFiles:
     @cached_property
     def lines(self) -> list[Metrics]:
         """The lines of metrics.jsonl in the order of the run."""
-        from seif_jax import metrics_log  # brings JAX
+        from seif_jax import metrics_log  # imports JAX
 
         return metrics_log.read(self.paths.metrics)
 
@@ -63,7 +63,7 @@ class RunFiles:
         return sorted({*self.paths.rounds(), *(line["round"] for line in self.lines)})
 
     def steps(self, stage: str, round: int | None = None) -> list[Metrics]:
-        """The metrics of a stage's steps, in one round or in all of them."""
+        """The metrics of a stage's steps, in one round or in all rounds."""
         return [
             line
             for line in self.lines
@@ -71,7 +71,7 @@ class RunFiles:
         ]
 
     def sample_files(self) -> list[SampleFile]:
-        """The samples of all stages, in the order of the run; evaluations come last in a round."""
+        """The samples of all stages in the order of the run; evaluations end a round."""
         files = []
         for round in self.rounds:
             paths = {stage: self.paths.stage(round, stage).samples for stage in ORDER}
@@ -83,10 +83,10 @@ class RunFiles:
 
 
 def open_runs(paths: Sequence[Path]) -> list[RunFiles]:
-    """The runs at these paths, each a run's folder or a folder of runs, as a sweep makes.
+    """Opens the runs at these paths, which are folders of a run or of several runs (a sweep's).
 
-    A report among the paths, as `runs/*` may name one, is passed over. Raises UserError for a path
-    that holds no run, and if no run is left.
+    Reports among the paths, which `runs/*` may match, are skipped. Raises UserError for a path
+    without a run, and if all paths are reports.
     """
     folders: list[Path] = []
     for path in paths:
@@ -110,12 +110,12 @@ def _runs_at(path: Path) -> list[Path]:
 
 
 def natural(text: str) -> list[tuple[bool, str]]:
-    """A sort key by which run_9 comes before run_10."""
+    """A sort key that puts run_9 before run_10."""
     return [(part.isdecimal(), part.zfill(20)) for part in re.split(r"(\d+)", text)]
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """The last parts of the paths: as few as distinguish all of them."""
     parts = [folder.resolve().parts[1:] or (folder.resolve().name,) for folder in folders]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
@@ -125,6 +125,6 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there."""
+    """The mean of the values that are not None."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if present else None

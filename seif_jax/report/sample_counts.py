@@ -1,20 +1,20 @@
-"""What the report counts in the samples of a stage: rewards, and where rule and Judger agree."""
+"""Counts in the samples of a stage: rewards, and the agreement of rules and Judger."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from seif_jax.report.page_blocks import Row
 
-BINS = 10  # of a reward in 0..1, counted at its nearest 0, 1/BINS, …, 1
-PROB_BINS = 20  # of the Judger's p(yes), which lies in [b / PROB_BINS, (b + 1) / PROB_BINS)
+BINS = 10  # rewards are rounded to 0, 1/BINS, …, 1
+PROB_BINS = 20  # bin b of the Judger's p(yes) is [b / PROB_BINS, (b + 1) / PROB_BINS)
 
 
 @dataclass
 class Agreement:
-    """Verdicts on constraints, counted.
+    """Numbers of verdicts on constraints.
 
-    both    constraints with a rule's and a Judger's verdict: [rule no and Judger no, rule no and
-            Judger yes, rule yes and Judger no, rule yes and Judger yes]
+    both    constraints with the verdicts of a rule and of the Judger: [both no, rule no and Judger
+            yes, rule yes and Judger no, both yes]
     judged  constraints with a Judger's verdict, and how many of them got a yes
     """
 
@@ -36,7 +36,7 @@ class Agreement:
 
     @property
     def share(self) -> float | None:
-        """Of the constraints with both verdicts, those on which they are the same."""
+        """The share of constraints on which both verdicts are the same."""
         return (self.both[0] + self.both[3]) / self.count if self.count else None
 
     @property
@@ -45,13 +45,14 @@ class Agreement:
 
     @property
     def both_yes(self) -> float | None:
-        """The Judger's share of yes where there is a rule."""
+        """The Judger's share of yes among the constraints with a rule."""
         return (self.both[1] + self.both[3]) / self.count if self.count else None
 
     @property
     def kappa(self) -> float | None:
         """Cohen's kappa: agreement beyond what two independent judges with these shares of yes
-        would reach by chance, as a share of what is possible. None where chance alone is perfect.
+        would reach by chance, as a share of what is possible; None if chance alone gives full
+        agreement.
         """
         if self.share is None or self.rule_yes is None or self.both_yes is None:
             return None
@@ -78,12 +79,12 @@ class StepCounts:
 
 @dataclass
 class StageCounts:
-    """What was counted in one file of samples.
+    """The counts in one file of samples.
 
     kinds   agreement by the id of the constraint's rule
     probs   [rule no, rule yes]: how often the Judger's p(yes) fell into each of PROB_BINS bins
-    squared_error  summed over those: (p(yes) − rule)², the Brier score's sum
-    prompts {evaluation set: {step: share of constraints met, per prompt}}
+    squared_error  the sum of (p(yes) − rule)² over the same verdicts, for the Brier score
+    prompts {evaluation set: {step: [share of constraints met by each prompt's reply]}}
     """
 
     round: int
@@ -118,7 +119,7 @@ class StageCounts:
 
     @staticmethod
     def from_json(value: Row) -> "StageCounts":
-        """The inverse of `as_json`. JSON has turned the steps, which are keys, into texts."""
+        """The inverse of `as_json`. Steps are keys, which JSON turns into texts."""
         steps = {
             int(step): StepCounts(s["samples"], s["rewards"], Agreement(**s["agreement"]))
             for step, s in value["steps"].items()

@@ -1,4 +1,4 @@
-"""Section 5: several runs or schedules side by side, with the mean and band over their seeds."""
+"""Section 5: compares runs that differ in their configs, with mean and deviation over seeds."""
 
 import json
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ TITLES = {
     "reply_tokens": "Reply length",
 }
 SHARES = ("reward", "followed")
-SHOWN_KEYS = 3  # in a group's name
+SHOWN_KEYS = 3  # maximum number of keys in a group's name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config that differ in their seed alone."""
+    """Runs whose configs differ only in the seed."""
 
     name: str
     runs: Sequence[RunFiles]
@@ -67,7 +67,8 @@ def flat(config: Row, prefix: str = "") -> dict[str, str]:
 
 
 def groups(runs: Sequence[RunFiles]) -> list[Group]:
-    """The runs by all keys of their configs but the seed, named after the keys that differ."""
+    """Groups the runs by all config keys except the seed. A group is named after the keys in which
+    the groups differ."""
     configs = [flat(run.config) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
     varied = [key for key in keys if len({config.get(key) for config in configs}) > 1]
@@ -88,8 +89,8 @@ def _name(keys: Sequence[str], values: Sequence[str | None], runs: Sequence[RunF
 
 
 def curve(grouped: Sequence[Group], role: str, key: str) -> Chart | None:
-    """A metric by step, a line per group."""
-    drawn, marks, alts = [], {}, []
+    """A chart of a metric by step, with a line per group."""
+    series, marks, alts = [], {}, []
     for i, group in enumerate(grouped):
         runs = [run for run in group.runs if run.steps(role)]
         rows = [by_step(run.steps(role), key) for run in runs]
@@ -101,12 +102,12 @@ def curve(grouped: Sequence[Group], role: str, key: str) -> Chart | None:
         line = Line(group.name + several, x_of(longest), mean, series_colour(i))
         if len(runs) > 1:
             line = Line(line.name, line.x, mean, line.colour, low, high, labels(longest))
-        drawn.append(line)
+        series.append(line)
         marks = max(marks, round_marks(longest), key=len)
         alts.append(f"{line.name}: {in_words(mean)}")
-    if not drawn:
+    if not series:
         return None
-    figure = figures.lines(drawn, share=key in SHARES, marks=marks)
+    figure = figures.lines(series, share=key in SHARES, marks=marks)
     figure["layout"]["showlegend"] = True
     figure["layout"]["height"] = 340 if key == CURVES[0] else 260
     alt = f"{TITLES[key]} of the {role} by step. {'; '.join(alts)}."
@@ -117,8 +118,8 @@ def curve(grouped: Sequence[Group], role: str, key: str) -> Chart | None:
 def mean_and_band(
     rows: Sequence[Sequence[float | None]],
 ) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    """Of runs' curves the mean at each step, and that less and plus a standard deviation (n − 1);
-    a run that has ended counts no longer, and one run alone has no deviation."""
+    """At each step, the mean over the runs' curves, and the mean minus and plus one standard
+    deviation (n − 1). Runs that have ended no longer count; a single run has no deviation."""
     steps = max(map(len, rows))
     table = np.full((len(rows), steps), np.nan)
     for row, values in zip(table, rows, strict=True):
@@ -134,7 +135,7 @@ def mean_and_band(
 
 
 def group_table(grouped: Sequence[Group]) -> Table:
-    """What each group's last round came to: mean ± standard deviation over seeds."""
+    """The metrics of each group's last round: mean ± standard deviation over seeds."""
     rows: list[list[Cell]] = []
     for group in grouped:
         for role in ROLES:

@@ -1,4 +1,4 @@
-"""Section 4: do the instructions get harder, and stay sane? What the Instructor wrote, by round."""
+"""Section 4: the Instructor's instructions by round: difficulty, kinds, repetition."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,8 @@ from seif_jax.report.sample_counts import StageCounts
 from seif_jax.report.section_judge_agreement import kind_name
 from seif_jax.report.section_training import in_words, series_colour
 
-CHANGED = 6  # kinds that grew, and that shrank, most
-REPEATED = 30  # constraints in the table of repeated ones
+CHANGED = 6  # number of kinds that grew most, and that shrank most
+REPEATED = 30  # number of constraints in the table of repeated ones
 
 
 def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
@@ -49,8 +49,8 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
 
 
 def difficulty(runs: Sequence[RunFiles]) -> Chart | None:
-    """The share of constraints that the Follower met in the first and the last step of a round."""
-    drawn, alts = [], []
+    """A chart of the share of constraints met in the first and last Follower step of a round."""
+    series, alts = [], []
     for i, run in enumerate(runs):
         rounds = [round for round in run.rounds if run.steps("follower", round)]
         steps = [run.steps("follower", round) for round in rounds]
@@ -60,12 +60,12 @@ def difficulty(runs: Sequence[RunFiles]) -> Chart | None:
             continue
         name = f"{run.name}, " if len(runs) > 1 else ""
         colour = series_colour(2 * i)
-        drawn.append(Line(f"{name}first step", rounds, before, figures.GREY, dash="dot"))
-        drawn.append(Line(f"{name}last step", rounds, after, colour))
+        series.append(Line(f"{name}first step", rounds, before, figures.GREY, dash="dot"))
+        series.append(Line(f"{name}last step", rounds, after, colour))
         alts.append(f"{name}first step {in_words(before)}, last step {in_words(after)}")
-    if not drawn:
+    if not series:
         return None
-    figure = figures.lines(drawn, x=figures.ROUND, share=True)
+    figure = figures.lines(series, x=figures.ROUND, share=True)
     note = "Share of the round's constraints that the Follower meets before and after training"
     return Chart("difficulty", "Difficulty", figure, "; ".join(alts), note)
 
@@ -119,35 +119,35 @@ def trend(
     value: Callable[[RoundInstructions, int], float | None],
     share: bool,
 ) -> Chart:
-    """A measure by round, a line per run."""
+    """A chart of a measure by round, with a line per run."""
     budget = min(entry.words for run in runs for entry in written[run.name])
-    drawn = []
+    series = []
     for i, run in enumerate(runs):
         rounds = written[run.name]
         y = [value(entry, budget) for entry in rounds]
-        drawn.append(Line(run.name, [entry.round for entry in rounds], y, series_colour(i + 1)))
-    figure = figures.lines(drawn, x=figures.ROUND, share=share)
-    alts = [f"{line.name}: {in_words(line.y)}" for line in drawn]
+        series.append(Line(run.name, [entry.round for entry in rounds], y, series_colour(i + 1)))
+    figure = figures.lines(series, x=figures.ROUND, share=share)
+    alts = [f"{line.name}: {in_words(line.y)}" for line in series]
     return Chart(f"instructions-{id}", title, figure, f" by round. {'; '.join(alts)}.", note)
 
 
 def of_rounds(rounds: Sequence[RoundInstructions]) -> list[Block]:
-    """The charts and the table of one run."""
+    """The charts and the table of a single run."""
     changed = [changes_chart(rounds)] if len(rounds) > 1 else []
     return [outcomes_chart(rounds), *changed, kinds_chart(rounds), repeated_table(rounds)]
 
 
 def from_models(run: RunFiles) -> list[Block]:
-    """What `seif report --matrix=N --pca` has computed."""
+    """The charts of the results of `seif report --matrix=N --pca`."""
     cells, layout = coevolution_matrix.load(run), instruction_map.load(run)
     charts = [coevolution_matrix.chart(cells), instruction_map.chart(layout) if layout else None]
     return [chart for chart in charts if chart]
 
 
 def outcomes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
-    """What became of the instructions: kept, or dropped by Filter or parser."""
+    """A chart of the instructions that were kept, or dropped by the Filter or the parser."""
     names = list(dict.fromkeys([KEPT, *(name for entry in rounds for name in entry.outcomes)]))
-    drawn = [
+    series = [
         Bars(
             name.replace("_", " "),
             [f"round {entry.round}" for entry in rounds],
@@ -156,7 +156,7 @@ def outcomes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
         )
         for i, name in enumerate(names)
     ]
-    figure = bar_charts.bars(drawn, share=True, stacked=True)
+    figure = bar_charts.bars(series, share=True, stacked=True)
     alt = "; ".join(
         f"round {entry.round}: {entry.outcomes.get(KEPT, 0)} of {sum(entry.outcomes.values())} kept"
         for entry in rounds
@@ -167,11 +167,11 @@ def outcomes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
 
 
 def kinds_chart(rounds: Sequence[RoundInstructions]) -> Chart:
-    """The share of each kind of constraint in every round, the most frequent kinds first."""
+    """A chart of the share of each kind of constraint by round, the most frequent kinds first."""
     sums = Counter({k: sum(r.shares.get(k, 0.0) for r in rounds) for r in rounds for k in r.shares})
     kinds = [kind for kind, _ in sums.most_common()]
     colours = (figures.GREY, figures.TEAL, figures.GOLD, figures.ORANGE, figures.INDIGO)
-    drawn = [
+    series = [
         Bars(
             f"round {entry.round}",
             [kind_name(kind) for kind in kinds],
@@ -180,7 +180,7 @@ def kinds_chart(rounds: Sequence[RoundInstructions]) -> Chart:
         )
         for i, entry in enumerate(rounds)
     ]
-    figure = bar_charts.bars(drawn, share=True, sideways=True)
+    figure = bar_charts.bars(series, share=True, sideways=True)
     figure["layout"]["height"] = max(260, 60 + (14 + 9 * len(rounds)) * len(kinds))
     last = rounds[-1]
     alt = f"Round {last.round}: " + ", ".join(
@@ -191,8 +191,8 @@ def kinds_chart(rounds: Sequence[RoundInstructions]) -> Chart:
 
 
 def changes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
-    """The kinds whose share grew and shrank most between the first and the last round (as the
-    paper's figure 4)."""
+    """A chart of the kinds whose share grew or shrank most between the first and the last round
+    (like the paper's figure 4)."""
     first, last = rounds[0], rounds[-1]
     kinds = {*first.shares, *last.shares}
     change = {kind: last.shares.get(kind, 0.0) - first.shares.get(kind, 0.0) for kind in kinds}
@@ -202,15 +202,15 @@ def changes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
     chosen = grew + shrank
     colours = [figures.GREEN if change[kind] > 0 else figures.RED for kind in chosen]
     points = [100 * change[kind] for kind in chosen]
-    drawn = [Bars("change", [kind_name(kind) for kind in chosen], points, colours)]
-    figure = bar_charts.bars(drawn, x="percentage points", sideways=True)
+    series = [Bars("change", [kind_name(kind) for kind in chosen], points, colours)]
+    figure = bar_charts.bars(series, x="percentage points", sideways=True)
     alt = ", ".join(f"{kind_name(kind)} {100 * change[kind]:+.1f}" for kind in chosen)
     note = f"Share of the constraints in round {last.round}, less that in round {first.round}"
     return Chart("changes", "Grew and shrank most", figure, alt, note, width="double")
 
 
 def repeated_table(rounds: Sequence[RoundInstructions]) -> Table:
-    """The constraints that were written most often."""
+    """A table of the constraints that were written most often."""
     counts = Counter(text for entry in rounds for text in entry.constraints)
     shown = {diversity.words(text) for entry in rounds for text in entry.examples}
     rows: list[list[Cell]] = [

@@ -1,4 +1,4 @@
-"""Section 3: can the reward be trusted? The Judger against rules, by step and by kind."""
+"""Section 3: how well the Judger agrees with the rules, by step and by kind of constraint."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ from seif_jax.report.run_files import ROLES, RunFiles
 from seif_jax.report.sample_counts import PROB_BINS, Agreement, StageCounts, total
 from seif_jax.report.section_training import in_words, labels, round_marks, series_colour, x_of
 
-MIN_BIN = 5  # verdicts of a bin of the reliability curve
+MIN_BIN = 5  # minimum number of verdicts in a bin of the reliability curve
 NO_RULE = "no rule (soft)"
 
 
@@ -58,7 +58,7 @@ def _trusted(both: Agreement) -> bool:
 
 
 def verdict(both: Agreement) -> str:
-    """The counts in one sentence."""
+    """The agreement in one sentence."""
     share, yes, rule = both.share or 0.0, both.both_yes or 0.0, both.rule_yes or 0.0
     sentence = (
         f"Judger and rule agree on {share:.0%} of {both.count:,} constraints. "
@@ -95,13 +95,13 @@ def agreement_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> 
     steps = run.steps(role)
     by_step = _by_step(run, role, stages)
     share, kappa = [a.share for a in by_step], [a.kappa for a in by_step]
-    drawn = [
+    series = [
         Line("agreement", x_of(steps), share, figures.TEAL, text=labels(steps)),
         Line("kappa", x_of(steps), kappa, figures.PINK, text=labels(steps)),
     ]
-    figure = figures.lines(drawn, marks=round_marks(steps))
+    figure = figures.lines(series, marks=round_marks(steps))
     figure["layout"]["yaxis"]["range"] = [min([0.0, *filter(None, kappa)]) - 0.05, 1.05]
-    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn if any_value(line.y))
+    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in series if any_value(line.y))
     name = "Judger against rule"
     return Chart(f"{role}-agreement", name, figure, alt, "By step", role)
 
@@ -113,12 +113,12 @@ def any_value(y: Sequence[float | None]) -> bool:
 def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
     steps = run.steps(role)
     by_step = _by_step(run, role, stages)
-    drawn = [
+    series = [
         Line("Judger", x_of(steps), [a.both_yes for a in by_step], figures.PINK),
         Line("rule", x_of(steps), [a.rule_yes for a in by_step], figures.TEAL),
     ]
-    figure = figures.lines(drawn, share=True, marks=round_marks(steps))
-    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn if any_value(line.y))
+    figure = figures.lines(series, share=True, marks=round_marks(steps))
+    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in series if any_value(line.y))
     note = "Share of yes on the constraints that have both verdicts"
     return Chart(f"{role}-yes", "Who says yes", figure, alt, note, role)
 
@@ -126,21 +126,21 @@ def yes_chart(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> Chart:
 def missing_chart(run: RunFiles, role: str) -> Chart | None:
     steps = run.steps(role)
     metrics = {"no_verdict": "Judger", "filter_no_verdict": "Filter"}
-    drawn = [
+    series = [
         Line(label, x_of(steps), [line.get(key) for line in steps], colour)
         for (key, label), colour in zip(metrics.items(), (figures.PINK, figures.GOLD), strict=True)
         if any_value([line.get(key) for line in steps])
     ]
-    if not drawn:
+    if not series:
         return None
-    figure = figures.lines(drawn, share=True, marks=round_marks(steps))
-    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in drawn)
+    figure = figures.lines(series, share=True, marks=round_marks(steps))
+    alt = "; ".join(f"{line.name}: {in_words(line.y)}" for line in series)
     note = "Share of the questions whose verdict could not be read"
     return Chart(f"{role}-missing", "No verdict", figure, alt, note, role)
 
 
 def by_kind(stages: Sequence[StageCounts]) -> dict[str, Agreement]:
-    """Agreement by kind, the most frequent first."""
+    """The agreement by kind of constraint, the most frequent kind first."""
     kinds = {kind for stage in stages for kind in stage.kinds}
     sums = {kind: total(s.kinds[kind] for s in stages if kind in s.kinds) for kind in kinds}
     order = sorted(sums, key=lambda kind: (-sums[kind].count, -sums[kind].judged, kind))
@@ -155,11 +155,11 @@ def kind_name(kind: str) -> str:
 def kinds_chart(role: str, stages: Sequence[StageCounts]) -> Chart:
     kinds = {kind: a for kind, a in by_kind(stages).items() if a.count}
     names = [f"{kind_name(kind)} ({a.count:,})" for kind, a in kinds.items()]
-    drawn = [
+    series = [
         Bars("agreement", names, [a.share for a in kinds.values()], figures.TEAL),
         Bars("kappa", names, [a.kappa for a in kinds.values()], figures.PINK),
     ]
-    figure = bar_charts.dots(drawn)
+    figure = bar_charts.dots(series)
     alt = "; ".join(f"{name}: {a.share:.0%}" for name, a in zip(names, kinds.values(), strict=True))
     return Chart(
         f"{role}-kinds",
@@ -196,7 +196,7 @@ def kinds_table(role: str, stages: Sequence[StageCounts]) -> Table:
 
 
 def auroc(no: Sequence[int], yes: Sequence[int]) -> float | None:
-    """Area under the ROC curve of histograms of p(yes); equal bins count one half."""
+    """Area under the ROC curve, from histograms of p(yes). Pairs in the same bin count one half."""
     pairs, below = 0.0, 0
     for n, y in zip(no, yes, strict=True):
         pairs += y * (below + n / 2)
@@ -206,7 +206,7 @@ def auroc(no: Sequence[int], yes: Sequence[int]) -> float | None:
 
 
 def reliability(role: str, stages: Sequence[StageCounts]) -> Chart | None:
-    """How often the rule says yes, by the Judger's p(yes)."""
+    """A chart of how often the rule says yes, by the Judger's p(yes)."""
     no, yes = (
         [sum(bins) for bins in zip(*(stage.probs[rule] for stage in stages), strict=True)]
         for rule in (0, 1)
@@ -217,11 +217,11 @@ def reliability(role: str, stages: Sequence[StageCounts]) -> Chart | None:
     x = [(b + 0.5) / PROB_BINS for b in filled]
     y = [yes[b] / (no[b] + yes[b]) for b in filled]
     text = [f"{no[b] + yes[b]:,} verdicts" for b in filled]
-    drawn = [
+    series = [
         Line("calibrated", [0.0, 1.0], [0.0, 1.0], figures.GREY, dash="dot"),
         Line("Judger", x, y, series_colour(0), text=text),
     ]
-    figure = figures.lines(drawn, x="the Judger's p(yes)", y="rule says yes", share=True)
+    figure = figures.lines(series, x="the Judger's p(yes)", y="rule says yes", share=True)
     figure["layout"]["xaxis"] |= {"tickformat": ".0%", "range": [0, 1]}
     area = auroc(no, yes)
     ranks = f"; area under the ROC curve {area:.2f}" if area is not None else ""

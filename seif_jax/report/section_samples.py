@@ -1,8 +1,8 @@
-"""Section 6: the samples, cut into scripts that the page loads as they are read.
+"""Section 6: the samples, split into scripts that the page loads when they are opened.
 
-Of every file of samples there is a folder: `index.js` has a few columns of all rows, by which the
-page filters and sorts, and `part_N.js` the texts of up to PART_ROWS rows. `counts.json` keeps what
-the other sections count in them, so a file that has not changed is not read again.
+Every file of samples gets a folder. `index.js` has a few columns of all rows, which the page
+filters and sorts by. `part_N.js` has the texts of up to PART_ROWS rows. `counts.json` has the
+counts for the other sections, so that a file that has not changed is not read again.
 """
 
 import json
@@ -16,11 +16,11 @@ from seif_jax.report.page_blocks import Cell, Row, script
 from seif_jax.report.run_files import SampleFile
 from seif_jax.report.sample_counts import StageCounts
 
-FORMAT = 3  # of the folder; another one is made anew
+FORMAT = 3  # version of the folder's files; folders of other versions are written again
 PART_ROWS = 500
-PART_CHARACTERS = 4_000_000  # a part of longer texts has fewer rows
+PART_CHARACTERS = 4_000_000  # a part with longer texts has fewer rows
 COUNTS = "counts.json"
-COLUMNS = (  # of the samples, those that are shown or counted
+COLUMNS = (  # of samples.parquet that are shown or counted
     *("step", "row", "sample", "set", "seed_question", "variant", "constraint", "prompt"),
     *("instruction_id_list", "kept", "completion", "tokens", "finish_reason", "reward", "reason"),
     *("detail", "answer", "instruction", "followed", "verdicts", "filter", "advantage"),
@@ -29,15 +29,15 @@ THOUGHT = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 
 
 def export(file: SampleFile, folder: Path, key: str) -> StageCounts:
-    """Makes `folder` of a file of samples, unless it is there and the file is the same; returns
-    what was counted. key: by which the page asks for the scripts."""
+    """Writes the scripts of a file of samples to `folder`, unless they are up to date. Returns the
+    counts. key: the page's name for the scripts."""
     source = _source(file.path)
     try:
         known = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
         if known["source"] == source and known["key"] == key:
             return StageCounts.from_json(known["counts"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or not of this format
+        pass  # missing, or of another version
     counts = StageCounts(file.round, file.stage)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -56,7 +56,7 @@ def export(file: SampleFile, folder: Path, key: str) -> StageCounts:
 
 
 def _source(path: Path) -> list[str | int]:
-    """Changes when the file does."""
+    """Identifies the file's contents: it changes when the file does."""
     stats = [part.stat() for part in sample_files.parts(path)]
     size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
     return [FORMAT, str(path.resolve()), len(stats), size, changed]
@@ -78,7 +78,7 @@ def _parts(path: Path) -> Iterator[list[Row]]:
 
 
 class _Index:
-    """The columns by which the page filters and sorts, one entry per row."""
+    """The columns that the page filters and sorts by, with an entry per row."""
 
     def __init__(self, key: str, file: SampleFile):
         self.about = {"key": key, "round": file.round, "stage": file.stage}
@@ -116,7 +116,7 @@ def _disagree(verdict: Row) -> bool:
 
 
 def shown(row: Row) -> Row:
-    """What the page shows of a sample; what is empty or repeated is left out."""
+    """The fields of a sample that the page shows, without empty and repeated ones."""
     thought, reply = split_thought(row.get("completion") or "")
     instruction = row.get("instruction") or row.get("prompt") or ""
     answer = row.get("answer") or ""
@@ -135,14 +135,14 @@ def shown(row: Row) -> Row:
 
 
 def split_thought(completion: str) -> tuple[str, str]:
-    """A reply's thought and the rest of it; a thought that never ends is all there is."""
+    """Splits a reply into its thought and the rest, which is empty if the thought does not end."""
     match = THOUGHT.match(completion)
     return (match[1].strip(), completion[match.end() :]) if match else ("", completion)
 
 
 def _constraints(row: Row) -> list[list[Cell]]:
-    """Of each constraint: text, kind, the verdicts of rule and Judger, p(yes), the Judger's
-    analysis, what counted."""
+    """For each constraint: its text and kind, the verdicts of rule and Judger, p(yes), the Judger's
+    analysis, and the verdict that counts."""
     fields = ("constraint", "instruction_id", "rule", "judge", "judge_prob", "judge_text", "value")
     if row.get("verdicts"):
         return [[verdict[name] for name in fields] for verdict in row["verdicts"]]

@@ -1,4 +1,4 @@
-"""Section 1: what did it come to? Scores by round, the table of rounds, where the time went."""
+"""Section 1: scores by round, the table of rounds, and the time per phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from seif_jax.report.run_files import ORDER, Metrics, RunFiles
 from seif_jax.report.sample_counts import StageCounts
 from seif_jax.report.section_training import series_colour
 
-PHASES = {  # "secs/NAME" of metrics.jsonl, as the report calls it, with its colour
+PHASES = {  # "secs/NAME" of metrics.jsonl: its name in the report, and its colour
     "sample": ("sampling", figures.INDIGO),
     "reward": ("scoring", figures.TEAL),
     "filter": ("filtering", figures.GREEN),
@@ -56,11 +56,11 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
             blocks += of_run([time_chart(run)], run.name, len(runs) > 1)
     blocks.append(time_table(runs))
     lead = "The models after each round, what each round measured, and what it cost."
-    return Section("scores", "What did it come to?", lead, blocks)
+    return Section("scores", "How good are the models?", lead, blocks)
 
 
 def evaluations(counts: Sequence[StageCounts]) -> Scores:
-    """The share of constraints met per prompt, by evaluation set and model: the base
+    """The share of constraints met per prompt, by evaluation set and model. The models are the base
     that the first Follower starts from, and the Follower at the end of each round."""
     scores: Scores = {}
     for stage in counts:
@@ -81,7 +81,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: str) -> Chart:
-    drawn, alts = [], []
+    series, alts = [], []
     for i, run in enumerate(runs):
         models = scores[run.name].get(name, {})
         if not models:
@@ -90,13 +90,13 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
         low, high = zip(*(interval(values) for values in models.values()), strict=True)
         base = figures.GREY if len(runs) == 1 else series_colour(i)
         colours = [base if model == "base" else series_colour(i) for model in models]
-        drawn.append(Bars(run.name, list(models), means, colours, low, high))
+        series.append(Bars(run.name, list(models), means, colours, low, high))
         alt = ", ".join(
             f"{model} {mean:.1%} ({a:.1%} to {b:.1%})"
             for model, mean, a, b in zip(models, means, low, high, strict=True)
         )
         alts.append(f"{run.name}: {alt}" if len(runs) > 1 else alt)
-    figure = bar_charts.bars(drawn, y="constraints met", share=True)
+    figure = bar_charts.bars(series, y="constraints met", share=True)
     first = next(by_set[name] for by_set in scores.values() if name in by_set)
     prompts = len(next(iter(first.values())))
     note = f"Share of constraints met on {prompts} prompts; 95 % bootstrap intervals"
@@ -115,7 +115,7 @@ def rounds_block(runs: Sequence[RunFiles]) -> Table:
 
 
 def stage_secs(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Seconds of a stage by phase; "other" is the rest of the time of its steps."""
+    """Seconds of a stage by phase. "other" is the remaining time of its steps."""
     secs = {
         label: sum(line.get(f"secs/{phase}") or 0.0 for line in steps)
         for phase, (label, _) in PHASES.items()
@@ -142,12 +142,12 @@ def time_chart(run: RunFiles) -> Chart:
     unit, size = ("hours", 3600) if total > 2 * 3600 else ("minutes", 60)
     colours = {label: colour for label, colour in PHASES.values()} | {"other": figures.GREY}
     names = [name for name, _ in stages]
-    drawn = [
+    series = [
         Bars(label, names, [phases[label] / size for phases in secs], colour)
         for label, colour in colours.items()
         if any(phases[label] for phases in secs)
     ]
-    figure = bar_charts.bars(drawn, x=unit, stacked=True, sideways=True)
+    figure = bar_charts.bars(series, x=unit, stacked=True, sideways=True)
     sums = {label: sum(phases[label] for phases in secs) for label in colours}
     alt = ", ".join(f"{label} {value / max(total, 1e-9):.0%}" for label, value in sums.items())
     title = "Time by phase"

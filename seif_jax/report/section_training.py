@@ -1,4 +1,4 @@
-"""Section 2: is the loop healthy? What every step measured, role by role."""
+"""Section 2: the metrics of every training step, by role."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from seif_jax.rewards.score import REASONS
 
 
 class Measure(NamedTuple):
-    key: str  # of metrics.jsonl
+    key: str  # in metrics.jsonl
     title: str
     note: str
     share: bool = False
@@ -21,8 +21,8 @@ class Measure(NamedTuple):
 
 MEASURES = (
     Measure("reward", "Reward", "Mean over the step's samples that have one", True),
-    Measure("followed", "Constraints met", "Share, as rules and Judger say", True),
-    Measure("format_valid", "Valid format", "Share of replies in the form asked for", True),
+    Measure("followed", "Constraints met", "Share, by the verdicts of rules and Judger", True),
+    Measure("format_valid", "Valid format", "Share of replies in the requested format", True),
     Measure("kl", "KL to the reference", "Nats per token; should grow slowly"),
     Measure("entropy", "Entropy", "Nats per token; a fall to 0 is a collapse"),
     Measure("reply_tokens", "Reply length", "Tokens; the band reaches from shortest to longest"),
@@ -30,7 +30,10 @@ MEASURES = (
     Measure("grad_norm", "Gradient norm", "Before clipping"),
     Measure("sampler_gap", "Sampler gap", "Mean |log p learner − log p sampler| per token"),
     Measure(
-        "equal_groups", "Groups without a gradient", "Share whose samples all score alike", True
+        "equal_groups",
+        "Groups without a gradient",
+        "Share whose samples all have the same reward",
+        True,
     ),
 )
 MOMENTS = ("beginning", "middle", "end")
@@ -38,7 +41,7 @@ EARNED = "reward above 0"
 
 
 def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
-    """counts: of every run's stages, by the run's name."""
+    """counts: by the run's name, those of each of its stages."""
     blocks: list[Block] = []
     roles = [role for role in ROLES if any(run.steps(role) for run in runs)]
     for role in roles:
@@ -57,12 +60,12 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
 
 
 def x_of(steps: Sequence[Metrics]) -> list[int]:
-    """Steps counted through all rounds: 1, 2, …"""
+    """The numbers of the steps, counted through all rounds: 1, 2, …"""
     return list(range(1, len(steps) + 1))
 
 
 def round_marks(steps: Sequence[Metrics]) -> dict[float, str]:
-    """{x: label} where a new round begins; {} if there is one round only."""
+    """{x: label} of the places where a round begins; {} if there is only one round."""
     starts = {i + 0.5: line["round"] for i, line in enumerate(steps) if _begins(steps, i)}
     return {x: f"round {round}" for x, round in starts.items()} if len(starts) > 1 else {}
 
@@ -72,7 +75,7 @@ def _begins(steps: Sequence[Metrics], i: int) -> bool:
 
 
 def by_step(steps: Sequence[Metrics], key: str) -> list[float | None]:
-    """A metric's values, as long as `x_of`."""
+    """The values of a metric, one per step; None if the step does not have it."""
     return [line.get(key) for line in steps]
 
 
@@ -81,8 +84,8 @@ def labels(steps: Sequence[Metrics]) -> list[str]:
 
 
 def measure(runs: Sequence[RunFiles], role: str, of: Measure) -> Chart | None:
-    """One metric by step, a line per run; None if no run has it."""
-    drawn, marks, alts = [], {}, []
+    """A chart of a metric by step, with a line per run; None if no run has it."""
+    series, marks, alts = [], {}, []
     for i, run in enumerate(runs):
         steps = run.steps(role)
         y = by_step(steps, of.key)
@@ -92,12 +95,12 @@ def measure(runs: Sequence[RunFiles], role: str, of: Measure) -> Chart | None:
         banded = of.key == "reply_tokens" and len(runs) == 1
         low, high = [by_step(steps, key) if banded else [] for key in ends]
         colour = figures.ROLE_COLOURS[role] if len(runs) == 1 else series_colour(i)
-        drawn.append(Line(run.name, x_of(steps), y, colour, low, high, labels(steps)))
+        series.append(Line(run.name, x_of(steps), y, colour, low, high, labels(steps)))
         marks = max(marks, round_marks(steps), key=len)
         alts.append(f"{run.name}: {in_words(y)}" if len(runs) > 1 else in_words(y))
-    if not drawn:
+    if not series:
         return None
-    figure = figures.lines(drawn, share=of.share, marks=marks)
+    figure = figures.lines(series, share=of.share, marks=marks)
     alt = f"{of.title} of the {role} by step. {'; '.join(alts)}."
     return Chart(f"{role}-{of.key}", of.title, figure, alt, of.note, role)
 
@@ -120,7 +123,7 @@ def in_words(y: Sequence[float | None]) -> str:
 
 
 def reasons(run: RunFiles, role: str) -> Chart:
-    """The shares of samples without a reward, by reason, stacked; the rest earned one."""
+    """A stacked chart of the samples by reason for reward 0, and with a reward above 0."""
     steps = run.steps(role)
     present = [name for name in REASONS if any(line.get(f"reason/{name}") for line in steps)]
     shares = {name: [line.get(f"reason/{name}", 0.0) for line in steps] for name in present}
@@ -129,11 +132,11 @@ def reasons(run: RunFiles, role: str) -> Chart:
     colours_left = figures.SERIES[1:]  # the first colour is the reward's
     colours = {name: colours_left[i % len(colours_left)] for i, name in enumerate(REASONS)}
     colours[EARNED] = figures.fill(figures.INDIGO)
-    drawn = [
+    series = [
         Line(name.replace("_", " "), x_of(steps), y, colours[name], text=labels(steps))
         for name, y in sorted(shares.items(), key=lambda pair: pair[0] != EARNED)
     ]
-    figure = figures.stack(drawn, x="step", y="samples", marks=round_marks(steps))
+    figure = figures.stack(series, x="step", y="samples", marks=round_marks(steps))
     means = {name: sum(y) / len(y) for name, y in shares.items()}
     alt = "Shares of samples, mean over the steps: " + ", ".join(
         f"{name.replace('_', ' ')} {value:.1%}" for name, value in means.items()
@@ -144,12 +147,12 @@ def reasons(run: RunFiles, role: str) -> Chart:
 
 
 def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
-    """The rewards at the beginning, middle and end of every stage of a role."""
+    """Histograms of the rewards at the beginning, middle and end of every stage of a role."""
     charts: list[Block] = []
     for stage in counts:
         if stage.stage != role or not stage.steps:
             continue
-        drawn, alts = [], []
+        series, alts = [], []
         parts = moments(sorted(stage.steps))
         colours = (figures.GREY, figures.TEAL, figures.ROLE_COLOURS[role])[-len(parts) :]
         for (moment, steps), colour in zip(parts.items(), colours, strict=True):
@@ -160,10 +163,10 @@ def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
             name = f"{moment} (step {span(steps)})"
             bins = [b / BINS for b in range(BINS + 1)]
             names = [f"{b:g}" for b in bins]
-            drawn.append(Bars(name, names, [count / total for count in bin_counts], colour))
+            series.append(Bars(name, names, [count / total for count in bin_counts], colour))
             mean = sum(b * count for b, count in zip(bins, bin_counts, strict=True)) / total
             alts.append(f"{name}: mean {mean:.2f}, {bin_counts[0] / total:.0%} at 0")
-        figure = bar_charts.bars(drawn, x="reward, to the nearest 0.1", y="samples", share=True)
+        figure = bar_charts.bars(series, x="reward, to the nearest 0.1", y="samples", share=True)
         title = f"Rewards in round {stage.round}"
         charts.append(
             Chart(
@@ -179,7 +182,7 @@ def histograms(role: str, counts: Sequence[StageCounts]) -> list[Block]:
 
 
 def moments(steps: Sequence[int]) -> dict[str, Sequence[int]]:
-    """The first, middle and last tenth of a stage's steps, no step twice."""
+    """The first, middle and last tenth of a stage's steps, without overlap."""
     size, n = max(1, len(steps) // 10), len(steps)
     if n < 3:
         return dict(zip((MOMENTS[0], MOMENTS[2]), ([step] for step in steps), strict=False))

@@ -1,4 +1,4 @@
-"""The suites of `seif evaluate` in section 1, as they were scored in the run or by the command."""
+"""The scores of suites in section 1, which the run or `seif evaluate` has written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from seif_jax.report.page_blocks import Block, Cell, Chart, Row, Table, columns_
 from seif_jax.report.run_files import RunFiles, natural
 from seif_jax.report.section_training import series_colour
 
-SCORES = "evaluate/scores.json"  # in a run's folder, or in that of the base or of a round
+SCORES = "evaluate/scores.json"  # in the folder of a run, of its base, or of a round
 BASE = "base"
 
 Estimates = Mapping[str, float]  # "value", "low", "high": a score with its 95 % interval
@@ -18,7 +18,7 @@ Models = dict[str, dict[str, Estimates]]  # {"base" or "round_N": {score: its es
 
 
 def load(run: RunFiles) -> dict[str, Models]:
-    """{suite: its scores by model}; {} if no suite was scored."""
+    """Reads the scores, {suite: scores by model}; {} if no suite was scored."""
     suites: dict[str, Models] = {}
     for path in (run.folder / SCORES, *sorted(run.folder.glob(f"*/{SCORES}"))):
         for suite, entry in _read(path).items():
@@ -43,13 +43,13 @@ def _order(model: str) -> tuple[bool, list[tuple[bool, str]]]:
 
 
 def main_scores(models: Models) -> list[str]:
-    """The scores of a suite without those of single kinds; the first one is the one to quote."""
+    """The scores of a suite, without those of single kinds. The first one is the main score."""
     names = dict.fromkeys(name for scores in models.values() for name in scores)
     return [name for name in names if "/" not in name]
 
 
 def blocks(runs: Sequence[RunFiles]) -> list[Block]:
-    """A chart of each suite's first score, and a table of all of them."""
+    """A chart of each suite's main score, and a table of all scores."""
     scores_by_run = {run.name: load(run) for run in runs}
     names = list(dict.fromkeys(name for suites in scores_by_run.values() for name in suites))
     if not names:
@@ -65,7 +65,7 @@ def shown(model: str) -> str:
 def suite_chart(
     runs: Sequence[RunFiles], scores_by_run: Mapping[str, Mapping[str, Models]], suite: str
 ) -> Chart:
-    drawn, words, score = [], [], ""
+    series, words, score = [], [], ""
     for i, run in enumerate(runs):
         models = scores_by_run[run.name].get(suite, {})
         score = score or next(iter(main_scores(models)), "")
@@ -73,7 +73,7 @@ def suite_chart(
         if not estimates:
             continue
         base = figures.GREY if len(runs) == 1 else series_colour(i)
-        drawn.append(
+        series.append(
             Bars(
                 run.name,
                 [shown(model) for model in estimates],
@@ -84,7 +84,7 @@ def suite_chart(
             )
         )
         words += [f"{run.name} {shown(m)}: {e['value']:.3g}" for m, e in estimates.items()]
-    figure = bar_charts.bars(drawn, y=score)
+    figure = bar_charts.bars(series, y=score)
     note = f"{score.replace('_', ' ')}, with 95 % bootstrap intervals"
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
 
