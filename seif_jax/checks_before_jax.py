@@ -1,6 +1,6 @@
 """Checks of `seif run` that do not need JAX, whose import takes seconds.
 
-They read neither models nor data. `evolve` reads them later, and repeats these checks.
+They read neither models nor data. `evolve` does, and repeats these checks.
 """
 
 from collections.abc import Sequence

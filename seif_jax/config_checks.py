@@ -66,7 +66,7 @@ def prompts(config: RunConfig) -> dict[str, Prompts]:
 
 
 def verdict_roles(config: RunConfig) -> dict[str, VerdictRoleConfig]:
-    """Those of Filter and Judger that a stage of the run uses, by name."""
+    """The config groups of the Filter and the Judger, without those that no stage uses, by name."""
     trains_instructor, proposes, trains_follower = (s in config.stages for s in STAGES)
     roles: dict[str, VerdictRoleConfig] = {}
     if (trains_instructor and config.filter.on) or (proposes and config.generate.filter):

@@ -1,4 +1,4 @@
-"""From a config file and `--config.key=value` options to a `RunConfig`."""
+"""Reads a config file and `--config.key=value` options as a `RunConfig`."""
 
 import ast
 import contextlib

@@ -1,4 +1,4 @@
-"""The dotted keys of a config (`optim.learning_rate`): turns nested dicts into a `RunConfig`.
+"""Parses configs: nested dicts, or values of dotted keys (`optim.learning_rate`) as text.
 
 The keys and the values that they may have are read from the types of the dataclasses in
 `run_config`.

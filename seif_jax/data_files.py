@@ -1,4 +1,4 @@
-"""Rows of data files, of Hugging Face data sets and of TFDS data sets, as plain Python values.
+"""Reads data files, Hugging Face data sets and TFDS data sets as rows of plain Python values.
 
 Row numbers, which error messages name, start at 1. In JSONL and text files they are line numbers;
 the header of a CSV file does not count.

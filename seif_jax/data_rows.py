@@ -1,7 +1,7 @@
-"""What a row of data means: a prompt, or an instruction with its constraints and their rules.
+"""Reads a row of data as a prompt, or as an instruction with its constraints and their rules.
 
 Texts are never changed. A value that cannot be used raises a UserError that begins with `where`,
-the file and row, and quotes the value, cut short.
+the file and row, and quotes the value, shortened.
 """
 
 import difflib
@@ -17,8 +17,8 @@ from seif_jax.rewards import constraint_writer, rules
 
 Row = Mapping[str, object]
 
-# How chats and lists begin (and end) if they are written as text. What looks like one and is not
-# JSON is mostly Python's notation, and must not pass for a text.
+# How chats and lists begin (and end) if they are written as text. Text that looks
+# like one and is not JSON is mostly Python's notation, and is refused.
 _CHAT = re.compile(r"\s*\[\s*\{\s*[\"'](role|content)[\"']\s*:")
 _LIST = re.compile(r"\s*\[\s*[\"'{].*[\"'}]\s*\]\s*", re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""How varied the Instructor's constraints are: repeats, copies of examples, kinds, n-grams."""
+"""Measures how varied the Instructor's constraints are: repeats, copied examples, kinds, n-grams."""
 
 import math
 import re
@@ -55,7 +55,7 @@ def copies(texts: Sequence[str], examples: Iterable[str]) -> float | None:
 
 
 def _shape(text: str) -> tuple[str, ...]:
-    """The words, every number the same: "at least 3 words" and "at least 80 words" are one."""
+    """The words with all numbers made equal, so "at least 3 words" equals "at least 80 words"."""
     return tuple("#" if word.isdecimal() else word for word in words(text))
 
 
@@ -80,9 +80,10 @@ def effective_kinds(ids: Iterable[str]) -> float | None:
 
 
 def collapse(texts: Sequence[str], ids: Sequence[str], examples: Sequence[str]) -> str:
-    """What says that the Instructor writes the same over and over; "" if nothing does.
+    """The signs that the Instructor's constraints hardly vary, in words; "" if there are none.
 
-    texts: constraints of a round; ids: of their rules; examples: constraints that it was shown.
+    texts: the constraints of a round. ids: of their rules. examples: the constraints in the
+    Instructor's few-shot examples.
     """
     if len(texts) < FEWEST:
         return ""

@@ -20,15 +20,15 @@ class RunError(RuntimeError):
 
 
 class Stopped(RuntimeError):
-    """A run that was told to stop, and has saved what it had done, on all processes."""
+    """A run that was stopped by a signal, after it saved its progress on all processes."""
 
 
 class Interrupted(Stopped):
-    """By Ctrl-C."""
+    """A run that was stopped by Ctrl-C."""
 
 
 class Preempted(Stopped):
-    """By SIGTERM."""
+    """A run or command that was stopped by SIGTERM."""
 
 
 def shown(value: object, limit: int = 80) -> str:

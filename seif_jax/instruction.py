@@ -1,4 +1,4 @@
-"""The rows of data that the trained roles read: seed questions and instructions."""
+"""Seed questions and instructions: the data that the trained roles read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

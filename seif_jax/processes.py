@@ -26,8 +26,9 @@ T = TypeVar("T")
 
 
 def start(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Connects this process to the others, as the flags say or as SLURM, Open MPI, a TPU slice or
-    GKE say. Call it before any device is used. Does nothing if there is only one process.
+    """Connects this process to the others, which the flags describe, or the environment of SLURM,
+    Open MPI, a TPU slice or GKE. Call it before any device is used. Does nothing if there is only
+    one process.
 
     Raises UserError if only some of the flags are set, or if `index` is out of range.
     """

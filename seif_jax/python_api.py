@@ -1,4 +1,4 @@
-"""What `import seif_jax` offers beyond the classes of single rooms: load a model, run a config."""
+"""The functions of `import seif_jax` that load a model, open a stage, and run a config."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -22,8 +22,8 @@ from seif_jax.sharding import Device
 class RoleWeights:
     """The weights of a run: all of a model's, or with config.lora adapters on one shared base.
 
-    base    shape, tokenizer and the like of all the run's models
-    shapes  what is trained, as `jax.ShapeDtypeStruct`
+    base    the shape, the tokenizer and the files that all models of the run share
+    shapes  the trained weights, as `jax.ShapeDtypeStruct`
     """
 
     def __init__(self, config: RunConfig, workdir: Path, base: ModelBundle):
@@ -117,7 +117,7 @@ class RoleWeights:
 
 def meshes(config: RunConfig, devices: Sequence[Device]) -> dict[str, Mesh]:
     """The run's meshes: "shared" trains and samples; if the Judger has devices of its own, their
-    mesh is found under the value of config.judger.devices.
+    mesh is under the value of config.judger.devices.
 
     Raises UserError if the config's meshes do not fit the devices.
     """
@@ -137,8 +137,8 @@ def judger_devices(text: str, devices: Sequence[Device]) -> list[Device]:
     """The devices that config.judger.devices gives to Judger, Filter and answers.
 
     text: "shared" for none of their own, "2" for a number of devices (the last ones of each
-    process), or "[6,7]" for devices by id. Raises UserError if these are not all there, if none is
-    left for training, or if some process has more of them than another.
+    process), or "[6,7]" for devices by id. Raises UserError if some of these do not exist, if none is
+    left for training, or if processes have different numbers of them.
     """
     if text == "shared":
         return []

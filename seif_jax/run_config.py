@@ -1,6 +1,7 @@
-"""Every key of a config: its type, range, default and unit. A new key is one line here, or in
-rl/config.py: the keys of the loss and of the optimizer. Neither imports JAX, so that a mistake in
-a config is reported at once.
+"""Every key of a config: its type, range, default and unit.
+
+To add a key, add a line here; keys of the loss and the optimizer are in rl/config.py. Neither file
+imports JAX, so that a mistake in a config is reported at once.
 
 `configs/default.py` makes an `ml_collections.ConfigDict` of these defaults, which config files and
 `--config.key=value` options change. `config_parsing.parse` checks the result once and returns a
