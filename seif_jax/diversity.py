@@ -1,4 +1,4 @@
-"""Measures how varied the Instructor's constraints are: repeats, copied examples, kinds, n-grams."""
+"""How varied the Instructor's constraints are: repeats, copied examples, kinds, n-grams."""
 
 import math
 import re

@@ -137,8 +137,8 @@ def judger_devices(text: str, devices: Sequence[Device]) -> list[Device]:
     """The devices that config.judger.devices gives to Judger, Filter and answers.
 
     text: "shared" for none of their own, "2" for a number of devices (the last ones of each
-    process), or "[6,7]" for devices by id. Raises UserError if some of these do not exist, if none is
-    left for training, or if processes have different numbers of them.
+    process), or "[6,7]" for devices by id. Raises UserError if some of these do not exist, if none
+    is left for training, or if processes have different numbers of them.
     """
     if text == "shared":
         return []
