@@ -18,9 +18,16 @@ from seif_jax.config_file import read_config
 from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.plan import cost, text
 from seif_jax.plan.chip_specs import Chip
-from seif_jax.plan.drawn import CONSTRAINT_TOKENS, CallLengths, Draw, judged, shares, unrelated
 from seif_jax.plan.session import DecodeShape, SimulatedSession, largest
 from seif_jax.plan.stage_programs import programs
+from seif_jax.plan.step_lengths import (
+    CONSTRAINT_TOKENS,
+    CallLengths,
+    Draw,
+    judged,
+    shares,
+    unrelated,
+)
 from seif_jax.sampling import slots as slots_of
 from seif_jax.sampling import worst_case
 from seif_jax.sampling.decode import CHUNK, decode

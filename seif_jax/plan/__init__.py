@@ -21,11 +21,11 @@ from seif_jax.plan import assumptions
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chip_specs import Chip, chip_of, compiling_for, devices_of, host_of
 from seif_jax.plan.cost import arrays_in
-from seif_jax.plan.drawn import STEPS
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.program import PHASES, WASTE
 from seif_jax.plan.stage_programs import programs
+from seif_jax.plan.step_lengths import STEPS
 from seif_jax.plan.text import gib, log
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import run_of, stage_of

@@ -3,8 +3,8 @@
 from seif_jax.length_distribution import PROMPT_MEAN, PROMPT_SIGMA, Lengths
 from seif_jax.plan import gpus
 from seif_jax.plan.chip_specs import Chip, platform_of
-from seif_jax.plan.drawn import CONSTRAINT_TOKENS, STEPS
 from seif_jax.plan.engine_calls import CONSTRAINTS
+from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, STEPS
 
 USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and free memory is fragmented
 STORAGE_BYTES_PER_SEC = 1e9  # of one host's checkpoints

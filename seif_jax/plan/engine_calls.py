@@ -9,8 +9,8 @@ from jaxtyping import Int
 
 from seif_jax import stage_settings
 from seif_jax.chat import Decoding
-from seif_jax.plan.drawn import CallLengths, Draw, judged, unrelated
 from seif_jax.plan.layout import has_own_weights
+from seif_jax.plan.step_lengths import CallLengths, Draw, judged, unrelated
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
 
 ROLLOUT, ANSWERS, FILTER, JUDGER = range(4)  # streams of drawn lengths; the learner's is ROLLOUT

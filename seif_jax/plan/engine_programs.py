@@ -17,11 +17,11 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.packed_attention import kernel_pairs
 from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.drawn import shares
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
 from seif_jax.plan.program import VERDICT_CALLS, MeanCall, Program, shapes_of, without
 from seif_jax.plan.session import DecodeShape, SessionWork, largest, sessions
+from seif_jax.plan.step_lengths import shares
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move
 from seif_jax.sampling.decode import CHUNK, decode

@@ -12,8 +12,8 @@ from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
 from seif_jax.models.tree_forward import reads_packed_rows
-from seif_jax.plan.drawn import Draw
 from seif_jax.plan.program import MeanCall, shapes_of
+from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.learner import Learner, Pass, total_work

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seif_jax.plan.drawn import CallLengths
+from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling.decode import CHUNK
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
 from seif_jax.sampling.slots import (

@@ -13,12 +13,12 @@ from seif_jax import stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.length_distribution import Lengths
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.drawn import Draw, draws
 from seif_jax.plan.engine_calls import ROLLOUT, EngineCall, engine_calls, sampled_lengths
 from seif_jax.plan.engine_programs import engine_programs
 from seif_jax.plan.layout import Bytes, Layout, resident_bytes
 from seif_jax.plan.passes import plan_passes
 from seif_jax.plan.program import Program, copy_of, shapes_of, without
+from seif_jax.plan.step_lengths import Draw, draws
 from seif_jax.rl import optim
 from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.learner import Learner
