@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one constraint of one reply.
+    """The result of one constraint of one reply.
 
     `strict` and `loose` are None where there is no verdict: the constraint is then left out of
     every score, and counted. A Judger and rules without a loose form give both the same value.
