@@ -170,7 +170,7 @@ def _rule_id(where: str, name: object, kwargs: Mapping[str, object], seed: str) 
     """The id of a rule that takes these arguments, or SOFT."""
     if name == SOFT:
         return SOFT
-    if not isinstance(name, str) or not rules.known(name):
+    if not isinstance(name, str) or not rules.exists(name):
         close = difflib.get_close_matches(str(name), [SOFT, *rules.IDS], n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UserError(f"{where}: unknown instruction id {shown(name)}{hint}")

@@ -64,9 +64,9 @@ def open_run(
     the folder cannot be written.
     """
     with os_errors(workdir):
-        made, new = not workdir.exists(), processes.first() and not occupied(workdir)
+        new_folder, new_run = not workdir.exists(), processes.first() and not occupied(workdir)
     writer = None
-    with _locked(workdir, new):
+    with _locked(workdir, new_run):
         try:
             if processes.first():
                 _record(config, workdir, base, prints, started)
@@ -74,9 +74,9 @@ def open_run(
             writer = Writer(workdir)
             yield writer
         except UserError:
-            if new and not (writer and writer.written):
+            if new_run and not (writer and writer.written):
                 with contextlib.suppress(OSError):  # the user's own error is the one to report
-                    _discard(workdir, made)
+                    _discard(workdir, new_folder)
             raise
         finally:
             if writer:
@@ -94,11 +94,11 @@ def _locked(workdir: Path, new: bool) -> Iterator[None]:
         yield
 
 
-def _discard(workdir: Path, made: bool) -> None:
-    """Removes the files that a run has written, and the folder too if the run `made` it."""
+def _discard(workdir: Path, new_folder: bool) -> None:
+    """Removes the files that a run has written, and the folder too if it is a `new_folder`."""
     for path in RunPaths(workdir).contents():
         remove(path)
-    if made:
+    if new_folder:
         follow(workdir).rmdir()
 
 

@@ -56,7 +56,7 @@ def stop_request(when: str) -> Stopped | None:
     """
     from seif_jax import processes  # here, because it imports JAX, which takes seconds
 
-    received = [number for numbers in processes.allgather_objects(_received) for number in numbers]
+    received = [number for process in processes.allgather_objects(_received) for number in process]
     if not received:
         return None
     kind = Interrupted if signal.SIGINT in received else Preempted

@@ -143,8 +143,8 @@ def _function(module: ModuleType, name: str, parameters: Sequence[str]) -> Calla
     try:
         signature.bind(*parameters)
     except TypeError:
-        wanted = ", ".join(parameters)
-        raise UserError(f"it must take ({wanted}), and takes {signature}") from None
+        allowed = ", ".join(parameters)
+        raise UserError(f"it must take ({allowed}), and takes {signature}") from None
     return function
 
 

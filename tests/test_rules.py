@@ -71,7 +71,7 @@ def test_every_rule_of_the_package_is_known():
     assert {case[0] for case in IFBENCH_CASES} == rules.IFBENCH_IDS
     assert rules.IDS == set(rule_library.checkers()) and len(rules.IFBENCH_IDS) == 58
     assert dict(LANGUAGE_CODES) == LANGUAGES
-    assert rules.known("punctuation:no_comma") and not rules.known("soft")
+    assert rules.exists("punctuation:no_comma") and not rules.exists("soft")
 
 
 @pytest.mark.parametrize(("instruction_id", "kwargs", "good", "bad"), CASES)

@@ -87,8 +87,8 @@ def _grades(kind: str | None, outcomes: list[Outcome]) -> tuple[float, float]:
 
 def load_function(name: str) -> UserFunction:
     """The function that `module:function` or `FILE.py:function` names."""
-    place, _, attribute = name.rpartition(":")
-    path = Path(place).expanduser()
+    module, _, attribute = name.rpartition(":")
+    path = Path(module).expanduser()
     if path.suffix == ".py":
         return user_functions.load("--suite", f"{path.stem}:{attribute}", [path.parent], PARAMETERS)
     if not user_functions.is_name(name):

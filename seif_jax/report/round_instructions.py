@@ -53,13 +53,13 @@ class RoundInstructions:
 
 def load(run: RunFiles) -> list[RoundInstructions]:
     """Reads the instructions of every round that has an instructions.parquet."""
-    shown = examples(run)
+    constraints = examples(run)
     files = {round: run.paths.instructions(round) for round in run.rounds}
-    return [read(path, round, shown) for round, path in files.items() if path.is_file()]
+    return [read(path, round, constraints) for round, path in files.items() if path.is_file()]
 
 
-def read(path: Path, round: int, shown: Sequence[str]) -> RoundInstructions:
-    """Reads an instructions.parquet. shown: the constraints of the Instructor's examples.
+def read(path: Path, round: int, example_constraints: Sequence[str]) -> RoundInstructions:
+    """Reads an instructions.parquet. example_constraints: of the Instructor's few-shot examples.
 
     Raises UserError if the file is not a parquet file.
     """
@@ -69,11 +69,13 @@ def read(path: Path, round: int, shown: Sequence[str]) -> RoundInstructions:
             rows: list[Row] = file.read(names).to_pylist()
     except pa.ArrowException as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    kept = [row for row in rows if row.get("kept") is not False]
-    texts = [text for row in kept for text in row["constraint"]]
-    ids = [name for row in kept for name in row.get("instruction_id_list") or ()]
+    kept_rows = [row for row in rows if row.get("kept") is not False]
+    texts = [text for row in kept_rows for text in row["constraint"]]
+    ids = [name for row in kept_rows for name in row.get("instruction_id_list") or ()]
     outcomes = Counter(KEPT if r.get("kept") is not False else r.get("reason") or "" for r in rows)
-    return RoundInstructions(round, texts, _kinds(texts, ids), len(kept), outcomes, shown)
+    return RoundInstructions(
+        round, texts, _kinds(texts, ids), len(kept_rows), outcomes, example_constraints
+    )
 
 
 def _kinds(texts: Sequence[str], ids: Sequence[str]) -> list[str]:

@@ -19,20 +19,20 @@ REPEATED = 30  # number of constraints in the table of repeated ones
 
 
 def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]]) -> Section:
-    written = {run.name: load(run) for run in runs}
+    by_run = {run.name: load(run) for run in runs}
     blocks: list[Block] = []
-    with_some = [run for run in runs if written[run.name]]
+    with_some = [run for run in runs if by_run[run.name]]
     for run in with_some:
         name = f"{run.name}, " if len(runs) > 1 else ""
-        for entry in written[run.name]:
+        for entry in by_run[run.name]:
             if entry.warning:
                 blocks.append(Note(f"{name}round {entry.round}: {entry.warning}.", "warning"))
     chart = difficulty(runs)
     blocks += [chart] if chart else []
     if with_some:
-        blocks += [trend(with_some, written, *measure) for measure in MEASURES]
+        blocks += [trend(with_some, by_run, *measure) for measure in MEASURES]
     for run in with_some:
-        run_blocks = [*of_rounds(written[run.name]), *from_models(run)]
+        run_blocks = [*of_rounds(by_run[run.name]), *from_models(run)]
         blocks += of_run(run_blocks, run.name, len(runs) > 1)
     if not with_some:
         blocks.append(
@@ -112,7 +112,7 @@ MEASURES: tuple[Measure, ...] = (  # id, title, note, value at a number of words
 
 def trend(
     runs: Sequence[RunFiles],
-    written: Mapping[str, Sequence[RoundInstructions]],
+    by_run: Mapping[str, Sequence[RoundInstructions]],
     id: str,
     title: str,
     note: str,
@@ -120,10 +120,10 @@ def trend(
     share: bool,
 ) -> Chart:
     """A chart of a measure by round, with a line per run."""
-    budget = min(entry.words for run in runs for entry in written[run.name])
+    budget = min(entry.words for run in runs for entry in by_run[run.name])
     series = []
     for i, run in enumerate(runs):
-        rounds = written[run.name]
+        rounds = by_run[run.name]
         y = [value(entry, budget) for entry in rounds]
         series.append(Line(run.name, [entry.round for entry in rounds], y, series_colour(i + 1)))
     figure = figures.lines(series, x=figures.ROUND, share=share)
@@ -212,13 +212,13 @@ def changes_chart(rounds: Sequence[RoundInstructions]) -> Chart:
 def repeated_table(rounds: Sequence[RoundInstructions]) -> Table:
     """A table of the constraints that were written most often."""
     counts = Counter(text for entry in rounds for text in entry.constraints)
-    shown = {diversity.words(text) for entry in rounds for text in entry.examples}
+    examples = {diversity.words(text) for entry in rounds for text in entry.examples}
     rows: list[list[Cell]] = [
         [
             text,
             count,
             ", ".join(str(entry.round) for entry in rounds if text in {*entry.constraints}),
-            diversity.words(text) in shown,
+            diversity.words(text) in examples,
         ]
         for text, count in counts.most_common(REPEATED)
         if count > 1

@@ -45,8 +45,8 @@ def of_role(run: RunFiles, role: str, stages: Sequence[StageCounts]) -> list[Blo
     if both.count:
         blocks.append(Note(verdict(both), "" if _trusted(both) else "warning", role))
         blocks += [agreement_chart(run, role, stages), yes_chart(run, role, stages)]
-    made = (missing_chart(run, role), reliability(role, stages))
-    blocks += [chart for chart in made if chart]
+    charts = (missing_chart(run, role), reliability(role, stages))
+    blocks += [chart for chart in charts if chart]
     if both.count:
         blocks.append(kinds_chart(role, stages))
     blocks.append(kinds_table(role, stages))

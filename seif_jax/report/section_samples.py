@@ -47,7 +47,7 @@ def export(file: SampleFile, folder: Path, key: str) -> StageCounts:
             for row in part:
                 counts.add(row)
                 index.add(row)
-            text = script("part", {"key": key, "part": number, "rows": [shown(r) for r in part]})
+            text = script("part", {"key": key, "part": number, "rows": [as_shown(r) for r in part]})
             (temporary / f"part_{number}.js").write_text(text, encoding="utf-8")
         (temporary / "index.js").write_text(script("index", index.as_json()), encoding="utf-8")
         known = {"source": source, "key": key, "counts": counts.as_json()}
@@ -115,7 +115,7 @@ def _disagree(verdict: Row) -> bool:
     return rule is not None and judge is not None and rule != judge
 
 
-def shown(row: Row) -> Row:
+def as_shown(row: Row) -> Row:
     """The fields of a sample that the page shows, without empty and repeated ones."""
     thought, reply = split_thought(row.get("completion") or "")
     instruction = row.get("instruction") or row.get("prompt") or ""

@@ -58,7 +58,7 @@ def blocks(runs: Sequence[RunFiles]) -> list[Block]:
     return [*charts, suite_table(runs, scores_by_run)]
 
 
-def shown(model: str) -> str:
+def label_of(model: str) -> str:
     return model.replace("_", " ")
 
 
@@ -76,14 +76,14 @@ def suite_chart(
         series.append(
             Bars(
                 run.name,
-                [shown(model) for model in estimates],
+                [label_of(model) for model in estimates],
                 [estimate["value"] for estimate in estimates.values()],
                 [base if model == BASE else series_colour(i) for model in estimates],
                 [estimate["low"] for estimate in estimates.values()],
                 [estimate["high"] for estimate in estimates.values()],
             )
         )
-        words += [f"{run.name} {shown(m)}: {e['value']:.3g}" for m, e in estimates.items()]
+        words += [f"{run.name} {label_of(m)}: {e['value']:.3g}" for m, e in estimates.items()]
     figure = bar_charts.bars(series, y=score)
     note = f"{score.replace('_', ' ')}, with 95 % bootstrap intervals"
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
@@ -99,7 +99,7 @@ def suite_table(
                 row: dict[str, Cell] = {"run": run.name} if len(runs) > 1 else {}
                 row |= {"suite": suite, "score": score}
                 for model, scores in models.items():
-                    row[shown(model)] = _interval(scores.get(score))
+                    row[label_of(model)] = _interval(scores.get(score))
                 rows.append(row)
     columns, cells = columns_and_rows(rows)
     return Table("suites", "Suites", columns, cells, "With 95 % bootstrap intervals")

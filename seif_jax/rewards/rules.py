@@ -28,7 +28,7 @@ _CONFLICTS = (
 _UNREADABLE = (RecursionError, IndexError, csv.Error)
 
 
-def known(instruction_id: str) -> bool:
+def exists(instruction_id: str) -> bool:
     return instruction_id in IDS
 
 

@@ -163,11 +163,11 @@ def share(
         for size in _row_lengths(prefix_tokens + mean, limit):
             room = size - prefix_tokens
             # The groups that stay together, first all that fit, then only smaller ones.
-            for whole in (room, room // 2, room // 4):
-                if rows := _fill(prompt_lengths, lengths, count, room, whole):
+            for max_unsplit in (room, room // 2, room // 4):
+                if rows := _fill(prompt_lengths, lengths, count, room, max_unsplit):
                     # With less room rows are more equal.
                     rooms = (mean + (room - mean) * n // 4 for n in range(1, 4))
-                    tries = (_fill(prompt_lengths, lengths, count, n, whole) for n in rooms)
+                    tries = (_fill(prompt_lengths, lengths, count, n, max_unsplit) for n in rooms)
                     return next(filter(None, tries), rows)
         count += limits.multiple
 
@@ -186,13 +186,13 @@ def _fill(
     lengths: Int[np.ndarray, "P G"],
     count: int,
     room: int,
-    whole: int,
+    max_unsplit: int,
 ) -> list[Row] | None:
-    """Distributes all samples over `count` rows with room for so many tokens; None if that fails.
+    """Distributes all samples over `count` rows with `room` tokens each; None if that fails.
 
-    The largest group comes first, into the emptiest row. Groups of more than `whole` tokens, and
-    those that do not fit, are split: each sample goes to a row that has the prompt already or, if
-    there is none with enough room, to the fullest row that has.
+    The largest group comes first, into the emptiest row. Groups of more than `max_unsplit` tokens,
+    and those that do not fit, are split: each sample goes to a row that has the prompt already or,
+    if there is none with enough room, to the fullest row that has room.
     """
     costs, present = np.maximum(lengths - 1, 0), lengths > 0
     totals = np.where(present.any(axis=1), prompt_lengths + costs.sum(axis=1), 0)
@@ -216,7 +216,7 @@ def _fill(
     for i in map(int, np.argsort(-totals, kind="stable")):
         samples = [g for g in map(int, np.argsort(-costs[i], kind="stable")) if present[i, g]]
         row = emptiest()
-        if samples and totals[i] <= min(whole, int(free[row])):
+        if samples and totals[i] <= min(max_unsplit, int(free[row])):
             put(row, i, samples, int(totals[i]))
             continue
         used: list[int] = []  # rows that have the prompt

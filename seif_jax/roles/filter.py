@@ -3,7 +3,7 @@
 from seif_jax.roles import filter_prompts
 from seif_jax.roles.prompts import Prompts, Schema
 from seif_jax.roles.reply_format import Message, dialogue, quote
-from seif_jax.roles.verdict_parser import MODES, VERDICTS, analysis_fault, check_mode, written
+from seif_jax.roles.verdict_parser import MODES, VERDICTS, analysis_fault, check_mode, write_verdict
 from seif_jax.roles.verdict_parser import verdict as verdict
 
 SCHEMA = Schema(
@@ -31,7 +31,7 @@ def messages(
     turns = [
         (
             prompts.user(mode, instruction=quote(shot["instruction"])),
-            written(shot["analysis"], shot["consistent"], mode),
+            write_verdict(shot["analysis"], shot["consistent"], mode),
         )
         for shot in prompts.shots[""]
     ]

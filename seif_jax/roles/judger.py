@@ -3,7 +3,7 @@
 from seif_jax.roles import judger_prompts
 from seif_jax.roles.prompts import Prompts, Schema
 from seif_jax.roles.reply_format import Message, dialogue, quote
-from seif_jax.roles.verdict_parser import MODES, VERDICTS, analysis_fault, check_mode, written
+from seif_jax.roles.verdict_parser import MODES, VERDICTS, analysis_fault, check_mode, write_verdict
 from seif_jax.roles.verdict_parser import verdict as verdict
 
 SCHEMA = Schema(
@@ -48,7 +48,7 @@ def messages(
     turns = [
         (
             user(shot["instruction"], shot["reply"], shot["constraint"]),
-            written(shot["analysis"], shot["satisfied"], mode),
+            write_verdict(shot["analysis"], shot["satisfied"], mode),
         )
         for shot in texts.shots[""]
     ]

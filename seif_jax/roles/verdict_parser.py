@@ -55,14 +55,14 @@ def check_mode(mode: str) -> None:
         raise UserError(f"mode must be one of: {', '.join(MODES)} (got {mode!r})")
 
 
-def written(analysis: str, value: bool, mode: str) -> str:
+def write_verdict(analysis: str, value: bool, mode: str) -> str:
     """A few-shot reply that `verdict` reads as `value`."""
     return f"[[{int(value)}]]" if mode == "verdict" else f"{analysis}\n[[{int(value)}]]"
 
 
 def analysis_fault(analysis: str) -> str:
     """Why a verdict after this analysis cannot be read; "" if it can."""
-    values = [verdict(written(analysis, value, "generate")) for value in (True, False)]
+    values = [verdict(write_verdict(analysis, value, "generate")) for value in (True, False)]
     return (
         "" if values == [True, False] else f"no verdict can be read after the analysis {analysis!r}"
     )
