@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 # How safetensors (Rust) and TensorStore (C++) quote the number of an operating system's error.
 _QUOTED = re.compile(r"os error (\d+)|os_error_code='(\d+)'")
@@ -35,6 +35,11 @@ def shown(value: object, limit: int = 80) -> str:
     """The repr of a value for a message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def and_more(names: Sized) -> str:
+    """ " (and 2 more)" after the first of three names; "" if there is no other."""
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first match counts

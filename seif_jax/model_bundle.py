@@ -134,8 +134,8 @@ def scanned(
         if not finite(value):
             bad = int(np.sum(~np.isfinite(value)))
             raise RunError(
-                f"{folder} was not written: weight {name} {value.shape} has {bad} values that are "
-                f"NaN or infinite in {value.dtype.name}"
+                f"{folder} was not written: weight {name} {value.shape} contains NaN or infinity "
+                f"in {value.dtype.name} (count: {bad})"
             )
         yield name, value
         del value  # before the next one is created

@@ -76,7 +76,7 @@ def test_nothing_is_written_that_would_be_refused_on_loading(place, capsys, valu
     assert line.startswith(
         f"seif convert: {dst} was not written: weight model.layers.0.mlp.gate_proj"
     )
-    assert f"has 1 values that are NaN or infinite in {dtype}\n" in line
+    assert f" contains NaN or infinity in {dtype} (count: 1)\n" in line
     assert not dst.exists()
     assert main(["convert", str(source), str(dst), *options, "--no_scan"]) == 0
     assert value == 3.4e38 or main(["convert", str(dst), str(dst)]) == 2
@@ -174,10 +174,10 @@ def test_weights_that_cannot_be(place, refused, capsys):
     bad = whole[norm].copy()
     bad[3] = np.inf
     for changed, message in (
-        ({norm: bad}, f"weight {norm} (32,) has 1 values that are NaN or infinite"),
+        ({norm: bad}, f"weight {norm} (32,) contains NaN or infinity (count: 1)"),
         ({norm: bad[:3]}, f"weight {norm} has shape (3,), not (32,)"),
         ({norm: None}, f"weight {norm} of shape (32,) is missing"),
-        ({"x.bias": bad}, "weight x.bias of shape (32,) does not belong to this model (1 do not)"),
+        ({"x.bias": bad}, "weight x.bias of shape (32,) does not belong to this model"),
         (
             {name: whole[name].astype(np.int8)},
             f"weight {name} (336, 32) must have one of the dtypes BF16",

@@ -108,7 +108,7 @@ def test_a_rule_whose_data_are_missing_cannot_tell(monkeypatch, tmp_path):
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "prompt": "No?"}) + "\n")
     data.load_instructions(path, lines.append)
     (line,) = lines
-    assert f"{path}: the rule words:start_verb of 4 constraints cannot tell" in line
+    assert f"{path}: the rule words:start_verb of 4 constraints gives no verdict" in line
     assert "nltk.downloader averaged_perceptron_tagger_eng" in line
 
 

@@ -396,7 +396,7 @@ def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, caps
     line = capsys.readouterr().err.splitlines()[-1]
     reason = {
         "gradients": "no update has a finite gradient",
-        "weights": "1 weights contain NaN or infinity, the first is norm",
+        "weights": "NaN or infinity in weight norm",
     }[what]
     assert line == (
         f"seif run: round 1 instructor, step 2: {reason}; start again in another --workdir with a "

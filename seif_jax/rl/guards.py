@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from seif_jax.display import Display
-from seif_jax.errors import RunError
+from seif_jax.errors import RunError, and_more
 from seif_jax.models import Params
 from seif_jax.rl import optim
 
@@ -36,8 +36,7 @@ def check_finite(where: str, metrics: Mapping[str, float], params: Params) -> No
         raise RunError(f"{where}: no update has a finite gradient; {DIVERGED}")
     if names := optim.not_finite(params):
         raise RunError(
-            f"{where}: {len(names)} weights contain NaN or infinity, the first is {names[0]}; "
-            f"{DIVERGED}"
+            f"{where}: NaN or infinity in weight {names[0]}{and_more(names)}; {DIVERGED}"
         )
 
 

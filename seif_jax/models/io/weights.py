@@ -12,7 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jax.typing import DTypeLike
 
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, and_more
 from seif_jax.models.decoder import NAMES
 from seif_jax.models.io.locate import Source
 from seif_jax.models.io.to_device import Index, fill, finite, same_bits, single_device, to_host
@@ -69,14 +69,12 @@ def expected(source: Source, model: Model) -> list[StoredWeight]:
     names = set(source.names())
     if missing := shapes.keys() - names:
         name = min(missing)
-        raise UserError(
-            f"weight {name} of shape {shapes[name]} is missing ({len(missing)} are missing)"
-        )
+        raise UserError(f"weight {name} of shape {shapes[name]} is missing{and_more(missing)}")
     if unknown := names - shapes.keys() - ({HEAD} if model.config.tied else set()):
         name = min(unknown)
         raise UserError(
-            f"weight {name} of shape {source.get(name).shape} does not belong to this model "
-            f"({len(unknown)} do not)"
+            f"weight {name} of shape {source.get(name).shape} does not belong to this model"
+            f"{and_more(unknown)}"
         )
     return stored
 
@@ -96,7 +94,7 @@ def _read(
     if scan and not finite(value):
         count = int(np.sum(~np.isfinite(value)))
         raise UserError(
-            f"weight {weight.name} {weight.file_shape} has {count} values that are NaN or infinite"
+            f"weight {weight.name} {weight.file_shape} contains NaN or infinity (count: {count})"
         )
     if weight.key == "embed" and model.config.tied and HEAD in source.names():
         if not same_bits(value, part(HEAD)):
