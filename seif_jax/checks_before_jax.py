@@ -36,8 +36,9 @@ def check(config: RunConfig, workdir: Path, folders: Sequence[Path]) -> None:
         "instructor.reward": [config.instructor.reward],
     }
     for key, names in functions.items():
-        for name in filter(user_functions.is_name, names):
-            user_functions.check_module(key, name, folders)
+        for name in names:
+            if user_functions.is_name(name):
+                user_functions.check_module(key, name, folders)
     resume.check_workdir(config, workdir)
 
 

@@ -1,13 +1,13 @@
 """Options that several commands have."""
 
 import argparse
-from typing import Literal, get_args
+from typing import Literal
 
 from seif_jax.config_types import Temperature, TopK, TopP, values_of
 from seif_jax.errors import UserError
 
 DType = Literal["bfloat16", "float32"]
-DTYPES = get_args(DType)
+DTYPES: tuple[DType, ...] = ("bfloat16", "float32")
 SAMPLING = {"temperature": Temperature, "top_k": TopK, "top_p": TopP}
 CONFIG_HELP = "a config file, or the name of one that comes with seif_jax"
 

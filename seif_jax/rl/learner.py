@@ -171,7 +171,7 @@ class Learner:
 class Update:
     """The metrics of one update, and the work that it took."""
 
-    metrics_log: dict[str, float]
+    metrics: dict[str, float]
     work: Work  # of all its passes
 
 
