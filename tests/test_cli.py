@@ -67,7 +67,7 @@ def test_help(command, capsys):
         ("eval.sets.mine.pth=x", r"key eval.sets.mine.pth; did you mean eval.sets.mine.path\?"),
         ("data.column=question", "the columns are 'prompt'; set config.data.column to"),
         ("data.seeds=absent.jsonl", "absent.jsonl: no such file"),
-        ("data.instructions=absent.parquet", "take 'generate' out of stages"),
+        ("data.instructions=absent.parquet", "config.stages must not contain 'generate'"),
         (
             "judger.devices=[7]",
             r"config.judger.devices must be 'shared', a number of devices, or a list of some",
@@ -457,7 +457,7 @@ def test_output_on_a_full_disk(count):
         (["generate", "--dtype=int8"], "invalid choice: 'int8'"),
         (["generate", "--beams=4"], "unknown argument --beams=4"),
         (["generate", "--prompt=x", "--n=0"], "--n must be 1 or more (got 0)"),
-        (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens=0"),
+        (["generate", "--prompt=x", "--max_tokens=0"], "--max_tokens must be 1 or more (got 0)"),
         (["generate", "--prompts=/absent.txt"], "/absent.txt: no such file"),
         (["generate", "--prompts=/absent.jsonl"], "/absent.jsonl: no such file"),
         (["generate", "--model=/absent", "--prompt=x"], "/absent: no such file or folder"),

@@ -27,9 +27,15 @@ from seif_jax.models.io import to_device
             {"model.norm.weight": None},
             r"model.norm.weight of shape \(32,\) is missing$",
         ),
-        ({"model.layers.1.mlp.up_proj.weight": None}, r"layers.1.mlp.up_proj.weight is missing"),
-        ({"model.layers.2.x": np.zeros(1)}, r"x of shape \(1,\) is not one .* \(1 such\)"),
-        ({"b": np.zeros(1), "a": np.zeros(1)}, r"weight a .* is not one .* \(2 such\)"),
+        (
+            {"model.layers.1.mlp.up_proj.weight": None},
+            r"layers.1.mlp.up_proj.weight of shape .* is missing$",
+        ),
+        ({"model.layers.2.x": np.zeros(1)}, r"x of shape \(1,\) does not belong to this model$"),
+        (
+            {"b": np.zeros(1), "a": np.zeros(1)},
+            r"weight a .* does not belong to this model \(and 1 more\)$",
+        ),
         (
             {"model.embed_tokens.weight": np.zeros((95, 32))},
             r"embed_tokens.weight has shape \(95, 32\), not \(96, 32\)",
