@@ -20,10 +20,10 @@ MESHES = [
     "data=2,fsdp=2,sequence=2", "data=2,fsdp=2,tensor=2", "data=2,sequence=2,tensor=2",
     "fsdp=2,sequence=2,tensor=2", "sequence=4,tensor=2", "fsdp=4,tensor=2", "data=4,sequence=2",
 ]  # fmt: skip
-SLICE, NODE = "v5e:2x4", "h100:8"
+SLICE, CUBE, NODE = "v5e:2x4", "v5p:2x2x2", "h100:8"
+NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
 COMPILERS = [
-    pytest.param(SLICE, marks=pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="no libtpu")),
+    pytest.param(SLICE, marks=NO_LIBTPU),
     pytest.param(NODE, marks=pytest.mark.skipif(
         not topologies.has_cuda_compiler(), reason="the extra gpu-plan is not installed")),
 ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_the_learner_on_the_devices_of_this_machine():
     check_head(tiny.on_devices(DEVICES, "compiled.py", "here", "gradient", *meshes))
 
 
-@pytest.mark.parametrize("topology", COMPILERS)
+@pytest.mark.parametrize("topology", [*COMPILERS, pytest.param(CUBE, marks=NO_LIBTPU)])
 def test_bytes_between_devices(topology):
     """At most 1.2 of what is needed (see `needed_bytes`), with the output head gathered once."""
     meshes = ["fsdp=4,tensor=2,layers=24", "fsdp=8,layers=24"]  # layers outweigh the rest

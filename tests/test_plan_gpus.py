@@ -185,13 +185,13 @@ def test_a_plan_for_gpus_says_what_is_not_known():
     sentences = " ".join(assumptions.of("h100:2x8", chip_specs.replace(H100, pool_fraction=0.9)))
     for fact in (
         "90% of a GPU's memory", "default being 75%", "XLA_CLIENT_MEM_FRACTION", "autotuning",
-        "workspace of cuDNN", "unknown", "NVLink", "400 Gb/s",
+        "workspace of cuBLAS", "unknown", "NVLink", "400 Gb/s",
     ):  # fmt: skip
         assert fact in sentences
     here = " ".join(assumptions.of(None, H100))  # a GPU that is there
     assert "400 Gb/s" in here and "autotuning" not in here
     of_tpus = " ".join(assumptions.of("v5p:2x2x2", chip_specs.TPUS["TPU v5"]))
-    assert "GPU" not in of_tpus and "cuDNN" not in of_tpus
+    assert "GPU" not in of_tpus and "cuBLAS" not in of_tpus
 
 
 SHAPES = [  # B, queries, heads, key/value heads, head's dimension, keys

@@ -18,21 +18,14 @@ from seif_jax.config_file import read_config
 from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.plan import cost, text
 from seif_jax.plan.chip_specs import Chip
-from seif_jax.plan.session import DecodeShape, SimulatedSession, largest
+from seif_jax.plan.reads import divided, read_pairs
+from seif_jax.plan.session import DecodeShape, SessionWork, largest, sessions
 from seif_jax.plan.stage_programs import programs
-from seif_jax.plan.step_lengths import (
-    CONSTRAINT_TOKENS,
-    CallLengths,
-    Draw,
-    judged,
-    shares,
-    unrelated,
-)
-from seif_jax.sampling import slots as slots_of
-from seif_jax.sampling import worst_case
+from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, CallLengths, Draw, judged, unrelated
+from seif_jax.sampling import prefill_plan, run_concurrently, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_plan import plan_reads
+from seif_jax.sampling.prefill_plan import largest_tree, plan_reads
 from seif_jax.sampling.prefill_queue import ReadQueue
 from seif_jax.sampling.slots import Session
 
@@ -114,93 +107,158 @@ def test_what_the_judgers_prompts_share():
     assert shared.tolist() == [0, 13, 10, 14, 0, 25, 20, 26]
     call = CallLengths(prompts, shared, np.ones((8, 1), int))
     assert call.distinct_tokens == 10 + 3 + 4 + 20 + 5 + 6 + 8 * c
-    ids = call.ids()
-    assert [len(row) for row in ids] == prompts.tolist()
-    assert all(ids[i][:n] == ids[i - 1][:n] for i, n in enumerate(shared) if n)
-    assert all(ids[i][n] != ids[i - 1][n] for i, n in enumerate(shared) if i)
 
 
-@pytest.mark.parametrize("seed, slots", [(0, 8), (1, 16), (2, 3)])
-def test_simulated_sessions_decode_with_the_shapes_of_real_ones(seed, slots, monkeypatch):
-    """A session whose samples stop at given lengths, by their limits, runs the same programs."""
+class RecordedSession(Session):
+    """A session whose samples end at given lengths, which records what it does."""
+
+    def __init__(self, *arguments, ends: np.ndarray, **options):
+        super().__init__(*arguments, **options)
+        self.ends, self.work = ends, SessionWork()
+
+    def shape(self) -> DecodeShape:
+        slots, columns = self.hidden.shape[0], self.cache[0].v.shape[1]
+        return DecodeShape(slots, columns, self.pool.last.shape[0], self.pool.layers[0].v.shape[1])
+
+    def read(self, n):
+        self.work.reads.append(n)
+        super().read(n)
+
+    def grow_pool(self, rows):
+        before = self.shape().rows
+        super().grow_pool(rows)
+        self.work.growths.append((before, self.shape().rows))
+
+    def move(self, slots, first, columns):
+        before = self.shape()
+        super().move(slots, first, columns)
+        after = self.cache[0].v.shape
+        assert after == (len(slots), columns, after[2])
+        self.work.moves.append((before, before._replace(slots=len(slots), columns=columns)))
+
+    def decode(self):
+        self.work.calls += 1
+        self.work.shapes.setdefault(self.shape(), 0)
+        return super().decode()
+
+    def _collect(self, chunk):
+        schedule = self.schedule
+        slots = schedule.occupied()
+        left = self.ends[schedule.samples[slots]] - schedule.age[slots]
+        stopped, count = np.zeros(len(schedule.samples), bool), np.array(chunk.count)
+        stopped[slots], count[slots] = left <= CHUNK, np.minimum(left, CHUNK)
+        return super()._collect(chunk._replace(stopped=stopped, count=count))
+
+
+@pytest.mark.parametrize("seed, slots, copies", [(0, 8, 1), (1, 16, 2), (2, 3, 1), (3, 6, 3)])
+def test_simulated_sessions_do_what_real_ones_do(seed, slots, copies, monkeypatch):
+    """Those of all copies of the weights, which share a queue: they take the same reads, decode
+    with the same shapes, and resize cache and pool alike."""
+    monkeypatch.setattr(prefill_plan, "MIN_READ_TOKENS", 60)
     random = np.random.default_rng(seed)
-    prompts = random.integers(5, 70, 9)
-    completions = random.integers(1, 60, (9, 3)) * random.choice([1, 8], (9, 3))
+    prompts = random.integers(5, 70, 13)
+    completions = random.integers(1, 60, (13, 3)) * random.choice([1, 8], (13, 3))
     shape = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
     bundle = models.describe({**tiny.tiny_config(64), **shape})
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), models.shapes(bundle))
-    seen: list[DecodeShape] = []
-    moved: list[int] = []
+    ids = [[i + 3, *[1] * (int(n) - 1)] for i, n in enumerate(prompts)]
+    plan, limit = plan_reads(ids, copies), int(completions.max())
+    queue = ReadQueue(len(plan.reads), copies)
+    real = [
+        RecordedSession(
+            bundle.config, params, jnp.float32, plan, queue, copy, np.zeros((39, 2), np.uint32),
+            group=3, limits=[limit] * 39, method=Method(1.0, 0, 1.0), stop_ids=(), slots=slots,
+            ends=completions.ravel(),
+        )
+        for copy in range(copies)
+    ]  # fmt: skip
+    lengths_of: dict[int, int] = {}
 
-    def shape_of(*arguments, **_):
-        pool, cache = arguments[5], arguments[7]
-        rows, width = pool.last.shape[0], pool.layers[0].v.shape[1]
-        seen.append(DecodeShape(cache[0].v.shape[0], cache[0].v.shape[1], rows, width))
-        return decode(*arguments, **_)
+    def run(copy: int) -> None:
+        real[copy].run(lambda i, sample: lengths_of.update({i: len(sample.tokens)}))
+        queue.leave(copy)
 
-    def move(kv, *arguments, **options):
-        moved.append(kv.v.shape[1])
-        return real_move(kv, *arguments, **options)
-
-    real_move = slots_of.move
-    monkeypatch.setattr(slots_of, "decode", shape_of)
-    monkeypatch.setattr(slots_of, "move", move)
-    longest = int(completions.max())
-    reads = plan_reads([[i + 3, *[1] * (int(n) - 1)] for i, n in enumerate(prompts)])
-    session = Session(
-        bundle.config, params, jnp.float32, reads, ReadQueue(len(reads.reads), 1), 0,
-        np.zeros((27, 2), np.uint32), group=3, limits=[longest] * 27,
-        method=Method(1.0, 0, 1.0), stop_ids=(), slots=slots,
-    )  # fmt: skip
-    ends = completions.ravel()
-    collect = session._collect
-
-    def stop(chunk):
-        """Ends each sample where its drawn length says."""
-        stopped, count = np.zeros(len(session.slots), bool), np.array(chunk.count)
-        for i, occupant in enumerate(session.slots):
-            if occupant:
-                left = ends[occupant.sample] - occupant.age
-                stopped[i], count[i] = left <= CHUNK, min(left, CHUNK)
-        return collect(chunk._replace(stopped=stopped, count=count))
-
-    monkeypatch.setattr(session, "_collect", stop)
-    session.run(lambda i, sample: None)
-    work = SimulatedSession(unrelated(prompts, completions), limit=longest, slots=slots).run()
-    assert work.calls == len(seen)
-    assert set(work.shapes) == set(seen)
-    assert [before.columns for before, _ in work.moves] == moved
+    run_concurrently(run, copies)
+    assert [lengths_of[i] for i in range(39)] == completions.ravel().tolist()
+    call = unrelated(prompts, completions)
+    reads = divided(call, copies, keep_prefix=True)
+    assert (reads.reads, reads.sizes) == (plan.reads, plan.sizes)
+    for session, work in zip(real, sessions(call, reads, limit, slots), strict=True):
+        assert (work.reads, work.calls) == (session.work.reads, session.work.calls)
+        assert (work.moves, work.growths) == (session.work.moves, session.work.growths)
+        assert [*work.shapes] == [*session.work.shapes]
+    assert copies == 1 or len(plan.reads) > copies
 
 
-def test_reads_of_a_session_counted_by_hand():
+def simulated(call: CallLengths, limit: int, slots: int) -> SessionWork:
+    (work,) = sessions(call, divided(call, 1, keep_prefix=True), limit, slots)
+    return work
+
+
+def test_what_a_session_reads_counted_by_hand():
     """Two samples of one prompt of 10 tokens, of 3 and 5 tokens."""
-    call = unrelated(np.array([10]), np.array([[3, 5]]))
-    work = SimulatedSession(call, limit=100, slots=2).run()
+    work = simulated(unrelated(np.array([10]), np.array([[3, 5]])), limit=100, slots=2)
     (shape,) = work.shapes
     assert shape == DecodeShape(2, 112, 1, 64) and work.shapes[shape] == 5 and work.calls == 1
-    assert work.reads == 5 * (2 * 112 + 64)
-    assert work.needed_reads == (1 + 2 + 3) + (1 + 2 + 3 + 4 + 5) + 5 * 10
+    assert work.tokens_read == 5 * (2 * 112 + 64)
+    assert work.needed_tokens == (1 + 2 + 3) + (1 + 2 + 3 + 4 + 5) + 5 * 10
     assert largest([work]) == shape and not work.moves
+
+
+def test_a_copy_with_long_samples_takes_fewer_reads():
+    """The copy that takes the first read has two prompts with long samples."""
+    completions = np.where(np.isin(np.arange(24), (0, 2))[:, None], 400, 10)
+    call = unrelated(np.full(24, 300), completions)
+    reads = divided(call, 2, keep_prefix=True)
+    first, second = sessions(call, reads, limit=400, slots=2)
+    assert sorted(first.reads + second.reads) == list(range(len(reads.reads)))
+    assert 0 in first.reads and len(first.reads) < len(second.reads)
+    assert first.clock == pytest.approx(
+        first.calls + sum(reads.sizes[n] for n in first.reads) / 2048
+    )
+
+
+def decode_arguments(layers: int, tied: bool = True) -> worst_case.DecodeArguments:
+    """Those of a decoding program of a small model: 3 prompts of 50 tokens, 6 slots."""
+    changes = {"num_hidden_layers": layers, "tie_word_embeddings": tied}
+    model = models.describe({**tiny.tiny_config(512), **changes})
+    reads = divided(unrelated(np.full(3, 50), np.ones((3, 1), int)), 1, keep_prefix=True)
+    return worst_case.arguments(
+        model.config, models.shapes(model), jnp.float32, prompts=3, prompt_tokens=50, group=2,
+        max_tokens=100, slots=6, tree=largest_tree([reads], kernel=False),
+    ).decode  # fmt: skip
+
+
+DECODE_OPTIONS = {"method": Method(1.0, 0, 1.0), "stop_ids": (2,), "dtype": jnp.float32}
 
 
 def test_flops_of_a_decoding_step_counted_by_hand():
     """A dense model whose products can be listed: projections, MLP, attention to cache and prompts,
     and logits."""
-    model = models.describe(tiny.tiny_config(512))
-    worst = worst_case.arguments(
-        model.config, models.shapes(model), jnp.float32, prompts=3, prompt_tokens=50, group=2,
-        max_tokens=100, slots=6,
-    )  # fmt: skip
-    traced = decode.trace(
-        *worst.decode, method=Method(1.0, 0, 1.0), stop_ids=(2,), dtype=jnp.float32
-    )
+    arguments = decode_arguments(layers=2)
+    traced = decode.trace(*arguments, **DECODE_OPTIONS)
     D, H, heads, kv_heads, mlp, layers = 32, 8, 4, 2, 64, 2
-    B, columns, rows, width = 6, worst.decode[7][0].v.shape[1], 3, 64
-    rows = worst.decode[5].last.shape[0]
+    B, columns, rows, width = 6, arguments[7][0].v.shape[1], 3, 64
+    rows = arguments[5].last.shape[0]
     projections = D * (heads + 2 * kv_heads) * H + heads * H * D + 3 * D * mlp
     pairs = B * columns + rows * 2 * width
     step = layers * (2 * B * projections + 2 * 2 * pairs * heads * H) + 2 * B * D * 512
     assert cost.count_flops(traced.jaxpr.jaxpr) == CHUNK * step
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decoding_program_is_extended_to_all_its_layers(tied, monkeypatch):
+    """What the program takes with few layers gives what it takes with all of them."""
+    arguments = decode_arguments(7, tied)
+    assert cost.num_layers(arguments) == 7
+    assert cost.num_layers(cost.first_layers(arguments, 4)) == 4
+    extended = cost.compile_cost(decode, arguments, DECODE_OPTIONS, [0])
+    monkeypatch.setattr(cost, "DEPTHS", (7, 8))
+    complete = cost.compile_cost(decode, arguments, DECODE_OPTIONS, [0])
+    for name in ("argument_bytes", "output_bytes", "flops", "collectives"):
+        assert getattr(extended, name) == getattr(complete, name), name
+    assert extended.temporary_bytes == pytest.approx(complete.temporary_bytes, rel=0.02)
+    assert extended.accessed_bytes == pytest.approx(complete.accessed_bytes, rel=0.02)
 
 
 def test_the_programs_of_drawn_lengths(model):
@@ -262,8 +320,12 @@ def test_a_plan_for_drawn_lengths(model, monkeypatch, capsys):
     assert bound["fits"] and set(bound) == {"programs", "stages", "waste", "fits", "does_not_fit"}
     rows, bound_rows = ({x["program"]: x for x in each["programs"]} for each in (result, bound))
     for name in ("rollout: prefill", "rollout: decode", "judge: verdicts"):
-        assert rows[name]["flops"] <= bound_rows[name]["flops"]
         assert rows[name]["total_bytes"] <= bound_rows[name]["total_bytes"]
+    flops = [
+        sum(x["flops"] * x["calls_per_step"] for x in by_name.values())
+        for by_name in (rows, bound_rows)
+    ]
+    assert flops[0] < 0.8 * flops[1]
     for row in result["programs"] + bound["programs"]:
         assert row["flops_needed"] <= row["flops"]
         by_kind = row["collectives"].values()
@@ -281,10 +343,49 @@ def test_a_plan_for_drawn_lengths(model, monkeypatch, capsys):
     assert any(line.startswith("with all prompts and samples at their maximum") for line in lines)
 
 
-def test_every_copy_gets_its_share():
-    call = unrelated(np.arange(1, 8), np.arange(14).reshape(7, 2) + 1)
-    parts = list(shares(call, 3))
-    assert [part.prompts.tolist() for part in parts] == [[1, 4, 7], [2, 5], [3, 6]]
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(copies, kernel, monkeypatch):
+    """The reads of prompts with these lengths and shared starts, and the scores that attention
+    computes for each; longer prompts need more than their share of tokens."""
+    monkeypatch.setattr(prefill_plan, "READ_TOKENS", 2048)
+    random = np.random.default_rng(4)
+    answered = unrelated(random.integers(40, 300, 6), random.integers(1, 900, (6, 2)))
+    prompts, shared = judged(answered, 3)
+    call = CallLengths(prompts, shared, np.ones((36, 1), int))
+    ids: list[list[int]] = []
+    for i, (length, n) in enumerate(zip(prompts, shared, strict=True)):
+        ids.append([*(ids[-1][:n] if ids else []), *[i] * int(length - n)])
+    plan = plan_reads(ids, copies, kernel=kernel)
+    reads = divided(call, copies, keep_prefix=True)
+    assert vars(reads) == {name: vars(plan)[name] for name in vars(reads)}
+    packed = [plan.pack(n).tree for n in range(len(plan.reads))]
+    pairs = read_pairs(call, reads, kernel)
+    assert pairs == [prefill_plan.attention_pairs(tree) for tree in packed]
+    assert sum(pairs) > call.prompt_pairs and len(pairs) > 1
+    largest = largest_tree([reads], kernel)
+    assert [np.shape(x) for x in jax.tree.leaves(largest)] == [
+        np.shape(x) for x in jax.tree.leaves(max(packed, key=lambda tree: len(tree.tokens)))
+    ]
+
+
+def test_pairs_grow_with_the_square_of_lengths():
+    """As many tokens in few long prompts take more scores than in many short ones."""
+    pairs = []
+    for count in (64, 2):
+        call = unrelated(np.full(count, 4096 // count), np.ones((count, 1), int))
+        reads = divided(call, 1, keep_prefix=True)
+        assert reads.sizes == [4096]
+        pairs.append(sum(read_pairs(call, reads, kernel=True)))
+    assert pairs == [64 * 64**2, 2 * 64**2 * 32 * 33 // 2]
+
+
+def test_every_process_gets_its_share():
+    """Rows p, p + n, …, as `processes.share` gives them, with all prompts that are made of them."""
+    call = CallLengths(np.arange(1, 13), np.arange(12), np.arange(24).reshape(12, 2) + 1)
+    parts = [call.of_process(i, 2, rows=6) for i in range(2)]
+    assert [part.prompts.tolist() for part in parts] == [[1, 2, 5, 6, 9, 10], [3, 4, 7, 8, 11, 12]]
+    assert [part.shared.tolist() for part in parts][1] == [2, 3, 6, 7, 10, 11]
     assert sum(part.completions.sum() for part in parts) == call.completions.sum()
-    assert len(list(shares(call, 20))) == 7
+    assert not len(call.of_process(7, 8, rows=6).prompts)
     assert length_distribution.MAX_SIGMA == 5

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from seif_jax.models import packed_attention, tree_attention_kernels
 from seif_jax.models.packed_attention import tile_size
 from seif_jax.sampling import prefill_plan
-from seif_jax.sampling.prefill_plan import ReadPlan, largest_read, padded_prefix, plan_reads
+from seif_jax.sampling.prefill_plan import (
+    ReadPlan,
+    attention_pairs,
+    largest_tree,
+    padded_prefix,
+    plan_reads,
+)  # fmt: skip
 
 Prompt = list[int]
 
@@ -167,14 +173,18 @@ def test_planning_takes_linear_time():
     assert secs(3000) < 20 * secs(300)
 
 
-def test_the_largest_read():
-    for prompts, tokens, count, size in (
-        (40, 2048, 8, 16384),
-        (40, 12288, 1, 12288),
-        (3, 500, 3, 1536),
-        (9600, 10, 256, 3072),
-    ):
-        tree, taken = largest_read(prompts, tokens, kernel=False)
-        assert (taken, len(tree.tokens)) == (count, size)
-        plan = plan_reads([[i] * tokens for i in range(min(prompts, 300))])
-        assert plan.max_prompts == len(tree.last) and max(plan.sizes) == size
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize(
+    "prompts, tokens, copies, size, last",
+    [(40, 2048, 1, 16384, 48), (40, 2048, 4, 4096, 48), (9, 12288, 1, 16384, 12),
+     (3, 500, 1, 1536, 3)],
+)  # fmt: skip
+def test_the_largest_tree(prompts, tokens, copies, size, last, kernel):
+    """It has room for every read of the call and, if prompts that fit worse than shorter ones were
+    shorter, for a read of as many tokens as the division aims at."""
+    plan = plan_reads([[i] * tokens for i in range(prompts)], copies, kernel=kernel)
+    tree = largest_tree([plan], kernel)
+    assert (len(tree.tokens), len(tree.last)) == (size, last)
+    assert size >= max(plan.sizes) and size >= plan.goal
+    causal = sum(range(1, size // 64 + 1)) * 64**2 if kernel else None
+    assert causal is None or attention_pairs(tree) == causal

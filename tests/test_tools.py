@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,7 @@ def test_help(tool, name):
             "--data=absent.parquet: no such file",
         ),
         ("evaluate_speed", [*SPEED, f"--data={__file__}"], "--peer_python=absent: no such program"),
-        ("plan_table", [], "the following arguments are required: PLAN.json"),
-        ("plan_table", ["absent.json"], "absent.json: not a plan (FileNotFoundError"),
-        ("plan_table", ["{folder}/metrics.jsonl"], "metrics.jsonl: not a plan (KeyError"),
+        ("plan_table", [], "the following arguments are required: FOLDER"),
         ("convert_speed", ["much"], "invalid float value: 'much'"),
     ],
 )
@@ -82,3 +81,66 @@ def test_the_learning_curve(tool, tmp_path):
         "| 0 | 0.500 ± 0.000 | 40.000 ± 0.000 | 0.000 ± 0.000 | 0 |",
         "| 1 | 0.500 ± 0.250 | 40.000 ± 0.000 | 0.000 ± 0.000 | 0.125 ± 0.000 |",
     ]
+
+
+def made_plan(command: list[str]) -> dict[str, object]:
+    """A plan as `seif plan --json` prints it, of two stages with three programs each."""
+    (topology,) = (part.partition("=")[2] for part in command if part.startswith("--topology="))
+    names = ("gradient", "rollout: decode", "judge: decode")
+    programs = [
+        {
+            "stage": stage, "program": name, "total_bytes": (n + 1) * size << 30,
+            "share_of_memory": (n + 1) * size / 95,
+        }
+        for stage, size in (("instructor", 20), ("follower", 10))
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+    secs = {"instructor": 1234.4, "follower": 99.6}
+    stages = {name: {"step_secs": x, "rollout_tokens_per_sec": 5e4} for name, x in secs.items()}
+    step = {"programs": programs, "stages": stages, "fits": "v6e" not in topology}
+    waste = {"attention": 1.104, "judge_prompts": 1.2, "kv_read": 2.5}
+    mesh = {"data": 1, "fsdp": 16, "sequence": 1, "tensor": 2}
+    model = {"name": "someone/Some-7B"}
+    return {"model": model, "topology": topology, "mesh": mesh, "waste": waste, **step,
+            "all_longest": {**step, "fits": True}}  # fmt: skip
+
+
+def test_plans_go_on_where_they_stopped(tool, tmp_path, monkeypatch):
+    """A call makes the plans that are missing, those of the whole table in the end."""
+    commands: list[list[str]] = []
+
+    def run(command, *, env, **options):
+        if len(commands) == 4:
+            commands.append([])
+            raise KeyboardInterrupt
+        commands.append([*command, env.get("XLA_CLIENT_MEM_FRACTION", "")])
+        text = "a line of the log\n" + json.dumps(made_plan(command))
+        return subprocess.CompletedProcess(command, int("v6e" in text), stdout=text)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        tool("plan_table", tmp_path)
+    assert len([*tmp_path.iterdir()]) == 4
+    code, out, err = tool("plan_table", tmp_path, "--print")
+    assert code == 0 and err[-1] == "11 of 15 plans are missing"
+    assert len(out.splitlines()) == 3 * 7
+    code, out, err = tool("plan_table", tmp_path)
+    lines = out.splitlines()
+    assert (code, len(commands), len(lines)) == (0, 16, 3 * (15 + 3))
+    done = [command for command in commands if command]
+    assert len({(command[6], command[7]) for command in done}) == 15  # of config and topology
+    assert all("--lengths=1000,1.0" in command for command in done)
+    assert {command[-1] for command in done} == {"", "0.9"}
+    memory = "instructor judge: decode: 60.0 GiB, 63% | 20.0 | 40.0 | 60.0"
+    rest = f"{memory} | 1,234, 100 | yes |"
+    assert f"| Some-7B | v5p:2x4x4 | {rest}" in lines
+    assert f"| Some-7B | v6e:8x8 | {rest[:-6]} no | 50,000 | 1.10, 1.20, 2.50 |" in lines
+
+
+def test_a_plan_that_cannot_be_made(tool, tmp_path, monkeypatch):
+    failed = subprocess.CompletedProcess([], 2, stdout="")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
+    code, out, err = tool("plan_table", tmp_path)
+    assert (code, out) == (2, "") and "seif plan failed with exit code 2" in err[-1]
+    assert not [*tmp_path.iterdir()]

@@ -96,12 +96,6 @@ def plan_kernel_tiles(
     return tree_attention_kernels.TileRuns(cast(Array, joined), tiles.last)
 
 
-def kernel_pairs(tiles: TilePairs | tree_attention_kernels.TileRuns) -> int:
-    """The pairs of a query and a key for which the kernel computes a score; 0 without a kernel."""
-    is_kernel = isinstance(tiles, tree_attention_kernels.TileRuns)
-    return tree_attention_kernels.computed_pairs(tiles) if is_kernel else 0
-
-
 def attend(
     q: Float[Array, "1 N h H"],
     k: Float[Array, "1 M K H"],

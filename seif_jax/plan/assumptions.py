@@ -22,12 +22,13 @@ ALWAYS = (
     "without the host, data and compiling; a checkpoint is not part of a step's seconds, and takes "
     f"those in which each host writes its part at {STORAGE_BYTES_PER_SEC / 1e9:g} GB/s",
     "FLOPs are those of matrix products, and bytes what instructions read from and write to "
-    "memory; the learner's attention counts the tiles of scores that it computes, other kernels "
-    "count all blocks, even those that they skip",
+    "memory; attention over packed rows counts the tiles of scores that it computes",
+    "every process samples and scores its share of a step's rows; its copies of the weights take "
+    "prompts from one queue, and a step has the calls of the copy that takes longest",
 )
 NO_GPU = (
     "XLA's compiler has no GPU to try kernels on: what autotuning would choose, and the workspace "
-    "of cuDNN and cuBLAS, are unknown (cuDNN's counts as 0)"
+    "of cuBLAS, are unknown"
 )
 
 
@@ -62,7 +63,6 @@ def of_gpus(chip: Chip, network_bytes_per_sec: float) -> tuple[str, ...]:
         f"JAX allocates {chip.pool_fraction:.0%} of a GPU's memory, the default being "
         f"{gpus.DEFAULT_FRACTION:.0%}; to change that, set {gpus.FRACTION[0]} to the same value "
         "for the plan and for the run; the rest holds NCCL's buffers and CUDA's context",
-        "of prefill, cuDNN's attention computes all pairs of queries and keys",
         "GPUs of a host reach each other over NVLink at its full rate; between hosts each has a "
         f"network adapter of its own with {8e-9 * network_bytes_per_sec:.0f} Gb/s, and as in "
         "NCCL's rings the GPUs of a host that take part in a collective share its bytes",

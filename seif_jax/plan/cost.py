@@ -23,6 +23,7 @@ CUDNN_PRODUCTS = {
     "dot_product_attention_fwd_wrapper": (1, 1),
     "dot_product_attention_bwd_wrapper": (3, 2),
 }
+DEPTHS = (2, 4)  # layers with which unrolled programs are compiled
 BTNH = 0  # the layout of its operands; the other one is BNTH
 
 
@@ -37,6 +38,28 @@ class Cost:
     accessed_bytes: float  # read from and written to the device's memory, about
     collectives: dict[str, tuple[int, int]]  # by kind: their number, bytes that leave a device
     network_bytes: float = 0.0  # of these, bytes that leave the host
+
+    def extended(self, more: "Cost", factor: float) -> "Cost":
+        """This cost and `factor` times what `more` has in addition."""
+
+        def line(a: float, b: float) -> float:
+            return a + factor * (b - a)
+
+        none = (0, 0)
+        pairs = {x: (self.collectives.get(x, none), more.collectives[x]) for x in more.collectives}
+        collectives = {
+            kind: (round(line(a[0], b[0])), round(line(a[1], b[1])))
+            for kind, (a, b) in pairs.items()
+        }
+        return Cost(
+            round(line(self.argument_bytes, more.argument_bytes)),
+            round(line(self.temporary_bytes, more.temporary_bytes)),
+            round(line(self.output_bytes, more.output_bytes)),
+            line(self.flops, more.flops),
+            line(self.accessed_bytes, more.accessed_bytes),
+            collectives,
+            line(self.network_bytes, more.network_bytes),
+        )
 
 
 def device_bytes(tree: object) -> int:
@@ -62,8 +85,17 @@ def compile_cost(
 ) -> Cost:
     """Compiles a jitted function for arguments with shardings.
 
-    hosts: of each device. pairs_per_row: see `count_flops`.
+    hosts: of each device. pairs_per_row: see `count_flops`. A program that is unrolled over layers
+    takes lists with an entry per layer. Compiling takes time in proportion to the layers, and each
+    of them costs the same, so it is compiled with few layers (DEPTHS) and extended to all.
     """
+    layers, (few, more) = num_layers(arguments), DEPTHS
+    if layers > more:
+        costs = [
+            compile_cost(function, first_layers(arguments, n), options, hosts, pairs_per_row)
+            for n in DEPTHS
+        ]
+        return costs[0].extended(costs[1], (layers - few) / (more - few))
     traced = function.trace(*arguments, **options)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -78,6 +110,24 @@ def compile_cost(
         hlo.collectives(program),
         hlo.bytes_between_hosts(program, hosts),
     )
+
+
+def num_layers(x: object) -> int:
+    """The length of the longest list in an argument."""
+    own = len(x) if isinstance(x, list) else 0
+    return max([own, *map(num_layers, x)]) if isinstance(x, (list, tuple)) else 0
+
+
+def first_layers(arguments: tuple[Any, ...], layers: int) -> tuple[Any, ...]:
+    """Arguments with only the first entries of their lists, those in named tuples included."""
+
+    def shorten(x: object) -> object:
+        if isinstance(x, tuple):
+            return first_layers(x, layers)
+        return x[:layers] if isinstance(x, list) else x
+
+    make = getattr(arguments, "_make", tuple)  # that of a named tuple
+    return make([shorten(x) for x in arguments])
 
 
 def unread_bytes(traced: jax.stages.Traced, arguments: tuple[object, ...]) -> int:

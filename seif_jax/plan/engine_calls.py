@@ -22,13 +22,18 @@ class EngineCall:
     """What a step samples, or gets verdicts on, with one call of an engine."""
 
     name: str
-    prompts: int
+    rows: int  # of the step's data, which the processes share; all have equally many prompts
     group_size: int
     decoding: Decoding
     weights: str  # whose: a key of `resident_bytes`
     dtype: DTypeLike
     lengths: tuple[CallLengths, ...]  # of each planned step
     mode: str = "generate"
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts per step."""
+        return len(self.lengths[0].prompts)
 
     @property
     def drawn(self) -> bool:
@@ -73,11 +78,11 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
     """All that a step of a stage samples and judges."""
     role, dtype = config.trained_role(stage), stage_settings.dtype(config.dtype)
     decoding = stage_settings.decoding(config, role, role.temperature)
-    count, group = role.rollout_prompts, role.group_size
-    sampled = tuple(sampled_lengths(step, count, group, decoding, ROLLOUT) for step in steps)
-    yield EngineCall("rollout", count, group, decoding, "policy", dtype, sampled)
+    rows, group = role.rollout_prompts, role.group_size
+    sampled = tuple(sampled_lengths(step, rows, group, decoding, ROLLOUT) for step in steps)
+    yield EngineCall("rollout", rows, group, decoding, "policy", dtype, sampled)
     if stage == "instructor":
-        count, group = count * group, config.answer.samples  # of proposals, of answers to each
+        count, group = rows * group, config.answer.samples  # of proposals, of answers to each
         decoding = stage_settings.decoding(
             config, config.follower, config.answer.temperature, stage_settings.ANSWER_RNG_STREAM
         )
@@ -89,8 +94,8 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
                 verdict_lengths(step, lengths.prompts, lengths.shared, verdict, role, FILTER)
                 for step, lengths in zip(steps, sampled, strict=True)
             )
-            yield EngineCall("filter", count, 1, verdict, "follower", dtype, verdicts, filter.mode)
-        yield EngineCall("answers", count, group, decoding, "follower", dtype, sampled)
+            yield EngineCall("filter", rows, 1, verdict, "follower", dtype, verdicts, filter.mode)
+        yield EngineCall("answers", rows, group, decoding, "follower", dtype, sampled)
     judger = config.judger
     if "judge" in config.reward.checks and judger.mode != "random":
         verdict = stage_settings.verdict_decoding(judger, stage_settings.JUDGER_RNG_STREAM)
@@ -100,5 +105,4 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
             verdict_lengths(step, *judged(lengths, CONSTRAINTS), verdict, role, JUDGER)
             for step, lengths in zip(steps, sampled, strict=True)
         )
-        questions = count * group * CONSTRAINTS
-        yield EngineCall("judge", questions, 1, verdict, weights, dtype, verdicts, judger.mode)
+        yield EngineCall("judge", rows, 1, verdict, weights, dtype, verdicts, judger.mode)

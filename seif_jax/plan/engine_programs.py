@@ -1,8 +1,8 @@
 """The programs of the sampling engine: rollouts, answers and verdicts, at their largest."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import jax
@@ -12,79 +12,23 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from seif_jax.bench.roofline import forward_flops
-from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
-from seif_jax.models.packed_attention import kernel_pairs
 from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
+from seif_jax.plan.planned_call import PlannedCall
 from seif_jax.plan.program import VERDICT_CALLS, MeanCall, Program, shapes_of, without
-from seif_jax.plan.session import DecodeShape, SessionWork, largest, sessions
-from seif_jax.plan.step_lengths import shares
+from seif_jax.plan.reads import read_pairs
+from seif_jax.plan.session import DecodeShape, largest
 from seif_jax.sampling import prefill, worst_case
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move
 from seif_jax.sampling.decode import CHUNK, decode
-from seif_jax.sampling.prefill_plan import PromptTree, largest_read, plan_reads
+from seif_jax.sampling.prefill_plan import PromptTree, attention_pairs, largest_tree
 from seif_jax.sampling.worst_case import DecodeArguments, WorstCase
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
 PER_SLOT = ("cell", "start", "age", "born", "limit", "key")  # fields of `Slots`
-PLANNED_PROMPTS = 1 << 10  # of each drawn step, whose reads are planned
-
-
-@dataclass(frozen=True)
-class PlannedCall:
-    """An engine call, with the sessions of every copy of the weights in every planned step."""
-
-    stage: str
-    call: EngineCall
-    config: ModelConfig
-    params: Params  # of one copy
-    mesh: Mesh  # of one copy
-    copies: int
-    resident_bytes: Bytes  # besides the weights, what other engines and training need
-
-    @cached_property
-    def steps(self) -> list[list[SessionWork]]:
-        """The sessions of each step."""
-        limit, slots = self.call.decoding.max_tokens, self.call.decoding.batch_size
-        return [
-            sessions(list(shares(lengths, self.copies)), limit=limit, slots=slots)
-            for lengths in self.call.lengths
-        ]
-
-    @cached_property
-    def sessions(self) -> list[SessionWork]:
-        return [session for step in self.steps for session in step]
-
-    def slowest(self, count: Callable[[SessionWork], int]) -> float:
-        """A number per session: that of the copy with the most, the mean over steps."""
-        return float(np.mean([max(map(count, works)) for works in self.steps]))
-
-    def per_step(self, total: float) -> float:
-        """The mean over steps of what adds up to `total`."""
-        return total / len(self.call.lengths)
-
-    def program(
-        self,
-        kind: str,
-        function: jax.stages.Wrapped,
-        arguments: tuple[object, ...],
-        calls_per_step: float,
-        resident_bytes: Bytes,
-        options: Mapping[str, object],
-    ) -> Program:
-        return Program(
-            self.stage,
-            f"{self.call.name}: {kind}",
-            function,
-            arguments,
-            calls_per_step,
-            self.resident_bytes | resident_bytes,
-            num_devices=self.mesh.size,
-            options=options,
-        )
 
 
 def engine_programs(
@@ -96,14 +40,16 @@ def engine_programs(
     config, params = layout.model.config, layout.sampling_weights(mesh, call.dtype)
     others = without(resident[all_devices], "base", call.weights)
     copies = all_devices.size // mesh.size
-    planned = PlannedCall(stage, call, config, params, mesh, copies, others)
+    processes = len({device.process_index for device in all_devices.devices.flat})
+    planned = PlannedCall(stage, call, config, params, mesh, copies, processes, others)
+    tree = largest_tree(planned.reads, reads_packed_rows(config))
     if call.mode == "verdict":
-        yield _verdict_program(planned)
+        yield _verdict_program(planned, tree)
         return
     worst = worst_case.arguments(
-        config, params, call.dtype, prompts=-(-call.prompts // copies),
-        prompt_tokens=call.longest_prompt, group=call.group_size, max_tokens=decoding.max_tokens,
-        slots=decoding.batch_size,
+        config, params, call.dtype, prompts=planned.prompts, prompt_tokens=call.longest_prompt,
+        group=call.group_size, max_tokens=decoding.max_tokens, slots=decoding.batch_size,
+        tree=tree,
     )  # fmt: skip
     if call.drawn:
         worst = _with_shape(planned, worst, largest(planned.sessions))
@@ -113,51 +59,44 @@ def engine_programs(
         "prompts": device_bytes(pool),
         "cache": device_bytes(cache),
     }
-    yield _prefill_program(planned, worst, session)
+    yield _prefill_program(planned, worst, tree, session)
     yield _decode_program(planned, worst)
     yield from _resizing_programs(planned, session | {call.weights: device_bytes(params)}, pool)
 
 
-def _prefill_program(planned: PlannedCall, worst: WorstCase, session: Bytes) -> Program:
-    call = planned.call
-    calls = -(-call.prompts // planned.copies // worst.prompts)
+def _prefill_program(
+    planned: PlannedCall, worst: WorstCase, tree: PromptTree, session: Bytes
+) -> Program:
+    calls = planned.slowest(lambda work: len(work.reads))
     program = planned.program(
-        "prefill", prefill.prefill, worst.prefill, calls, session, {"dtype": call.dtype}
+        "prefill", prefill.prefill, worst.prefill, calls, session, {"dtype": planned.call.dtype}
     )
-    return _with_reads(planned, replace(program, pairs=worst.pairs), worst.prefill[3], 0)
+    return _with_reads(planned, program, tree, 0)
 
 
-def _with_reads(planned: PlannedCall, program: Program, tree: object, logits: int) -> Program:
+def _with_reads(planned: PlannedCall, program: Program, tree: PromptTree, logits: int) -> Program:
     """A program that reads prompts, with what it computes and what is needed of it.
 
-    tree: the largest read, as shapes. logits: rows of logits per prompt. If lengths are drawn, the
-    first prompts of each step are planned as the engine plans them.
+    tree: the largest read. logits: rows of logits per prompt.
     """
-    call, config = planned.call, planned.config
-    assert isinstance(tree, PromptTree)
-    (size,), of_copy = np.shape(tree.tokens), -(-call.prompts // planned.copies)
-    calls, mean = program.calls_per_step, MeanCall()
-    distinct = sum(lengths.distinct_tokens for lengths in call.lengths)
+    call, config, kernel = planned.call, planned.config, reads_packed_rows(planned.config)
+    reads, rows = planned.reads, logits * len(tree.last)
+    shares = [share for step in planned.shares for share in step]
+    computed_pairs = sum(sum(read_pairs(*share, kernel)) for share in shares)
+    calls, tokens = sum(len(x.sizes) for x in reads), sum(sum(x.sizes) for x in reads)
+    mean = forward_flops(config, round(tokens / calls), round(computed_pairs / calls), rows)
+    distinct = sum(x.distinct_tokens for x in reads)
     pairs = sum(lengths.prompt_pairs for lengths in call.lengths)
-    computed = calls * size * planned.copies * len(call.lengths)
-    if call.drawn:
-        kernel, count = reads_packed_rows(config), min(of_copy, PLANNED_PROMPTS)
-        ids = (lengths.first(count).ids() for lengths in call.lengths)
-        plans = [plan_reads(prompts, kernel=kernel) for prompts in ids]
-        reads = sum(len(plan.reads) for plan in plans)
-        tokens = sum(plan.computed_tokens for plan in plans)
-        computed = tokens * call.prompts / count
-        calls = reads / len(plans) * of_copy / count
-        mean = MeanCall(min(tokens / reads / size, 1.0))
-    all_calls = calls * planned.copies * len(call.lengths)
     needed = forward_flops(config, distinct, pairs, logits * call.prompts * len(call.lengths))
-    judged = {"judge_prompts": (planned.per_step(computed), planned.per_step(distinct))}
+    computed = planned.per_step(sum(x.computed_tokens for x in reads))
+    judged = {"judge_prompts": (computed, planned.per_step(distinct))}
+    compiled_pairs = attention_pairs(tree)
     return replace(
         program,
-        calls_per_step=calls,
         mesh=planned.mesh,
-        needed_flops=needed / all_calls,
-        mean_call=mean,
+        pairs=compiled_pairs,
+        needed_flops=needed / calls,
+        mean_call=MeanCall(mean / forward_flops(config, len(tree.tokens), compiled_pairs, rows)),
         waste=judged if call.name in VERDICT_CALLS else {},
     )
 
@@ -178,7 +117,7 @@ def _decode_program(planned: PlannedCall, worst: WorstCase) -> Program:
     all_calls = sum(work.calls for work in works)
     tokens = sum(int(lengths.completions.sum()) for lengths in call.lengths)
     pairs = sum(lengths.completion_pairs for lengths in call.lengths)
-    reads = sum(work.reads for work in works), sum(work.needed_reads for work in works)
+    reads = sum(work.tokens_read for work in works), sum(work.needed_tokens for work in works)
     largest_shape = DecodeShape(slots, columns, rows, width)
     mean = MeanCall()
     if call.drawn:
@@ -268,17 +207,15 @@ def _resizing_programs(planned: PlannedCall, session: Bytes, pool: PromptPool) -
         )  # fmt: skip
 
 
-def _verdict_program(planned: PlannedCall) -> Program:
+def _verdict_program(planned: PlannedCall, tree: PromptTree) -> Program:
     """A forward pass over prompts."""
-    call, config = planned.call, planned.config
-    prompts = -(-call.prompts // planned.copies)
-    tree, size = largest_read(prompts, call.longest_prompt, reads_packed_rows(config))
+    calls = [max(-(-len(reads.sizes) // reads.copies) for _, reads in x) for x in planned.shares]
     program = planned.program(
         "verdicts",
         prefill.next_logp,
-        (config, planned.params, None, shapes_of(tree)),
-        -(-prompts // size),
+        (planned.config, planned.params, None, shapes_of(tree)),
+        float(np.mean(calls)),
         {},
-        {"options": OPTION_IDS, "dtype": call.dtype},
+        {"options": OPTION_IDS, "dtype": planned.call.dtype},
     )
-    return _with_reads(planned, replace(program, pairs=kernel_pairs(tree.tiles)), tree, 1)
+    return _with_reads(planned, program, tree, 1)

@@ -3,14 +3,13 @@
 A drawn step is drawn `STEPS` times. The largest of them must fit, and their mean takes the seconds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
 from seif_jax.length_distribution import Lengths, draw_prompts
-from seif_jax.sampling.shapes import Ids
 
 STEPS = 8
 CONSTRAINT_TOKENS = 32  # what one prompt of the Judger adds to the instruction and the reply
@@ -41,17 +40,12 @@ class CallLengths:
         n = self.completions
         return int((n * self.prompts[:, None] + n * (n + 1) // 2).sum())
 
-    def first(self, count: int) -> "CallLengths":
-        """The first `count` prompts with their completions."""
-        return CallLengths(self.prompts[:count], self.shared[:count], self.completions[:count])
-
-    def ids(self) -> list[Ids]:
-        """Tokens of prompts that share as much as these lengths say."""
-        out: list[Ids] = []
-        for i, (length, shared) in enumerate(zip(self.prompts, self.shared, strict=True)):
-            start = out[-1][:shared] if shared else []
-            out.append([*start, *[i] * int(length - shared)])
-        return out
+    def of_process(self, process: int, processes: int, rows: int) -> "CallLengths":
+        """The share of one of the processes. rows: what they share, of which the prompts are made
+        (see `processes.share`)."""
+        row = np.arange(len(self.prompts)) * rows // len(self.prompts)
+        mine = row % processes == process
+        return CallLengths(self.prompts[mine], self.shared[mine], self.completions[mine])
 
 
 @dataclass(frozen=True)
@@ -101,10 +95,3 @@ def judged(
     shared[:, :, 0] = instructions
     shared[:, 0, 0] = 0
     return prompts, shared.ravel()
-
-
-def shares(lengths: CallLengths, copies: int) -> Iterator[CallLengths]:
-    """What each copy of the weights gets of a call (see `sampling.Engine`)."""
-    for copy in range(min(copies, len(lengths.prompts))):
-        part = slice(copy, None, copies)
-        yield CallLengths(lengths.prompts[part], lengths.shared[part], lengths.completions[part])

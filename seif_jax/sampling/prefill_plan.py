@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from seif_jax.models import tree_attention_kernels
-from seif_jax.models.packed_attention import TilePairs, plan_kernel_tiles, plan_tiles
+from seif_jax.models.packed_attention import TilePairs, plan_kernel_tiles, plan_tiles, tile_size
 from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.shapes import SIZES, TOKENS, Ids, round_up
 
@@ -52,22 +52,30 @@ class Read:
 
 
 @dataclass(frozen=True)
-class ReadPlan:
-    """How the prompts of a call are divided into reads."""
+class Reads:
+    """How the prompts of a call are divided into reads, which depends on their lengths alone."""
 
-    rows: list[Row]  # the tokens of each prompt
-    prefix: Row  # the start that all prompts share, computed once for all reads; may be empty
+    prefix_tokens: int  # of the start that all prompts share, computed once for all reads
     reads: list[list[int]]  # the indices of each read's prompts
-    copies: int  # the number of copies of the weights that process the reads
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
+    goal: int  # tokens per read that the division aims at, a multiple of the unit of sizes
+    copies: int  # the number of copies of the weights that process the reads
     max_prompts: int  # the largest number of prompts in a read, with padding
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
-    kernel: bool  # whether a kernel computes attention
 
     @property
     def computed_tokens(self) -> int:
         """Tokens that all copies compute, including padding and starts computed more than once."""
-        return self.copies * padded_prefix(len(self.prefix)) + sum(self.sizes)
+        return self.copies * padded_prefix(self.prefix_tokens) + sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class ReadPlan(Reads):
+    """The reads of a call, with the tokens of its prompts."""
+
+    rows: list[Row]  # the tokens of each prompt
+    prefix: Row  # the start that all prompts share; may be empty
+    kernel: bool  # whether a kernel computes attention
 
     def pack(self, n: int) -> Read:
         """Packs the prompts of read n."""
@@ -81,52 +89,74 @@ def plan_reads(
 ) -> ReadPlan:
     """Plans the reads of a call.
 
-    copies: the number of copies of the weights that process the reads. keep_prefix: whether the
-    common prefix is computed separately even if there is only one read. kernel: whether a kernel
-    computes attention.
+    copies, keep_prefix: see `divide`. kernel: whether a kernel computes attention.
     """
     rows = [np.array(ids, np.int32) for ids in prompts]
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">i4").tobytes())
     shared = shared_lengths([rows[i] for i in order])
-    lengths = [len(row) for row in rows]
-    distinct = sum(lengths) - int(shared.sum())
-    prefix = int(min(*shared[1:], min(lengths) - 1)) if len(rows) > 1 else 0
-    prefix = prefix if prefix >= MIN_STEM else 0
-    order = by_family(order, shared < prefix + MIN_STEM)
-    repeated = np.maximum(shared_lengths([rows[i] for i in order]) - prefix, 0)
-    new = np.array([lengths[i] - prefix for i in order]) - repeated
+    lengths = np.array([len(row) for row in rows])
+    distinct = int(lengths.sum() - shared.sum())
+    order = by_family(order, shared < prefix_length(lengths, shared) + MIN_STEM)
+    shared = shared_lengths([rows[i] for i in order])
+    reads = divide(order, lengths[order], shared, distinct, copies, keep_prefix)
+    return ReadPlan(**vars(reads), rows=rows, prefix=rows[0][: reads.prefix_tokens], kernel=kernel)
+
+
+def prefix_length(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:
+    """The number of tokens at the start of all prompts that are computed once for all reads.
+
+    shared: the number of leading tokens that each prompt shares with the one before it.
+    """
+    length = int(min(*shared[1:], lengths.min() - 1)) if len(lengths) > 1 else 0
+    return length if length >= MIN_STEM else 0
+
+
+def divide(
+    order: Sequence[int],
+    lengths: Int[np.ndarray, "n"],
+    shared: Int[np.ndarray, "n"],
+    distinct: int,
+    copies: int = 1,
+    keep_prefix: bool = True,
+) -> Reads:
+    """Divides prompts into reads, from their lengths alone.
+
+    order: the index of each prompt; the other arguments are in this order. shared: the number of
+    leading tokens that each prompt shares with the one before it. distinct: see `Reads`. copies:
+    the number of copies of the weights that process the reads. keep_prefix: whether the common
+    prefix is computed separately even if there is only one read.
+    """
+    prefix = prefix_length(lengths, shared)
+    repeated = np.maximum(shared - prefix, 0)
+    new = lengths - prefix - repeated
     goal = distinct - prefix
     if copies > 1:
         share = goal // copies
         goal = max(share // READS_PER_COPY, min(share, MIN_READ_TOKENS), 1)
     goal = min(goal, READ_TOKENS)
-    step = row_step(max(goal, max(lengths) - prefix))
+    step = row_step(max(goal, int(lengths.max()) - prefix))
+    goal = -(-goal // step) * step
     cuts = cut(new, repeated, goal, step)
     if len(cuts) == 2 and not keep_prefix:
         new[0], prefix = new[0] + prefix, 0
         step = row_step(int(new.sum()))
     tokens = [int(new[a:b].sum() + repeated[a]) for a, b in pairwise(cuts)]
-    return ReadPlan(
-        rows,
-        rows[0][:prefix],
-        [order[a:b] for a, b in pairwise(cuts)],
-        min(copies, len(tokens)),
+    return Reads(
+        prefix,
+        [list(order[a:b]) for a, b in pairwise(cuts)],
         row_sizes(np.array(tokens), step).tolist(),
-        round_up(min(READ_PROMPTS, len(rows)), SIZES),
+        goal,
+        min(copies, len(tokens)),
+        round_up(min(READ_PROMPTS, len(lengths)), SIZES),
         distinct,
-        kernel,
     )
 
 
-def largest_read(prompts: int, prompt_tokens: int, kernel: bool) -> tuple[PromptTree, int]:
-    """The largest read of `prompts` prompts of `prompt_tokens` tokens that have no common start.
-    Returns its tree and the number of prompts in it."""
-    count = min(prompts, READ_PROMPTS, max(READ_TOKENS // prompt_tokens, 1))
-    rows = [np.full(prompt_tokens, i, np.int32) for i in range(count)]
-    tokens = np.array([count * prompt_tokens])
-    (size,) = row_sizes(tokens, row_step(count * prompt_tokens)).tolist()
-    _, tree = pack(rows, 0, size, round_up(min(READ_PROMPTS, prompts), SIZES), kernel)
-    return tree, count
+def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
+    """A tree of the shape of the largest read of these calls, or of others with the same goals."""
+    size = max(max(*call.sizes, call.goal) for call in reads)
+    row = np.zeros(size, np.int32)
+    return pack([row], 0, size, max(call.max_prompts for call in reads), kernel)[1]
 
 
 def padded_prefix(length: int) -> int:
@@ -157,16 +187,15 @@ def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> li
 def cut(
     new: Int[np.ndarray, "n"], repeated: Int[np.ndarray, "n"], goal: int, step: int
 ) -> list[int]:
-    """Cuts a list of prompts into reads of about `goal` tokens each. A read has at most READ_TOKENS
-    tokens, unless it is a single prompt, and at most READ_PROMPTS prompts. Returns the index of the
-    first prompt of each read, followed by n.
+    """Cuts a list of prompts into reads of about `goal` tokens each, a multiple of `step`. A read
+    has at most READ_TOKENS tokens, unless it is a single prompt, and at most READ_PROMPTS prompts.
+    Returns the index of the first prompt of each read, followed by n.
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
     number that it does share; they are computed again if a read starts at this prompt. Each read
     ends where the cost is lowest. The cost is the sum of the repeated tokens, the tokens missing to
     `goal`, and the tokens by which the padded row exceeds `goal`.
     """
-    goal = -(-goal // step) * step
     totals = np.concatenate([[0], np.cumsum(new)])
     cuts = [0]
     while (start := cuts[-1]) < len(new):
@@ -218,3 +247,13 @@ def pack(
         tiles = plan_tiles(ends, count, prefix, padded_prefix(prefix))
     arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends))
     return paths, PromptTree(*arrays, tiles, cast(Array, last))
+
+
+def attention_pairs(tree: PromptTree, prefix: int = 0) -> int:
+    """The pairs of a query and a key for which attention computes a score, in each head.
+
+    prefix: the tokens of the prefix that the tree follows.
+    """
+    if isinstance(tree.tiles, tree_attention_kernels.TileRuns):
+        return tree_attention_kernels.computed_pairs(tree.tiles)
+    return int(tree.tiles.count) * tile_size(padded_prefix(prefix), len(tree.tokens)) ** 2

@@ -38,8 +38,10 @@ class ReadQueue:
     def advance(self, copy: int, cost: float) -> None:
         """Advances a copy's clock by the cost of its next piece of work, in any unit of time."""
         with self._changed:
+            was_first = self._is_first(copy)
             self._clocks[copy] += cost
-            self._changed.notify_all()
+            if was_first and not self._is_first(copy):  # it is another copy's turn
+                self._changed.notify_all()
 
     def leave(self, copy: int) -> None:
         """Declares that this copy takes no more reads, so that the others do not wait for it."""

@@ -11,14 +11,12 @@ from jaxtyping import Array
 from seif_jax.models.decoder import LayerWeights, ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype
-from seif_jax.models.packed_attention import kernel_pairs
-from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes
 from seif_jax.sampling.decode import CHUNK, Slots
 from seif_jax.sampling.prefill import PackedKV
-from seif_jax.sampling.prefill_plan import PromptTree, largest_read
+from seif_jax.sampling.prefill_plan import PromptTree
+from seif_jax.sampling.schedule import first_columns, more_columns, more_rows, round_to_chunks
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
-from seif_jax.sampling.slots import first_columns, more_columns, more_rows, round_to_chunks
 from seif_jax.sharding import layer_struct
 
 PrefillArguments = tuple[ModelConfig, Params, None, PromptTree]
@@ -33,9 +31,6 @@ class WorstCase(NamedTuple):
     prefill: PrefillArguments
     decode: DecodeArguments
     read: PackedKV  # what a prefill returns, which stays until all its prompts have had a slot
-    pairs: int  # of a query and a key for which a prefill computes a score, per head
-    slots: int
-    prompts: int  # per call of the prefill program
 
 
 def arguments(
@@ -48,9 +43,10 @@ def arguments(
     group: int,
     max_tokens: int,
     slots: int,
+    tree: PromptTree,
 ) -> WorstCase:
     """The worst case: prompts without a common prefix, and prompts and samples that all have the
-    maximum length. params: a tree of `jax.ShapeDtypeStruct`."""
+    maximum length. params: a tree of `jax.ShapeDtypeStruct`. tree: of the largest read."""
     width = round_up(prompt_tokens, WIDE)
     size = min(slots, round_up(prompts * group, SIZES))
     rows = min(prompts, -(-size // group))
@@ -86,15 +82,11 @@ def arguments(
         cache_shapes(c, params, dtype, size, columns),
         Slots(*cast(tuple[Array, ...], slot_arrays)),
     )
-    tree, reads = largest_read(prompts, prompt_tokens, reads_packed_rows(c))
     prefill = (c, params, None, jax.tree.map(lambda x: ints(*x.shape), tree))
     return WorstCase(
         cast(PrefillArguments, prefill),
         cast(DecodeArguments, decode),
         packed_shapes(c, params, dtype, len(tree.tokens)),
-        kernel_pairs(tree.tiles),
-        size,
-        reads,
     )
 
 

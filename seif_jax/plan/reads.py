@@ -1,0 +1,45 @@
+"""How an engine reads the prompts of a call, from their lengths."""
+
+from functools import lru_cache
+
+import numpy as np
+
+from seif_jax.plan.step_lengths import CallLengths
+from seif_jax.sampling.prefill_plan import Reads, Row, attention_pairs, divide, pack
+
+
+def divided(lengths: CallLengths, copies: int, keep_prefix: bool) -> Reads:
+    """The reads of a call that these copies of the weights share (see `prefill_plan.divide`)."""
+    order, distinct = range(len(lengths.prompts)), lengths.distinct_tokens
+    return divide(order, lengths.prompts, lengths.shared, distinct, copies, keep_prefix)
+
+
+def read_pairs(lengths: CallLengths, reads: Reads, kernel: bool) -> list[int]:
+    """For each read, the pairs of a query and a key for which attention computes a score.
+
+    kernel: whether a kernel computes attention.
+    """
+    return [
+        _pairs(
+            tuple(lengths.prompts[prompts].tolist()),
+            tuple(lengths.shared[prompts].tolist()),
+            reads.prefix_tokens,
+            size,
+            kernel,
+        )
+        for prompts, size in zip(reads.reads, reads.sizes, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1 << 12)
+def _pairs(
+    lengths: tuple[int, ...], shared: tuple[int, ...], prefix: int, size: int, kernel: bool
+) -> int:
+    """The pairs of one read, packed from tokens that are shared as these lengths say."""
+    rows: list[Row] = []
+    for i, (length, common) in enumerate(zip(lengths, shared, strict=True)):
+        row = np.full(length, i, np.int32)
+        if rows:
+            row[:common] = rows[-1][:common]
+        rows.append(row)
+    return attention_pairs(pack(rows, prefix, size, len(rows), kernel)[1], prefix)
