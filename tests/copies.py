@@ -16,13 +16,13 @@ import tiny
 from seif_jax import models, sampling, sharding
 from seif_jax.sampling import Engine, prefill_plan, row_keys
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_queue import ReadQueue
+from seif_jax.sampling.prefill_queue import PrefillQueue
 
 MODEL = models.describe(tiny.tiny_config(96))
 PROMPTS, GROUP = 48, 2
 
 
-class Recorder(ReadQueue):
+class Recorder(PrefillQueue):
     """Records the clocks, and slows one copy down."""
 
     slow_secs = 0.0
@@ -58,7 +58,7 @@ def sample(devices: int, slow_secs: float = 0) -> dict[str, Any]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    sampling.ReadQueue, prefill_plan.MIN_READ_TOKENS = Recorder, 64
+    sampling.PrefillQueue, prefill_plan.MIN_READ_TOKENS = Recorder, 64
     with tiny.jax_settings(jax_disable_most_optimizations=True):
         result = {"one": sample(1), "four": sample(4), "slow": sample(4, 0.02)}
         print(json.dumps(result))

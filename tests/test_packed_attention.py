@@ -7,7 +7,7 @@ import pytest
 
 from seif_jax.models.attention import causal
 from seif_jax.models.packed_attention import Keys, attend
-from seif_jax.sampling.prefill_plan import padded_prefix, plan_reads
+from seif_jax.sampling.prefill_plan import padded_prefix, plan_prefill
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -25,7 +25,7 @@ def test_values(kernel, shots):
         for _ in range(replies):
             reply = instruction + text(int(rng.integers(1, 150)))
             prompts += [reply + text(7), reply + text(30)]
-    plan = plan_reads(prompts, kernel=kernel)
+    plan = plan_prefill(prompts, kernel=kernel)
     tree, size, prefix = plan.pack(0).tree, plan.sizes[0], len(plan.prefix)
     assert prefix == shots and len(plan.reads) == 1
     before = padded_prefix(prefix)

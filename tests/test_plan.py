@@ -21,7 +21,7 @@ from seif_jax.plan.advice import find_change
 from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
-from seif_jax.sampling.prefill_plan import plan_reads
+from seif_jax.sampling.prefill_plan import plan_prefill
 from seif_jax.sampling.schedule import COLUMNS, more_columns, more_rows
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -55,7 +55,7 @@ def test_operations_are_those_that_are_counted():
     traced = forward.trace(model.config, models.shapes(model), tokens, tokens, dtype=jnp.float32)
     expected = roofline.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
     assert cost.count_flops(traced.jaxpr.jaxpr) == expected
-    tree = plan_reads([[i] * 1000 for i in range(5)]).pack(0).tree
+    tree = plan_prefill([[i] * 1000 for i in range(5)]).pack(0).tree
     traced = prefill.prefill.trace(
         model.config, models.shapes(model), None, tree, dtype=jnp.float32
     )

@@ -25,8 +25,8 @@ from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, CallLengths, Draw, jud
 from seif_jax.sampling import prefill_plan, run_concurrently, worst_case
 from seif_jax.sampling.decode import CHUNK, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_plan import largest_tree, plan_reads
-from seif_jax.sampling.prefill_queue import ReadQueue
+from seif_jax.sampling.prefill_plan import largest_tree, plan_prefill
+from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.slots import Session
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -162,8 +162,8 @@ def test_simulated_sessions_do_what_real_ones_do(seed, slots, copies, monkeypatc
     bundle = models.describe({**tiny.tiny_config(64), **shape})
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), models.shapes(bundle))
     ids = [[i + 3, *[1] * (int(n) - 1)] for i, n in enumerate(prompts)]
-    plan, limit = plan_reads(ids, copies), int(completions.max())
-    queue = ReadQueue(len(plan.reads), copies)
+    plan, limit = plan_prefill(ids, copies), int(completions.max())
+    queue = PrefillQueue(len(plan.reads), copies)
     real = [
         RecordedSession(
             bundle.config, params, jnp.float32, plan, queue, copy, np.zeros((39, 2), np.uint32),
@@ -356,7 +356,7 @@ def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(copies, kernel, 
     ids: list[list[int]] = []
     for i, (length, n) in enumerate(zip(prompts, shared, strict=True)):
         ids.append([*(ids[-1][:n] if ids else []), *[i] * int(length - n)])
-    plan = plan_reads(ids, copies, kernel=kernel)
+    plan = plan_prefill(ids, copies, kernel=kernel)
     reads = divided(call, copies, keep_prefix=True)
     assert vars(reads) == {name: vars(plan)[name] for name in vars(reads)}
     packed = [plan.pack(n).tree for n in range(len(plan.reads))]

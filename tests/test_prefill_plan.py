@@ -12,17 +12,17 @@ from seif_jax.models import packed_attention, tree_attention_kernels
 from seif_jax.models.packed_attention import tile_size
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.prefill_plan import (
-    ReadPlan,
+    PrefillPlan,
     attention_pairs,
     largest_tree,
     padded_prefix,
-    plan_reads,
+    plan_prefill,
 )  # fmt: skip
 
 Prompt = list[int]
 
 
-def shape_of(plan: ReadPlan, n: int) -> tuple[int, ...]:
+def shape_of(plan: PrefillPlan, n: int) -> tuple[int, ...]:
     """What the shape of a program depends on."""
     return plan.sizes[n], plan.max_prompts, padded_prefix(len(plan.prefix))
 
@@ -31,7 +31,7 @@ def starts(prompts: list[Prompt]) -> set[tuple[int, ...]]:
     return {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
 
 
-def check(prompts: list[Prompt], plan: ReadPlan) -> None:
+def check(prompts: list[Prompt], plan: PrefillPlan) -> None:
     """Every prompt is in one read, its path holds its tokens, and its tokens see each other and
     nothing else."""
     assert sorted(i for read in plan.reads for i in read) == list(range(len(prompts)))
@@ -75,7 +75,7 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
     prompts = [stem + tail for tail in tails] + [stem + tails[0][:1], [1] * 70 + stem]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefill_plan, "READ_TOKENS", read_tokens)
-        plan = plan_reads(prompts, copies, keep_prefix)
+        plan = plan_prefill(prompts, copies, keep_prefix)
     check(prompts, plan)
     assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
     assert len({*plan.sizes}) <= 6
@@ -91,7 +91,7 @@ def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
     prompts = [stem * 2 + tail for tail in tails] + [[1] * 200 + stem, [0]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_attention, "RUNS", runs)
-        plan = plan_reads(prompts, kernel=True)
+        plan = plan_prefill(prompts, kernel=True)
         tree = plan.pack(0).tree
     assert isinstance(tree.tiles, tree_attention_kernels.TileRuns)
     side, before, size = tree_attention_kernels.TILE, padded_prefix(len(plan.prefix)), plan.sizes[0]
@@ -132,7 +132,7 @@ def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, most):
     """Few shapes over several draws of equal statistics, and hardly a token twice."""
     shapes, waste = set(), []
     for seed in range(10 if copies == 1 else 3):
-        plan = plan_reads(judged(seed, mean, sigma, 96 if copies > 1 else 48), copies)
+        plan = plan_prefill(judged(seed, mean, sigma, 96 if copies > 1 else 48), copies)
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
         waste.append(plan.computed_tokens / plan.distinct_tokens)
     assert len(shapes) <= most
@@ -147,7 +147,7 @@ def test_prompts_of_a_rollout_at_scale(copies):
         rng = np.random.default_rng(seed)
         lengths = workload.prompt_lengths(384, seed)
         prompts = [[7] * 40 + rng.integers(9, 50_000, n).tolist() for n in lengths]
-        plan = plan_reads(prompts, copies)
+        plan = plan_prefill(prompts, copies)
         assert [i for read in plan.reads for i in read] == list(range(384))
         assert len(plan.reads) >= 8 * (copies > 1) * copies / 2
         assert plan.computed_tokens <= 1.3 * plan.distinct_tokens
@@ -164,7 +164,7 @@ def test_planning_takes_linear_time():
         best = []
         for _ in range(3):
             start = time.process_time()
-            plan = plan_reads(prompts[:count])
+            plan = plan_prefill(prompts[:count])
             for n in range(len(plan.reads)):
                 plan.pack(n)
             best.append(time.process_time() - start)
@@ -182,7 +182,7 @@ def test_planning_takes_linear_time():
 def test_the_largest_tree(prompts, tokens, copies, size, last, kernel):
     """It has room for every read of the call and, if prompts that fit worse than shorter ones were
     shorter, for a read of as many tokens as the division aims at."""
-    plan = plan_reads([[i] * tokens for i in range(prompts)], copies, kernel=kernel)
+    plan = plan_prefill([[i] * tokens for i in range(prompts)], copies, kernel=kernel)
     tree = largest_tree([plan], kernel)
     assert (len(tree.tokens), len(tree.last)) == (size, last)
     assert size >= max(plan.sizes) and size >= plan.goal

@@ -6,13 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from seif_jax.sampling.prefill_queue import ReadQueue
+from seif_jax.sampling.prefill_queue import PrefillQueue
 
 
 def work(costs: list[int], speeds: list[float]) -> tuple[list[list[int]], list[int]]:
     """What each copy takes, and how far its clock gets, if read n costs costs[n] and copy i sleeps
     speeds[i] per unit."""
-    queue, taken = ReadQueue(len(costs), len(speeds)), [[] for _ in speeds]
+    queue, taken = PrefillQueue(len(costs), len(speeds)), [[] for _ in speeds]
 
     def run(copy: int) -> None:
         while (n := queue.take(copy)) is not None:
@@ -42,7 +42,7 @@ def test_who_takes_what_does_not_depend_on_speed():
 
 
 def test_a_copy_that_fails_keeps_nobody_waiting():
-    queue, done = ReadQueue(4, 2), threading.Event()
+    queue, done = PrefillQueue(4, 2), threading.Event()
 
     def other() -> None:
         while queue.take(1) is not None:

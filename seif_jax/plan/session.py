@@ -11,7 +11,7 @@ from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling import run_concurrently
 from seif_jax.sampling.decode import CHUNK
 from seif_jax.sampling.prefill_plan import Reads
-from seif_jax.sampling.prefill_queue import ReadQueue
+from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.schedule import CHUNK_TOKENS, Schedule
 from seif_jax.sampling.shapes import WIDE, round_up
 
@@ -41,7 +41,7 @@ class SessionWork:
     shapes: dict[DecodeShape, int] = field(default_factory=dict)  # of its calls: their steps
     reads: list[int] = field(default_factory=list)  # of prompts, in the call's division
     calls: int = 0  # of the decoding program
-    clock: float = 0.0  # as in `ReadQueue`: about the time that it takes, in calls
+    clock: float = 0.0  # as in `PrefillQueue`: about the time that it takes, in calls
     needed_tokens: int = 0  # keys and values to read: of a prompt, once per step for all samples
     moves: list[tuple[DecodeShape, DecodeShape]] = field(default_factory=list)  # of the cache
     growths: list[tuple[int, int]] = field(default_factory=list)  # of the pool, in rows
@@ -59,7 +59,7 @@ class SimulatedSession:
         self,
         lengths: CallLengths,
         reads: Reads,
-        queue: ReadQueue,
+        queue: PrefillQueue,
         copy: int,
         limit: int,
         slots: int,
@@ -117,7 +117,7 @@ class SimulatedSession:
 
 def sessions(lengths: CallLengths, reads: Reads, limit: int, slots: int) -> list[SessionWork]:
     """The sessions of all copies of the weights in one process, which share a queue of reads."""
-    queue, works = ReadQueue(len(reads.reads), reads.copies), {}
+    queue, works = PrefillQueue(len(reads.reads), reads.copies), {}
 
     def run(copy: int) -> None:
         try:

@@ -16,9 +16,9 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import reads_packed_rows
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_plan import ReadPlan, plan_reads
-from seif_jax.sampling.prefill_queue import ReadQueue
-from seif_jax.sampling.prefiller import Reader
+from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
+from seif_jax.sampling.prefill_queue import PrefillQueue
+from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sampling.slots import OnSample, Sample, Session
 from seif_jax.sharding import replicas
@@ -82,7 +82,7 @@ class Engine:
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         plan = self._plan(prompts, keep_prefix=True)
-        queue = ReadQueue(len(plan.reads), plan.copies)
+        queue = PrefillQueue(len(plan.reads), plan.copies)
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -123,15 +123,15 @@ class Engine:
         """
         plan = self._plan(prompts, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
-        queue = ReadQueue(len(plan.reads), plan.copies)
+        queue = PrefillQueue(len(plan.reads), plan.copies)
 
         def run(copy: int) -> None:
             try:
-                reader = Reader(self.config, self.replicas[copy], self.dtype, plan)
+                prefiller = Prefiller(self.config, self.replicas[copy], self.dtype, plan)
                 while (n := queue.take(copy)) is not None:
                     queue.advance(copy, 1)
                     read = plan.pack(n)
-                    logp = reader.next_logp(read.tree, options)
+                    logp = prefiller.next_logp(read.tree, options)
                     result[read.prompts] = logp[: len(read.prompts)]
             finally:
                 queue.leave(copy)
@@ -139,10 +139,10 @@ class Engine:
         run_concurrently(run, plan.copies)
         return result
 
-    def _plan(self, prompts: Sequence[Ids], keep_prefix: bool) -> ReadPlan:
+    def _plan(self, prompts: Sequence[Ids], keep_prefix: bool) -> PrefillPlan:
         """Plans the reads of a call, and counts their tokens."""
         kernel = reads_packed_rows(self.config)
-        plan = plan_reads(prompts, len(self.replicas), keep_prefix, kernel)
+        plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel)
         self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
         return plan
 

@@ -70,7 +70,7 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class ReadPlan(Reads):
+class PrefillPlan(Reads):
     """The reads of a call, with the tokens of its prompts."""
 
     rows: list[Row]  # the tokens of each prompt
@@ -84,9 +84,9 @@ class ReadPlan(Reads):
         return Read(self.reads[n], *pack(rows, len(self.prefix), *shape, self.kernel))
 
 
-def plan_reads(
+def plan_prefill(
     prompts: Sequence[Ids], copies: int = 1, keep_prefix: bool = True, kernel: bool = False
-) -> ReadPlan:
+) -> PrefillPlan:
     """Plans the reads of a call.
 
     copies, keep_prefix: see `divide`. kernel: whether a kernel computes attention.
@@ -99,7 +99,9 @@ def plan_reads(
     order = by_family(order, shared < prefix_length(lengths, shared) + MIN_STEM)
     shared = shared_lengths([rows[i] for i in order])
     reads = divide(order, lengths[order], shared, distinct, copies, keep_prefix)
-    return ReadPlan(**vars(reads), rows=rows, prefix=rows[0][: reads.prefix_tokens], kernel=kernel)
+    return PrefillPlan(
+        **vars(reads), rows=rows, prefix=rows[0][: reads.prefix_tokens], kernel=kernel
+    )
 
 
 def prefix_length(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:

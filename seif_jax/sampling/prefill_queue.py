@@ -4,7 +4,7 @@ import math
 from threading import Condition
 
 
-class ReadQueue:
+class PrefillQueue:
     """Hands out reads 0, 1, 2, … to copies of the weights that work in parallel, one thread each.
 
     The assignment of reads to copies determines which samples are decoded together, and therefore

@@ -1,4 +1,4 @@
-"""Reads the prompts of a call with one copy of the weights."""
+"""Prefills the prompts of a call with one copy of the weights."""
 
 from typing import cast
 
@@ -10,15 +10,15 @@ from jaxtyping import Float
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.sampling.prefill import PackedKV, Prefix, next_logp, prefill
-from seif_jax.sampling.prefill_plan import PromptTree, ReadPlan, pack, padded_prefix
+from seif_jax.sampling.prefill_plan import PrefillPlan, PromptTree, pack, padded_prefix
 from seif_jax.sharding import use_mesh_of
 
 
-class Reader:
-    """Runs the programs that read trees of prompts, after the prefix that they share."""
+class Prefiller:
+    """Runs the programs that prefill trees of prompts, after the prefix that they share."""
 
-    def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: ReadPlan):
-        """Reads the prefix, if there is one."""
+    def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: PrefillPlan):
+        """Prefills the prefix, if there is one."""
         self.config, self.params, self.dtype = config, params, dtype
         self.prefix: Prefix | None = None
         if length := len(plan.prefix):

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 
 from seif_jax.sampling.decode import CHUNK
 from seif_jax.sampling.prefill_plan import Reads
-from seif_jax.sampling.prefill_queue import ReadQueue
+from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.shapes import SIZES, round_up
 
 COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
@@ -69,7 +69,7 @@ class Schedule:
     def __init__(
         self,
         reads: Reads,
-        queue: ReadQueue,
+        queue: PrefillQueue,
         copy: int,
         *,
         group: int,

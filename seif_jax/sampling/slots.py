@@ -22,9 +22,9 @@ from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move, wr
 from seif_jax.sampling.decode import Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill import PackedKV, unstack
-from seif_jax.sampling.prefill_plan import ReadPlan, padded_prefix
-from seif_jax.sampling.prefill_queue import ReadQueue
-from seif_jax.sampling.prefiller import Reader
+from seif_jax.sampling.prefill_plan import PrefillPlan, padded_prefix
+from seif_jax.sampling.prefill_queue import PrefillQueue
+from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.shapes import WIDE, pad, round_up
 
@@ -64,8 +64,8 @@ class Session:
         config: ModelConfig,
         params: Params,
         dtype: DTypeLike,
-        plan: ReadPlan,
-        queue: ReadQueue,
+        plan: PrefillPlan,
+        queue: PrefillQueue,
         copy: int,
         keys: UInt32[np.ndarray, "n 2"],
         *,
@@ -82,12 +82,12 @@ class Session:
         self.unstacked = unstack(params["layers"])
         self.table = jax.jit(as_bits)(params["embed"])
         self.width = round_up(max(map(len, plan.rows)) - len(plan.prefix), WIDE)
-        self.reader = Reader(config, params, dtype, plan)
+        self.prefiller = Prefiller(config, params, dtype, plan)
         self.prefix: list[KV] = []  # in the layout that decoding reads
-        if self.reader.prefix:
+        if self.prefiller.prefix:
             size = padded_prefix(len(plan.prefix))
             one, path = np.zeros(1, np.int32), np.arange(size, dtype=np.int32)[None]
-            self.prefix = write(self.reader.prefix.kv, self._cache(1, size), one, path)
+            self.prefix = write(self.prefiller.prefix.kv, self._cache(1, size), one, path)
         self.current: CurrentRead | None = None
         self.chunks: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # of unfinished samples
         self.finished: list[tuple[int, Sample]] = []  # for which `on_sample` has not been called
@@ -108,7 +108,7 @@ class Session:
     def read(self, n: int) -> None:
         """Prefills the prompts of read n."""
         read = self.plan.pack(n)
-        last, kv = self.reader.prefill(read.tree)
+        last, kv = self.prefiller.prefill(read.tree)
         row_of = {prompt: row for row, prompt in enumerate(read.prompts)}
         self.current = CurrentRead(row_of, read.paths, last, kv)
 
