@@ -101,11 +101,13 @@ def start_jax(command: str) -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs for later processes, in the XDG cache directory."""
+    """Keeps compiled programs for later processes, in the XDG cache directory if the user has not
+    set JAX_COMPILATION_CACHE_DIR."""
     import jax
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "seif_jax" / "xla"))
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "seif_jax" / "xla"))
 
 
 def generate(options: argparse.Namespace, rest: Sequence[str]) -> None:

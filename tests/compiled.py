@@ -1,10 +1,10 @@
 """Run by test_compiled.py: programs of a small model on some meshes, compiled for devices that need
 not be there. A compiler that aborts ends the process: what it compiles is said before.
 
-usage: compiled.py TOPOLOGY PROGRAMS MESH …     TOPOLOGY: "here" for the devices of this machine;
-PROGRAMS: their names, comma-separated, or "all"; each MESH "data=2,tensor=4",
-"data=2,tensor=4,lora=8" (its rank) or "data=2,tensor=4,layers=24" (default: 1); prints a JSON
-object
+usage: compiled.py CASE …     TOPOLOGY/MESH/PROGRAMS. TOPOLOGY: "here" for the devices of this
+machine, else all of one platform; MESH: "data=2,tensor=4", "data=2,tensor=4,lora=8" (its rank) or
+"data=2,tensor=4,layers=24" (default: 1); PROGRAMS: their names, comma-separated, or "all"; prints a
+JSON object
 """
 
 import json
@@ -43,7 +43,7 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
     return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
 
 
-def compile_all(topology: str | None, names: list[str], text: str) -> dict[str, Any]:
+def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, Any]:
     """By program: bytes of the largest collective in a loop (`looped`), of all (`sent`), and those
     that are needed, of a gradient (`needed`)."""
     sizes, options = meshes.sizes_of(text), dict(part.split("=") for part in text.split(","))
@@ -69,8 +69,10 @@ def compile_all(topology: str | None, names: list[str], text: str) -> dict[str, 
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    name, names, *mesh_texts = sys.argv[1:]
-    topology = None if name == "here" else name
-    with chip_specs.compiling_for(topology):
-        results = {text: compile_all(topology, names.split(","), text) for text in mesh_texts}
-        print(json.dumps(results))
+    results = {}
+    for case in sys.argv[1:]:
+        topology, mesh, names = case.split("/")
+        topology = None if topology == "here" else topology
+        with chip_specs.compiling_for(topology):
+            results[case] = compile_all(topology, mesh, names.split(","))
+    print(json.dumps(results))

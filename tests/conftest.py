@@ -6,6 +6,8 @@ import pytest
 import shape_checks as shape_checks  # installs the checks, before the package is imported
 import tiny
 import tiny_run
+import xla_flags as xla_flags  # sets the flags, before a device is used
+from jax.experimental.compilation_cache import compilation_cache
 
 from seif_jax import accelerator_detection
 from seif_jax.__main__ import main
@@ -17,18 +19,27 @@ def pytest_collection_finish() -> None:
     tiny.collect_garbage_rarely()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """A folder for compiled programs, for all tests and all of pytest-xdist's workers."""
+    """Compiles every program once for all tests, all of pytest-xdist's workers and the processes
+    that the tests start."""
     folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    with pytest.MonkeyPatch.context() as patch, tiny.jax_settings(**settings):
+        for name, value in settings.items():
+            patch.setenv(name.upper(), str(value))
+        compilation_cache.reset_cache()  # it may have been used while modules were imported
+        yield
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, compiled_programs):
-    """Model and config of a module's runs, and the variables for a subprocess."""
-    with tiny_run.place(tmp_path_factory.mktemp("place"), compiled_programs) as found:
-        yield found
+def place(tmp_path_factory):
+    """Model and config of a module's runs."""
+    return tiny_run.place(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture

@@ -69,7 +69,6 @@ def differences(case: str, expected: tuple[Any, np.ndarray, dict[str, float]]) -
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        one = {adapted: computed("data=1", "none", adapted) for adapted in (False, True)}
-        cases = {case: differences(case, one[case.endswith("lora")]) for case in sys.argv[1:]}
+    one = {adapted: computed("data=1", "none", adapted) for adapted in (False, True)}
+    cases = {case: differences(case, one[case.endswith("lora")]) for case in sys.argv[1:]}
     print(json.dumps(cases))

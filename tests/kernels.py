@@ -118,16 +118,15 @@ def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        found = {
-            "through": [
-                # one head for four devices; six heads: over tensor alone
-                compare({"fsdp": 2, "sequence": 2, "tensor": 2}, 1, 4),
-                compare({"data": 2, "tensor": 2, "sequence": 2}, 2, 3),
-            ],
-            "trees": [
-                trees({"data": 2, "fsdp": 2, "tensor": 2}, 2, 4),
-                trees({"fsdp": 2, "sequence": 4}, 2, 8),
-            ],
-        }
+    found = {
+        "through": [
+            # one head for four devices; six heads: over tensor alone
+            compare({"fsdp": 2, "sequence": 2, "tensor": 2}, 1, 4),
+            compare({"data": 2, "tensor": 2, "sequence": 2}, 2, 3),
+        ],
+        "trees": [
+            trees({"data": 2, "fsdp": 2, "tensor": 2}, 2, 4),
+            trees({"fsdp": 2, "sequence": 4}, 2, 8),
+        ],
+    }
     print(json.dumps(found))

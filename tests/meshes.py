@@ -92,5 +92,4 @@ def sizes_of(text: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        print(json.dumps({text: run(sizes_of(text)) for text in sys.argv[1:]}))
+    print(json.dumps({text: run(sizes_of(text)) for text in sys.argv[1:]}))

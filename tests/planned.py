@@ -62,6 +62,5 @@ if __name__ == "__main__":
     tiny.collect_garbage_rarely()
     plan.chip_of = lambda devices, dtype: Chip(1e9, 1e10, 1e11, 1e9)
     config = read_config(sys.argv[1], sys.argv[2:])
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        result = {"known": known(), "plan": plan.plan(config, None), "resident": resident(config)}
-        print(json.dumps(result))
+    result = {"known": known(), "plan": plan.plan(config, None), "resident": resident(config)}
+    print(json.dumps(result))

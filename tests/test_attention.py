@@ -70,13 +70,6 @@ def by_kernel(kernel):
     return lambda q, positions, segments, dtype: with_kernel(kernel, q, segments, dtype)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Pallas's interpreter takes long to compile."""
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        yield
-
-
 def test_kernels_are_the_plain_one():
     q, segments = case(H=16)
     kernels = [by_kernel(kernel) for kernel in HERE.values()]

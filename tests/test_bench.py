@@ -37,10 +37,7 @@ def run(spec, say, wait):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bench")
-    programs = tiny.jax_settings(jax_compilation_cache_dir=str(folder / "cache"))
-    with tiny_run.quick_compiles(folder / "cache"), programs:  # an update is a step's, too
-        yield tiny_run.model_folder(folder / "model")
+    return tiny_run.model_folder(tmp_path_factory.mktemp("bench") / "model")
 
 
 @pytest.fixture

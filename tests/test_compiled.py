@@ -1,8 +1,9 @@
-"""The programs of training and sampling compile for TPUs and GPUs that are not here, on every mesh:
-where their compilers are installed."""
+"""The programs of training and sampling compile for TPUs and GPUs that are not here, on meshes of
+several axes: where their compilers are installed."""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,62 +15,68 @@ import tiny
 
 from seif_jax import topologies
 
-DEVICES = 8
-# Every pair of axes is on some mesh, with two devices along each or with more along one.
-MESHES = [
-    "data=2,fsdp=2,sequence=2", "data=2,fsdp=2,tensor=2", "data=2,sequence=2,tensor=2",
-    "fsdp=2,sequence=2,tensor=2", "sequence=4,tensor=2", "fsdp=4,tensor=2", "data=4,sequence=2",
-]  # fmt: skip
-SLICE, CUBE, NODE = "v5e:2x4", "v5p:2x2x2", "h100:8"
-NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu")
+# Every axis beside every other one, on one mesh, and `sequence` with more than two devices.
+LEARNER = "data=2,fsdp=2,sequence=4,tensor=2/gradient,log-probabilities"
+# All programs, with adapters. test_plan.py and test_plan_gpus.py compile them without.
+ALL = "fsdp=2,sequence=2,tensor=4,lora=4/all"
+# Their layers send more than the rest of the model.
+BYTES = ["fsdp=4,tensor=2,layers=24/gradient", "fsdp=8,layers=24/gradient"]
+SLICES = [f"v5e:4x8/{LEARNER}", f"v5e:4x4/{ALL}"]
+SLICES += [f"{slice}/{case}" for slice in ("v5e:2x4", "v5p:2x2x2") for case in BYTES]
+NODES = [f"h100:4x8/{LEARNER}", f"h100:2x8/{ALL}", *(f"h100:8/{case}" for case in BYTES)]
 COMPILERS = [
-    pytest.param(SLICE, marks=NO_LIBTPU),
-    pytest.param(NODE, marks=pytest.mark.skipif(
+    pytest.param(SLICES, id="tpu", marks=pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="no libtpu")),
+    pytest.param(NODES, id="gpu", marks=pytest.mark.skipif(
         not topologies.has_cuda_compiler(), reason="the extra gpu-plan is not installed")),
 ]  # fmt: skip
+HEAD_BYTES = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # in bfloat16
+NAMES = {
+    "cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
+    "rollout: decode", "rollout: move", "judge: verdicts",
+}  # fmt: skip
 
 
-def compiled(topology: str, programs: str, *meshes: str) -> dict[str, dict[str, Any]]:
+@pytest.fixture(scope="module", params=COMPILERS)
+def compiled(request) -> list[dict[str, Any]]:
+    """By program, what is sent: of the learner, of all programs, and of gradients."""
     script = Path(__file__).parent / "compiled.py"
+    as_users = {"XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     done = subprocess.run(
-        [sys.executable, str(script), topology, programs, *meshes],
-        capture_output=True, text=True, timeout=1800,
+        [sys.executable, str(script), *request.param],
+        env={**os.environ, **as_users}, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return [*json.loads(done.stdout.splitlines()[-1]).values()]
 
 
-def check_head(results: dict[str, Any]) -> None:
-    """Nothing as large as the output head goes between devices for each of its chunks."""
-    head = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # bytes in bfloat16
-    for mesh, programs in results.items():
-        assert programs["gradient"]["looped"] < head / DEVICES, mesh
+def check_head(programs: dict[str, Any]) -> None:
+    """Nothing as large as an eighth of the output head goes between devices for each of its
+    chunks."""
+    assert programs["gradient"]["looped"] < HEAD_BYTES / 8
 
 
-@pytest.mark.parametrize("topology", COMPILERS)
-def test_the_learner_compiles_on_meshes_of_several_axes(topology):
-    results = compiled(topology, "gradient", *MESHES)
-    assert [*results] == MESHES
-    check_head(results)
+def test_the_learner_compiles_over_all_axes(compiled):
+    learner, *_ = compiled
+    assert {*learner} == {"gradient", "log-probabilities"}
+    check_head(learner)
+
+
+def test_all_programs_compile_over_several_axes(compiled):
+    _, programs, *_ = compiled
+    assert {*programs} == NAMES
+    check_head(programs)
+
+
+def test_bytes_between_devices(compiled):
+    """At most 1.2 of what is needed (see `needed_bytes`), with the output head gathered once."""
+    _, _, *gradients = compiled
+    assert gradients
+    for programs in gradients:
+        assert programs["gradient"]["sent"] <= 1.2 * programs["gradient"]["needed"]
 
 
 def test_the_learner_on_the_devices_of_this_machine():
-    meshes = ["fsdp=4,tensor=2", "fsdp=8"]
-    check_head(tiny.on_devices(DEVICES, "compiled.py", "here", "gradient", *meshes))
-
-
-@pytest.mark.parametrize("topology", [*COMPILERS, pytest.param(CUBE, marks=NO_LIBTPU)])
-def test_bytes_between_devices(topology):
-    """At most 1.2 of what is needed (see `needed_bytes`), with the output head gathered once."""
-    meshes = ["fsdp=4,tensor=2,layers=24", "fsdp=8,layers=24"]  # layers outweigh the rest
-    for mesh, programs in compiled(topology, "gradient", *meshes).items():
-        assert programs["gradient"]["sent"] <= 1.2 * programs["gradient"]["needed"], mesh
-
-
-@pytest.mark.parametrize("topology", COMPILERS)
-def test_all_programs_compile_over_several_axes(topology):
-    meshes = ["data=2,tensor=4", "fsdp=2,sequence=2,tensor=2,lora=4"]
-    results = compiled(topology, "all", *meshes)
-    names = {"cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
-             "rollout: decode", "rollout: move", "judge: verdicts"}  # fmt: skip
-    assert {mesh: {*programs} for mesh, programs in results.items()} == dict.fromkeys(meshes, names)
+    cases = [f"here/{mesh}/gradient" for mesh in ("fsdp=4,tensor=2", "fsdp=8")]
+    for programs in tiny.on_devices(8, "compiled.py", *cases).values():
+        check_head(programs)

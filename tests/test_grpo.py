@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from seif_jax.errors import UserError
 from seif_jax.rl import grpo
@@ -24,13 +23,6 @@ LONGEST = 16  # what max_response_tokens is
 
 
 advantages = jax.jit(group_advantages, static_argnums=2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """These programs take long to compile and no time to run."""
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        yield
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)

@@ -50,12 +50,6 @@ def logits(c, params, ids=IDS):
     return models.logits(params, hidden, jnp.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        yield
-
-
 class Reference(NamedTuple):
     """A case of make_adapters.py."""
 

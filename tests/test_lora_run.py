@@ -55,18 +55,17 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, compiled_programs):
+def place(tmp_path_factory):
     """A finished run of two rounds with adapters."""
     folder = tmp_path_factory.mktemp("lora")
-    with tiny_run.quick_compiles(compiled_programs):
-        model = tiny_run.model_folder(folder / "model")
-        config = tiny_run.config_file(folder, model)
-        data = folder / "data.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        options = [*FOLLOWER, f"--config.data.instructions={data}"]
-        place = Place(folder, model, config, folder / "run", options)
-        assert seif(place, place.run) == 0
-        yield place
+    model = tiny_run.model_folder(folder / "model")
+    config = tiny_run.config_file(folder, model)
+    data = folder / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    options = [*FOLLOWER, f"--config.data.instructions={data}"]
+    place = Place(folder, model, config, folder / "run", options)
+    assert seif(place, place.run) == 0
+    return place
 
 
 def seif(place, workdir: Path) -> int:

@@ -310,8 +310,7 @@ def test_a_cache_that_is_moved_is_there_twice(model):
 def test_a_plan_for_drawn_lengths(model, monkeypatch, capsys):
     monkeypatch.setattr(plan, "chip_of", lambda devices, dtype: Chip(1e9, 1e10, 1e11, 1e9))
     arguments = [f"--config={DEFAULT}", *options(model, "judger.mode=verdict"), "--json"]
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        assert main(["plan", *arguments, "--lengths=40,0.8"]) == 0
+    assert main(["plan", *arguments, "--lengths=40,0.8"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["lengths"] == {"mean": 40, "sigma": 0.8, "steps": 8}
     assert set(result["waste"]) == {"attention", "judge_prompts", "kv_read"}

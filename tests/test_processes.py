@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import xla_flags
 
 from seif_jax import metrics_log
 from seif_jax.__main__ import main
@@ -28,8 +29,8 @@ def start(place, workdir, count):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={8 // count}"
-    variables = {**place.variables, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    flags = xla_flags.with_devices(8 // count)
+    variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [
         sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
         f"--workdir={workdir}", "--config.rounds=1", "--config.mesh.data=2",

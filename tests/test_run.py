@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tiny_run
+import xla_flags
 from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
@@ -76,8 +77,7 @@ def beside(place):
         assert seif(place, workdir, "--config.rounds=1") == 130
     run = ["-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}"]
     options = ["--config.rounds=1", *(f"--config.{option}" for option in FREE)]
-    flags = "--xla_force_host_platform_device_count=3"
-    process = start(place, *run, *options, XLA_FLAGS=flags)
+    process = start(*run, *options, XLA_FLAGS=xla_flags.with_devices(3))
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     return workdir
@@ -409,10 +409,10 @@ def test_a_run_that_is_no_longer_finite_stops(finished, place, monkeypatch, caps
     assert optim.not_finite(weights(stage)) == []
 
 
-def start(place, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+def start(*arguments: str, **variables: str) -> "subprocess.Popen[str]":
     """Python in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, *arguments], env={**place.variables, **variables},
+        [sys.executable, *arguments], env={**os.environ, **variables},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -428,7 +428,7 @@ def test_follower_alone_killed_and_started_again(finished, followed, place):
     assert all(0 <= x["eval/held/followed"] <= 1 for x in scored)
     assert len(rows(whole, "round_1/follower/evaluations.parquet")) == 4
     command = ("-m", "seif_jax", "run", f"--config={place.config}", *FOLLOWER, given)
-    process = start(place, *command, f"--workdir={killed}")
+    process = start(*command, f"--workdir={killed}")
     deadline = time.monotonic() + 120
     while not (killed / "round_1/follower/checkpoints/1").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -464,8 +464,8 @@ for devices in ("shared", "1", "[1]"):
 
 
 def test_judger_on_a_device_of_its_own(place):
-    flags = "--xla_force_host_platform_device_count=2"
-    process = start(place, "-c", ELSEWHERE, str(place.config), XLA_FLAGS=flags)
+    flags = xla_flags.with_devices(2)
+    process = start("-c", ELSEWHERE, str(place.config), XLA_FLAGS=flags)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     shared, first, other, second, *named = out.splitlines()

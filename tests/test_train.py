@@ -93,13 +93,6 @@ BATCH = replace(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compiles():
-    """These programs take long to compile and no time to run."""
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        yield
-
-
 shared_learner = cache(lambda tokens, loss: make_learner(micro_tokens=tokens, loss=loss))
 
 

@@ -6,18 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from seif_jax.models.token_tree import pack_tree
 from seif_jax.models.tree_attention_kernels import TILE, attend, computed_pairs
 from seif_jax.plan import cost
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick():
-    """Pallas's interpreter takes long to compile."""
-    with tiny.jax_settings(jax_disable_most_optimizations=True):
-        yield
 
 
 def tree_of(*levels: tuple[int, int], seed: int = 0) -> Any:

@@ -13,6 +13,7 @@ import loading
 import ml_dtypes
 import numpy as np
 import pytest
+import xla_flags
 from checkpoints import MemorySource, describe, source
 
 from seif_jax import models
@@ -121,7 +122,7 @@ def loaded(tmp_path_factory):
         str(folder / "model"),
         str(port),
     ]
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = xla_flags.with_devices(4)
     variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen([*script, str(n)], env=variables, stdout=subprocess.PIPE, text=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xla_flags
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -192,10 +193,9 @@ def stack(samples: list[Sample]) -> Samples:
 
 def on_devices(count: int, script: str, *arguments: str) -> Any:
     """What a script of this folder prints last, JSON, with so many devices of the CPU."""
-    flags = f"--xla_force_host_platform_device_count={count}"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / script), *arguments],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": xla_flags.with_devices(count), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         check=True,
         timeout=3000,  # hangs end; a busy machine is only slow

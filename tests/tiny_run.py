@@ -1,18 +1,12 @@
 """A very small model, config and command line, for tests of whole runs."""
 
-import contextlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 
 from seif_jax import models
 from seif_jax.model_bundle import ModelBundle
@@ -93,31 +87,8 @@ class Place:
     folder: Path
     model: Path
     config: Path
-    variables: dict[str, str]  # the environment of a subprocess
 
 
-@contextlib.contextmanager
-def place(folder: Path, compiled_programs: Path) -> Iterator[Place]:
-    with quick_compiles(compiled_programs) as variables:
-        model = model_folder(folder / "model")
-        config = config_file(folder, model)
-        yield Place(folder, model, config, variables)
-
-
-@contextlib.contextmanager
-def quick_compiles(cache: Path) -> Iterator[dict[str, str]]:
-    """Less work for XLA, and every program compiled once; yields the variables that say so."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    folder = jax.config.values["jax_compilation_cache_dir"]  # a command will set another
-    variables = {name.upper(): str(int(value)) for name, value in settings.items()}
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tiny.jax_settings(**settings, jax_compilation_cache_dir=folder),
-    ):
-        patch.setenv("XDG_CACHE_HOME", str(cache))
-        compilation_cache.reset_cache()
-        yield {**os.environ, **variables}
-    compilation_cache.reset_cache()
+def place(folder: Path) -> Place:
+    model = model_folder(folder / "model")
+    return Place(folder, model, config_file(folder, model))
