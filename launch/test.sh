@@ -29,5 +29,6 @@ if [[ ${#tests[@]} == 0 ]]; then
         "$venv/bin/pyright" --pythonpath "$venv/bin/python"
     fi
 fi
-# A file's tests stay together, as they share what they set up.
-exec "$venv/bin/pytest" -q -n auto --maxprocesses=4 --dist=loadfile ${tests[@]+"${tests[@]}"}
+# A file's tests stay together, as they share what they set up. tests/conftest.py orders the files.
+parallel=(-n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder)
+exec "$venv/bin/pytest" -q "${parallel[@]}" ${tests[@]+"${tests[@]}"}

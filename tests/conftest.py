@@ -15,6 +15,15 @@ from seif_jax.__main__ import main
 accelerator_detection.skip_absent()
 
 
+# The files that take longest. They are started first, so that no worker is left with one at the end.
+SLOW = ("test_run", "test_compiled", "test_processes", "test_sharding", "test_lowering")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(SLOW)))
+
+
 def pytest_collection_finish() -> None:
     tiny.collect_garbage_rarely()
 
