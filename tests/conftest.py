@@ -15,7 +15,7 @@ from seif_jax.__main__ import main
 accelerator_detection.skip_absent()
 
 
-# The files that take longest. They are started first, so that no worker is left with one at the end.
+# The files that take longest, which are started first: no worker is left with one at the end.
 SLOW = ("test_run", "test_compiled", "test_processes", "test_sharding", "test_lowering")
 
 

@@ -24,32 +24,56 @@ MEASURED = (
 )  # what differs between equal runs
 
 
-def start(place, workdir, count):
-    """The processes of a run on eight devices, four of them the Judger's: data, then a Follower."""
+# Joins another process, and communicates with it for ever.
+COMMUNICATES = """
+import sys
+from seif_jax import processes
+
+port, index, first_messages, processes.HEARTBEAT_SECS = map(int, sys.argv[1:])
+with processes.together(f"localhost:{port}", 2, index):
+    for _ in range(first_messages):
+        processes.allgather_objects(index)
+    print("ready", flush=True)
+    while True:
+        processes.allgather_objects(index)
+"""
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = xla_flags.with_devices(8 // count)
-    variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        return free.getsockname()[1]
+
+
+def python(*arguments, devices=1):
+    """A process with so many devices of the CPU."""
+    variables = {"XLA_FLAGS": xla_flags.with_devices(devices), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], env={**os.environ, **variables},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def start(place, workdir, count, *options):
+    """The processes of a run on eight devices, four of them the Judger's: data, then a Follower."""
     command = [
-        sys.executable, "-m", "seif_jax", "run", f"--config={place.config}",
-        f"--workdir={workdir}", "--config.rounds=1", "--config.mesh.data=2",
-        "--config.mesh.tensor=2", "--config.judger.devices=4",
-        "--config.stages=('generate', 'follower')",
+        "-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}",
+        "--config.rounds=1", "--config.mesh.data=2", "--config.mesh.tensor=2",
+        "--config.judger.devices=4", "--config.stages=('generate', 'follower')", *options,
     ]  # fmt: skip
-    found = []
-    for number in range(count):
-        joins = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process={number}"]
-        found.append(
-            subprocess.Popen(
-                command + (joins if count > 1 else []),
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return found
+    if count > 1:
+        command += [f"--coordinator=localhost:{free_port()}", f"--processes={count}"]
+    numbers = [[f"--process={number}"] if count > 1 else [] for number in range(count)]
+    return [python(*command, *number, devices=8 // count) for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    """The run in one process."""
+    (process,) = start(place, place.folder / "1", 1)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    return place.folder / "1"
 
 
 def numbers(workdir):
@@ -57,15 +81,14 @@ def numbers(workdir):
     return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in found]
 
 
-def test_two_processes_are_one(place):
-    said = {}
-    for count in (1, 2):
-        running = start(place, place.folder / str(count), count)
-        said[count] = [process.communicate(timeout=600) for process in running]
-        assert [process.returncode for process in running] == [0] * count, said[count]
-    one, two = numbers(place.folder / "1"), numbers(place.folder / "2")
-    assert len(one) == len(two) == 5
-    for line, other in zip(one, two, strict=True):
+def test_two_processes_are_one(place, one):
+    folder = place.folder / "2"
+    running = start(place, folder, 2)
+    outputs = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    expected, found = numbers(one), numbers(folder)
+    assert len(expected) == len(found) == 5
+    for line, other in zip(expected, found, strict=True):
         assert line.keys() == other.keys()
         for name, value in line.items():
             np.testing.assert_equal(type(other[name]), type(value))
@@ -73,43 +96,45 @@ def test_two_processes_are_one(place):
                 np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
             else:
                 assert other[name] == value, name
-    folders = [
-        sorted(str(p.relative_to(place.folder / n)) for p in (place.folder / n).rglob("*.parquet"))
-        for n in "12"
-    ]
+    folders = [sorted(p.relative_to(run) for p in run.rglob("*.parquet")) for run in (one, folder)]
     assert folders[0] == folders[1] and folders[0]
-    assert (place.folder / "2" / "round_1" / "follower" / "hf" / "model.safetensors").is_file()
-    tables = ["followed" in out for out, _ in said[2]]
+    assert (folder / "round_1" / "follower" / "hf" / "model.safetensors").is_file()
+    tables = ["followed" in out for out, _ in outputs]
     assert tables == [True, False]  # the first process alone shows the results
 
 
-def test_a_process_that_dies_ends_the_other(place):
-    workdir = place.folder / "killed"
-    first, second = start(place, workdir, 2)
-    file, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while not (file.exists() and file.read_text()):
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.2)
+@pytest.mark.parametrize("messages, heartbeat_secs", [(1, 30), (0, 3)])
+def test_a_process_that_dies_ends_the_other(messages, heartbeat_secs):
+    """A connection that breaks ends it at once; without one, missing heartbeats do."""
+    port = free_port()
+    first, second = (
+        python("-c", COMMUNICATES, *map(str, (port, index, messages, heartbeat_secs)))
+        for index in (0, 1)
+    )
+    for process in (first, second):
+        assert process.stdout and "ready\n" in iter(process.stdout)
     os.kill(second.pid, signal.SIGKILL)
     killed = time.monotonic()
-    _, said = first.communicate(timeout=120)
+    _, err = first.communicate(timeout=120)
     second.communicate()
     assert time.monotonic() - killed < 60
     assert first.returncode not in (0, 2)
-    assert "process" in said
+    assert "process" in err
 
 
-def test_one_process_that_is_told_to_stop_stops_both(place):
+def test_one_process_that_is_told_to_stop_stops_both(place, one):
     workdir = place.folder / "told"
-    running = start(place, workdir, 2)
+    instructions = f"--config.data.instructions={one}/round_1/instructions.parquet"
+    many_steps = ("--config.stages=follower", "--config.follower.epochs=(9,)")
+    running = start(place, workdir, 2, instructions, *many_steps)
     file, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
     while not (file.exists() and '"follower"' in file.read_text()):
         assert time.monotonic() < deadline and running[0].poll() is None
         time.sleep(0.05)
     running[1].terminate()
-    said = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [143, 143], said
-    assert all("stopped after round 1 follower, step " in text for text in said)
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [143, 143], errors
+    assert all("stopped after round 1 follower, step " in text for text in errors)
     assert (workdir / "round_1/follower/checkpoints").is_dir()
 
 
