@@ -13,12 +13,30 @@ import jax
 import shrunk
 import tiny
 
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
+from seif_jax.plan.program import Program
 from seif_jax.sharding import AXES
 
 KERNELS = {"gpu": r"__cudnn\$fmha|__gpu\$xla\.gpu\.triton", "tpu": r"tpu_custom_call"}
+WITH_KERNEL = ("log-probabilities", "gradient", "prefill", "verdicts")
 LOWERED = {"gpu": "cuda", "tpu": "tpu"}  # platforms by the compiler's names
+
+
+def key_of(p: Program) -> str:
+    """Equal for programs that lower alike. Sizes matter to a kernel, which has blocks."""
+    if p.name.endswith(WITH_KERNEL):
+        return p.key
+
+    def without_sizes(x: object) -> object:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return len(x.shape), x.dtype, x.sharding
+        return x.architecture if isinstance(x, ModelConfig) else x
+
+    options = {name: x for name, x in p.options.items() if not isinstance(x, int)}
+    kind = p.name.split(": ")[-1]
+    return str((kind, jax.tree.map(without_sizes, p.arguments), options, p.closure))
 
 
 def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[str, str]:
@@ -27,7 +45,7 @@ def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[s
     config, model = shrunk.read(name, **changes)
     devices, kernels = jax.devices()[:count], {}
     for p in shrunk.programs(config, model, devices, devices):
-        key = f"{platform} {p.key}"
+        key = f"{platform} {key_of(p)}"
         if key not in known:
             lowered = shrunk.trace(p).lower(lowering_platforms=(LOWERED[platform],))
             kernel = re.search(KERNELS[platform], lowered.as_text())

@@ -4,6 +4,7 @@ import jax
 import pytest
 import shrunk
 import tiny
+from lowered import WITH_KERNEL
 
 from seif_jax import accelerator_detection
 
@@ -27,8 +28,7 @@ def lowered():
 def test_every_program_of_every_shipped_config_lowers(lowered, name, platform, count):
     """With the platform's kernel, forward and backward, where whole prompts or samples are read."""
     programs = lowered[platform][count][name]
-    with_kernel = ("log-probabilities", "gradient", "prefill", "verdicts")
-    expected = {p: KERNELS[platform] if p.endswith(with_kernel) else "" for p in programs}
+    expected = {p: KERNELS[platform] if p.endswith(WITH_KERNEL) else "" for p in programs}
     assert programs == expected
     config, _ = shrunk.read(name)
     trained = [stage for stage in ("instructor", "follower") if stage in config.stages]
