@@ -1,6 +1,7 @@
-"""Two processes of four devices are one of eight; one that ends takes the other along."""
+"""Two processes of four devices are one of one device; one that ends takes the other along."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,16 +15,9 @@ import xla_flags
 from seif_jax import metrics_log
 from seif_jax.__main__ import main
 
-MEASURED = (
-    "secs/",
-    "tokens_per_sec",
-    "host/",
-    "slot_use",
-    "prompt_waste",
-    "judge_prompt_waste",
-)  # what differs between equal runs
-
-
+# What differs between equal runs, or depends on the mesh.
+MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding", "attention_waste",
+            "prompt_waste", "judge_prompt_waste")  # fmt: skip
 # Joins another process, and communicates with it for ever.
 COMMUNICATES = """
 import sys
@@ -36,6 +30,24 @@ with processes.together(f"localhost:{port}", 2, index):
     print("ready", flush=True)
     while True:
         processes.allgather_objects(index)
+"""
+# The command `run` with steps that do nothing.
+STEPS = """
+import sys
+from seif_jax import __main__, processes, signals
+
+def run(options, rest):
+    joins = options.coordinator, options.processes, options.process
+    with processes.together(*joins), signals.stop_at_safe_points(print):
+        step = 0
+        while (error := signals.stop_request(f"after step {step}")) is None:
+            if step == 0:
+                print("ready", flush=True)
+            step += 1
+        raise error
+
+__main__.COMMANDS["run"] = run
+sys.exit(__main__.main(["run", "--config=x", "--workdir=x", *sys.argv[1:]]))
 """
 
 
@@ -54,26 +66,15 @@ def python(*arguments, devices=1):
     )  # fmt: skip
 
 
-def start(place, workdir, count, *options):
-    """The processes of a run on eight devices, four of them the Judger's: data, then a Follower."""
-    command = [
-        "-m", "seif_jax", "run", f"--config={place.config}", f"--workdir={workdir}",
-        "--config.rounds=1", "--config.mesh.data=2", "--config.mesh.tensor=2",
-        "--config.judger.devices=4", "--config.stages=('generate', 'follower')", *options,
-    ]  # fmt: skip
-    if count > 1:
-        command += [f"--coordinator=localhost:{free_port()}", f"--processes={count}"]
-    numbers = [[f"--process={number}"] if count > 1 else [] for number in range(count)]
-    return [python(*command, *number, devices=8 // count) for number in numbers]
+def joined(*command, devices=1):
+    """Two processes with the same command."""
+    flags = f"--coordinator=localhost:{free_port()}", "--processes=2"
+    return [python(*command, *flags, f"--process={n}", devices=devices) for n in range(2)]
 
 
-@pytest.fixture(scope="module")
-def one(place):
-    """The run in one process."""
-    (process,) = start(place, place.folder / "1", 1)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return place.folder / "1"
+def wait_for_ready(running):
+    for process in running:
+        assert process.stdout and "ready\n" in iter(process.stdout)
 
 
 def numbers(workdir):
@@ -81,9 +82,14 @@ def numbers(workdir):
     return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in found]
 
 
-def test_two_processes_are_one(place, one):
-    folder = place.folder / "2"
-    running = start(place, folder, 2)
+def test_two_processes_are_one(place):
+    """Data, then a Follower; four of the eight devices are the Judger's."""
+    one, folder = place.folder / "1", place.folder / "2"
+    run = ["run", f"--config={place.config}", "--config.rounds=1"]
+    run.append("--config.stages=('generate', 'follower')")
+    assert main([*run, f"--workdir={one}"]) == 0
+    mesh = [f"--config.{key}" for key in ("mesh.data=2", "mesh.tensor=2", "judger.devices=4")]
+    running = joined("-m", "seif_jax", *run, f"--workdir={folder}", *mesh, devices=4)
     outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     expected, found = numbers(one), numbers(folder)
@@ -107,12 +113,12 @@ def test_two_processes_are_one(place, one):
 def test_a_process_that_dies_ends_the_other(messages, heartbeat_secs):
     """A connection that breaks ends it at once; without one, missing heartbeats do."""
     port = free_port()
-    first, second = (
+    running = [
         python("-c", COMMUNICATES, *map(str, (port, index, messages, heartbeat_secs)))
         for index in (0, 1)
-    )
-    for process in (first, second):
-        assert process.stdout and "ready\n" in iter(process.stdout)
+    ]
+    wait_for_ready(running)
+    first, second = running
     os.kill(second.pid, signal.SIGKILL)
     killed = time.monotonic()
     _, err = first.communicate(timeout=120)
@@ -122,20 +128,15 @@ def test_a_process_that_dies_ends_the_other(messages, heartbeat_secs):
     assert "process" in err
 
 
-def test_one_process_that_is_told_to_stop_stops_both(place, one):
-    workdir = place.folder / "told"
-    instructions = f"--config.data.instructions={one}/round_1/instructions.parquet"
-    many_steps = ("--config.stages=follower", "--config.follower.epochs=(9,)")
-    running = start(place, workdir, 2, instructions, *many_steps)
-    file, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while not (file.exists() and '"follower"' in file.read_text()):
-        assert time.monotonic() < deadline and running[0].poll() is None
-        time.sleep(0.05)
+def test_one_process_that_is_told_to_stop_stops_both():
+    """After the same step."""
+    running = joined("-c", STEPS)
+    wait_for_ready(running)
     running[1].terminate()
     errors = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [143, 143], errors
-    assert all("stopped after round 1 follower, step " in text for text in errors)
-    assert (workdir / "round_1/follower/checkpoints").is_dir()
+    steps = [re.findall(r"seif run: (stopped after step \d+), and saved", text) for text in errors]
+    assert len(steps[0]) == 1 and steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(

@@ -308,8 +308,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
 
 
 def test_a_run_that_is_told_to_stop_saves_its_step(followed, finished, place, monkeypatch, capsys):
-    """By Ctrl-C, although checkpoints are rare; test_processes.py stops one by SIGTERM. The step is
-    not taken again."""
+    """Although checkpoints are rare. The step is not taken again."""
     given = f"--config.data.instructions={finished}/round_1/instructions.parquet"
     workdir = place.folder / "told"
     options = (*FOLLOWER, given, "--config.checkpoint.every_steps=50")
