@@ -155,7 +155,7 @@ def _model_folder(dst: str | Path, nbytes: int) -> Iterator[Path]:
     than a model folder is at `dst`, or if fewer than `nbytes` bytes are free."""
     with files.atomic_path(dst) as folder:
         if files.occupied(Path(dst)) and not _replaceable(Path(dst)):
-            raise UserError(f"{dst}: already exists and is not a model folder; give another path")
+            raise UserError(f"{dst} already exists and is not a model folder; give another path")
         folder.mkdir()
         free = shutil.disk_usage(folder).free
         if nbytes > free:
