@@ -262,7 +262,7 @@ def test_a_decoding_program_is_extended_to_all_its_layers(tied, monkeypatch):
 
 
 def test_the_programs_of_drawn_lengths(model):
-    """Of a gradient, pairs and tokens of all optimizer batches of all draws; the judge's shared
+    """Of a gradient, pairs and tokens of an optimizer batch of each draw; the judge's shared
     starts; no larger than the plan for the longest."""
     config = read_config(str(DEFAULT), options(model))
     layout = plan.Layout(config, plan.describe(str(model)), jax.devices()[:1], jax.devices())
@@ -273,7 +273,7 @@ def test_the_programs_of_drawn_lengths(model):
     prompts = [step.prompts(4, 64, 0) for step in steps]
     work = drawn["gradient"].work
     assert work and work.tokens == sum(
-        int(p.sum() + (c - 1).sum()) for p, c in zip(prompts, samples, strict=True)
+        int(p[:2].sum() + (c[:2] - 1).sum()) for p, c in zip(prompts, samples, strict=True)
     )
     assert drawn["rollout: decode"].sampled_tokens == round(np.mean([c.sum() for c in samples]))
     for name, program in drawn.items():

@@ -85,18 +85,13 @@ def plan_passes(
 def optimizer_batches(
     role: TrainedRoleConfig, draws: Sequence[Draw]
 ) -> Iterator[tuple[Prompts, Completions]]:
-    """The lengths of the optimizer batches of each draw."""
+    """The lengths of the first optimizer batch of each draw. The others are drawn alike."""
     for draw in draws:
         prompts = draw.prompts(role.rollout_prompts, role.max_prompt_tokens, 0)
         completions = draw.completions(
             role.rollout_prompts, role.group_size, role.max_response_tokens, 0
         )
-        size = role.optimizer_prompts
-        if draw.lengths is None:  # all are alike
-            yield prompts[:size], completions[:size]
-            continue
-        for start in range(0, role.rollout_prompts, size):
-            yield prompts[start : start + size], completions[start : start + size]
+        yield prompts[: role.optimizer_prompts], completions[: role.optimizer_prompts]
 
 
 def _pack(
