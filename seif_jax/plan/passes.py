@@ -52,11 +52,9 @@ def plan_passes(
     largest: Pass = []
     batches, passes = 0, 0
     for prompts, completions in optimizer_batches(role, draws):
-        packed = _pack(config, role, learner, prompts, completions)
-        work, needed = work + total_work(packed), needed + _needed(prompts, completions)
-        batches, passes = batches + 1, passes + len(packed)
-        for parts in packed:
-            rows += len(parts)
+        needed, batches = needed + _needed(prompts, completions), batches + 1
+        for parts in _pack(config, role, learner, prompts, completions):
+            work, passes, rows = work + total_work([parts]), passes + 1, rows + len(parts)
             positions += sum(part.work.positions for part in parts)
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
@@ -100,7 +98,8 @@ def _pack(
     learner: Learner,
     prompts: Prompts,
     completions: Completions,
-) -> list[Pass]:
+) -> Iterator[Pass]:
+    """The passes of an optimizer batch. All at once they may take gigabytes on the host."""
     longest = int(completions.max())
     ids, logp = np.zeros(longest, np.int32), np.zeros(longest, np.float32)
     replies = [
@@ -110,7 +109,9 @@ def _pack(
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
     grouping = stage_settings.grouping(config, role)
-    return learner.passes(make_batch(replies, scores, grouping, role.max_response_tokens))
+    return learner.passes_one_by_one(
+        make_batch(replies, scores, grouping, role.max_response_tokens)
+    )
 
 
 def _needed(prompts: Prompts, completions: Completions) -> np.ndarray:

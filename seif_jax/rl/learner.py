@@ -4,9 +4,10 @@ A batch is packed into micro-batches of equal shape. One pass computes one micro
 data-parallel group of devices, and gradients are summed over passes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack
+from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack_one_by_one
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics that are summed over the updates of a step
 Pass = Sequence[PackedPart]  # the micro-batches that one pass computes
@@ -144,6 +145,10 @@ class Learner:
 
     def passes(self, batch: Batch) -> list[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side."""
+        return list(self.passes_one_by_one(batch))
+
+    def passes_one_by_one(self, batch: Batch) -> Iterator[Pass]:
+        """`passes`, each of which is packed when it is asked for."""
         size, longest = self.parts_per_pass, self.config.max_response_tokens
         limits = RowLimits(
             self.config.micro_tokens,
@@ -151,8 +156,9 @@ class Learner:
             self.mesh.shape["sequence"],
             longest if reads_packed_rows(self.model) else None,
         )
-        parts = pack(batch, limits)
-        return [parts[i : i + size] for i in range(0, len(parts), size)]
+        parts = pack_one_by_one(batch, limits)
+        while of_pass := list(islice(parts, size)):
+            yield of_pass
 
     def totals(self, passes: Sequence[Pass]) -> BatchTotals:
         """The totals, by which the loss is divided, of the optimizer batch in these passes."""

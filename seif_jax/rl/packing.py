@@ -38,7 +38,12 @@ class PackedPart:
 
 
 def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
-    """Splits the batch into equally shaped micro-batches, or [] if nothing is trained on.
+    """Splits the batch into equally shaped micro-batches, or [] if nothing is trained on."""
+    return list(pack_one_by_one(batch, limits))
+
+
+def pack_one_by_one(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
+    """Splits the batch into equally shaped micro-batches, which are made when they are asked for.
 
     Samples that are not trained on are left out. Some micro-batches may be all padding. Rows have
     more than `limits.tokens` only if the largest sample has, together with its prompt.
@@ -46,7 +51,7 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
     group_size = len(batch.completions) // len(batch.prompts)
     lengths = np.where(batch.trained, batch.lengths, 0).reshape(-1, group_size)
     if not lengths.any():
-        return []
+        return
     rows = share(len(batch.prefix), batch.prompt_lengths, lengths, limits)
     targets = [sum(int(lengths[i, samples].sum()) for i, samples in row.items()) for row in rows]
     # No position is computed for the last token of a completion: nothing follows it.
@@ -67,7 +72,8 @@ def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
         width = min(round_up_pow2(int(lengths.max())), batch.completions.shape[1])
         num_targets = round_up_pow2(max(targets))
     shape = _Shape(num_prompts, prompt_width, width, num_positions, num_targets, in_tiles)
-    return [_part(batch, row, n, shape) for row, n in zip(rows, positions, strict=True)]
+    for row, num_tokens in zip(rows, positions, strict=True):
+        yield _part(batch, row, num_tokens, shape)
 
 
 @dataclass(frozen=True)
