@@ -258,7 +258,7 @@ STARTS = {  # commands that use JAX, each as far as it must come before it start
     "evaluate": ("--model=smollm2", "--suite=ifeval", "--data={data}"),
     "convert": ("smollm2", "{folder}/out"),
     "bench": ("--model=smollm2", "--what=update"),
-    "plan": ("--config={config}", "--topology=v5e:9x9"),
+    "plan": ("--config={config}",),
 }
 WITHOUT_JAX = {"report", "sweep"}
 
