@@ -16,7 +16,10 @@ accelerator_detection.skip_absent()
 
 
 # The files that take longest, which are started first: no worker is left with one at the end.
-SLOW = ("test_run", "test_compiled", "test_processes", "test_sharding", "test_lowering")
+SLOW = (
+    *("test_run", "test_compiled", "test_processes", "test_sharding", "test_lowering"),
+    *("test_sampling", "test_train", "test_models", "test_examples", "test_lora_run"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

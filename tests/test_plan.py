@@ -275,6 +275,8 @@ def test_a_slice_that_is_not_there(model, capsys):
     assert result["fits"] and result["device"] == "TPU v5 lite" and result["devices"] == 8
     assert result["chip"]["hbm_bytes"] == 16 * chip_specs.GIB
     rows = {row["program"]: row for row in result["programs"]}
+    needed = ("cast", "log-probabilities", "gradient", "update", "prefill", "decode")
+    assert {*needed} <= {name.split(": ")[-1] for name in rows}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
     copies = ("cast", "sum", "update", "rollout: move", "rollout: grow")
     assert all(row["flops"] or row["program"] in copies for row in rows.values())

@@ -355,6 +355,8 @@ def test_a_plan_for_gpus(tmp_path, capfd):
     assert result["device"] == "NVIDIA H100 80GB HBM3"
     assert result["chip"]["pool_fraction"] == 0.75 and result["fits"]
     rows = {row["program"]: row for row in result["programs"]}
+    needed = ("cast", "log-probabilities", "gradient", "update", "prefill", "decode")
+    assert {*needed} <= {name.split(": ")[-1] for name in rows}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
     between = {name: row["bytes_between_hosts"] for name, row in rows.items()}
     assert between["gradient"] > 4 * rows["gradient"]["bytes"]["output"]  # gathered, and summed
