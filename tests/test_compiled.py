@@ -22,7 +22,7 @@ ALL = "fsdp=2,sequence=2,tensor=4,lora=4/all"
 # Their layers send more than the rest of the model.
 BYTES = ["fsdp=4,tensor=2,layers=24/gradient", "fsdp=8,layers=24/gradient"]
 SLICES = [f"v5e:4x8/{LEARNER}", f"v5e:4x4/{ALL}"]
-# On v5p with fsdp=8, XLA adds up the gradients of a model as small as this with an all-reduce, not a
+# On v5p with fsdp=8, XLA adds up the gradients of so small a model with an all-reduce, not with a
 # reduce-scatter: 1.5 of what is needed.
 SLICES += [*(f"v5e:2x4/{case}" for case in BYTES), f"v5p:2x2x2/{BYTES[0]}"]
 NODES = [f"h100:4x8/{LEARNER}", f"h100:2x8/{ALL}", *(f"h100:8/{case}" for case in BYTES)]
