@@ -10,9 +10,9 @@ Mesh and batches are chosen for that slice; docs/plan.md has others.
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 --config.mesh.tensor=4: the largest program (instructor, rollout: move) takes 48.8 of the 59.3 GiB
 that JAX may allocate on a GPU. A step takes at least 12 minutes of the Instructor and 10 minutes of
-the Follower; at a mean of 1,000 tokens per response, at least 50 and 42 seconds. With --config.mesh.tensor=1 and XLA_CLIENT_MEM_FRACTION=0.9 the gradient takes 62.1 of
-71.2 GiB at a mean of 1,000 tokens per response; sampling then needs a small sample_batch
-(docs/plan.md).
+the Follower; at a mean of 1,000 tokens per response, at least 50 and 42 seconds. At that mean, with
+--config.mesh.tensor=1 and XLA_CLIENT_MEM_FRACTION=0.9, the gradient takes 62.1 of 71.2 GiB;
+sampling then needs a small sample_batch (docs/plan.md).
 """
 
 from default import Config
