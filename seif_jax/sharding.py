@@ -157,12 +157,11 @@ def kv_sharding(sharding: Sharding | None) -> Sharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:2]))
 
 
-def layer_struct(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """One layer of a stack of weights, with the sharding that it has after slicing."""
-    sharding = weight.sharding
-    if isinstance(sharding, NamedSharding):
-        sharding = sharding.update(spec=PartitionSpec(*sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(weight.shape[1:], weight.dtype, sharding=sharding)
+def layer_sharding(stacked: Sharding) -> Sharding:
+    """The sharding of one layer's weight, given that of the stack over layers."""
+    if not isinstance(stacked, NamedSharding):
+        return stacked
+    return stacked.update(spec=PartitionSpec(*stacked.spec[1:]))
 
 
 def replica_devices(mesh: Mesh) -> np.ndarray:

@@ -53,12 +53,8 @@ def engine_programs(
     )  # fmt: skip
     if call.drawn:
         worst = _with_shape(planned, worst, largest(planned.sessions))
-    _, _, unstacked, _, _, pool, _, cache, _ = worst.decode
-    session = {
-        "weights by layer": device_bytes(unstacked),
-        "prompts": device_bytes(pool),
-        "cache": device_bytes(cache),
-    }
+    *_, pool, _, cache, _ = worst.decode
+    session = {"prompts": device_bytes(pool), "cache": device_bytes(cache)}
     yield _prefill_program(planned, worst, tree, session)
     yield _decode_program(planned, worst)
     yield from _resizing_programs(planned, session | {call.weights: device_bytes(params)}, pool)
@@ -103,15 +99,12 @@ def _with_reads(planned: PlannedCall, program: Program, tree: PromptTree, logits
 
 def _decode_program(planned: PlannedCall, worst: WorstCase) -> Program:
     call, config, works = planned.call, planned.config, planned.sessions
-    _, others, unstacked, _, _, pool, hidden, cache, _ = worst.decode
+    _, others, layers, _, _, pool, hidden, cache, _ = worst.decode
     slots, columns = hidden.shape[0], cache[0].v.shape[1]
     rows, width = pool.last.shape[0], pool.layers[0].v.shape[1]
     program = planned.program(
         "decode", decode, worst.decode, planned.slowest(lambda work: work.calls),
-        {
-            call.weights: device_bytes(planned.params["layers"]),
-            "prompts read ahead": device_bytes(worst.read),
-        },
+        {"prompts read ahead": device_bytes(worst.read)},
         {"method": call.decoding.method, "stop_ids": OPTION_IDS[:1], "dtype": call.dtype},
     )  # fmt: skip
     all_calls = sum(work.calls for work in works)
@@ -121,7 +114,7 @@ def _decode_program(planned: PlannedCall, worst: WorstCase) -> Program:
     largest_shape = DecodeShape(slots, columns, rows, width)
     mean = MeanCall()
     if call.drawn:
-        weights = device_bytes((others, unstacked))
+        weights = device_bytes((others, layers))
         per_token = device_bytes(cache) / largest_shape.cache_tokens
         steps = sum(steps for work in works for steps in work.shapes.values())
         flops = sum(

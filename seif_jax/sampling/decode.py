@@ -11,12 +11,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from seif_jax.models.attention import EMPTY, MASKED, Visible, heads_first, heads_last
-from seif_jax.models.decoder import LayerWeights, ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import cache_dtype
 from seif_jax.sampling.cache import KV, PromptPool
 from seif_jax.sampling.methods import Method, sample_token
+from seif_jax.sampling.weights import Layers, layer
 
 CHUNK = 16  # steps per program; slots are refilled between chunks
 
@@ -87,7 +88,7 @@ class _State(NamedTuple):
 def decode(
     c: ModelConfig,
     params: Params,
-    unstacked: Sequence[LayerWeights],
+    layers: Layers,
     table: Shaped[Array, "V D"],
     prefix: list[KV],
     pool: PromptPool,
@@ -101,10 +102,10 @@ def decode(
 ) -> tuple[Float[Array, "B D"], list[KV], Chunk]:
     """Samples CHUNK tokens for every slot, or fewer if all slots end before.
 
-    table: the embedding, in the form of `as_bits`. prefix: the keys and values of the prompts'
-    common prefix, a single row per layer; [] if there is no such prefix. hidden: the final hidden
-    state of each slot's last token. cache: the keys and values of the tokens that slots have
-    sampled, updated in place.
+    layers, table: the layers' weights and the embedding, as `weights` makes them of `params`.
+    prefix: the keys and values of the prompts' common prefix, a single row per layer; [] if there
+    is no such prefix. hidden: the final hidden state of each slot's last token. cache: the keys and
+    values of the tokens that slots have sampled, updated in place.
 
     What a slot samples depends only on its prompt and its key.
     """
@@ -126,12 +127,12 @@ def decode(
         x = model.embed(c, table, token[:, None])
         rope = model.rope(c, positions[:, None])
         new_cache = []
-        for i, w in enumerate(unstacked):
+        for i in range(c.layers):
             caches = [*prefix[i : i + 1], pool.layers[i], state.cache[i]]
             attend = partial(
                 _attend, caches, key_positions, positions, column, s, dtype, model.visible
             )
-            x, layer_cache = model.layer(c, w, x, rope, attend, dtype)
+            x, layer_cache = model.layer(c, layer(layers, i), x, rope, attend, dtype)
             new_cache.append(layer_cache)
         hidden = model.norm(c, x, params["norm"])[:, 0]
         return _State(hidden, new_cache, chunk.append(token, logp, live, stops))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from seif_jax.models.decoder import LayerWeights, ModelConfig
 from seif_jax.models.dense_forward import logits
@@ -29,23 +29,6 @@ class Prefix(NamedTuple):
 
     kv: PackedKV
     length: Int[Array, ""]  # without padding
-
-
-def unstack(stacked: LayerWeights) -> list[LayerWeights]:
-    """Splits stacked weights into one set of arrays per layer.
-
-    Decoding is unrolled over layers: a scan would copy every weight in every step, and slicing the
-    stack inside the program is slower on a CPU.
-    """
-    return [_layer(stacked, i) for i in range(len(jax.tree.leaves(stacked)[0]))]
-
-
-@jax.jit
-def _layer(stacked: LayerWeights, i: Int[Array, ""]) -> LayerWeights:
-    def take(w: Shaped[Array, "L *S"]) -> Shaped[Array, "*S"]:
-        return from_bits(lax.dynamic_index_in_dim(as_bits(w), i, keepdims=False))
-
-    return jax.tree.map(take, stacked)
 
 
 @partial(jax.jit, static_argnames=("c", "dtype"))

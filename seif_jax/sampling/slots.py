@@ -17,16 +17,16 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import as_bits
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move, write
 from seif_jax.sampling.decode import Chunk, Slots, decode
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill import PackedKV, unstack
+from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PrefillPlan, padded_prefix
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.shapes import WIDE, pad, round_up
+from seif_jax.sampling.weights import decoding_layers, embedding_table
 
 COPIES = tuple(4**i for i in range(8))  # numbers of prompts that one program copies to the pool
 
@@ -79,8 +79,8 @@ class Session:
         self.config, self.params, self.dtype = config, params, dtype
         self.plan, self.keys, self.method, self.stop_ids = plan, keys, method, stop_ids
         self.schedule = Schedule(plan, queue, copy, group=group, limits=limits, slots=slots)
-        self.unstacked = unstack(params["layers"])
-        self.table = jax.jit(as_bits)(params["embed"])
+        self.layers = decoding_layers(params["layers"])
+        self.table = embedding_table(params["embed"])
         self.width = round_up(max(map(len, plan.rows)) - len(plan.prefix), WIDE)
         self.prefiller = Prefiller(config, params, dtype, plan)
         self.prefix: list[KV] = []  # in the layout that decoding reads
@@ -151,7 +151,7 @@ class Session:
         self.hidden, self.cache, chunk = decode(
             self.config,
             self.params,
-            self.unstacked,
+            self.layers,
             self.table,
             self.prefix,
             self.pool,

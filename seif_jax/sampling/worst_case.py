@@ -8,20 +8,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from seif_jax.models.decoder import LayerWeights, ModelConfig
+from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import as_bits, cache_dtype
+from seif_jax.models.matmul import cache_dtype
 from seif_jax.sampling.cache import KV, PromptPool, cache_shapes
 from seif_jax.sampling.decode import CHUNK, Slots
 from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PromptTree
 from seif_jax.sampling.schedule import first_columns, more_columns, more_rows, round_to_chunks
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
-from seif_jax.sharding import layer_struct
+from seif_jax.sampling.weights import Layers, decoding_layers, embedding_table
 
 PrefillArguments = tuple[ModelConfig, Params, None, PromptTree]
 DecodeArguments = tuple[
-    ModelConfig, Params, list[LayerWeights], Array, list[KV], PromptPool, Array, list[KV], Slots
+    ModelConfig, Params, Layers, Array, list[KV], PromptPool, Array, list[KV], Slots
 ]
 
 
@@ -74,8 +74,8 @@ def arguments(
     decode = (
         c,
         {name: weight for name, weight in params.items() if name != "layers"},
-        [jax.tree.map(layer_struct, params["layers"]) for _ in range(c.layers)],
-        _bits(params["embed"]),
+        decoding_layers(params["layers"]),
+        embedding_table(params["embed"]),
         [],
         PromptPool(*cast(tuple[list[KV], Array], pool)),
         floats(size, c.width),
@@ -97,9 +97,3 @@ def packed_shapes(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int)
         sharding = sharding.update(spec=PartitionSpec(None, None, *sharding.spec[1:2]))
     struct = jax.ShapeDtypeStruct(shape, cache_dtype(dtype), sharding=sharding)
     return PackedKV(*cast(tuple[Array, Array], (struct, struct.update())))
-
-
-def _bits(table: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The embedding in the form of `as_bits`: another array if the dtype changes, else the same."""
-    dtype = jax.eval_shape(as_bits, table).dtype
-    return table if table.dtype == dtype else table.update(dtype=dtype)
