@@ -69,8 +69,8 @@ def compare(sizes: dict[str, int], K: int, R: int) -> tuple[list[float], list[in
 
 def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]]:
     """K key/value and N query heads of 24, in trees of a prefix, prompts and samples that differ
-    from part to part: the kernel in Pallas's interpreter on the mesh, from plain attention over
-    padded rows on one device."""
+    from part to part: the kernel in Pallas's interpreter on the mesh, from attention in plain XLA
+    on one device."""
     mesh, rng, heads = mesh_of(**sizes), np.random.default_rng(1), []
     kernel = tree_attention_kernels.attend
 
@@ -81,14 +81,15 @@ def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]
     def level(rows: int, width: int) -> tuple[Any, Any]:
         return np.zeros((rows, width), int), rng.integers(1, width, rows)
 
-    laid = [
-        token_tree.pack_tree([level(1, 20), level(2, 33), level(4, 70)], min_tokens=384)
-        for _ in range(sharding.batch_shards(mesh))
+    levels = [
+        [level(1, 20), level(2, 33), level(4, 70)] for _ in range(sharding.batch_shards(mesh))
     ]
-    cells = sum(level.size for level in laid[0].levels)
-    real = jnp.stack(
-        [jnp.asarray(np.asarray(tree.slot_of) < cells)[:, None, None] for tree in laid]
+    laid, in_tiles = (
+        [token_tree.pack_tree(of_part, 384, by_kernel)[0] for of_part in levels]
+        for by_kernel in (False, True)
     )
+    counts = [sum(int(lengths.sum()) for _, lengths in of_part) for of_part in levels]
+    real = jnp.stack([(jnp.arange(384) < count)[:, None, None] for count in counts])
     shape = (len(laid), laid[0].tokens.size)
     q, k, v = (jnp.array(rng.normal(size=(*shape, n, 24)), jnp.float32) for n in (N, K, K))
 
@@ -109,7 +110,7 @@ def trees(sizes: dict[str, int], K: int, N: int) -> tuple[list[float], list[int]
         return [out, *pull(jnp.broadcast_to(cosines.reshape(out.shape[1:]), out.shape))]
 
     tree_attention_kernels.attend = spy
-    in_tiles = sharding.shard_micro_batches(mesh, [tree.in_tiles() for tree in laid])
+    in_tiles = sharding.shard_micro_batches(mesh, in_tiles)
     with jax.set_mesh(mesh):
         got = jax.jit(side_by_side)(in_tiles, real, q, k, v)
     tree_attention_kernels.attend = kernel

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from seif_jax.models.attention import causal
-from seif_jax.models.packed_attention import Keys, attend
+from seif_jax.models.packed_attention import attend
+from seif_jax.models.xla_attention import Keys
 from seif_jax.sampling.prefill_plan import padded_prefix, plan_prefill
 
 

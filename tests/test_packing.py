@@ -22,10 +22,6 @@ def test_a_tree_in_a_row():
     assert flat.tree.tokens.tolist() == [5, 6, 7, 8, 10, 11, 9, 14]
     assert flat.tree.positions.tolist() == [0, 1, 2, 3, 4, 5, 2, 3]
     assert flat.tree.ends.tolist() == [8, 8, 6, 6, 6, 6, 8, 8]
-    prefix, prompts, completions = flat.tree.levels
-    assert prefix.tolist() == [[0, 1]] and prompts.tolist() == [[2, 3], [6, 8]]
-    assert completions.tolist() == [[4, 5, 8], [8, 8, 8], [8, 8, 8], [7, 8, 8]]
-    assert flat.tree.slot_of.tolist() == [0, 1, 2, 3, 6, 7, 4, 15]
     assert flat.hidden_index.tolist() == [3, 4, 5, 6, 6, 7, 0, 0] and flat.num_targets == 6
     assert flat.targets.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
     assert flat.rows.tolist() == [[0, 1, 2], [0, 0, 0], [3, 0, 0], [4, 5, 0]]
@@ -63,7 +59,7 @@ def test_row_lengths():
     ],
 )
 def test_shares_by_hand(lengths, prompts, limit, multiple, expected):
-    limits = RowLimits(limit, multiple)
+    limits = RowLimits(limit, 9, multiple)
     rows = share(2, np.array(prompts), np.array(lengths), limits)
     assert sorted(map(str, rows)) == sorted(map(str, expected))
 
@@ -73,7 +69,8 @@ def test_shares_by_hand(lengths, prompts, limit, multiple, expected):
     st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 60), st.randoms()
 )  # fmt: skip
 def test_every_trained_token_is_in_one_part(prompts, tokens, random):
-    """Nothing lost, nothing twice, the limit kept, one shape; in one part padding of a ninth."""
+    """Nothing lost, nothing twice, the limit kept, one shape; one part is padded by at most a ninth
+    and a tile."""
     rng = np.random.default_rng(random.randrange(1 << 30))
     P, group = len(prompts), 2
     none: Any = np.zeros((P * group, 7), np.float32)
@@ -84,7 +81,7 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
     )  # fmt: skip
     singles = 3 + np.repeat(batch.prompt_lengths, group) + batch.lengths - 1
     largest = max(singles[batch.trained], default=0)
-    parts = pack(batch, RowLimits(tokens))
+    parts = pack(batch, RowLimits(tokens, 7))
     micros = [part.micro for part in parts]
     targets = [micro.packed.targets[micro.packed.rows[micro.mask]] for micro in micros]
     expected = batch.completions[batch.mask()]
@@ -99,23 +96,24 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
     assert len(shapes) <= 1
     if len(parts) == 1:
         work = parts[0].work
-        assert 9 * (work.positions - work.tokens) <= work.positions
+        assert work.positions % 64 == 0
+        assert work.positions - work.tokens < 64 + work.positions / 9
 
 
 def test_work_by_hand():
-    """The tree above: 8 of 8 positions; queries of 2, 2 x 2 and 4 x 3 cells see 2, 4 and 7 each."""
+    """The tree above: 8 of the 64 positions of one tile."""
     none: Any = np.zeros((4, 3), np.float32)
     batch = Batch(
         np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
         np.array([[10, 11, 12], [0, 0, 0], [13, 0, 0], [14, 15, 0]]), np.array([3, 0, 1, 2]),
         none, none, none, none[:, 0], np.ones(4, bool),
     )  # fmt: skip
-    (part,) = pack(batch, RowLimits(20))
+    (part,) = pack(batch, RowLimits(20, 3))
     # Every token sees itself and its ancestors: as many keys as its depth.
     needed = sum([1, 2, 3, 4, 5, 6, 3, 4])
-    assert part.work == Work(8, 8, 2 * 2 + 4 * 4 + 12 * 7, needed)
+    assert part.work == Work(64, 8, 64 * 64, needed)
     both = part.work + part.work
-    assert both.metrics == {"padding": 0.0, "attention_waste": 104 / needed}
+    assert both.metrics == {"padding": 56 / 64, "attention_waste": 64 * 64 / needed}
 
 
 def test_nothing_to_train_on():
@@ -124,4 +122,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, RowLimits(100)) == []
+    assert pack(untrained, RowLimits(100, 4)) == []

@@ -15,7 +15,7 @@ from seif_jax.__main__ import main
 from seif_jax.bench import roofline
 from seif_jax.config_file import read_config
 from seif_jax.models.io.to_device import single_device
-from seif_jax.models.packed_attention import tile_size
+from seif_jax.models.xla_attention import tile_size
 from seif_jax.plan import chip_specs, cost, hlo, text
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chip_specs import Chip

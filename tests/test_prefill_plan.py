@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax.models import packed_attention, tree_attention_kernels
-from seif_jax.models.packed_attention import tile_size
+from seif_jax.models.xla_attention import TilePairs, tile_size
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.prefill_plan import (
     PrefillPlan,
@@ -39,12 +39,12 @@ def check(prompts: list[Prompt], plan: PrefillPlan) -> None:
     for n in range(len(plan.reads)):
         read = plan.pack(n)
         tree, size = read.tree, plan.sizes[n]
-        assert isinstance(tree.tiles, packed_attention.TilePairs)
+        assert isinstance(tree.tiles, TilePairs)
         index = np.arange(size)
         sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
         tile = tile_size(padded_prefix(prefix), size)
         computed = np.zeros((size, padded_prefix(prefix) + size), bool)
-        for t in range(int(tree.tiles.count)):
+        for t in range(int(tree.tiles.count[0])):
             i, j = int(tree.tiles.queries[t]) * tile, int(tree.tiles.keys[t]) * tile
             assert not computed[i : i + tile, j : j + tile].any()
             computed[i : i + tile, j : j + tile] = True

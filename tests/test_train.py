@@ -134,9 +134,9 @@ def test_padding_cannot_be_seen():
     inside = np.arange(6) < LENGTHS[:, None]
     prompts = np.where(np.arange(6) < BATCH.prompt_lengths[:, None], BATCH.prompts, 77)
     junk = replace(BATCH, prompts=prompts, completions=np.where(inside, BATCH.completions, 33))
-    clean, other = (pack(batch, RowLimits(100))[0].micro for batch in (BATCH, junk))
+    clean, other = (pack(batch, RowLimits(100, 6))[0].micro for batch in (BATCH, junk))
     close(jax.tree.leaves(other), jax.tree.leaves(clean), atol=0)
-    (part,) = pack(BATCH.take(np.array([3, 0, 1])), RowLimits(100))
+    (part,) = pack(BATCH.take(np.array([3, 0, 1])), RowLimits(100, 6))
     assert part.micro.mask.shape[0] == 8
     logp = jax.jit(packed_logp)(PARAMS, part.micro.packed)
     expected, mask = LOGP[[6, 7, 0, 1, 2, 3]], BATCH.mask()[[6, 7, 0, 1, 2, 3]]
@@ -238,14 +238,12 @@ def test_metrics_of_a_step():
         )
         for i in (0, 2, 3)
     ]
-    # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16 of 16, 13, 11
-    # Cells of prefix, prompts and samples, and the cells that each of them is scored against.
-    pairs = [5 * 5 + 6 * 11 + 12 * 17, 5 * 5 + 4 * 9 + 8 * 13, 5 * 5 + 4 * 9 + 8 * 13]
+    # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16, 13, 11
     needed = [16 * 17 / 2, 9 * 10 / 2 + 2 * (10 + 11), 11 * 12 / 2]
-    waste = pytest.approx(sum(pairs) / sum(needed))
+    waste = pytest.approx(3 * 64**2 / sum(needed))  # each is in one tile
     assert step_metrics(updates) == {
         "loss": pytest.approx(5 / 3), "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3,
-        "padding": 0.0, "attention_waste": waste,
+        "padding": pytest.approx(1 - (16 + 13 + 11) / (3 * 64)), "attention_waste": waste,
     }  # fmt: skip
     counts = {"skipped_updates": 0, "trained_tokens": 0, "updates": 0}
     assert step_metrics([]) == {**counts, "padding": 1.0, "attention_waste": 0.0}

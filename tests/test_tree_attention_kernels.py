@@ -12,12 +12,13 @@ from seif_jax.models.tree_attention_kernels import TILE, attend, computed_pairs
 from seif_jax.plan import cost
 
 
-def tree_of(*levels: tuple[int, int], seed: int = 0) -> Any:
+def tree_of(*levels: tuple[int, int], seed: int = 0, by_kernel: bool = True) -> Any:
     """levels: rows, and the most tokens of a row."""
     rng = np.random.default_rng(seed)
     rows = [(np.zeros((n, w), int), rng.integers(0, w + 1, n)) for n, w in levels]
     tokens = sum(int(lengths.sum()) for _, lengths in rows)
-    return pack_tree(rows, tokens + 7 + -(tokens + 7) % TILE).in_tiles()
+    tree, _ = pack_tree(rows, tokens + 7 + -(tokens + 7) % TILE, by_kernel)
+    return tree
 
 
 TREES = {

@@ -1,14 +1,16 @@
 """What a model reads: trees of tokens in a packed row, laid out on the host in numpy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from seif_jax.models.tree_attention_kernels import TileRuns, plan_tiles
+from seif_jax.models import tree_attention_kernels, xla_attention
+from seif_jax.models.tree_attention_kernels import TileRuns
+from seif_jax.models.xla_attention import TilePairs
 
 
 @jax.tree_util.register_dataclass
@@ -19,26 +21,13 @@ class TokenTree:
     Each node of the tree is a run of tokens, followed by its children one after another. So token j
     is an ancestor of token i, or i itself, if and only if j <= i < ends[j].
 
-    Attention reads either the packed row, in tiles of scores (see `tree_attention_kernels`), or the
-    levels, which are padded rows; what it does not read is absent. Everything else is computed for
-    the packed tokens, so padding costs next to nothing. Indices that point to nothing are out of
-    range.
     Trees of equal shapes may be stacked: then every array has leading axes.
     """
 
     tokens: Int[Array, "*P N"]
     positions: Int[Array, "*P N"]  # of the rotary embedding: the depth in the tree
     ends: Int[Array, "*P N"]  # one past the last descendant; of padding, one past itself
-    # From the root: the packed token that each cell of the padded rows holds. The rows of a level
-    # are divided equally among those of the level before.
-    levels: tuple[Int[Array, "*P _ _"], ...]
-    slot_of: Int[Array, "*P N"] | None  # the cell of each packed token, counted through all levels
-    tiles: TileRuns | None = None
-
-    def in_tiles(self) -> "TokenTree":
-        """This tree, on the host, for attention that reads the packed row."""
-        tiles = plan_tiles(np.asarray(self.ends), len(self.levels))
-        return replace(self, levels=(), slot_of=None, tiles=tiles)
+    tiles: TileRuns | TilePairs  # of attention's scores, for a kernel or for plain XLA
 
 
 @jax.tree_util.register_dataclass
@@ -68,20 +57,24 @@ def round_up_pow2(n: int) -> int:
 
 
 def pack_tree(
-    levels: Sequence[tuple[Int[np.ndarray, "_ _"], Int[np.ndarray, "_"]]], min_tokens: int = 0
-) -> TokenTree:
+    levels: Sequence[tuple[Int[np.ndarray, "_ _"], Int[np.ndarray, "_"]]],
+    min_tokens: int = 0,
+    by_kernel: bool = False,
+) -> tuple[TokenTree, list[Int[np.ndarray, "_ _"]]]:
     """Packs a tree's tokens into a row of `min_tokens`, more if there are more tokens. If
     `min_tokens` is 0, the row has as many as there are, rounded up.
 
     levels: from the root, right-padded tokens [n, T] and lengths [n]; the rows of a level are
-    divided equally among those of the level before. A row of length 0 is left out.
+    divided equally among those of the level before. A row of length 0 is left out. by_kernel:
+    whether attention is a kernel; N must then be a multiple of its tiles.
+
+    Also returns, by level, where each token is in the packed row; for padding, N.
     """
     starts, subtrees = _depth_first([lengths for _, lengths in levels])
     count = int(subtrees[0].sum())
     size = max(count, min_tokens) if min_tokens else round_up_eighth(count)
     packed = [np.zeros(size, np.int32), np.zeros(size, np.int32), np.arange(1, size + 1)]
-    slot_of = np.full(size, sum(tokens.size for tokens, _ in levels), np.int32)
-    index, depths, offset = [], np.zeros(1, int), 0
+    index, depths = [], np.zeros(1, int)
     for (tokens, lengths), start, subtree in zip(levels, starts, subtrees, strict=True):
         column = np.arange(tokens.shape[1])
         real = column < lengths[:, None]
@@ -90,12 +83,15 @@ def pack_tree(
         ends = np.broadcast_to((start + subtree)[:, None], where.shape)
         for array, values in zip(packed, (tokens, depths[:, None] + column, ends), strict=True):
             array[where[real]] = values[real]
-        slot_of[where[real]] = offset + np.flatnonzero(real)
         index.append(np.where(real, where, size).astype(np.int32))
-        depths, offset = depths + lengths, offset + tokens.size
+        depths = depths + lengths
     tokens, positions, ends = packed
-    arrays = (tokens, positions, ends.astype(np.int32), tuple(index), slot_of)
-    return TokenTree(*cast(tuple[Array, Array, Array, tuple[Array, ...], Array], arrays))
+    if by_kernel:
+        tiles = tree_attention_kernels.plan_tiles(ends, len(levels))
+    else:
+        tiles = xla_attention.plan_tiles(ends, count)
+    arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends.astype(np.int32)))
+    return TokenTree(*arrays, tiles), index
 
 
 def _depth_first(
@@ -122,23 +118,24 @@ def pack_completions(
     lengths: Int[np.ndarray, "B"],
     min_tokens: int = 0,
     min_targets: int = 0,
+    by_kernel: bool = False,
 ) -> PackedBatch:
     """Packs a prefix, prompts and completions, the latter two right-padded, into a row.
 
     The completions are divided equally among the prompts. Those of length 0 are left out. The row
     has at least `min_tokens` tokens and `min_targets` targets; if either is 0, as many as there
-    are, rounded up.
+    are, rounded up. by_kernel: see `pack_tree`.
     """
     P, (B, C) = len(prompts), completions.shape
-    tree = pack_tree(
+    tree, (_, in_prompts, in_completions) = pack_tree(
         [
             (prefix[None], np.array([len(prefix)])),
             (prompts, prompt_lengths),
             (completions, np.maximum(lengths - 1, 0)),
         ],
         min_tokens,
+        by_kernel,
     )
-    _, in_prompts, in_completions = map(np.asarray, tree.levels)
     last = np.repeat(in_prompts[np.arange(P), prompt_lengths - 1], B // P)
     before = np.concatenate([last[:, None], in_completions[:, :-1]], axis=1)
     real = np.arange(C) < lengths[:, None]

@@ -4,17 +4,14 @@ Trees of one shape are stacked on a leading axis P; under a mesh each group of d
 them, its part of the batch. `completion_logp` is what the learner and the reference policy compute.
 """
 
-from typing import cast
-
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from seif_jax.collectives import constrain, shard_over_heads
-from seif_jax.models import attention, head, tree_attention_kernels
-from seif_jax.models.attention import EMPTY, Segment, Visible, heads_first, heads_last
+from seif_jax.models import attention, head, tree_attention_kernels, xla_attention
+from seif_jax.models.attention import Visible
 from seif_jax.models.decoder import PROJECTED, LayerWeights, ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype, from_bits, platform
@@ -69,9 +66,9 @@ def hidden_states(
     return model.norm(c, x, params["norm"])
 
 
-def reads_packed_rows(c: ModelConfig) -> bool:
-    """Whether attention within the learner's trees is computed by `tree_attention_kernels`, on
-    the platform that programs are compiled for."""
+def attends_by_kernel(c: ModelConfig) -> bool:
+    """Whether `tree_attention_kernels` computes attention within trees, on the platform that
+    programs are compiled for. If not, `xla_attention` does."""
     return platform() != "cpu" and c.architecture.visible is attention.causal
 
 
@@ -92,8 +89,9 @@ def attend(
     def local(q: Array, k: Array, v: Array, trees: TokenTree) -> Array:
         (q,), (k,), (v,) = q, k, v
         tree = jax.tree.map(lambda x: x[0], trees)
-        if tree.tiles is None:
-            return _attend_in_rows(tree, q, k, v, dtype, visible)[None]
+        if isinstance(tree.tiles, xla_attention.TilePairs):
+            keys = xla_attention.Keys(tree.positions, tree.ends)
+            return xla_attention.attend(q, k, v, keys, tree.tiles, dtype, visible)[None]
         q, k, v = (x.astype(cache_dtype(dtype)) for x in (q, k, v))
         return tree_attention_kernels.attend(q, k, v, tree.ends, tree.tiles)[None]
 
@@ -101,65 +99,9 @@ def attend(
     return constrain(out, "batch", "tokens", "heads")
 
 
-def _attend_in_rows(
-    tree: TokenTree,
-    q: Float[Array, "N h H"],
-    k: Float[Array, "N K H"],
-    v: Float[Array, "N K H"],
-    dtype: DTypeLike,
-    visible: Visible,
-) -> Float[Array, "N h H"]:
-    """Attention within one tree, as padded rows: those of a level see themselves and the rows of
-    the levels before that they descend from."""
-    slot_of = cast(Array, tree.slot_of)
-    levels = [level for level in tree.levels if level.size]
-    index = jnp.concatenate([level.ravel() for level in levels])
-    ends = [sum(level.size for level in levels[: i + 1]) for i in range(len(levels))]
-    padded = [jnp.split(gather_rows(y, index, slot_of), ends[:-1]) for y in (q, k, v)]
-    outs, past = [], []
-    for level, *rows in zip(levels, *padded, strict=True):
-        q, k, v = (y.reshape(*level.shape, *y.shape[1:]) for y in rows)
-        q, k, v = heads_first(q, k, v, dtype)
-        positions = jnp.take(tree.positions, level, mode="fill", fill_value=EMPTY)
-        past.append(Segment(k, v, positions))
-        out = heads_last(attention.attend(q, positions, past, dtype, visible))
-        outs.append(out.reshape(level.size, *out.shape[2:]))
-    return gather_rows(jnp.concatenate(outs), slot_of, index)
-
-
 def attention_pairs(tree: TokenTree) -> int:
     """For one tree on the host: the pairs of a query and a key for which attention computes a
     score."""
-    if tree.tiles is not None:
-        return tree_attention_kernels.computed_pairs(tree.tiles)
-    computed, past = 0, 0
-    for level in tree.levels:
-        rows, width = level.shape
-        past += width
-        computed += rows * width * past
-    return computed
-
-
-@jax.custom_vjp
-def gather_rows(
-    x: Shaped[Array, "n *S"], index: Int[Array, "m"], inverse: Int[Array, "n"]
-) -> Shaped[Array, "m *S"]:
-    """Rows of x, zeros where the index is out of range.
-
-    inverse: the index that undoes this one. With it the gradient is a gather too; XLA's CPU backend
-    is slow at scattering.
-    """
-    del inverse
-    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
-
-
-def _gather_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
-    return gather_rows(x, index, inverse), (index, inverse)
-
-
-def _gather_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
-    index, inverse = saved
-    return gather_rows(gradient, inverse, index), None, None
-
-
-gather_rows.defvjp(_gather_forward, _gather_backward)
+    if isinstance(tree.tiles, xla_attention.TilePairs):
+        return xla_attention.computed_pairs(tree.tiles, tree.tokens.size)
+    return tree_attention_kernels.computed_pairs(tree.tiles)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.models.decoder import ModelConfig
-from seif_jax.models.tree_forward import reads_packed_rows
+from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
@@ -42,7 +42,7 @@ def engine_programs(
     copies = all_devices.size // mesh.size
     processes = len({device.process_index for device in all_devices.devices.flat})
     planned = PlannedCall(stage, call, config, params, mesh, copies, processes, others)
-    tree = largest_tree(planned.reads, reads_packed_rows(config))
+    tree = largest_tree(planned.reads, attends_by_kernel(config))
     if call.mode == "verdict":
         yield _verdict_program(planned, tree)
         return
@@ -75,7 +75,7 @@ def _with_reads(planned: PlannedCall, program: Program, tree: PromptTree, logits
 
     tree: the largest read. logits: rows of logits per prompt.
     """
-    call, config, kernel = planned.call, planned.config, reads_packed_rows(planned.config)
+    call, config, kernel = planned.call, planned.config, attends_by_kernel(planned.config)
     reads, rows = planned.reads, logits * len(tree.last)
     shares = [share for step in planned.shares for share in step]
     computed_pairs = sum(sum(read_pairs(*share, kernel)) for share in shares)

@@ -11,7 +11,8 @@ from jaxtyping import Int
 from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
-from seif_jax.models.tree_forward import reads_packed_rows
+from seif_jax.models.tree_forward import attends_by_kernel
+from seif_jax.models.xla_attention import most_pairs
 from seif_jax.plan.program import MeanCall, shapes_of
 from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
@@ -58,11 +59,11 @@ def plan_passes(
             positions += sum(part.work.positions for part in parts)
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
-    by_kernel = reads_packed_rows(learner.model)
+    by_kernel = attends_by_kernel(learner.model)
     row, pairs = largest[0], work.pairs / rows
     compiled = (
         row.work.positions,
-        round(pairs) if by_kernel else row.work.pairs,
+        round(pairs) if by_kernel else most_pairs(row.work.positions),
         _num_targets(row.micro),
     )
     mean = round(positions / rows), round(pairs), round(targets / rows)

@@ -21,7 +21,7 @@ from seif_jax import metrics_log, sharding
 from seif_jax.models import Params, lora
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
-from seif_jax.models.tree_forward import completion_logp, reads_packed_rows
+from seif_jax.models.tree_forward import attends_by_kernel, completion_logp
 from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
@@ -149,12 +149,13 @@ class Learner:
 
     def passes_one_by_one(self, batch: Batch) -> Iterator[Pass]:
         """`passes`, each of which is packed when it is asked for."""
-        size, longest = self.parts_per_pass, self.config.max_response_tokens
+        size = self.parts_per_pass
         limits = RowLimits(
             self.config.micro_tokens,
+            self.config.max_response_tokens,
             size,
             self.mesh.shape["sequence"],
-            longest if reads_packed_rows(self.model) else None,
+            attends_by_kernel(self.model),
         )
         parts = pack_one_by_one(batch, limits)
         while of_pass := list(islice(parts, size)):

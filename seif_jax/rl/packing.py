@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 
 import numpy as np
 from jaxtyping import Int
 
-from seif_jax.models import tree_forward
+from seif_jax.models import tree_attention_kernels, tree_forward, xla_attention
 from seif_jax.models.token_tree import pack_completions, pad_rows, round_up_pow2
-from seif_jax.models.tree_attention_kernels import TILE
 from seif_jax.rl.batch import Batch, MicroBatch
 
 Row = Mapping[int, Sequence[int]]  # prompt -> the samples of its group, 0 to G - 1, in this row
@@ -20,11 +19,10 @@ class RowLimits:
     """What the rows of a batch must satisfy, besides being of equal shape."""
 
     tokens: int  # per row
+    max_response_tokens: int
     multiple: int = 1  # the number of rows is a multiple of this
     sequence_shards: int = 1  # the number of token positions is a multiple of this
-    # The maximum length of a completion, if attention reads packed rows. All shapes then depend on
-    # the length of the row alone. None: attention reads padded rows, as wide as the batch needs.
-    max_response_tokens: int | None = None
+    by_kernel: bool = False  # whether a kernel computes attention
 
 
 @dataclass(frozen=True)
@@ -59,19 +57,17 @@ def pack_one_by_one(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
         len(batch.prefix) + sum(int(batch.prompt_lengths[i]) - len(row[i]) for i in row) + count
         for row, count in zip(rows, targets, strict=True)
     ]
-    in_tiles = limits.max_response_tokens is not None
     num_positions = round_up_row(max(positions))
-    multiple = math.lcm(limits.sequence_shards, TILE if in_tiles else 1)
-    num_positions += -num_positions % multiple
-    prompt_width = round_up_pow2(int(batch.prompt_lengths[lengths.any(axis=1)].max()))
-    if limits.max_response_tokens is not None:
-        num_prompts = most_prompts(len(batch.prompts), limits.multiple)
-        width, num_targets = limits.max_response_tokens, max(num_positions, *targets)
-    else:
-        num_prompts = round_up_pow2(max(map(len, rows)))
-        width = min(round_up_pow2(int(lengths.max())), batch.completions.shape[1])
-        num_targets = round_up_pow2(max(targets))
-    shape = _Shape(num_prompts, prompt_width, width, num_positions, num_targets, in_tiles)
+    tile = tree_attention_kernels.TILE if limits.by_kernel else xla_attention.largest_tile()
+    num_positions += -num_positions % math.lcm(limits.sequence_shards, tile)
+    # Shapes depend on the length of the row alone.
+    shape = _Shape(
+        most_prompts(len(batch.prompts), limits.multiple),
+        limits.max_response_tokens,
+        num_positions,
+        max(num_positions, *targets),
+        limits.by_kernel,
+    )
     for row, num_tokens in zip(rows, positions, strict=True):
         yield _part(batch, row, num_tokens, shape)
 
@@ -81,11 +77,10 @@ class _Shape:
     """The sizes that all micro-batches of a batch share."""
 
     prompts: int
-    prompt_width: int  # tokens of the longest prompt, and more
     width: int  # tokens of the longest completion, and more
     positions: int  # of tokens
     targets: int  # positions whose next token is a completion's
-    in_tiles: bool  # for the kernel that computes attention in tiles
+    by_kernel: bool  # whether a kernel computes attention
 
 
 def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
@@ -107,15 +102,14 @@ def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
 
     packed = pack_completions(
         selected.prefix,
-        pad_rows(selected.prompts[:, : shape.prompt_width], shape.prompts, 0),
+        pad_rows(selected.prompts, shape.prompts, 0),
         pad_rows(selected.prompt_lengths, shape.prompts, 0),
         padded(selected.completions),
         padded(mask.sum(axis=1)),
         shape.positions,
         shape.targets,
+        shape.by_kernel,
     )
-    if shape.in_tiles:
-        packed = replace(packed, tree=packed.tree.in_tiles())
     values = (
         selected.sampler_logp,
         selected.old_logp,

@@ -14,7 +14,7 @@ from jaxtyping import Float, Key
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.models.tree_forward import reads_packed_rows
+from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
@@ -141,7 +141,7 @@ class Engine:
 
     def _plan(self, prompts: Sequence[Ids], keep_prefix: bool) -> PrefillPlan:
         """Plans the reads of a call, and counts their tokens."""
-        kernel = reads_packed_rows(self.config)
+        kernel = attends_by_kernel(self.config)
         plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel)
         self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
         return plan

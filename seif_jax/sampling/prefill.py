@@ -13,7 +13,8 @@ from seif_jax.models.decoder import LayerWeights, ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype, from_bits
-from seif_jax.models.packed_attention import Keys, attend
+from seif_jax.models.packed_attention import attend
+from seif_jax.models.xla_attention import Keys
 from seif_jax.sampling.prefill_plan import PromptTree
 
 

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int
 
-from seif_jax.models import tree_attention_kernels
-from seif_jax.models.packed_attention import TilePairs, plan_kernel_tiles, plan_tiles, tile_size
+from seif_jax.models import tree_attention_kernels, xla_attention
+from seif_jax.models.packed_attention import plan_kernel_tiles
 from seif_jax.models.token_tree import round_up_pow2
+from seif_jax.models.xla_attention import TilePairs, plan_tiles
 from seif_jax.sampling.shapes import SIZES, TOKENS, Ids, round_up
 
 MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
@@ -258,4 +259,4 @@ def attention_pairs(tree: PromptTree, prefix: int = 0) -> int:
     """
     if isinstance(tree.tiles, tree_attention_kernels.TileRuns):
         return tree_attention_kernels.computed_pairs(tree.tiles)
-    return int(tree.tiles.count) * tile_size(padded_prefix(prefix), len(tree.tokens)) ** 2
+    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens), padded_prefix(prefix))

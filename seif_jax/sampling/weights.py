@@ -4,13 +4,13 @@ Decoding is unrolled over layers, as a scan would copy every weight in every ste
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import numpy as np
-from jaxtyping import Array, Shaped, UInt16
+from jaxtyping import Array, Shaped
 
 from seif_jax.models.decoder import LayerWeights
+from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, platform
 from seif_jax.sharding import layer_sharding
 
@@ -25,7 +25,7 @@ def decoding_layers(stacked: LayerWeights) -> Layers:
     if platform() != "cpu":
         return stacked
     count = len(jax.tree.leaves(stacked)[0])
-    return [jax.tree.map(partial(_layer_view, i=i), stacked) for i in range(count)]
+    return [{name: _layer_view(w, i) for name, w in stacked.items()} for i in range(count)]
 
 
 def layer(layers: Layers, i: int) -> LayerWeights:
@@ -33,21 +33,33 @@ def layer(layers: Layers, i: int) -> LayerWeights:
     return layers[i] if isinstance(layers, list) else jax.tree.map(lambda w: w[i], layers)
 
 
-def embedding_table(embed: Shaped[Array, "V D"]) -> Shaped[Array, "V D"] | UInt16[Array, "V D"]:
+def embedding_table(embed: Shaped[Array, "V D"]) -> Shaped[Array, "V D"]:
     """The embedding in the form of `as_bits`, in the same memory."""
     dtype = jax.eval_shape(as_bits, embed).dtype
     if dtype == embed.dtype:
         return embed
-    if isinstance(embed, jax.ShapeDtypeStruct):
-        return embed.update(dtype=dtype)
     return _view(embed, embed.shape, embed.sharding, lambda x: x.view(dtype))
 
 
+def decoding_structs(params: Params) -> tuple[Layers, Array]:
+    """What `decoding_layers` and `embedding_table` return, for a tree of `jax.ShapeDtypeStruct`."""
+    layers, table = params["layers"], params["embed"]
+    dtype = jax.eval_shape(as_bits, table).dtype
+    if dtype != table.dtype:
+        table = table.update(dtype=dtype)
+    if platform() == "cpu":
+        count = len(jax.tree.leaves(layers)[0])
+        layers = [jax.tree.map(_layer_struct, layers) for _ in range(count)]
+    return layers, table
+
+
 def _layer_view(stacked: Shaped[Array, "L *S"], i: int) -> Shaped[Array, "*S"]:
-    if isinstance(stacked, jax.ShapeDtypeStruct):
-        sharding = stacked.sharding and layer_sharding(stacked.sharding)
-        return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=sharding)
     return _view(stacked, stacked.shape[1:], layer_sharding(stacked.sharding), lambda x: x[i])
+
+
+def _layer_struct(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = stacked.sharding and layer_sharding(stacked.sharding)
+    return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=sharding)
 
 
 def _view(

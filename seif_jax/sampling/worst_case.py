@@ -17,7 +17,7 @@ from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PromptTree
 from seif_jax.sampling.schedule import first_columns, more_columns, more_rows, round_to_chunks
 from seif_jax.sampling.shapes import SIZES, WIDE, round_up
-from seif_jax.sampling.weights import Layers, decoding_layers, embedding_table
+from seif_jax.sampling.weights import Layers, decoding_structs
 
 PrefillArguments = tuple[ModelConfig, Params, None, PromptTree]
 DecodeArguments = tuple[
@@ -74,8 +74,7 @@ def arguments(
     decode = (
         c,
         {name: weight for name, weight in params.items() if name != "layers"},
-        decoding_layers(params["layers"]),
-        embedding_table(params["embed"]),
+        *decoding_structs(params),
         [],
         PromptPool(*cast(tuple[list[KV], Array], pool)),
         floats(size, c.width),
