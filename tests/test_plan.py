@@ -195,7 +195,8 @@ def test_a_plan_for_the_devices_present(planned):
     assert rows["rollout: decode"]["calls_per_step"] == 10
     assert rows["rollout: decode"]["bytes"]["arguments"] > cache + token * 4 * 256
     forward = rows["log-probabilities"]["flops"]
-    assert 3 * forward < rows["gradient"]["flops"] <= 4 * forward
+    # Forward, recomputed, and twice as much backward; attention's backward pass has five products.
+    assert 3 * forward < rows["gradient"]["flops"] <= 4.5 * forward
     assert result["stages"]["follower"]["rollout_tokens_per_sec"] > 0
     assert any("everything fits" in line for line in text.lines(result))
 
@@ -205,7 +206,7 @@ def test_the_judgers_own_devices_hold_its_weights_alone(planned):
     resident = planned["resident"]
     assert resident["judge: verdicts"] == []
     trained = ["follower", "master weights", "moments"]
-    assert resident["rollout: decode"] == sorted([*trained, "policy", "prompts read ahead"])
+    assert resident["rollout: decode"] == sorted([*trained, "prompts read ahead"])
     assert resident["log-probabilities"] == trained  # the policy is an argument
 
 
@@ -215,7 +216,7 @@ def test_the_knob_that_makes_a_program_fit(model):
     shape, compiler = plan.describe(str(model)), Compiler()
     layout = plan.Layout(config, shape, jax.devices()[:1], jax.devices())
     [decode] = [p for p in plan.programs(config, layout) if p.name == "rollout: decode"]
-    for size, expected in ((18.3e6, "config.sample_batch=8 would fit it: 0.02 GiB"), (1e6, None)):
+    for size, expected in ((17.6e6, "config.sample_batch=8 would fit it: 0.02 GiB"), (1e6, None)):
         bad = compiler(decode, Chip(size, 1e10, 1e11, 1e9))
         assert bad.name == "follower rollout: decode" and not bad.fits
         assert find_change(bad, config, None, shape, compiler) == expected

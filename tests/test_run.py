@@ -180,7 +180,9 @@ def test_metrics(finished):
         assert x["updates"] == 2 and x["skipped_updates"] == 0
         assert x["sampler_gap_max"] < 1e-4
         assert 0 <= x["reward"] <= 1 and x["format_valid"] == 1.0
-    assert trained[0]["kl"] < 1e-9 < trained[2]["kl"]  # the reference is where it started
+    # The reference is where training started. The metric is the mean over two updates, and even if
+    # the first has nothing but rounding errors to learn from, Adam makes visible steps of them.
+    assert trained[0]["kl"] < 1e-5 < trained[2]["kl"]
     assert len({x["reward"] for x in trained}) > 2 and any(x["grad_norm"] > 0.1 for x in trained)
 
 

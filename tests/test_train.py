@@ -117,6 +117,12 @@ def test_the_tree_is_each_sequence_by_itself(micro_tokens, count):
     np.testing.assert_allclose(learner.logp(PARAMS, BATCH)[inside], LOGP[inside], atol=1e-5)
 
 
+def test_the_policy_starts_at_its_reference():
+    reference = shared_learner(100, LOSS).logp(PARAMS, BATCH)
+    _, _, metrics = step(replace(BATCH, ref_logp=reference), on_policy=True)
+    assert metrics["kl"] < 1e-9
+
+
 @pytest.mark.parametrize(
     "loss", [LOSS, replace(LOSS, policy_loss="gspo", loss_aggregation="sequence")]
 )

@@ -127,7 +127,7 @@ def decode(
         x = model.embed(c, table, token[:, None])
         rope = model.rope(c, positions[:, None])
         new_cache = []
-        for i in range(c.layers):
+        for i in range(len(state.cache)):
             caches = [*prefix[i : i + 1], pool.layers[i], state.cache[i]]
             attend = partial(
                 _attend, caches, key_positions, positions, column, s, dtype, model.visible

@@ -41,16 +41,15 @@ def embedding_table(embed: Shaped[Array, "V D"]) -> Shaped[Array, "V D"]:
     return _view(embed, embed.shape, embed.sharding, lambda x: x.view(dtype))
 
 
-def decoding_structs(params: Params) -> tuple[Layers, Array]:
-    """What `decoding_layers` and `embedding_table` return, for a tree of `jax.ShapeDtypeStruct`."""
+def decoding_structs(params: Params) -> tuple[list[Params], jax.ShapeDtypeStruct]:
+    """What decoding reads, for a tree of `jax.ShapeDtypeStruct`: the layers one by one, whatever
+    the platform, since what a program takes with a few layers tells what it takes with all."""
     layers, table = params["layers"], params["embed"]
     dtype = jax.eval_shape(as_bits, table).dtype
     if dtype != table.dtype:
         table = table.update(dtype=dtype)
-    if platform() == "cpu":
-        count = len(jax.tree.leaves(layers)[0])
-        layers = [jax.tree.map(_layer_struct, layers) for _ in range(count)]
-    return layers, table
+    count = len(jax.tree.leaves(layers)[0])
+    return [jax.tree.map(_layer_struct, layers) for _ in range(count)], table
 
 
 def _layer_view(stacked: Shaped[Array, "L *S"], i: int) -> Shaped[Array, "*S"]:
