@@ -9,16 +9,19 @@ JSON object
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import jax
 import meshes
 import shrunk
 import tiny
+from jax.sharding import NamedSharding, PartitionSpec
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.matmul import platform
 from seif_jax.plan import chip_specs, hlo
+from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.program import Program
 
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64}
@@ -43,9 +46,31 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
     return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
 
 
+def copied_layers(decode: Program) -> dict[str, int]:
+    """Bytes of the layers' weights (`layers`), and by how much more memory decoding uses for
+    temporaries if it reads them in a stack, as in a run, and not one by one (`copied`)."""
+    config, params, layers, *others = decode.arguments
+    assert isinstance(layers, list)
+
+    def stack(layer: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = layer.sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = sharding.update(spec=PartitionSpec(None, *sharding.spec))
+        return layer.update(shape=(len(layers), *layer.shape), sharding=sharding)
+
+    def temporaries(layers: Any) -> int:
+        arguments = (config, params, layers, *others)
+        compiled = shrunk.trace(replace(decode, arguments=arguments)).lower().compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    stacked = jax.tree.map(stack, layers[0])
+    copied = temporaries(stacked) - temporaries(layers)
+    return {"layers": device_bytes(stacked), "copied": copied}
+
+
 def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, Any]:
     """By program: bytes of the largest collective in a loop (`looped`), of all (`sent`), and those
-    that are needed, of a gradient (`needed`)."""
+    that are needed, of a gradient (`needed`); of decoding, see `copied_layers`."""
     sizes, options = meshes.sizes_of(text), dict(part.split("=") for part in text.split(","))
     shape = {**HEADS, "num_hidden_layers": int(options.get("layers", 1))}
     config, model = shrunk.read(
@@ -61,6 +86,8 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
             looped = [x.bytes for x in hlo.each_collective(program) if x.runs > 1]
             sent = sum(size for _, size in hlo.collectives(program).values())
             results[p.name] = {"looped": max(looped, default=0), "sent": sent}
+            if p.name == "rollout: decode":
+                results[p.name] |= copied_layers(p)
             if p.name == "gradient":
                 needed = needed_bytes(p, model.config, sizes, platform() == "tpu")
                 results[p.name]["needed"] = needed

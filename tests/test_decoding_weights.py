@@ -7,6 +7,8 @@ import pytest
 import tiny
 
 from seif_jax import models
+from seif_jax.sampling import Engine, row_keys, slots
+from seif_jax.sampling.methods import Method
 from seif_jax.sampling.weights import decoding_layers, embedding_table, layer
 
 
@@ -24,3 +26,21 @@ def test_views_on_the_cpu(dtype):
                 assert offset == i * view.nbytes, name
     table = embedding_table(params["embed"])
     assert table.unsafe_buffer_pointer() == params["embed"].unsafe_buffer_pointer()
+
+
+def test_stacked_layers_give_the_same_samples(monkeypatch):
+    """As on GPUs and TPUs."""
+    model = models.describe(tiny.tiny_config(96))
+    params = models.init(model, 4)
+
+    def sample():
+        keys = row_keys(jax.random.key(0), range(4))
+        samples = Engine(model.config, params, jnp.float32).sample(
+            [[5, 6, 7], [8, 9]], keys, group=2, max_tokens=9, method=Method(1.0, 0, 1.0),
+            stop_ids=(), batch_size=4,
+        )  # fmt: skip
+        return [sample.tokens.tolist() for sample in samples]
+
+    expected = sample()
+    monkeypatch.setattr(slots, "decoding_layers", lambda stacked: stacked)
+    assert sample() == expected
