@@ -51,8 +51,11 @@ def shapes_of(part):
     return str(jax.tree.map(np.shape, part.micro))
 
 
-@pytest.mark.parametrize("parts, by_kernel", [(8, True), (16, True), (8, False)])
-@pytest.mark.parametrize("mean, sigma", workload.SETTINGS)
+@pytest.mark.parametrize(
+    "mean, sigma, parts, by_kernel",
+    [(*setting, parts, True) for setting in workload.SETTINGS for parts in (8, 16)]
+    + [(1000, 1.4, 8, False)],
+)
 def test_what_is_computed_over_what_is_needed(mean, sigma, parts, by_kernel):
     """By the tiles that the kernel of GPUs and TPUs loops over, and plain XLA on CPUs. Attention:
     at most 1.3, of no part more than 1.5. Whole forward passes of a 7B model: at most 1.15. The
