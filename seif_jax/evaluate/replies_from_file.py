@@ -3,19 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from seif_jax import data_files
 from seif_jax.errors import UserError, shown
-from seif_jax.evaluate.suite import Address, Item, Question, Replies
+from seif_jax.evaluate.suite import Address, Item, Judger, Question, Replies, verdicts_of
 from seif_jax.rewards.judge import Verdict
-
-
-@runtime_checkable
-class Judger(Protocol):
-    def verdicts(
-        self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
-    ) -> dict[Address, Verdict]: ...
 
 
 @dataclass
@@ -63,9 +55,7 @@ class FileRespondent:
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
-        if not self.judger:
-            return dict.fromkeys(questions, Verdict(None))
-        return self.judger.verdicts(suite, items, questions)
+        return verdicts_of(self.judger, suite, items, questions)
 
     def own_verdicts(
         self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str

@@ -10,7 +10,7 @@ from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding, Reply
 from seif_jax.evaluate.journal import ReplyRow, Store, VerdictRow
 from seif_jax.evaluate.progress import Progress
-from seif_jax.evaluate.suite import Address, Item, Question, Replies
+from seif_jax.evaluate.suite import Address, Item, Question, Replies, verdicts_of
 from seif_jax.rewards.judge import Judge, Verdict
 from seif_jax.roles import follower, judger
 from seif_jax.roles.prompts import Prompts
@@ -91,9 +91,7 @@ class ModelRespondent:
     def verdicts(
         self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
     ) -> dict[Address, Verdict]:
-        if not self.judger:
-            return dict.fromkeys(questions, Verdict(None))
-        return self.judger.verdicts(suite, items, questions)
+        return verdicts_of(self.judger, suite, items, questions)
 
     def own_verdicts(
         self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str

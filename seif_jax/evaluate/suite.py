@@ -67,6 +67,25 @@ class Respondent(Protocol):
         ...
 
 
+@runtime_checkable
+class Judger(Protocol):
+    def verdicts(
+        self, suite: str, items: Sequence[Item], questions: Mapping[Address, Question]
+    ) -> dict[Address, Verdict]: ...
+
+
+def verdicts_of(
+    judger: Judger | None,
+    suite: str,
+    items: Sequence[Item],
+    questions: Mapping[Address, Question],
+) -> dict[Address, Verdict]:
+    """The Judger's verdicts; without a Judger, all questions are unscored."""
+    if not judger:
+        return dict.fromkeys(questions, Verdict(None))
+    return judger.verdicts(suite, items, questions)
+
+
 class ResponseRow(TypedDict):
     """A row of responses.parquet, without the columns `model` and `suite`."""
 
