@@ -81,7 +81,7 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
     )  # fmt: skip
     singles = 3 + np.repeat(batch.prompt_lengths, group) + batch.lengths - 1
     largest = max(singles[batch.trained], default=0)
-    parts = pack(batch, RowLimits(tokens, 7))
+    parts = [*pack(batch, RowLimits(tokens, 7))]
     micros = [part.micro for part in parts]
     targets = [micro.packed.targets[micro.packed.rows[micro.mask]] for micro in micros]
     expected = batch.completions[batch.mask()]
@@ -122,4 +122,4 @@ def test_nothing_to_train_on():
         np.arange(0), np.ones((1, 3), int), np.array([3]), np.ones((2, 4), int), np.array([2, 1]),
         none, none, none, none[:, 0], np.zeros(2, bool),
     )  # fmt: skip
-    assert pack(untrained, RowLimits(100, 4)) == []
+    assert [*pack(untrained, RowLimits(100, 4))] == []

@@ -140,7 +140,7 @@ def test_padding_cannot_be_seen():
     inside = np.arange(6) < LENGTHS[:, None]
     prompts = np.where(np.arange(6) < BATCH.prompt_lengths[:, None], BATCH.prompts, 77)
     junk = replace(BATCH, prompts=prompts, completions=np.where(inside, BATCH.completions, 33))
-    clean, other = (pack(batch, RowLimits(100, 6))[0].micro for batch in (BATCH, junk))
+    clean, other = (next(pack(batch, RowLimits(100, 6))).micro for batch in (BATCH, junk))
     close(jax.tree.leaves(other), jax.tree.leaves(clean), atol=0)
     (part,) = pack(BATCH.take(np.array([3, 0, 1])), RowLimits(100, 6))
     assert part.micro.mask.shape[0] == 8

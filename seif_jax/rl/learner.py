@@ -26,7 +26,7 @@ from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack_one_by_one
+from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics that are summed over the updates of a step
 Pass = Sequence[PackedPart]  # the micro-batches that one pass computes
@@ -157,7 +157,7 @@ class Learner:
             self.mesh.shape["sequence"],
             attends_by_kernel(self.model),
         )
-        parts = pack_one_by_one(batch, limits)
+        parts = pack(batch, limits)
         while of_pass := list(islice(parts, size)):
             yield of_pass
 

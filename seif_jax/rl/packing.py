@@ -35,12 +35,7 @@ class PackedPart:
     work: "Work"
 
 
-def pack(batch: Batch, limits: RowLimits) -> list[PackedPart]:
-    """Splits the batch into equally shaped micro-batches, or [] if nothing is trained on."""
-    return list(pack_one_by_one(batch, limits))
-
-
-def pack_one_by_one(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
+def pack(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
     """Splits the batch into equally shaped micro-batches, which are made when they are asked for.
 
     Samples that are not trained on are left out. Some micro-batches may be all padding. Rows have
