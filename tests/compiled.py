@@ -46,9 +46,12 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
     return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
 
 
-def copied_layers(decode: Program) -> dict[str, int]:
+def copied_layers(decode: Program, temporaries: int) -> dict[str, int]:
     """Bytes of the layers' weights (`layers`), and by how much more memory decoding uses for
-    temporaries if it reads them in a stack, as in a run, and not one by one (`copied`)."""
+    temporaries if it reads them in a stack, as in a run, and not one by one (`copied`).
+
+    temporaries: their bytes if it reads the layers one by one.
+    """
     config, params, layers, *others = decode.arguments
     assert isinstance(layers, list)
 
@@ -58,13 +61,10 @@ def copied_layers(decode: Program) -> dict[str, int]:
             sharding = sharding.update(spec=PartitionSpec(None, *sharding.spec))
         return layer.update(shape=(len(layers), *layer.shape), sharding=sharding)
 
-    def temporaries(layers: Any) -> int:
-        arguments = (config, params, layers, *others)
-        compiled = shrunk.trace(replace(decode, arguments=arguments)).lower().compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
     stacked = jax.tree.map(stack, layers[0])
-    copied = temporaries(stacked) - temporaries(layers)
+    in_run = replace(decode, arguments=(config, params, stacked, *others))
+    memory = shrunk.trace(in_run).lower().compile().memory_analysis()
+    copied = memory.temp_size_in_bytes - temporaries
     return {"layers": device_bytes(stacked), "copied": copied}
 
 
@@ -82,12 +82,14 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
     for p in shrunk.programs(config, model, devices, chip_specs.host_of(topology)):
         if p.name in names or names == ["all"]:
             print(f"{topology} {text} {p.name}", file=sys.stderr, flush=True)
-            program = hlo.parse(shrunk.trace(p).lower().compile().as_text())
+            compiled = shrunk.trace(p).lower().compile()
+            program = hlo.parse(compiled.as_text())
             looped = [x.bytes for x in hlo.each_collective(program) if x.runs > 1]
             sent = sum(size for _, size in hlo.collectives(program).values())
             results[p.name] = {"looped": max(looped, default=0), "sent": sent}
             if p.name == "rollout: decode":
-                results[p.name] |= copied_layers(p)
+                temporaries = compiled.memory_analysis().temp_size_in_bytes
+                results[p.name] |= copied_layers(p, temporaries)
             if p.name == "gradient":
                 needed = needed_bytes(p, model.config, sizes, platform() == "tpu")
                 results[p.name]["needed"] = needed
