@@ -104,8 +104,8 @@ class SimulatedSession:
         work.shapes[shape] = work.shapes.get(shape, 0) + int(tokens.max())
         prompt_steps = np.zeros(len(self.prompts), int)
         np.maximum.at(prompt_steps, prompts, tokens)
-        own = tokens * age + tokens * (tokens + 1) // 2
-        work.needed_tokens += int(own.sum() + (prompt_steps * self.prompts).sum())
+        completion_tokens = tokens * age + tokens * (tokens + 1) // 2
+        work.needed_tokens += int(completion_tokens.sum() + (prompt_steps * self.prompts).sum())
         count = np.zeros(len(schedule.samples), int)
         stopped = np.zeros(len(count), bool)
         count[slots], stopped[slots] = tokens, left <= CHUNK
