@@ -96,12 +96,12 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
     assert len(shapes) <= 1
     if len(parts) == 1:
         work = parts[0].work
-        assert work.positions % 64 == 0
-        assert work.positions - work.tokens < 64 + work.positions / 9
+        assert work.positions % 32 == 0
+        assert work.positions - work.tokens < 32 + work.positions / 9
 
 
 def test_work_by_hand():
-    """The tree above: 8 of the 64 positions of one tile."""
+    """The tree above: 8 of the 32 positions of one tile."""
     none: Any = np.zeros((4, 3), np.float32)
     batch = Batch(
         np.array([5, 6]), np.array([[7, 8], [9, 0]]), np.array([2, 1]),
@@ -111,9 +111,9 @@ def test_work_by_hand():
     (part,) = pack(batch, RowLimits(20, 3))
     # Every token sees itself and its ancestors: as many keys as its depth.
     needed = sum([1, 2, 3, 4, 5, 6, 3, 4])
-    assert part.work == Work(64, 8, 64 * 64, needed)
+    assert part.work == Work(32, 8, 32 * 32, needed)
     both = part.work + part.work
-    assert both.metrics == {"padding": 56 / 64, "attention_waste": 64 * 64 / needed}
+    assert both.metrics == {"padding": 24 / 32, "attention_waste": 32 * 32 / needed}
 
 
 def test_nothing_to_train_on():

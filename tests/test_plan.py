@@ -15,13 +15,12 @@ from seif_jax.__main__ import main
 from seif_jax.bench import roofline
 from seif_jax.config_file import read_config
 from seif_jax.models.io.to_device import single_device
-from seif_jax.models.xla_attention import tile_size
 from seif_jax.plan import chip_specs, cost, hlo, text
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
-from seif_jax.sampling.prefill_plan import plan_prefill
+from seif_jax.sampling.prefill_plan import attention_pairs, plan_prefill
 from seif_jax.sampling.schedule import COLUMNS, more_columns, more_rows
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -48,7 +47,7 @@ def options(model: Path, *more: str) -> list[str]:
 
 
 def test_operations_are_those_that_are_counted():
-    """Of a forward pass, attention over all pairs; of a prefill, over all tiles of one prompt."""
+    """Attention: of a forward pass, over all pairs; of a prefill, over the computed tiles."""
     model = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8})
     tokens = jax.ShapeDtypeStruct((3, 40), jnp.int32)
     forward = jax.jit(models.forward, static_argnums=0, static_argnames="dtype")
@@ -59,11 +58,9 @@ def test_operations_are_those_that_are_counted():
     traced = prefill.prefill.trace(
         model.config, models.shapes(model), None, tree, dtype=jnp.float32
     )
-    side = tile_size(0, len(tree.tokens))
-    tiles = len(tree.tokens) // side
-    pairs = tiles * (tiles + 1) // 2 * side**2
+    pairs = attention_pairs(tree)
     expected = roofline.forward_flops(model.config, len(tree.tokens), pairs, 0)
-    assert cost.count_flops(traced.jaxpr.jaxpr) == expected
+    assert cost.count_flops(traced.jaxpr.jaxpr, pairs) == expected
 
 
 def test_loops_count_as_often_as_they_run():

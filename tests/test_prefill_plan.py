@@ -44,10 +44,11 @@ def check(prompts: list[Prompt], plan: PrefillPlan) -> None:
         sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
         tile = tile_size(padded_prefix(prefix), size)
         computed = np.zeros((size, padded_prefix(prefix) + size), bool)
-        for t in range(int(tree.tiles.count[0])):
-            i, j = int(tree.tiles.queries[t]) * tile, int(tree.tiles.keys[t]) * tile
-            assert not computed[i : i + tile, j : j + tile].any()
-            computed[i : i + tile, j : j + tile] = True
+        queries, keys, rounds, _ = map(np.asarray, tree.tiles)
+        for g, r in np.argwhere(np.arange(keys.shape[1]) < rounds[:, None]):
+            for i, j in zip(queries[g] * tile, keys[g, r] * tile, strict=True):
+                assert not computed[i : i + tile, j : j + tile].any()
+                computed[i : i + tile, j : j + tile] = True
         before = padded_prefix(prefix)
         for row, (i, path) in enumerate(zip(read.prompts, read.paths, strict=True)):
             assert [*plan.prefix, *np.asarray(tree.tokens)[path]] == prompts[i]

@@ -246,10 +246,10 @@ def test_metrics_of_a_step():
     ]
     # prefix 5, prompts of 6, 4 and 3, completions without their last tokens: 16, 13, 11
     needed = [16 * 17 / 2, 9 * 10 / 2 + 2 * (10 + 11), 11 * 12 / 2]
-    waste = pytest.approx(3 * 64**2 / sum(needed))  # each is in one tile
+    waste = pytest.approx(3 * 32**2 / sum(needed))  # each is in one tile
     assert step_metrics(updates) == {
         "loss": pytest.approx(5 / 3), "skipped_updates": 3.0, "trained_tokens": 30.0, "updates": 3,
-        "padding": pytest.approx(1 - (16 + 13 + 11) / (3 * 64)), "attention_waste": waste,
+        "padding": pytest.approx(1 - (16 + 13 + 11) / (3 * 32)), "attention_waste": waste,
     }  # fmt: skip
     counts = {"skipped_updates": 0, "trained_tokens": 0, "updates": 0}
     assert step_metrics([]) == {**counts, "padding": 1.0, "attention_waste": 0.0}

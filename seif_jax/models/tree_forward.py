@@ -19,8 +19,8 @@ from seif_jax.models.token_tree import PackedBatch, TokenTree
 
 POLICIES = jax.checkpoint_policies
 REMAT_POLICIES = {  # what each layer keeps for the backward pass
-    "full": POLICIES.nothing_saveable,
-    "dots": POLICIES.save_only_these_names(PROJECTED),
+    "full": POLICIES.save_only_these_names(xla_attention.ATTENDED),
+    "dots": POLICIES.save_only_these_names(PROJECTED, xla_attention.ATTENDED),
     "none": POLICIES.everything_saveable,
 }
 

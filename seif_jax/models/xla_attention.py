@@ -5,6 +5,9 @@ The tokens of a tree are packed depth first, so token i sees token j if j <= i <
 computes only the tiles of scores in which some query sees some key. The list of these tiles is an
 input of the program, so the program's shape depends only on the number of packed tokens and not on
 the tree. It is flash attention (arXiv 2205.14135): the backward pass computes the scores again.
+
+A few tiles of queries are computed at a time: with small tiles few pairs are computed that nobody
+needs, and with several of them an operation is large enough to be worth its start.
 """
 
 import math
@@ -16,14 +19,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from seif_jax.models.attention import MASKED, Visible
 from seif_jax.models.matmul import cache_dtype, matmul, platform
 
-TILE = {"cpu": 64}  # the most queries and keys per tile, by platform
-OTHER_TILE = 512  # accelerators would idle between the launches of small tiles
+
+class TileShape(NamedTuple):
+    """How attention is cut into tiles of scores."""
+
+    side: int  # the most queries and keys per tile
+    group: int  # tiles of queries that are computed at a time
+
+
+SHAPES = {"cpu": TileShape(32, 8)}
+OTHER_SHAPE = TileShape(512, 1)  # accelerators would idle between the launches of small tiles
+ATTENDED = "attended"  # what the backward pass needs, as policies of jax.checkpoint name it
+QUERIES = 0  # the position of the queries [N, h, H] among the inputs of the following functions
+PRODUCTS = {  # name of the jitted function -> its number of matrix products per tile
+    "tree_attention_forward": 2,
+    "tree_attention_backward": 5,
+}
 
 
 class Keys(NamedTuple):
@@ -35,17 +53,23 @@ class Keys(NamedTuple):
 
 
 class TilePairs(NamedTuple):
-    """The tiles of scores to compute: the first `count` pairs of a tile of queries and one of keys.
-    The arrays have room for all pairs that a tree can need."""
+    """The tiles of scores to compute, for g groups of G tiles of queries: in round r each query
+    tile of a group is paired with the key tile in row r of the group's keys."""
 
-    queries: Int[Array, "*P m"]
-    keys: Int[Array, "*P m"]
-    count: Int[Array, "*P 1"]
+    queries: Int[Array, "*P g G"]  # those with about as many keys are in a group
+    keys: Int[Array, "*P g m G"]  # m, which is no tile, where a query tile needs no more keys
+    rounds: Int[Array, "*P g"]
+    places: Int[Array, "*P n"]  # where each query tile is among the groups
+
+
+def tile_shape() -> TileShape:
+    """The shape of tiles on the platform that programs are compiled for."""
+    return SHAPES.get(platform(), OTHER_SHAPE)
 
 
 def largest_tile() -> int:
     """The most queries and keys per tile, on the platform that programs are compiled for."""
-    return TILE.get(platform(), OTHER_TILE)
+    return tile_shape().side
 
 
 def tile_size(prefix: int, tokens: int) -> int:
@@ -69,24 +93,28 @@ def plan_tiles(
     is_needed[:, : -(-prefix_length // tile)] = True
     is_needed[:, before:] = (key <= query) & (query * tile < last)
     is_needed[-(-count // tile) :] = False
-    pairs = np.zeros((2, size * (size + 1) // 2 + size * before), np.int32)
-    indices = np.nonzero(is_needed)
-    pairs[:, : len(indices[0])] = indices
-    arrays = (*pairs, np.array([len(indices[0])], np.int32))
-    return TilePairs(*cast(tuple[Array, Array, Array], arrays))
+    group = min(tile_shape().group, size)
+    padded = size + -size % group
+    counts = np.zeros(padded, np.int32)
+    counts[:size] = is_needed.sum(axis=1)
+    order = np.argsort(-counts, kind="stable").astype(np.int32)
+    keys = np.full((padded, before + size), before + size, np.int32)
+    rows, columns = np.nonzero(is_needed)
+    keys[rows, np.arange(len(rows)) - (np.cumsum(counts) - counts)[rows]] = columns
+    arrays = (
+        order.reshape(-1, group),
+        keys[order].reshape(-1, group, before + size).swapaxes(1, 2),
+        counts[order].reshape(-1, group).max(axis=1),
+        np.argsort(order)[:size].astype(np.int32),
+    )
+    return TilePairs(*cast(tuple[Array, Array, Array, Array], arrays))
 
 
 def computed_pairs(tiles: TilePairs, tokens: int, prefix: int = 0) -> int:
     """The pairs of a query and a key whose scores are computed for a row of `tokens` after a
     padded prefix, each head's alike."""
-    return int(np.asarray(tiles.count).sum()) * tile_size(prefix, tokens) ** 2
-
-
-def most_pairs(tokens: int) -> int:
-    """The pairs of a row of `tokens` in which every token sees all tokens before it. `seif plan`
-    counts these in the traced program, which does not tell how often its loop runs."""
-    tile = tile_size(0, tokens)
-    return tokens * (tokens + tile) // 2
+    num_tiles = int(np.asarray(tiles.rounds).sum()) * tiles.queries.shape[-1]
+    return num_tiles * tile_size(prefix, tokens) ** 2
 
 
 def attend(
@@ -101,16 +129,17 @@ def attend(
     """Softmax attention of the packed tokens to themselves and a prefix; operands of products in
     the cache's dtype, scores and sums in float32. A token sees the keys of its ancestors that
     `visible` allows."""
-    (N, _, H), K = q.shape, k.shape[1]
-    q = (q * H**-0.5).reshape(N, K, -1, H).transpose(1, 2, 0, 3)
-    k, v = (x.swapaxes(0, 1) for x in (k, v))
-    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    out = cast(Array, _attend(cache_dtype(dtype), visible, q, k, v, keys, tiles))
-    return out.transpose(2, 0, 1, 3).reshape(N, -1, H)
+    q, k, v = (x.astype(jnp.float32) for x in (q * q.shape[-1] ** -0.5, k, v))
+    return cast(Array, _attend(cache_dtype(dtype), visible, q, k, v, keys, tiles))
 
 
-Heads = Float[Array, "K R N H"]  # of queries, by the K heads of keys and values that they read
-KeyHeads = Float[Array, "K M H"]
+Heads = Float[Array, "N h H"]
+KeyHeads = Float[Array, "M K H"]
+Groups = Float[Array, "g G K Q S"]  # tiles of queries: Q are the T queries of every head, by head
+Group = Float[Array, "G K Q H"]
+Scalars = Float[Array, "G K Q 1"]
+KeyTiles = Float[Array, "m K T H"]
+Gradients = tuple[KeyTiles, KeyTiles]  # of keys and values
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -125,56 +154,91 @@ def _forward(
     dtype: DTypeLike, visible: Visible, q: Heads, k: KeyHeads, v: KeyHeads, keys: Keys,
     tiles: TilePairs,
 ) -> tuple[Heads, tuple[object, ...]]:  # fmt: skip
-    tile = _Tiles(q, k, keys, tiles, dtype, visible)
+    out, norm = tree_attention_forward(dtype, visible, q, k, v, keys, tiles)
+    out, norm = checkpoint_name(out, ATTENDED), checkpoint_name(norm, ATTENDED)
+    return out, (q, k, v, keys, tiles, out, norm)
 
-    def add(n: Array, top: Array, total: Array, out: Array) -> tuple[Array, ...]:
-        scores = tile.scores(n)
-        old_top, old_total, old_out = (tile.of_queries(x, n) for x in (top, total, out))
-        new_top = jnp.maximum(old_top, jnp.max(scores, axis=-1, keepdims=True))
-        weights, scale = jnp.exp(scores - new_top), jnp.exp(old_top - new_top)
-        new_total = old_total * scale + jnp.sum(weights, axis=-1, keepdims=True)
-        values = tile.times(weights, tile.of_keys(v, n))
-        new = (new_top, new_total, old_out * scale + values)
-        return tuple(tile.put(x, y, n) for x, y in zip((top, total, out), new, strict=True))
 
-    top = jnp.full((*q.shape[:3], 1), MASKED, jnp.float32)
-    top, total, out = tile.each(add, top, jnp.zeros_like(top), jnp.zeros_like(q))
-    total = jnp.maximum(total, 1e-30)  # the total of padding is 0
-    out = out / total
-    return out, (q, k, v, keys, tiles, out, top + jnp.log(total))
+@partial(jax.jit, static_argnums=(0, 1))
+def tree_attention_forward(
+    dtype: DTypeLike, visible: Visible, q: Heads, k: KeyHeads, v: KeyHeads, keys: Keys,
+    tiles: TilePairs,
+) -> tuple[Heads, Float[Array, "N h 1"]]:  # fmt: skip
+    """The output, and the logarithm of the softmax's denominator."""
+    cut = _Tiles(q, k, keys, tiles, dtype, visible)
+    all_k, all_v = cut.by_key(k), cut.by_key(v)
+
+    def group(args: tuple[Array, Group]) -> tuple[Group, Scalars]:
+        g, q = args
+
+        def add(key: Array, top: Scalars, total: Scalars, out: Group) -> tuple[Array, ...]:
+            scores = cut.scores(q, all_k[key], g, key)
+            new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            weights, scale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
+            new_total = total * scale + jnp.sum(weights, axis=-1, keepdims=True)
+            return new_top, new_total, out * scale + cut.times(weights, all_v[key])
+
+        top = jnp.full((*q.shape[:3], 1), MASKED, jnp.float32)
+        top, total, out = cut.each_round(g, add, top, jnp.zeros_like(top), jnp.zeros_like(q))
+        seen = top > MASKED  # not by padding
+        norm = jnp.where(seen, top + jnp.log(jnp.where(seen, total, 1.0)), 0.0)
+        return jnp.where(seen, out / jnp.where(seen, total, 1.0), 0.0), norm
+
+    out, norm = lax.map(group, (jnp.arange(len(tiles.rounds)), cut.by_group(q)))
+    return cut.by_query(out), cut.by_query(norm)
 
 
 def _backward(
     dtype: DTypeLike, visible: Visible, saved: tuple, d_out: Heads
 ) -> tuple[Heads, KeyHeads, KeyHeads, None, None]:
+    return *tree_attention_backward(dtype, visible, saved, d_out), None, None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def tree_attention_backward(
+    dtype: DTypeLike, visible: Visible, saved: tuple, d_out: Heads
+) -> tuple[Heads, KeyHeads, KeyHeads]:
+    """The gradients of queries, keys and values."""
     q, k, v, keys, tiles, out, norm = saved
-    tile = _Tiles(q, k, keys, tiles, dtype, visible)
+    cut = _Tiles(q, k, keys, tiles, dtype, visible)
+    all_k, all_v = cut.by_key(k), cut.by_key(v)
     delta = jnp.sum(d_out * out, axis=-1, keepdims=True)
 
-    def add(n: Array, d_q: Array, d_k: Array, d_v: Array) -> tuple[Array, ...]:
-        tile_norm, tile_delta, tile_d_out = (tile.of_queries(x, n) for x in (norm, delta, d_out))
-        weights = jnp.exp(tile.scores(n) - tile_norm)
-        d_weights = tile.products(tile_d_out, tile.of_keys(v, n))
-        d_scores = weights * (d_weights - tile_delta)
-        tile_d_q = tile.of_queries(d_q, n) + tile.times(d_scores, tile.of_keys(k, n))
-        tile_d_k = tile.of_keys(d_k, n) + tile.sum_over_queries(d_scores, tile.of_queries(q, n))
-        tile_d_v = tile.of_keys(d_v, n) + tile.sum_over_queries(weights, tile_d_out)
-        return (
-            tile.put(d_q, tile_d_q, n),
-            tile.put_keys(d_k, tile_d_k, n),
-            tile.put_keys(d_v, tile_d_v, n),
-        )
+    def group(sums: Gradients, args: tuple[Array, ...]) -> tuple[Gradients, Array]:
+        g, q, d_out, norm, delta = args
 
-    d_q, d_k, d_v = tile.each(add, jnp.zeros_like(q), jnp.zeros_like(k), jnp.zeros_like(v))
-    return d_q, d_k, d_v, None, None
+        def add(key: Array, d_q: Group, d_k: KeyTiles, d_v: KeyTiles) -> tuple[Array, ...]:
+            k, v = all_k[key], all_v[key]
+            weights = jnp.exp(cut.scores(q, k, g, key) - norm)
+            d_scores = weights * (cut.products(d_out, v) - delta)
+            d_k = _add_tiles(d_k, key, cut.sum_over_queries(d_scores, q))
+            d_v = _add_tiles(d_v, key, cut.sum_over_queries(weights, d_out))
+            return d_q + cut.times(d_scores, k), d_k, d_v
+
+        d_q, d_k, d_v = cut.each_round(g, add, jnp.zeros_like(q), *sums)
+        return (d_k, d_v), d_q
+
+    groups = [cut.by_group(x) for x in (q, d_out, norm, delta)]
+    zeros = jnp.zeros_like(all_k), jnp.zeros_like(all_v)
+    (d_k, d_v), d_q = lax.scan(group, zeros, (jnp.arange(len(tiles.rounds)), *groups))
+    return cut.by_query(d_q), cut.from_keys(d_k), cut.from_keys(d_v)
 
 
 _attend.defvjp(_forward, _backward)
 
 
+def _add_tiles(
+    x: KeyTiles, key: Int[Array, "G"], tiles: Float[Array, "G K T H"]
+) -> Float[Array, "m K T H"]:
+    """Adds to the tiles with these numbers, one of which may occur several times. XLA's scatter is
+    slow on CPUs."""
+    for n, tile in zip(key, tiles, strict=True):
+        x = x.at[n].add(tile, mode="clip")  # beyond the last tile there are only zeros to add
+    return x
+
+
 class _Tiles:
-    """The tiles of one call: what they read, and the products within a tile of T queries and T
-    keys."""
+    """How one call is cut into tiles of T queries and T keys, and the products within them."""
 
     def __init__(
         self,
@@ -185,63 +249,77 @@ class _Tiles:
         dtype: DTypeLike,
         visible: Visible,
     ):
-        self.q, self.k, self.keys, self.tiles = q, k, keys, tiles
-        self.dtype, self.visible = dtype, visible
-        self.before = k.shape[1] - q.shape[2]
-        self.size = tile_size(self.before, q.shape[2])
+        self.tiles, self.dtype, self.visible = tiles, dtype, visible
+        self.before = k.shape[0] - q.shape[0]
+        self.size = tile_size(self.before, q.shape[0])
+        self.key_heads = k.shape[1]
+        positions, ends = (x.reshape(-1, self.size) for x in keys)
+        self.key_positions, self.ends = positions, ends
+        self.positions = positions[self.before // self.size :]
 
-    def each(self, add: Callable[..., tuple[Array, ...]], *start: Array) -> tuple[Array, ...]:
-        """Calls `add` with each tile's number and the sums so far, which it returns anew."""
+    def by_group(self, x: Float[Array, "N h S"]) -> Groups:
+        """Tiles of queries as the groups have them; zeros where a group has none."""
+        T, K, S = self.size, self.key_heads, x.shape[-1]
+        tiles = x.reshape(-1, T, K, x.shape[1] // K, S).transpose(0, 2, 3, 1, 4)
+        tiles = tiles.reshape(len(tiles), K, -1, S)
+        return jnp.take(tiles, self.tiles.queries, axis=0, mode="fill", fill_value=0)
+
+    def by_query(self, x: Groups) -> Float[Array, "N h S"]:
+        """The inverse of `by_group`."""
+        T, K, S = self.size, self.key_heads, x.shape[-1]
+        tiles = x.reshape(-1, *x.shape[2:])[self.tiles.places]
+        tiles = tiles.reshape(len(tiles), K, -1, T, S).transpose(0, 3, 1, 2, 4)
+        return tiles.reshape(len(tiles) * T, -1, S)
+
+    def by_key(self, x: KeyHeads) -> KeyTiles:
+        return x.reshape(-1, self.size, *x.shape[1:]).swapaxes(1, 2)
+
+    def from_keys(self, x: KeyTiles) -> KeyHeads:
+        """The inverse of `by_key`."""
+        return x.swapaxes(1, 2).reshape(-1, self.key_heads, x.shape[-1])
+
+    def each_round(
+        self, g: Array, add: Callable[..., tuple[Array, ...]], *start: Array
+    ) -> tuple[Array, ...]:
+        """Calls `add` with the key tiles of each round of a group and the sums so far, which it
+        returns anew."""
+
+        def body(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            r, *sums = carry
+            return r + 1, *add(self.tiles.keys[g, r], *sums)
 
         def is_left(carry: tuple[Array, ...]) -> Bool[Array, ""]:
             # The first bound implies the second, from which `seif plan` reads the most iterations.
-            return (carry[0] < self.tiles.count[0]) & (carry[0] < len(self.tiles.keys))
-
-        def body(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-            n, *sums = carry
-            return n + 1, *add(n, *sums)
+            return (carry[0] < self.tiles.rounds[g]) & (carry[0] < self.tiles.keys.shape[1])
 
         return lax.while_loop(is_left, body, (jnp.int32(0), *start))[1:]
 
-    def of_queries(self, x: Float[Array, "K R N S"], n: Array) -> Float[Array, "K R T S"]:
-        return lax.dynamic_slice_in_dim(x, self.tiles.queries[n] * self.size, self.size, 2)
+    def scores(
+        self, q: Group, k: Float[Array, "G K T H"], g: Array, key: Int[Array, "G"]
+    ) -> Float[Array, "G K Q T"]:
+        """The scores of a group's tiles, MASKED where a query does not see a key."""
+        T, query = self.size, self.tiles.queries[g]
+        index = (query[:, None] * T + jnp.arange(T))[:, :, None]
+        key_index = ((key[:, None] * T - self.before) + jnp.arange(T))[:, None]
+        mask = (key_index <= index) & (index < self.ends[key][:, None])
+        position, key_position = self.positions[query], self.key_positions[key]
+        mask = mask & self.visible(position[:, :, None], key_position[:, None])
+        scores = self.products(q, k)
+        by_head = scores.reshape(*scores.shape[:2], -1, T, T)
+        return jnp.where(mask[:, None, None], by_head, MASKED).reshape(scores.shape)
 
-    def of_keys(self, x: KeyHeads, n: Array) -> Float[Array, "K T H"]:
-        return lax.dynamic_slice_in_dim(x, self.tiles.keys[n] * self.size, self.size, 1)
+    def products(self, x: Group, y: Float[Array, "G K T H"]) -> Float[Array, "G K Q T"]:
+        return self._matmul(x, y, -1)
 
-    def put(self, x: Array, new: Array, n: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(x, new, self.tiles.queries[n] * self.size, 2)
-
-    def put_keys(self, x: Array, new: Array, n: Array) -> Array:
-        return lax.dynamic_update_slice_in_dim(x, new, self.tiles.keys[n] * self.size, 1)
-
-    def scores(self, n: Array) -> Float[Array, "K R T T"]:
-        """The scores of a tile, MASKED where a query does not see a key."""
-        size, before = self.size, self.before
-        query, key = self.tiles.queries[n] * size, self.tiles.keys[n] * size
-        index = query + jnp.arange(size)[:, None]
-        position = lax.dynamic_slice_in_dim(self.keys.positions, before + query, size)[:, None]
-        key_position, end = (lax.dynamic_slice_in_dim(x, key, size) for x in self.keys)
-        mask = (key - before + jnp.arange(size) <= index) & (index < end)
-        mask = mask & self.visible(position, key_position)
-        scores = self.products(self.of_queries(self.q, n), self.of_keys(self.k, n))
-        return jnp.where(mask, scores, MASKED)
-
-    def products(
-        self, x: Float[Array, "K R T H"], y: Float[Array, "K T H"]
-    ) -> Float[Array, "K R T T"]:
-        K, R, T, H = x.shape
-        return matmul(x.reshape(K, -1, H), y, -1, self.dtype).reshape(K, R, T, -1)
-
-    def times(
-        self, x: Float[Array, "K R T T"], y: Float[Array, "K T H"]
-    ) -> Float[Array, "K R T H"]:
-        K, R, T, _ = x.shape
-        return matmul(x.reshape(K, R * T, -1), y, -2, self.dtype).reshape(K, R, T, -1)
+    def times(self, x: Float[Array, "G K Q T"], y: Float[Array, "G K T H"]) -> Group:
+        return self._matmul(x, y, -2)
 
     def sum_over_queries(
-        self, x: Float[Array, "K R T T"], y: Float[Array, "K R T H"]
-    ) -> Float[Array, "K T H"]:
-        K, R, T, _ = x.shape
-        x, y = x.reshape(K, R * T, -1).swapaxes(1, 2), y.reshape(K, R * T, -1)
-        return matmul(x, y, -2, self.dtype)
+        self, x: Float[Array, "G K Q T"], y: Float[Array, "G K Q H"]
+    ) -> Float[Array, "G K T H"]:
+        return self._matmul(x.swapaxes(2, 3), y, -2)
+
+    def _matmul(self, x: Array, y: Array, axis: int) -> Array:
+        left, right = (z.reshape(-1, *z.shape[2:]) for z in (x, y))
+        out = matmul(left, right, axis, self.dtype)
+        return out.reshape(*x.shape[:2], *out.shape[1:])

@@ -13,7 +13,7 @@ import jax
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from seif_jax.models import tree_attention_kernels
+from seif_jax.models import tree_attention_kernels, xla_attention
 from seif_jax.plan import hlo
 
 # cuDNN's attention is one call, whose matrix products a jaxpr does not show. By primitive, the
@@ -144,7 +144,7 @@ def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
     """FLOPs of the matrix products on all devices, a multiplication and an addition each.
 
     Of the branches of a `cond` the most expensive one counts, of a kernel's grid every block.
-    pairs_per_row: the pairs that `tree_attention_kernels` computes for a row of tokens. They depend
+    pairs_per_row: the pairs that attention within a tree computes for a row of tokens. They depend
     on the data, so the program does not show them.
     """
     return sum(_eqn_flops(eqn, pairs_per_row) for eqn in jaxpr.eqns)
@@ -152,6 +152,9 @@ def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
 
 def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
     name, params = eqn.primitive.name, eqn.params
+    if name == "jit" and (products := xla_attention.PRODUCTS.get(params["name"])):
+        _, heads, head_dim = _shape(eqn.invars[xla_attention.QUERIES])
+        return 2.0 * products * heads * pairs_per_row * head_dim
     if name == "pallas_call" and params["name"] in tree_attention_kernels.KERNELS:
         heads, _, head_dim = _shape(eqn.invars[tree_attention_kernels.QUERIES])
         return (

@@ -11,8 +11,6 @@ from jaxtyping import Int
 from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
-from seif_jax.models.tree_forward import attends_by_kernel
-from seif_jax.models.xla_attention import most_pairs
 from seif_jax.plan.program import MeanCall, shapes_of
 from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
@@ -59,13 +57,8 @@ def plan_passes(
             positions += sum(part.work.positions for part in parts)
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
-    by_kernel = attends_by_kernel(learner.model)
     row, pairs = largest[0], work.pairs / rows
-    compiled = (
-        row.work.positions,
-        round(pairs) if by_kernel else most_pairs(row.work.positions),
-        _num_targets(row.micro),
-    )
+    compiled = row.work.positions, round(pairs), _num_targets(row.micro)
     mean = round(positions / rows), round(pairs), round(targets / rows)
     share = forward_flops(learner.model, *mean) / forward_flops(learner.model, *compiled)
     tokens, needed_pairs, needed_targets = (needed / passes).tolist()
