@@ -49,7 +49,7 @@ def computed(mesh: str, remat: str, adapted: bool) -> tuple[Any, np.ndarray, dic
         temperature=0.7, updates=1, frozen=frozen,
     )  # fmt: skip
     batch = meshes.batch(0)
-    passes = learner.passes(batch)
+    passes = [*learner.passes(batch)]
     assert len(passes) > 1 or len(passes[0]) > 1
     grads, metrics = tiny.gradient(learner, params, batch, on_policy=False)
     logp = learner.logp(learner.policy(params), batch)

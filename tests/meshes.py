@@ -63,7 +63,7 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
         sampled = batch(step)
         reference = learner.logp(learner.policy(state.params), sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
-        state, update = learner.update(state, learner.passes(sampled), on_policy=True)
+        state, update = learner.update(state, sampled, on_policy=True)
         losses.append(update.metrics["loss"])
         norms.append(update.metrics["grad_norm"])
     engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)

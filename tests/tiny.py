@@ -164,14 +164,13 @@ class Samples(NamedTuple):
 
 def gradient(learner: Learner, params: Any, batch: Batch, on_policy: bool) -> tuple[Any, Any]:
     """The gradient of an optimizer batch and the metrics of its loss, summed over its passes."""
-    passes = learner.passes(batch)
-    totals = learner.totals(passes)
+    totals = learner.totals(batch)
     with jax.set_mesh(learner.mesh):
         terms = [
             learner.gradient(
                 params, learner.frozen, learner.place(parts), np.bool_(on_policy), totals
             )[:2]
-            for parts in passes
+            for parts in learner.passes(batch)
         ]
         return jax.tree.map(lambda *xs: sum(xs), *terms)
 

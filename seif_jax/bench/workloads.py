@@ -186,7 +186,7 @@ def update(model: BenchModel, sizes: WorkloadSizes) -> Workload:
 
     def run() -> None:
         nonlocal state
-        state, _ = learner.update(state, learner.passes(batch), on_policy=True)
+        state, _ = learner.update(state, batch, on_policy=True)
         jax.block_until_ready(state)
 
     return Workload(

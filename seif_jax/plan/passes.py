@@ -53,7 +53,7 @@ def plan_passes(
     for prompts, completions in optimizer_batches(role, draws):
         needed, batches = needed + _needed(prompts, completions), batches + 1
         for parts in _pack(config, role, learner, prompts, completions):
-            work, passes, rows = work + total_work([parts]), passes + 1, rows + len(parts)
+            work, passes, rows = work + total_work(parts), passes + 1, rows + len(parts)
             positions += sum(part.work.positions for part in parts)
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
@@ -93,7 +93,7 @@ def _pack(
     prompts: Prompts,
     completions: Completions,
 ) -> Iterator[Pass]:
-    """The passes of an optimizer batch. All at once they may take gigabytes on the host."""
+    """The passes of an optimizer batch."""
     longest = int(completions.max())
     ids, logp = np.zeros(longest, np.int32), np.zeros(longest, np.float32)
     replies = [
@@ -103,9 +103,7 @@ def _pack(
     ]
     scores = [Score(float(i % 2)) for i in range(len(replies))]
     grouping = stage_settings.grouping(config, role)
-    return learner.passes_one_by_one(
-        make_batch(replies, scores, grouping, role.max_response_tokens)
-    )
+    return learner.passes(make_batch(replies, scores, grouping, role.max_response_tokens))
 
 
 def _needed(prompts: Prompts, completions: Completions) -> np.ndarray:

@@ -112,18 +112,18 @@ class Learner:
         return result
 
     def update(
-        self, state: TrainState, passes: Sequence[Pass], on_policy: bool
+        self, state: TrainState, batch: Batch, on_policy: bool
     ) -> tuple[TrainState, "Update"]:
-        """One update from the passes of an optimizer batch, in the buffers of `state`. If the
-        gradient is not finite, the update is skipped and nothing changes.
+        """One update from an optimizer batch, in the buffers of `state`. If the gradient is not
+        finite, the update is skipped and nothing changes. Some token must be trained on.
 
         on_policy: the weights have not been updated since the batch was sampled. Then this forward
         pass computes the old log-probabilities, too.
         """
-        totals = self.totals(passes)
-        total, gaps = None, []
+        totals = self.totals(batch)
+        total, gaps, work = None, [], Work()
         with jax.set_mesh(self.mesh):
-            for parts in passes:
+            for parts in self.passes(batch):
                 micros = self.place(parts)
                 arguments = (state.params, self.frozen, micros, np.bool_(on_policy), totals)
                 self.gradient.lower(*arguments).compile()
@@ -132,6 +132,7 @@ class Learner:
                 total = term if total is None else self.add(total, term)
                 del term
                 gaps.append(gap)
+                work += total_work(parts)
         assert total, "a gradient without a token to train on"
         grads, loss_metrics = total
         state, norm, applied = self._apply(state, grads)
@@ -141,14 +142,11 @@ class Learner:
             "skipped_updates": 1.0 - applied,
             "trained_tokens": float(totals.tokens),
         }
-        return state, Update(update_metrics, total_work(passes))
+        return state, Update(update_metrics, work)
 
-    def passes(self, batch: Batch) -> list[Pass]:
-        """The batch as micro-batches, grouped by the pass that computes them side by side."""
-        return list(self.passes_one_by_one(batch))
-
-    def passes_one_by_one(self, batch: Batch) -> Iterator[Pass]:
-        """`passes`, each of which is packed when it is asked for."""
+    def passes(self, batch: Batch) -> Iterator[Pass]:
+        """The batch as micro-batches, grouped by the pass that computes them side by side. Each
+        pass is packed when it is asked for: all at once may take gigabytes on the host."""
         size = self.parts_per_pass
         limits = RowLimits(
             self.config.micro_tokens,
@@ -161,10 +159,9 @@ class Learner:
         while of_pass := list(islice(parts, size)):
             yield of_pass
 
-    def totals(self, passes: Sequence[Pass]) -> BatchTotals:
-        """The totals, by which the loss is divided, of the optimizer batch in these passes."""
-        masks = [part.micro.mask for parts in passes for part in parts]
-        return BatchTotals.of(masks, self.config.max_response_tokens)
+    def totals(self, batch: Batch) -> BatchTotals:
+        """The totals of an optimizer batch, by which the loss is divided."""
+        return BatchTotals.of([batch.mask()], self.config.max_response_tokens)
 
     def place(self, parts: Pass) -> MicroBatch:
         """Stacks the micro-batches of a pass on a leading axis, one per group of devices."""
@@ -182,9 +179,9 @@ class Update:
     work: Work  # of all its passes
 
 
-def total_work(passes: Sequence[Pass]) -> Work:
-    """The work of these passes."""
-    return sum((part.work for parts in passes for part in parts), Work())
+def total_work(parts: Pass) -> Work:
+    """The work of a pass."""
+    return sum((part.work for part in parts), Work())
 
 
 def step_metrics(updates: Sequence[Update]) -> dict[str, float]:

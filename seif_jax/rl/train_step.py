@@ -56,9 +56,9 @@ def train_step(
         with phases("update"):
             updates: list[Update] = []
             for i, batch in enumerate(batches):
-                if passes := learner.passes(batch):  # [] if no sample is trained on
+                if batch.mask().any():
                     # The first batch was sampled with the weights that it updates.
-                    state, update = learner.update(state, passes, on_policy=i == 0)
+                    state, update = learner.update(state, batch, on_policy=i == 0)
                     updates.append(update)
     secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
     rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
