@@ -7,7 +7,9 @@ import pytest
 from test_tree_attention_kernels import TREES, tree_of
 
 from seif_jax.models.attention import causal
+from seif_jax.models.tree_forward import REMAT_POLICIES
 from seif_jax.models.xla_attention import Keys, attend
+from seif_jax.plan.cost import count_flops
 
 
 def window(positions, key_positions):
@@ -47,3 +49,30 @@ def test_values_and_gradients(levels, heads, kv_heads, width, visible):
     expected = jax.jit(lambda: both(plain))()
     for got, want in zip(jax.jit(lambda: both(tiled))(), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=2e-6 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize("policy, products", [("full", 2 + 5), ("none", 2 + 5), (None, 2 + 2 + 5)])
+def test_the_backward_pass_reads_the_stored_output(policy, products):
+    """Rematerialization does not compute attention again, and a plan counts what is computed."""
+    tree = tree_of(*TREES["one level"], by_kernel=False)
+    q, k = (jnp.ones((tree.tokens.size, heads, 16)) for heads in (6, 2))
+
+    def attention(q, k, v):
+        keys = Keys(jnp.array(tree.positions), jnp.array(tree.ends))
+        return attend(q, k, v, keys, tree.tiles, jnp.float32, causal)
+
+    stored = jax.checkpoint(attention, policy=REMAT_POLICIES.get(policy))
+    gradient = jax.grad(lambda *args: jnp.sum(stored(*args)), argnums=(0, 1, 2))
+    jaxpr = jax.make_jaxpr(gradient)(q, k, k)
+    assert count_flops(jaxpr.jaxpr, 1000.0) == 2 * products * 6 * 1000 * 16
+
+
+def test_groups_hold_every_tile_once_and_little_else():
+    """Query tiles with about as many keys are in one group, so that few rounds are idle."""
+    tree = tree_of((1, 300), (20, 400), (120, 250), by_kernel=False)
+    size = len(tree.tiles.places)
+    pairs = np.zeros((size + 8, size + 1), int)  # padding of the groups, and of their rounds
+    for queries, keys, rounds in zip(*tree.tiles[:3], strict=True):
+        np.add.at(pairs, (queries, keys[:rounds]), 1)
+    assert pairs[:size, :size].max() == 1 and pairs[:size, :size].diagonal().sum() >= size - 2
+    assert pairs.sum() <= 1.05 * pairs[:size, :size].sum()
