@@ -37,11 +37,8 @@ class TileShape(NamedTuple):
 SHAPES = {"cpu": TileShape(32, 8)}
 OTHER_SHAPE = TileShape(512, 1)  # accelerators would idle between the launches of small tiles
 ATTENDED = "attended"  # what the backward pass needs, as policies of jax.checkpoint name it
-QUERIES = 0  # the position of the queries [N, h, H] among the inputs of the following functions
-PRODUCTS = {  # name of the jitted function -> its number of matrix products per tile
-    "tree_attention_forward": 2,
-    "tree_attention_backward": 5,
-}
+# The jitted functions whose loops depend on the tiles: a program does not show how often they run.
+LOOPS = ("tree_attention_forward", "tree_attention_backward")
 
 
 class Keys(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -152,9 +153,12 @@ def count_flops(jaxpr: Jaxpr, pairs_per_row: float = 0.0) -> float:
 
 def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
     name, params = eqn.primitive.name, eqn.params
-    if name == "jit" and (products := xla_attention.PRODUCTS.get(params["name"])):
-        _, heads, head_dim = _shape(eqn.invars[xla_attention.QUERIES])
-        return 2.0 * products * heads * pairs_per_row * head_dim
+    if name == "jit" and params["name"] in xla_attention.LOOPS:
+        # JAX may split the function and reorder its inputs; of three axes are those by token.
+        arrays = [x.aval for x in eqn.invars if isinstance(x.aval, ShapedArray)]
+        floats = [x.shape for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+        rows = [math.prod(shape[1:]) for shape in floats if len(shape) == 3]
+        return 2.0 * _num_products(params["jaxpr"].jaxpr) * pairs_per_row * max(rows, default=0)
     if name == "pallas_call" and params["name"] in tree_attention_kernels.KERNELS:
         heads, _, head_dim = _shape(eqn.invars[tree_attention_kernels.QUERIES])
         return (
@@ -174,6 +178,16 @@ def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
     if name == "cond":
         return max(inner)
     return _trips(name, params) * sum(inner)
+
+
+def _num_products(jaxpr: Jaxpr) -> int:
+    """The matrix products in a program, those in a loop counted once."""
+    return sum(
+        1
+        if eqn.primitive.name == "dot_general"
+        else sum(map(_num_products, _inner_jaxprs(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _trips(name: str, params: Mapping[str, Any]) -> int:
