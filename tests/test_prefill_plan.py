@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax.models import packed_attention, tree_attention_kernels
-from seif_jax.models.xla_attention import TilePairs, tile_size
+from seif_jax.models.xla_attention import TilePairs, tile_side
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.prefill_plan import (
     PrefillPlan,
@@ -42,7 +42,7 @@ def check(prompts: list[Prompt], plan: PrefillPlan) -> None:
         assert isinstance(tree.tiles, TilePairs)
         index = np.arange(size)
         sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
-        tile = tile_size(padded_prefix(prefix), size)
+        tile = tile_side(tree.tiles, padded_prefix(prefix) + size)
         computed = np.zeros((size, padded_prefix(prefix) + size), bool)
         queries, keys, rounds, _ = map(np.asarray, tree.tiles)
         for g, r in np.argwhere(np.arange(keys.shape[1]) < rounds[:, None]):

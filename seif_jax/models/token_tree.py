@@ -89,7 +89,7 @@ def pack_tree(
     if by_kernel:
         tiles = tree_attention_kernels.plan_tiles(ends, len(levels))
     else:
-        tiles = xla_attention.plan_tiles(ends, count)
+        tiles = xla_attention.plan_tiles(ends, count, shape=xla_attention.sample_shape())
     arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends.astype(np.int32)))
     return TokenTree(*arrays, tiles), index
 

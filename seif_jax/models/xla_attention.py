@@ -34,7 +34,10 @@ class TileShape(NamedTuple):
     group: int  # tiles of queries that are computed at a time
 
 
-SHAPES = {"cpu": TileShape(32, 8)}
+# The tiles of samples, and of prompts: prompts share long starts, so that most of their tiles are
+# full, and larger tiles are faster although they compute more pairs that nobody needs.
+SAMPLE_SHAPES = {"cpu": TileShape(32, 8)}
+PROMPT_SHAPES = {"cpu": TileShape(64, 4)}
 OTHER_SHAPE = TileShape(512, 1)  # accelerators would idle between the launches of small tiles
 ATTENDED = "attended"  # what the backward pass needs, as policies of jax.checkpoint name it
 # The jitted functions whose loops depend on the tiles: a program does not show how often they run.
@@ -59,30 +62,36 @@ class TilePairs(NamedTuple):
     places: Int[Array, "*P n"]  # where each query tile is among the groups
 
 
-def tile_shape() -> TileShape:
-    """The shape of tiles on the platform that programs are compiled for."""
-    return SHAPES.get(platform(), OTHER_SHAPE)
+def sample_shape() -> TileShape:
+    """The shape of the tiles of samples, on the platform that programs are compiled for."""
+    return SAMPLE_SHAPES.get(platform(), OTHER_SHAPE)
 
 
-def largest_tile() -> int:
-    """The most queries and keys per tile, on the platform that programs are compiled for."""
-    return tile_shape().side
+def prompt_shape() -> TileShape:
+    """The shape of the tiles of prompts, on the platform that programs are compiled for."""
+    return PROMPT_SHAPES.get(platform(), OTHER_SHAPE)
 
 
-def tile_size(prefix: int, tokens: int) -> int:
-    """The side of a tile: it divides the numbers of padded tokens of the prefix and of the tree."""
-    return math.gcd(prefix, tokens, largest_tile())
+def tile_side(tiles: TilePairs, num_keys: int) -> int:
+    """The keys, and the queries, per tile: num_keys are those of the padded prefix and the row."""
+    return num_keys // tiles.keys.shape[-2]
 
 
 def plan_tiles(
-    ends: Int[np.ndarray, "N"], count: int, prefix_length: int = 0, prefix_size: int = 0
+    ends: Int[np.ndarray, "N"],
+    count: int,
+    prefix_length: int = 0,
+    prefix_size: int = 0,
+    shape: TileShape | None = None,
 ) -> TilePairs:
     """The tiles that attention computes within a tree and to its prefix, on the host.
 
     ends: of the packed tokens, of which the first `count` are real. prefix_length: the tokens of
-    the prefix, padded to `prefix_size`.
+    the prefix, padded to `prefix_size`. shape: of tiles; that for prompts if it is None. Tiles are
+    smaller if the padded numbers of tokens are not multiples of it.
     """
-    tile = tile_size(prefix_size, len(ends))
+    shape = shape or prompt_shape()
+    tile = math.gcd(prefix_size, len(ends), shape.side)
     size, before = len(ends) // tile, prefix_size // tile
     last = ends.reshape(size, tile).max(axis=1)  # one past the last query that sees the tile
     query, key = np.arange(size)[:, None], np.arange(size)
@@ -90,7 +99,7 @@ def plan_tiles(
     is_needed[:, : -(-prefix_length // tile)] = True
     is_needed[:, before:] = (key <= query) & (query * tile < last)
     is_needed[-(-count // tile) :] = False
-    group = min(tile_shape().group, size)
+    group = min(shape.group, size)
     padded = size + -size % group
     counts = np.zeros(padded, np.int32)
     counts[:size] = is_needed.sum(axis=1)
@@ -111,7 +120,7 @@ def computed_pairs(tiles: TilePairs, tokens: int, prefix: int = 0) -> int:
     """The pairs of a query and a key whose scores are computed for a row of `tokens` after a
     padded prefix, each head's alike."""
     num_tiles = int(np.asarray(tiles.rounds).sum()) * tiles.queries.shape[-1]
-    return num_tiles * tile_size(prefix, tokens) ** 2
+    return num_tiles * tile_side(tiles, prefix + tokens) ** 2
 
 
 def attend(
@@ -169,11 +178,11 @@ def tree_attention_forward(
         g, q = args
 
         def add(key: Array, top: Scalars, total: Scalars, out: Group) -> tuple[Array, ...]:
-            scores = cut.scores(q, all_k[key], g, key)
+            scores = cut.scores(q, _take_tiles(all_k, key), g, key)
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
             weights, scale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
             new_total = total * scale + jnp.sum(weights, axis=-1, keepdims=True)
-            return new_top, new_total, out * scale + cut.times(weights, all_v[key])
+            return new_top, new_total, out * scale + cut.times(weights, _take_tiles(all_v, key))
 
         top = jnp.full((*q.shape[:3], 1), MASKED, jnp.float32)
         top, total, out = cut.each_round(g, add, top, jnp.zeros_like(top), jnp.zeros_like(q))
@@ -205,7 +214,7 @@ def tree_attention_backward(
         g, q, d_out, norm, delta = args
 
         def add(key: Array, d_q: Group, d_k: KeyTiles, d_v: KeyTiles) -> tuple[Array, ...]:
-            k, v = all_k[key], all_v[key]
+            k, v = _take_tiles(all_k, key), _take_tiles(all_v, key)
             weights = jnp.exp(cut.scores(q, k, g, key) - norm)
             d_scores = weights * (cut.products(d_out, v) - delta)
             d_k = _add_tiles(d_k, key, cut.sum_over_queries(d_scores, q))
@@ -222,6 +231,12 @@ def tree_attention_backward(
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _take_tiles(x: KeyTiles, key: Int[Array, "G"]) -> Float[Array, "G K T H"]:
+    """The tiles with these numbers; beyond the last tile, the last. XLA's gather is slower on
+    CPUs."""
+    return jnp.stack([lax.dynamic_index_in_dim(x, n, keepdims=False) for n in key])
 
 
 def _add_tiles(
@@ -248,7 +263,7 @@ class _Tiles:
     ):
         self.tiles, self.dtype, self.visible = tiles, dtype, visible
         self.before = k.shape[0] - q.shape[0]
-        self.size = tile_size(self.before, q.shape[0])
+        self.size = tile_side(tiles, k.shape[0])
         self.key_heads = k.shape[1]
         positions, ends = (x.reshape(-1, self.size) for x in keys)
         self.key_positions, self.ends = positions, ends

@@ -53,7 +53,7 @@ def pack(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
         for row, count in zip(rows, targets, strict=True)
     ]
     num_positions = round_up_row(max(positions))
-    tile = tree_attention_kernels.TILE if limits.by_kernel else xla_attention.largest_tile()
+    tile = tree_attention_kernels.TILE if limits.by_kernel else xla_attention.sample_shape().side
     num_positions += -num_positions % math.lcm(limits.sequence_shards, tile)
     # Shapes depend on the length of the row alone.
     shape = _Shape(
