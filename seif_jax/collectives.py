@@ -7,7 +7,7 @@ its own shards, where XLA's partitioner would have to guess (gathers) or cannot 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from seif_jax.sharding import BATCH_AXES, HEAD_AXES, RULES, mesh_axes
 
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")  # one array, or several that are sharded alike
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
@@ -51,10 +52,10 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 
 def shard_map(
-    function: Callable[Arguments, Array],
+    function: Callable[Arguments, Result],
     in_specs: Sequence[PartitionSpec],
     out_specs: PartitionSpec,
-) -> Callable[Arguments, Array]:
+) -> Callable[Arguments, Result]:
     """Makes every device of the mesh run the function with its own shards of the arguments.
 
     The derivative sums the cotangents of an argument over all devices that hold the same shard.
