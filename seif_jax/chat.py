@@ -32,6 +32,7 @@ class Decoding:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     rng_stream: int = 0  # roles that share a key draw from different streams
+    memory: float = 0.8  # share of the free memory for keys and values: `Engine.sample`
 
     @property
     def method(self) -> Method:
@@ -171,6 +172,7 @@ class ChatModel:
             method=decoding.method,
             stop_ids=self.tokenizer.stop_ids,
             batch_size=decoding.batch_size,
+            memory=decoding.memory,
             on_sample=store,
         )
         return replies

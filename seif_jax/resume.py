@@ -24,6 +24,7 @@ FREE = (
     "mesh.*",
     "remat",
     "sample_batch",
+    "sample_memory",
     "scan_weights",
 )
 # These may change for rounds that have not begun.

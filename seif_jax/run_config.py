@@ -227,6 +227,8 @@ class RunConfig:
     format: Literal["think_answer", "plain"] = "think_answer"  # of replies; plain: small models
     template_arguments: Mapping[str, Plain] = field(default_factory=dict)  # for the chat template
     sample_batch: Batch = 256  # samples decoded at a time
+    sample_memory: Share = 0.8  # of the memory that is free when sampling begins: for the keys and
+    # values of samples and prompts. If it runs out, samples start again later
 
     mesh: MeshConfig = MeshConfig()
     data: DataConfig = DataConfig()

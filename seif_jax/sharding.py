@@ -157,6 +157,20 @@ def kv_sharding(sharding: Sharding | None) -> Sharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:2]))
 
 
+def replicated_sharding(sharding: Sharding) -> Sharding:
+    """The sharding of an array of which every device of a weight has a copy."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return sharding.update(spec=PartitionSpec())
+
+
+def page_sharding(sharding: Sharding | None) -> Sharding | None:
+    """The sharding of pages [pages, heads, …], given a key projection's [L, heads, …]."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec[1:2]))
+
+
 def layer_sharding(stacked: Sharding) -> Sharding:
     """The sharding of one layer's weight, given that of the stack over layers."""
     if not isinstance(stacked, NamedSharding):

@@ -85,6 +85,7 @@ def decoding(
         role.top_k,
         role.top_p,
         rng_stream,
+        config.sample_memory,
     )
 
 

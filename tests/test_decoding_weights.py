@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from seif_jax import models
-from seif_jax.sampling import Engine, row_keys, slots
+from seif_jax.sampling import Engine, row_keys, session
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.weights import decoding_layers, embedding_table, layer
 
@@ -42,5 +42,5 @@ def test_stacked_layers_give_the_same_samples(monkeypatch):
         return [sample.tokens.tolist() for sample in samples]
 
     expected = sample()
-    monkeypatch.setattr(slots, "decoding_layers", lambda stacked: stacked)
+    monkeypatch.setattr(session, "decoding_layers", lambda stacked: stacked)
     assert sample() == expected

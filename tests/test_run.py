@@ -493,6 +493,7 @@ def test_what_changes_no_result_may_change(finished, beside):
         "attention_waste",
         "prompt_waste",
         "judge_prompt_waste",
+        "kv_waste",
     )
     for line, other in zip([line for line in one if line["round"] == 1], two, strict=True):
         for name in line.keys() | other.keys():

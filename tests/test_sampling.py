@@ -206,7 +206,7 @@ def test_few_slots_for_many_samples_of_unequal_length():
     assert sorted(order) == list(range(72)) and order != sorted(order)
     assert [len(sample.tokens) for sample in out] == limits
     assert not any(sample.stopped for sample in out)
-    assert sum(limits) / chat_model.slot_steps >= 0.85
+    assert sum(limits) / chat_model.counters.slot_steps >= 0.85
     for i in (0, 41, int(np.argmax(limits))):
         (alone,) = engine().sample(
             [prompts[i // 3]], keys[i : i + 1], group=1, max_tokens=limits[i], method=PLAIN,

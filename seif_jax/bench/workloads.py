@@ -68,7 +68,7 @@ def rollout(model: BenchModel, sizes: WorkloadSizes) -> Workload:
     metrics: dict[str, float] = {}
 
     def sample(lengths: list[int]) -> None:
-        slot_steps = engine.slot_steps
+        slot_steps = engine.counters.slot_steps
         samples = engine.sample(
             prompts,
             row_keys(jax.random.key(0), range(sizes.samples)),
@@ -80,7 +80,7 @@ def rollout(model: BenchModel, sizes: WorkloadSizes) -> Workload:
         )
         assert [len(sample.tokens) for sample in samples] == lengths
         if max(lengths) > 1:
-            metrics["slot_use"] = sum(lengths) / (engine.slot_steps - slot_steps)
+            metrics["slot_use"] = sum(lengths) / (engine.counters.slot_steps - slot_steps)
 
     def sample_first_token() -> None:
         sample([1] * sizes.samples)

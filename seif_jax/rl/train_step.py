@@ -17,7 +17,7 @@ from seif_jax.rl.learner import Learner, Update, step_metrics
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.rollout import rollout
 from seif_jax.rl.stage import Stage, make_policy
-from seif_jax.sampling import Engine, PromptTokens
+from seif_jax.sampling import Counters, Engine, PromptTokens
 
 
 def train_step(
@@ -39,7 +39,7 @@ def train_step(
         key = jax.random.fold_in(stage.key, step)
         sampled = rollout(stage.task, policy, rows, step, key, stage.rollout, phases)
         guards.check_verdicts(str(stage.info), sampled.metrics, stage.rollout.max_no_verdict)
-        slot_steps = sum(processes.allgather_objects(policy.engine.slot_steps))
+        counters = sum(processes.allgather_objects(policy.engine.counters), Counters())
         waste = {
             **prompt_waste("prompt_waste", policy.engine.prompt_tokens),
             **prompt_waste("judge_prompt_waste", prompt_tokens(judges) - judged_before),
@@ -61,7 +61,12 @@ def train_step(
                     state, update = learner.update(state, batch, on_policy=i == 0)
                     updates.append(update)
     secs, tokens = phases.take(), sampled.metrics["sampled_tokens"]
-    rates = {"slot_use": tokens / slot_steps, "tokens_per_sec": tokens / secs["secs/sample"]}
+    rates = {
+        "slot_use": tokens / counters.slot_steps,
+        "kv_waste": counters.kv_read / counters.kv_needed,
+        "evicted": counters.evicted,
+        "tokens_per_sec": tokens / secs["secs/sample"],
+    }
     rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics_log.host()}
     return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from threading import Lock
 
 import jax
@@ -15,15 +15,17 @@ from jaxtyping import Float, Key
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import attends_by_kernel
+from seif_jax.sampling.memory import free_bytes, page_bytes, page_count
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
+from seif_jax.sampling.sample import Counters, OnSample, Sample
+from seif_jax.sampling.session import Session
 from seif_jax.sampling.shapes import Ids
-from seif_jax.sampling.slots import OnSample, Sample, Session
 from seif_jax.sharding import replicas
 
-__all__ = ["Address", "Engine", "PromptTokens", "Sample", "row_keys"]
+__all__ = ["Address", "Counters", "Engine", "PromptTokens", "Sample", "row_keys"]
 
 Address = int | Sequence[int]  # identifies a stream of random numbers
 
@@ -52,10 +54,17 @@ class Engine:
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike):
         """params: cast to `dtype`, without a copy of the arrays that have it already."""
         self.config, self.dtype = config, dtype
-        self.slot_steps = 0  # slots x decoding steps so far, including those of empty slots
+        self.counters = Counters()  # of all calls so far
         self.prompt_tokens = PromptTokens()  # of all prompts so far
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
         self.replicas: list[Params] = replicas(self.params)
+
+    @cached_property
+    def free_pages(self) -> int:
+        """The pages of keys and values that there is memory for in each copy of the weights."""
+        params = self.replicas[0]
+        device = min(params["norm"].devices(), key=lambda x: x.id)
+        return free_bytes(device.memory_stats()) // page_bytes(self.config, params, self.dtype)
 
     def sample(
         self,
@@ -67,6 +76,7 @@ class Engine:
         method: Method,
         stop_ids: tuple[int, ...],
         batch_size: int,
+        memory: float = 0.8,
         on_sample: OnSample = lambda i, sample: None,
     ) -> list[Sample]:
         """Returns `group` samples per prompt, in the order of the prompts.
@@ -74,6 +84,8 @@ class Engine:
         keys: one per sample. A sample is a function of its prompt and its key alone.
         max_tokens: one limit for all samples, or one per sample.
         batch_size: samples that are decoded together.
+        memory: how much of the memory that is free when the first call begins is for keys and
+        values, between 0 and 1. Raises UserError if the longest sample does not fit.
         on_sample: called with each sample and its index as soon as it ends, while others are being
         decoded.
         """
@@ -83,6 +95,7 @@ class Engine:
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         plan = self._plan(prompts, keep_prefix=True)
         queue = PrefillQueue(len(plan.reads), plan.copies)
+        pages = page_count(plan, np.array(limits), batch_size, group, int(memory * self.free_pages))
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -104,12 +117,13 @@ class Engine:
                     method=method,
                     stop_ids=stop_ids,
                     slots=batch_size,
+                    pages=pages,
                 )
                 session.run(store)
             finally:
                 queue.leave(copy)
             with lock:
-                self.slot_steps += session.slot_steps
+                self.counters += session.counters
 
         run_concurrently(run, plan.copies)
         return [samples[i] for i in range(total)]

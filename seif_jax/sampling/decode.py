@@ -1,255 +1,246 @@
-"""Decoding: one program runs a chunk of steps, each of which samples one token per slot."""
+"""Decoding: one program samples one token per slot and step, for up to MAX_STEPS steps.
 
-from collections.abc import Sequence
-from functools import partial, reduce
+Steps come in blocks. Before a block, the program itself assigns waiting samples to the slots whose
+samples have ended, so that it can go on without the host.
+"""
+
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from seif_jax.models.attention import EMPTY, MASKED, Visible, heads_first, heads_last
+from seif_jax.models import paged_attention
+from seif_jax.models.attention import heads_first, heads_last
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import cache_dtype
-from seif_jax.sampling.cache import KV, PromptPool
+from seif_jax.models.paged_attention import Pages, PartialAttention
+from seif_jax.sampling.block_reads import BlockReads, plan_block_reads
+from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Block, Entries, Output, Prefix, Slots
 from seif_jax.sampling.methods import Method, sample_token
+from seif_jax.sampling.recent_tokens import (
+    BLOCK,
+    Recent,
+    oldest_block,
+    put,
+    recent_tokens,
+    seen_columns,
+)
 from seif_jax.sampling.weights import Layers, layer
-
-CHUNK = 16  # steps per program; slots are refilled between chunks
-
-
-class Slots(NamedTuple):
-    """What the host tells the program about the B slots (in numpy)."""
-
-    cell: Int[Array, "B"]  # which sample of which prompt: pool row · group + index in the group
-    start: Int[Array, "B"]  # tokens before the completion
-    age: Int[Array, "B"]  # tokens sampled so far
-    born: Int[Array, "B"]  # the cache column of the first sampled token
-    limit: Int[Array, "B"]  # tokens to sample; 0: the slot is empty
-    key: UInt32[Array, "B 2"]
-    table: Int[Array, "Q group"]  # the slot of each cell; arbitrary for a cell without a slot
-    lengths: Int[Array, "Q"]  # lengths of the prompts in the pool; 1 for an unused row
-    prefix: Int[Array, ""]  # the length of the prompts' common prefix
-    column: Int[Array, ""]  # the cache column of the first step
-
-
-class Chunk(NamedTuple):
-    """What a chunk of n steps sampled."""
-
-    tokens: Int[Array, "n B"]
-    logp: Float[Array, "n B"]  # log-probability of each token, from `methods.sample_token`
-    count: Int[Array, "B"]  # tokens sampled in this chunk
-    stopped: Bool[Array, "B"]  # whether a stop token was sampled
-    steps: Int[Array, ""]  # steps that were run: n, or fewer if all slots have ended
-
-    @classmethod
-    def empty(cls, slots: int) -> "Chunk":
-        """A chunk before its first step."""
-        return cls(
-            jnp.zeros((CHUNK, slots), jnp.int32),
-            jnp.zeros((CHUNK, slots), jnp.float32),
-            jnp.zeros(slots, jnp.int32),
-            jnp.zeros(slots, bool),
-            jnp.int32(0),
-        )
-
-    def append(
-        self,
-        token: Int[Array, "B"],
-        logp: Float[Array, "B"],
-        live: Bool[Array, "B"],
-        stop_ids: Int[Array, "_"],
-    ) -> "Chunk":
-        """Adds a step's tokens. Slots that are not live have ended: they get zeros."""
-        return Chunk(
-            self.tokens.at[self.steps].set(jnp.where(live, token, 0)),
-            self.logp.at[self.steps].set(jnp.where(live, logp, 0.0)),
-            self.count + live,
-            self.stopped | (live & jnp.isin(token, stop_ids)),
-            self.steps + 1,
-        )
-
-
-class _State(NamedTuple):
-    hidden: Float[Array, "B D"]  # final hidden state of the last token: predicts the next one
-    cache: list[KV]
-    chunk: Chunk
 
 
 @partial(
     jax.jit,
-    static_argnames=("c", "method", "stop_ids", "dtype"),
-    donate_argnames=("hidden", "cache"),
+    static_argnames=("c", "group", "method", "stop_ids", "dtype"),
+    donate_argnames="slots",
 )
 def decode(
     c: ModelConfig,
     params: Params,
     layers: Layers,
     table: Shaped[Array, "V D"],
-    prefix: list[KV],
-    pool: PromptPool,
-    hidden: Float[Array, "B D"],
-    cache: list[KV],
-    s: Slots,
+    prefix: Prefix | None,
+    prompt_hidden: Float[Array, "E D"],
+    entries: Entries,
+    slots: Slots,
+    blocks: Int[Array, ""],
+    idle_below: Int[Array, ""],
     *,
+    group: int,
     method: Method,
     stop_ids: tuple[int, ...],
     dtype: DTypeLike,
-) -> tuple[Float[Array, "B D"], list[KV], Chunk]:
-    """Samples CHUNK tokens for every slot, or fewer if all slots end before.
+) -> tuple[Slots, Int[Array, "_"]]:
+    """Samples tokens for the entries' samples. Returns the slots, and an `Output.pack`.
 
     layers, table: the layers' weights and the embedding, as `weights` makes them of `params`.
-    prefix: the keys and values of the prompts' common prefix, a single row per layer; [] if there
-    is no such prefix. hidden: the final hidden state of each slot's last token. cache: the keys and
-    values of the tokens that slots have sampled, updated in place.
+    prompt_hidden: by entry, the final hidden state of the prompt's last token. blocks: the largest
+    number of blocks. idle_below: the call ends when fewer slots than this have a sample and no
+    entry waits. group: the largest number of samples of a prompt.
 
-    What a slot samples depends only on its prompt and its key.
+    What a sample consists of depends only on its prompt and its key.
     """
-    model = c.architecture
-    first = jnp.take(pool.last, s.cell // s.table.shape[1], axis=0)
-    hidden = jnp.where((s.age == 0)[:, None], first, hidden)
-    uniform = _uniform(s)
-    stops = jnp.array(stop_ids, jnp.int32)
-    key_positions = _key_positions(prefix, pool, cache, s)
+    program = _Program(c, params, layers, table, prefix, prompt_hidden, entries, group, dtype)
 
-    def live_slots(chunk: Chunk) -> Bool[Array, "B"]:
-        return ~chunk.stopped & (s.age + chunk.steps < s.limit)
+    def samples(state: _State) -> Bool[Array, ""]:
+        return jnp.any(state.block.live())
+
+    def is_over(state: _State) -> Bool[Array, ""]:
+        return (state.block.steps > 0) & ((state.block.steps == BLOCK) | ~samples(state))
+
+    def begin_block(slots: Slots, output: Output) -> _State:
+        left = jnp.sum(slots.entry != EMPTY) + jnp.sum(program.waiting(slots) != UNUSED)
+        return program.begin_block(slots, output, (output.blocks < blocks) & (left >= idle_below))
+
+    def end_block(state: _State) -> _State:
+        return begin_block(state.block.end(state.slots), state.output.add(state.block))
 
     def step(state: _State) -> _State:
-        chunk, live = state.chunk, live_slots(state.chunk)
-        scores = logits(params, state.hidden, dtype)
-        token, logp = sample_token(scores.T, uniform[chunk.steps], method)
-        positions, column = s.start + s.age + chunk.steps, s.column + chunk.steps
-        x = model.embed(c, table, token[:, None])
-        rope = model.rope(c, positions[:, None])
-        new_cache = []
-        for i in range(len(state.cache)):
-            caches = [*prefix[i : i + 1], pool.layers[i], state.cache[i]]
-            attend = partial(
-                _attend, caches, key_positions, positions, column, s, dtype, model.visible
-            )
-            x, layer_cache = model.layer(c, layer(layers, i), x, rope, attend, dtype)
-            new_cache.append(layer_cache)
-        hidden = model.norm(c, x, params["norm"])[:, 0]
-        return _State(hidden, new_cache, chunk.append(token, logp, live, stops))
+        state = program.sample(state, method, stop_ids)
+        # A loop of at most one iteration: in a `cond`, XLA's GPU backend would copy all pages.
+        # Steps are not a loop within one over blocks, where it would copy all weights per block.
+        return lax.while_loop(is_over, end_block, state)
 
-    def running(state: _State) -> Bool[Array, ""]:
-        return (state.chunk.steps < CHUNK) & jnp.any(live_slots(state.chunk))
-
-    state = _State(hidden, cache, Chunk.empty(len(hidden)))
-    state = lax.while_loop(running, step, state)
-    return state.hidden, state.cache, state.chunk
+    slots = _remove_evicted(slots, entries)
+    state = begin_block(slots, Output.empty(len(slots.entry)))
+    state = lax.while_loop(samples, step, state)
+    return state.slots, state.output.pack()
 
 
-def _uniform(s: Slots) -> Float[Array, "n B"]:
-    """One uniform random number per step and slot, which depends on the slot's key and age."""
-    ages = s.age + jnp.arange(CHUNK)[:, None]
+def _remove_evicted(slots: Slots, entries: Entries) -> Slots:
+    """Frees the slots of evicted samples, and marks new samples as waiting."""
+    is_evicted = (slots.entry != EMPTY) & entries.evict[slots.entry]
+    return slots._replace(
+        entry=jnp.where(is_evicted, EMPTY, slots.entry),
+        started=slots.started & ~entries.is_new,
+    )
+
+
+class _State(NamedTuple):
+    """A call after some of its steps."""
+
+    slots: Slots  # entries and ages are those at the beginning of the block
+    block: Block
+    reads: BlockReads  # the pages that the block reads
+    uniform: Float[Array, "b B"]  # random numbers of the block's steps
+    output: Output  # of the blocks before
+
+
+class _Program:
+    """What `decode` is made of: its inputs, and the parts of a block."""
+
+    def __init__(
+        self,
+        c: ModelConfig,
+        params: Params,
+        layers: Layers,
+        table: Array,
+        prefix: Prefix | None,
+        prompt_hidden: Array,
+        entries: Entries,
+        group: int,
+        dtype: DTypeLike,
+    ):
+        self.c, self.params, self.layers, self.table = c, params, layers, table
+        self.prefix, self.prompt_hidden, self.entries = prefix, prompt_hidden, entries
+        self.group, self.dtype = group, dtype
+
+    def waiting(self, slots: Slots) -> Int[Array, "E"]:
+        """The order of the entries that wait for a slot; UNUSED for the others."""
+        return jnp.where(slots.started, UNUSED, self.entries.order)
+
+    def store(self, slots: Slots) -> Slots:
+        """Moves to the pages the oldest block of recent tokens, which is overwritten next."""
+        size, columns = paged_attention.page_tokens(), recent_tokens()
+        index = slots.age - columns  # of the block's first token in its sample
+        is_stored = (slots.entry != EMPTY) & (index >= 0)
+        index = jnp.where(is_stored, index, 0)
+        page = self.entries.pages[slots.entry, index // size]
+        page = jnp.where(is_stored, page, 0)[None] + self._first_pages(slots)[:, None]
+        blocks = [oldest_block(x, slots.clock, len(slots.entry)) for x in slots.recent]
+        new = Pages(*(jnp.concatenate(x) for x in zip(*blocks, strict=True)))
+        offset = jnp.broadcast_to(index % size, page.shape)
+        pages = paged_attention.write(slots.pages, new, page.ravel(), offset.ravel())
+        return slots._replace(pages=pages)
+
+    def refill(self, slots: Slots, goes_on: Bool[Array, ""]) -> Slots:
+        """Assigns waiting samples to empty slots, if the call goes on."""
+        waiting, is_empty = self.waiting(slots), slots.entry == EMPTY
+        in_order = jnp.argsort(waiting)
+        nth = jnp.cumsum(is_empty) - 1  # among the empty slots
+        entry = in_order[jnp.minimum(nth, len(in_order) - 1)]
+        starts = goes_on & is_empty & (nth < jnp.sum(waiting != UNUSED))
+        return slots._replace(
+            entry=jnp.where(starts, entry, slots.entry),
+            age=jnp.where(is_empty, 0, slots.age),
+            hidden=jnp.where(starts[:, None], self.prompt_hidden[entry], slots.hidden),
+            started=slots.started.at[jnp.where(starts, entry, len(waiting))].set(True, mode="drop"),
+        )
+
+    def begin_block(self, slots: Slots, output: Output, goes_on: Bool[Array, ""]) -> _State:
+        """The state before a block; without samples, if the call does not go on."""
+        slots = self.refill(self.store(slots), goes_on)
+        entry = jnp.where(goes_on, slots.entry, EMPTY)
+        left = jnp.where(entry == EMPTY, 0, self.entries.limit[entry] - slots.age)
+        reads = plan_block_reads(slots, self.entries, self.prefix)
+        uniform = _uniform(self.entries.key[entry], slots.age)
+        return _State(slots, Block.empty(entry, left, reads.count()), reads, uniform, output)
+
+    def sample(self, state: _State, method: Method, stop_ids: tuple[int, ...]) -> _State:
+        """Samples a token for every slot with a sample."""
+        slots, block, n = state.slots, state.block, state.block.steps
+        scores = logits(self.params, slots.hidden, self.dtype)
+        token, logp = sample_token(scores.T, state.uniform[n], method)
+        positions = self.entries.start[slots.entry] + slots.age + n
+        hidden, recent = self._forward(slots, state.reads, token, positions, n)
+        return state._replace(
+            slots=slots._replace(hidden=hidden, recent=recent),
+            block=block.append(token, logp, stop_ids),
+        )
+
+    def _first_pages(self, slots: Slots) -> Int[np.ndarray, "L"]:
+        """The index of each layer's first page."""
+        per_layer = len(slots.pages.v) // len(slots.recent)
+        return np.arange(len(slots.recent), dtype=np.int32) * per_layer
+
+    def _forward(
+        self,
+        slots: Slots,
+        reads: BlockReads,
+        token: Int[Array, "B"],
+        positions: Int[Array, "B"],
+        n: Int[Array, ""],
+    ) -> tuple[Float[Array, "B D"], list[Recent]]:
+        """The final hidden states of the tokens of step n of a block. Also returns the buffers of
+        recent tokens with their keys and values."""
+        c, model = self.c, self.c.architecture
+        seen = seen_columns(slots.clock, slots.age, n, positions, model.visible)
+        x, rope = model.embed(c, self.table, token[:, None]), model.rope(c, positions[:, None])
+        new = []
+
+        def attend(
+            old: Recent, first_page: np.int32, q: Array, k: Array, v: Array
+        ) -> tuple[Array, Recent]:
+            q, k, v = heads_first(q, k, v, self.dtype)
+            q = q[:, :, :, 0] * q.shape[-1] ** -0.5
+            written = put(old, k, v, slots.clock + n)
+            parts = self._attend_pages(q, positions, slots.pages, reads.shift(first_page))
+            parts.append(paged_attention.attend_rows(q, *written, seen, self.dtype))
+            return heads_last(paged_attention.merge(parts)[:, :, :, None]), written
+
+        for i, first_page in enumerate(self._first_pages(slots)):
+            in_layer = partial(attend, slots.recent[i], first_page)
+            x, written = model.layer(c, layer(self.layers, i), x, rope, in_layer, self.dtype)
+            new.append(written)
+        return model.norm(c, x, self.params["norm"])[:, 0], new
+
+    def _attend_pages(
+        self,
+        q: Float[Array, "K B R H"],
+        positions: Int[Array, "B"],
+        pages: Pages,
+        reads: BlockReads,
+    ) -> list[PartialAttention]:
+        attend = partial(
+            paged_attention.attend, dtype=self.dtype, visible=self.c.architecture.visible
+        )
+        order, parts = reads.by_prompt, []
+        for read in reads.shared:
+            part = attend(q[:, order], positions[order], pages, read, self.group)
+            parts.append(PartialAttention(*(x[:, jnp.argsort(order)] for x in part)))
+        if reads.prefix is not None:
+            parts.append(attend(q, positions, pages, reads.prefix, len(positions)))
+        return parts
+
+
+def _uniform(key: UInt32[Array, "B 2"], age: Int[Array, "B"]) -> Float[Array, "n B"]:
+    """One uniform random number per step of a block and slot, which depends on the sample's key and
+    age."""
+    ages = age + jnp.arange(BLOCK)[:, None]
     keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, 1), 1)
-    return jax.vmap(jax.vmap(jax.random.uniform))(keys(jax.random.wrap_key_data(s.key), ages))
-
-
-class _KeyPositions(NamedTuple):
-    """Positions of the cached keys; EMPTY in columns without a key."""
-
-    prefix: Int[Array, "1 _"]
-    prompts: Int[Array, "Q _"]
-    completions: Int[Array, "B _"]
-
-
-def _key_positions(prefix: list[KV], pool: PromptPool, cache: list[KV], s: Slots) -> _KeyPositions:
-    column = jnp.arange(prefix[0].v.shape[1] if prefix else 0)
-    before = jnp.where(column < s.prefix, column, EMPTY)[None]
-    column = jnp.arange(pool.layers[0].v.shape[1])
-    prompts = jnp.where(column < s.lengths[:, None], s.prefix + column, EMPTY)
-    column = jnp.arange(cache[0].v.shape[1])
-    completions = s.start[:, None] + column - s.born[:, None]
-    completions = jnp.where(column >= s.born[:, None], completions, EMPTY)
-    return _KeyPositions(before, prompts, completions)
-
-
-def _attend(
-    caches: Sequence[KV],
-    key_positions: _KeyPositions,
-    positions: Int[Array, "B"],
-    column: Int[Array, ""],
-    s: Slots,
-    dtype: DTypeLike,
-    visible: Visible,
-    q: Float[Array, "B 1 N H"],
-    k: Float[Array, "B 1 K H"],
-    v: Float[Array, "B 1 K H"],
-) -> tuple[Float[Array, "B 1 N H"], KV]:
-    """The new tokens' attention to the common prefix, their prompts and their completions so far.
-
-    caches: one layer's `KV` of the prefix (if there is one), the prompts and the completions. Also
-    returns that of the completions, with the new tokens' keys and values written to `column`.
-    """
-    *prefix, prompts, completions = caches
-    q, k, v = heads_first(q, k, v, dtype)
-    H = q.shape[-1]
-    completions = KV(
-        lax.dynamic_update_slice(completions.k, k.reshape(-1, H, 1), (0, 0, column)),
-        lax.dynamic_update_slice(completions.v, v.reshape(-1, 1, H), (0, column, 0)),
-    )
-    q = q[:, :, :, 0] * H**-0.5
-    attend = partial(_partial_attention, dtype=dtype, visible=visible)
-    # Queries are gathered by prompt and their results scattered back: prompts are not moved.
-    slots = s.table.reshape(-1)
-    by_cell = attend(q[:, slots], positions[slots], prompts, key_positions.prompts)
-    parts = [
-        _PartialAttention(*(x[:, s.cell] for x in by_cell)),
-        attend(q, positions, completions, key_positions.completions),
-    ]
-    parts += [attend(q, positions, kv, key_positions.prefix) for kv in prefix]
-    return heads_last(_merge(parts)[:, :, :, None]), completions
-
-
-class _PartialAttention(NamedTuple):
-    """Attention to some of the keys, in a form that can be merged with attention to others."""
-
-    top: Float[Array, "K B R"]  # the largest score
-    total: Float[Array, "K B R"]  # the sum of exp(score - top)
-    out: Float[Array, "K B R H"]  # the sum of exp(score - top) · value
-
-
-def _partial_attention(
-    q: Float[Array, "K B R H"],
-    positions: Int[Array, "B"],
-    kv: KV,
-    key_positions: Int[Array, "b S"],
-    *,
-    dtype: DTypeLike,
-    visible: Visible,
-) -> _PartialAttention:
-    """Attention to the keys in kv. Each of its b rows serves B/b consecutive queries."""
-    K, B, R, H = q.shape
-    b, S = key_positions.shape
-    dtype = jnp.dtype(cache_dtype(dtype))
-    matmul = partial(
-        lax.dot_general,
-        dimension_numbers=(((2,), (1,)), ((0,), (0,))),
-        precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )
-    score = matmul(q.astype(dtype).reshape(K * b, -1, H), kv.k)
-    mask = visible(positions.reshape(b, -1, 1, 1), key_positions[:, None, None])
-    score = jnp.where(mask, score.reshape(K, b, B // b, R, S), MASKED).reshape(score.shape)
-    top = jnp.max(score, axis=-1)
-    weight = jnp.exp(score - top[..., None])
-    out = matmul(weight.astype(dtype), kv.v)
-    total = jnp.sum(weight, axis=-1)
-    return _PartialAttention(top.reshape(K, B, R), total.reshape(K, B, R), out.reshape(q.shape))
-
-
-def _merge(parts: Sequence[_PartialAttention]) -> Float[Array, "K B R H"]:
-    """Attention to the keys of all parts together."""
-    top = reduce(jnp.maximum, (p.top for p in parts))
-    total, out = jnp.zeros(()), jnp.zeros(())
-    for p in parts:
-        share = jnp.exp(p.top - top)
-        total, out = total + p.total * share, out + p.out * share[..., None]
-    return out / total[..., None]
+    return jax.vmap(jax.vmap(jax.random.uniform))(keys(jax.random.wrap_key_data(key), ages))

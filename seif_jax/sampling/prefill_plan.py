@@ -63,6 +63,8 @@ class Reads:
     copies: int  # the number of copies of the weights that process the reads
     max_prompts: int  # the largest number of prompts in a read, with padding
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
+    lengths: Int[np.ndarray, "n"]  # of each prompt
+    shared: Int[np.ndarray, "n"]  # leading tokens that each shares with the one before it, if any
 
     @property
     def computed_tokens(self) -> int:
@@ -144,6 +146,8 @@ def divide(
         new[0], prefix = new[0] + prefix, 0
         step = row_step(int(new.sum()))
     tokens = [int(new[a:b].sum() + repeated[a]) for a, b in pairwise(cuts)]
+    lengths_by_prompt, shared_by_prompt = np.zeros((2, len(lengths)), int)
+    lengths_by_prompt[order], shared_by_prompt[order] = lengths, shared
     return Reads(
         prefix,
         [list(order[a:b]) for a, b in pairwise(cuts)],
@@ -152,6 +156,8 @@ def divide(
         min(copies, len(tokens)),
         round_up(min(READ_PROMPTS, len(lengths)), SIZES),
         distinct,
+        lengths_by_prompt,
+        shared_by_prompt,
     )
 
 

@@ -1,63 +1,50 @@
-"""Which sample decodes in which slot, and how large the cache is: decisions made on the host.
+"""Which samples decode together, and which pages they have: decisions made on the host.
 
-Between chunks of decoding, waiting samples take the slots of finished ones, and the cache is
-resized if it is too short or far too long. All decisions depend only on how many tokens are
-sampled, never on which ones, so runs are deterministic, and `seif plan` makes the same decisions
-for given lengths.
+Between calls of the decoding program, prompts are read, samples get entries and pages, and samples
+that have ended give theirs back. If pages run out, the youngest samples are evicted and start again
+later. All decisions depend only on how many tokens are sampled, never on which ones, so runs are
+deterministic, and `seif plan` makes the same decisions for given lengths.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
-from seif_jax.sampling.decode import CHUNK
+from seif_jax.models.matmul import platform
+from seif_jax.sampling.call import Arrays, Call, Entry
+from seif_jax.sampling.decode_arrays import BLOCKS
+from seif_jax.sampling.page_needs import (
+    ENTRIES_PER_SLOT,
+    pages_for,
+    pages_for_age,
+    prompt_pages,
+    read_pages,
+)
+from seif_jax.sampling.page_pool import PagePool
 from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prefill_queue import PrefillQueue
-from seif_jax.sampling.shapes import SIZES, round_up
+from seif_jax.sampling.recent_tokens import BLOCK
 
-COLUMNS = tuple(128 << i for i in range(12))  # sizes of the cache
-# Finer sizes, which the cache can have once no samples are waiting.
-LAST_COLUMNS = tuple(n << i for i in range(12) for n in (128, 160, 192, 224))
-CHUNK_TOKENS = 2048  # prompt tokens whose prefill takes about as long as a decoding chunk
+SIZES = 4  # numbers of slots that a program is compiled for: all, a half, a quarter, an eighth
 MIN_SLOTS = 4
 WORTH_TOKENS = 128  # slots are removed only if some sample may still get this many tokens
-EMPTY = -1  # in place of a sample: the slot is empty
+BLOCK_TOKENS = 2048  # prompt tokens whose prefill takes about as long as a block of decoding
+# Calls that are sent before the results of an earlier one are read. On the CPU the host and the
+# program would compete for cores.
+IN_FLIGHT = {"cpu": 0}
+OTHER_IN_FLIGHT = 1
 
-Tokens = TypeVar("Tokens", int, np.ndarray)
 
+@dataclass
+class Prompt:
+    """A prompt that has been read and has unfinished samples."""
 
-@runtime_checkable
-class Arrays(Protocol):
-    """What carries out the decisions of a schedule. It is called before the schedule changes."""
-
-    def read(self, n: int) -> None:
-        """Prefills the prompts of read n."""
-        ...
-
-    def grow_pool(self, rows: int) -> None:
-        """Grows the pool of prompts to this many rows."""
-        ...
-
-    def copy_to_pool(self, prompts: Sequence[int]) -> None:
-        """Copies prompts of the current read to their rows of the pool (`Schedule.pool_rows`)."""
-        ...
-
-    def move(self, slots: Int[np.ndarray, "n"], first: int, columns: int) -> None:
-        """Keeps these slots of the cache, in this order, without the columns before `first`, in a
-        cache of `columns` columns."""
-        ...
-
-    def decode(self) -> tuple[Int[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
-        """Decodes a chunk. Returns, by slot, the number of sampled tokens, and whether the last one
-        is a stop token."""
-        ...
-
-    def finish(self, stopped: Mapping[int, bool]) -> None:
-        """Takes the samples that have ended: whether each has a stop token."""
-        ...
+    pages: list[int]
+    shared: int  # how many of its first pages another prompt has written
+    unfinished: int  # samples
 
 
 class Schedule:
@@ -75,135 +62,225 @@ class Schedule:
         group: int,
         limits: Sequence[int] | Int[np.ndarray, "n"],
         slots: int,
+        pages: int,
     ):
         """copy: the number of this copy of the weights in the queue. group: samples per prompt.
         limits: the maximum number of tokens of each sample. slots: the maximum number of samples
-        that decode together."""
+        that decode together. pages: of keys and values, see `pages_needed`."""
         self.reads, self.queue, self.copy, self.group = reads, queue, copy, group
         self.limits = np.asarray(limits)
-        prompts = -(-(len(self.limits) // group) // reads.copies)  # about as many as this copy gets
-        size = min(slots, round_up(prompts * group, SIZES))
+        own = -(-(len(self.limits) // group) // reads.copies) * group  # about as many samples
+        self.sizes = slot_sizes(slots)
+        self.slots = min(size for size in self.sizes if size >= min(own, slots))
+        self.pool = PagePool(pages)
+        self.prefix_pages = self.pool.allocate(pages_for(reads.prefix_tokens))
         self.waiting: deque[int] = deque()  # samples whose prompts have been read
-        # By slot: the sample, the cache column of its first token, and the tokens sampled so far.
-        self.samples, self.born, self.age = np.full(size, EMPTY), *np.zeros((2, size), int)
-        self.unfinished = np.full(len(self.limits) // group, group)  # samples, by prompt
-        self.pool_rows: dict[int, int] = {}  # prompt -> its row in the pool
-        self.rows = min(prompts, -(-size // group))  # of the pool
-        self.columns = first_columns(int(self.limits.max()))  # of the cache
-        self.column = 0  # the cache column of the next step
+        self.entries: dict[int, Entry] = {}
+        self.num_entries = ENTRIES_PER_SLOT * slots
+        self.free_entries = list(range(self.num_entries))[::-1]
+        self.prompts: dict[int, Prompt] = {}
+        self.next_read: int | None = None  # taken from the queue, but there were no pages for it
+        self.queue_is_empty = False
+        self.in_flight: deque[Call] = deque()
+        self.new: list[int] = []
+        self.evicted: list[int] = []
+        self.started = 0  # entries
+        self.evicted_samples = 0
+        self.kv_needed = 0  # tokens that decoding samples see: a prompt's once for all its samples
 
     def run(self, arrays: Arrays) -> None:
         """Samples until the queue is empty."""
-        while self._refill(arrays):
-            self._make_room(arrays)
-            self.queue.advance(self.copy, 1)
-            count, stopped = arrays.decode()
-            arrays.finish(self._end_samples(count, stopped))
+        lag = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
+        while self._admit(arrays):
+            call = self._plan_call(arrays)
+            self.queue.advance(self.copy, call.blocks)
+            arrays.decode(call)
+            self.in_flight.append(call)
+            while len(self.in_flight) > lag:
+                self._take_results(arrays)
 
-    def occupied(self) -> Int[np.ndarray, "n"]:
-        """The slots that have a sample."""
-        return np.flatnonzero(self.samples != EMPTY)
+    def _admit(self, arrays: Arrays) -> bool:
+        """Reads prompts and gives entries to waiting samples. Returns whether there are entries."""
+        while True:
+            self._start_waiting(arrays)
+            if len(self.entries) + len(self.waiting) >= self.slots + self.slots // 2:
+                break
+            if not self._read(arrays):
+                break
+        if not self.entries and self.in_flight:
+            self._take_results(arrays)
+            return self._admit(arrays)
+        return bool(self.entries)
 
-    def _refill(self, arrays: Arrays) -> bool:
-        """Assigns the next samples to empty slots. Returns whether there are samples to decode."""
-        while (self.samples == EMPTY).any():
-            if not self.waiting:
-                n = self.queue.take(self.copy)
-                if n is None:
-                    break
-                self.queue.advance(self.copy, self.reads.sizes[n] / CHUNK_TOKENS)
-                arrays.read(n)
-                prompts = self.reads.reads[n]
-                self.waiting.extend(i * self.group + g for i in prompts for g in range(self.group))
-            self._fill(arrays)
-        return bool((self.samples != EMPTY).any())
+    def _read(self, arrays: Arrays) -> bool:
+        """Reads the next prompts of the queue, if there are any and there is room for them."""
+        if self.next_read is None:
+            self.next_read = self.queue.take(self.copy)
+        n = self.next_read
+        if n is None:
+            self.queue_is_empty = True
+            return False
+        # Room for one complete sample is left over, so that the oldest sample can always go on.
+        if self.pool.free < read_pages(self.reads, n) + self._pages_of_longest():
+            return False
+        self.next_read = None
+        self.queue.advance(self.copy, self.reads.sizes[n] / BLOCK_TOKENS)
+        before: list[int] = []
+        for i, (count, shared) in zip(
+            self.reads.reads[n], prompt_pages(self.reads, n), strict=True
+        ):
+            self.pool.share(before[:shared])
+            before = [*before[:shared], *self.pool.allocate(count - shared)]
+            self.prompts[i] = Prompt(before, shared, self.group)
+        arrays.read(n)
+        prompts = self.reads.reads[n]
+        self.waiting.extend(i * self.group + g for i in prompts for g in range(self.group))
+        return True
 
-    def _fill(self, arrays: Arrays) -> None:
-        """Assigns waiting samples to empty slots, and their prompts to rows of the pool."""
-        new_prompts: list[int] = []
-        for slot in np.flatnonzero(self.samples == EMPTY)[: len(self.waiting)]:
-            sample = self.waiting.popleft()
-            prompt = sample // self.group
-            if prompt not in self.pool_rows:
-                used_rows = set(self.pool_rows.values())
-                free_rows = (row for row in range(len(used_rows) + 1) if row not in used_rows)
-                self.pool_rows[prompt] = next(free_rows)
-                new_prompts.append(prompt)
-            self.samples[slot], self.born[slot], self.age[slot] = sample, self.column, 0
-        needed = max(self.pool_rows.values()) + 1
-        if needed > self.rows:
-            rows = more_rows(self.rows, needed, len(self.samples))
-            arrays.grow_pool(rows)
-            self.rows = rows
-        arrays.copy_to_pool(new_prompts)
+    def _start_waiting(self, arrays: Arrays) -> None:
+        """Gives entries to waiting samples, as long as there are pages for a whole call."""
+        spare = self.pool.free - int(self._missing(BLOCKS).sum())
+        started = []
+        while self.waiting and self.free_entries:
+            needed = pages_for_age(min(BLOCKS * BLOCK, int(self.limits[self.waiting[0]])))
+            if needed > spare and (self.entries or started):
+                break
+            spare -= needed
+            i = self.free_entries.pop()
+            self.entries[i] = Entry(self.waiting.popleft(), self.started)
+            self.started += 1
+            started.append(i)
+        if started:
+            self.new += started
+            arrays.start(started)
 
-    def _make_room(self, arrays: Arrays) -> None:
-        """Makes room for the next chunk's columns, and halves the slots if few are occupied."""
-        size, columns, occupied = len(self.samples), self.columns, self.occupied()
-        to_sample = (self.limits[self.samples[occupied]] - self.age[occupied]).max()
-        while len(occupied) <= size // 2 and size // 2 >= MIN_SLOTS and to_sample >= WORTH_TOKENS:
-            size //= 2
-        first = int(self.born[occupied].min())
-        needed = self.column - first + CHUNK
-        if self.column + CHUNK <= columns and size == len(self.samples):
+    def _plan_call(self, arrays: Arrays) -> Call:
+        """Decides how many blocks the next call computes, and gives its samples pages for them."""
+        self._remove_slots(arrays)
+        blocks = BLOCKS
+        while blocks > 1 and self._missing(blocks).sum() > self.pool.free:
+            blocks //= 2
+        while self._missing(blocks).sum() > self.pool.free:
+            self._evict_youngest(arrays)
+        for entry, count in zip(self.entries.values(), self._missing(blocks).tolist(), strict=True):
+            entry.pages += self.pool.allocate(count)
+        if self._has_more():
+            idle_below = min(self.slots, len(self.entries))
+        else:
+            idle_below = self._smaller() + 1 if self._smaller() else 0
+        call = Call(dict(self.entries), self.new, self.evicted, blocks, idle_below)
+        self.new, self.evicted = [], []
+        return call
+
+    def _has_more(self) -> bool:
+        """Whether there are samples without an entry."""
+        return bool(self.waiting) or not self.queue_is_empty
+
+    def _missing(self, blocks: int) -> Int[np.ndarray, "n"]:
+        """The pages that each entry's sample lacks to get through this many blocks."""
+        entries = self.entries.values()
+        ages, held, samples = np.array(
+            [(entry.age, len(entry.pages), entry.sample) for entry in entries], int
+        ).reshape(-1, 3).T  # fmt: skip
+        blocks += sum(call.blocks for call in self.in_flight)
+        ages = np.minimum(ages + blocks * BLOCK, self.limits[samples])
+        return np.maximum(pages_for_age(ages) - held, 0)
+
+    def _evict_youngest(self, arrays: Arrays) -> None:
+        i = max(self.entries, key=lambda i: self.entries[i].order)
+        assert len(self.entries) > 1, "there are pages for one complete sample"
+        entry = self.entries.pop(i)
+        self.pool.release(entry.pages)
+        self.free_entries.append(i)
+        if i in self.new:
+            self.new.remove(i)
+        else:
+            self.evicted.append(i)
+        self.waiting.appendleft(entry.sample)
+        self.evicted_samples += 1
+        arrays.evict(entry.sample)
+
+    def _remove_slots(self, arrays: Arrays) -> None:
+        """Keeps fewer slots if there are few samples left."""
+        size = self._smaller()
+        if not size or self._has_more() or len(self.entries) > size:
             return
-        if needed > columns or 4 * needed <= columns:
-            columns = more_columns(needed, self._last_column(first))
-        slots = np.arange(len(self.samples))
-        if size < len(slots):
-            slots = np.argsort(self.samples == EMPTY, kind="stable")[:size]  # occupied ones first
-        arrays.move(slots, first, columns)
-        self.columns, self.column = columns, self.column - first
-        self.samples, self.age = self.samples[slots], self.age[slots]
-        self.born = self.born[slots] - first
+        while self.in_flight:
+            self._take_results(arrays)
+        while (smaller := self._smaller()) and len(self.entries) <= smaller:
+            self.slots = smaller
+            arrays.keep_slots(smaller)
 
-    def _last_column(self, first: int) -> int | None:
-        """The largest number of columns after `first` that the samples can fill; None if samples or
-        reads are still waiting."""
-        if self.waiting or self.queue.left(self.copy):
-            return None
-        occupied = self.occupied()
-        limits = self.limits[self.samples[occupied]]
-        return int((self.born[occupied] + round_to_chunks(limits)).max()) - first
+    def _smaller(self) -> int:
+        """The next smaller number of slots; 0 if there is none, or it is not worth it."""
+        entries = self.entries.values()
+        if all(self.limits[entry.sample] - entry.age < WORTH_TOKENS for entry in entries):
+            return 0
+        return max((size for size in self.sizes if size < self.slots), default=0)
 
-    def _end_samples(
-        self, count: Int[np.ndarray, "B"], stopped: Bool[np.ndarray, "B"]
-    ) -> dict[int, bool]:
-        """Adds a chunk's tokens to the samples' ages. Frees the slots of those that have ended, and
-        the pool rows of prompts without unfinished samples. Returns the ended samples, and whether
-        each has a stop token."""
-        self.column += CHUNK
-        slots = self.occupied()
-        self.age[slots] += count[slots]
-        ended = slots[stopped[slots] | (self.age[slots] == self.limits[self.samples[slots]])]
-        result = dict(zip(self.samples[ended].tolist(), stopped[ended].tolist(), strict=True))
-        self.samples[ended] = EMPTY
-        for sample in result:
-            prompt = sample // self.group
-            self.unfinished[prompt] -= 1
-            if not self.unfinished[prompt]:
-                del self.pool_rows[prompt]
-        return result
+    def _take_results(self, arrays: Arrays) -> None:
+        """Takes the results of the oldest call in flight."""
+        call, progress = self.in_flight.popleft(), arrays.collect()
+        is_current = np.array(
+            [self.entries.get(i) is call.entries.get(i) for i in range(self.num_entries)]
+        )  # the others have been evicted since
+        sampled = progress.count * is_current[progress.entry]
+        self._count_needed(call, progress.entry, sampled)
+        blocks, slots = np.nonzero(sampled)
+        indices, first = np.unique(progress.entry[blocks, slots], return_index=True)
+        for i, block, slot in zip(
+            indices.tolist(), blocks[first].tolist(), slots[first].tolist(), strict=True
+        ):
+            entry, own = self.entries[i], progress.entry[:, slot] == i
+            count, stopped = int(sampled[own, slot].sum()), progress.stopped[own, slot].any()
+            entry.age += count
+            arrays.append(entry.sample, slot, block, count)
+            if stopped or entry.age == self.limits[entry.sample]:
+                self._end(i)
+                arrays.finish(entry.sample, bool(stopped))
+
+    def _count_needed(
+        self, call: Call, entry: Int[np.ndarray, "n B"], count: Int[np.ndarray, "n B"]
+    ) -> None:
+        """Counts the keys and values that the samples of a call see."""
+        blocks, slots = np.nonzero(count)
+        index, count = entry[blocks, slots], count[blocks, slots]
+        ages, samples = np.zeros((2, self.num_entries), int)
+        for i, each in call.entries.items():
+            ages[i], samples[i] = each.age, each.sample
+        first = np.full(self.num_entries, len(entry))
+        np.minimum.at(first, index, blocks)
+        age = ages[index] + BLOCK * (blocks - first[index])
+        self.kv_needed += int((count * age + count * (count + 1) // 2).sum())
+        # A prompt is seen in as many steps of a block as its longest sample there.
+        prompts = len(self.reads.lengths)
+        of_block, which = np.unique(
+            blocks * prompts + samples[index] // self.group, return_inverse=True
+        )
+        steps = np.zeros(len(of_block), int)
+        np.maximum.at(steps, which, count)
+        lengths = self.reads.lengths[of_block % prompts] - self.reads.prefix_tokens
+        block_steps = np.zeros(len(entry), int)
+        np.maximum.at(block_steps, blocks, count)
+        self.kv_needed += int((steps * lengths).sum())
+        self.kv_needed += int(block_steps.sum()) * self.reads.prefix_tokens
+
+    def _end(self, i: int) -> None:
+        """Frees what a sample that has ended used, and its prompt's pages if it was the last."""
+        entry = self.entries.pop(i)
+        self.free_entries.append(i)
+        self.pool.release(entry.pages)
+        prompt = self.prompts[entry.sample // self.group]
+        prompt.unfinished -= 1
+        if not prompt.unfinished:
+            self.pool.release(prompt.pages)
+            del self.prompts[entry.sample // self.group]
+
+    def _pages_of_longest(self) -> int:
+        return pages_for_age(int(self.limits.max()))
 
 
-def first_columns(limit: int) -> int:
-    """The number of columns of a new cache, for samples of at most `limit` tokens."""
-    return min(COLUMNS[0], round_to_chunks(limit))
-
-
-def more_columns(needed: int, last: int | None) -> int:
-    """The new number of columns of a cache that grows. It is larger than `needed`, or the cache
-    would grow after every chunk. last: the number of columns that the samples can fill; None if
-    unknown."""
-    columns = round_up(needed + needed // 4, COLUMNS)
-    return columns if last is None else min(columns, round_up(last, LAST_COLUMNS))
-
-
-def round_to_chunks(tokens: Tokens) -> Tokens:
-    """The number of steps, in whole chunks, in which a slot samples `tokens` tokens."""
-    return -(-tokens // CHUNK) * CHUNK
-
-
-def more_rows(size: int, needed: int, slots: int) -> int:
-    """The new number of rows of a pool that grows: doubled, but at most one row per slot."""
-    return min(max(needed, 2 * size), max(slots, needed))
+def slot_sizes(slots: int) -> list[int]:
+    """The numbers of slots that programs are compiled for, largest first."""
+    sizes = [-(-slots // 2**i) for i in range(SIZES)]
+    return [size for size in sizes if size == slots or size >= MIN_SLOTS]

@@ -1,0 +1,294 @@
+"""One call of the sampler on one copy of the weights: the arrays that a schedule decides about."""
+
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt32
+
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import cache_dtype
+from seif_jax.models.paged_attention import keys_are_transposed, page_tokens
+from seif_jax.models.token_tree import round_up_pow2
+from seif_jax.sampling.call import Call, Progress
+from seif_jax.sampling.decode import decode
+from seif_jax.sampling.decode_arrays import (
+    EMPTY,
+    UNUSED,
+    Prefix,
+    Results,
+    Slots,
+    empty_entries,
+    unpack,
+)
+from seif_jax.sampling.methods import Method
+from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for, pages_for_age
+from seif_jax.sampling.page_pool import TRASH
+from seif_jax.sampling.prefill import PackedKV
+from seif_jax.sampling.prefill_plan import PrefillPlan, Reads
+from seif_jax.sampling.prefill_queue import PrefillQueue
+from seif_jax.sampling.prefiller import Prefiller
+from seif_jax.sampling.prompt_pages import arrays_for, page_structs, store
+from seif_jax.sampling.recent_tokens import Recent, recent_tokens
+from seif_jax.sampling.sample import Counters, OnSample, Sample
+from seif_jax.sampling.schedule import Schedule
+from seif_jax.sampling.weights import decoding_layers, embedding_table
+from seif_jax.sharding import kv_sharding, replicated_sharding, use_mesh_of
+
+
+class Session:
+    """One call of the sampler on one copy of the weights, which takes reads from a queue.
+
+    The index of a sample is the index of its prompt · group + its index in the group.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        dtype: DTypeLike,
+        plan: PrefillPlan,
+        queue: PrefillQueue,
+        copy: int,
+        keys: UInt32[np.ndarray, "n 2"],
+        *,
+        group: int,
+        limits: Sequence[int],
+        method: Method,
+        stop_ids: tuple[int, ...],
+        slots: int,
+        pages: int,
+    ):
+        """copy, group, limits, slots, pages: see `Schedule`. keys: the key data of each sample."""
+        self.config, self.params, self.dtype = config, params, dtype
+        self.plan, self.keys, self.method, self.stop_ids = plan, keys, method, stop_ids
+        self.schedule = Schedule(
+            plan, queue, copy, group=group, limits=limits, slots=slots, pages=pages
+        )
+        self.layers = decoding_layers(params["layers"])
+        self.table = embedding_table(params["embed"])
+        self.prefiller = Prefiller(config, params, dtype, plan)
+        self.counters = Counters()
+        self.on_sample: OnSample = lambda i, sample: None
+        self.tokens: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # of unfinished samples
+        self.finished: list[tuple[int, Sample]] = []  # for which `on_sample` has not been called
+        self.last: dict[int, tuple[jax.Array, int]] = {}  # by prompt: an array and its row there
+        self.sent: deque[jax.Array] = deque()  # results of calls
+        self.results: Results | None = None  # of the call that was collected last
+        entries = ENTRIES_PER_SLOT * slots
+        self.entries = empty_entries(entries, *table_widths(plan, limits))
+        self.prompt_hidden = self._zeros((entries, config.width))
+        structs = slot_structs(config, params, dtype, self.schedule.slots, entries, pages)
+        self.slots = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), structs)
+        self.slots = self.slots._replace(entry=self.slots.entry + EMPTY)
+        self.prefix: Prefix | None = None
+        if self.prefiller.prefix:
+            length, own = len(plan.prefix), self.schedule.prefix_pages
+            self._store(self.prefiller.prefix.kv, [np.arange(length)], [own], [0], len(own))
+            ids = np.full(round_up_pow2(len(own)), TRASH, np.int32)
+            ids[: len(own)] = own
+            self.prefix = Prefix(*cast(tuple[Array, Array], (np.int32(length), ids)))
+
+    def run(self, on_sample: OnSample) -> None:
+        """Samples until the queue is empty. `on_sample` is called with a finished sample while the
+        next call is being computed."""
+        self.on_sample = on_sample
+        self.schedule.run(self)
+        self._report()
+        self.counters.kv_needed = self.schedule.kv_needed
+        self.counters.evicted = self.schedule.evicted_samples
+
+    def read(self, n: int) -> None:
+        """Prefills the prompts of read n into their pages."""
+        read = self.plan.pack(n)
+        last, kv = self.prefiller.prefill(read.tree)
+        prompts = [self.schedule.prompts[i] for i in read.prompts]
+        size = len(read.tree.tokens) // page_tokens() + self.plan.max_prompts
+        pages, shared = [x.pages for x in prompts], [x.shared for x in prompts]
+        self._store(kv, read.paths, pages, shared, size)
+        self.last = {i: x for i, x in self.last.items() if i in self.schedule.prompts}
+        self.last |= {i: (last, row) for row, i in enumerate(read.prompts)}
+
+    def start(self, entries: Sequence[int]) -> None:
+        """Prepares these entries, whose samples are new."""
+        schedule, arrays = self.schedule, self.entries
+        rows: dict[int, tuple[jax.Array, list[int], list[int]]] = {}  # by array of hidden states
+        for i in entries:
+            entry = schedule.entries[i]
+            prompt = entry.sample // schedule.group
+            pages = schedule.prompts[prompt].pages
+            arrays.order[i], arrays.prompt[i] = entry.order, prompt
+            arrays.start[i] = len(self.plan.rows[prompt])
+            arrays.limit[i] = schedule.limits[entry.sample]
+            arrays.key[i] = self.keys[entry.sample]
+            arrays.prompt_tokens[i] = len(self.plan.rows[prompt]) - len(self.plan.prefix)
+            arrays.prompt_pages[i, : len(pages)] = pages
+            arrays.pages[i] = TRASH  # where a page is not needed yet
+            array, row = self.last[prompt]
+            _, to, source = rows.setdefault(id(array), (array, [], []))
+            to.append(i)
+            source.append(row)
+        for array, to, source in rows.values():
+            padding = [len(arrays.order)] * (len(arrays.order) - len(to))
+            self.prompt_hidden = copy_rows(
+                self.prompt_hidden,
+                array,
+                np.array(to + padding, np.int32),
+                np.array(source + [0] * len(padding), np.int32),
+            )
+
+    def decode(self, call: Call) -> None:
+        """Sends a call of the decoding program."""
+        arrays = self.entries
+        arrays.is_new[:], arrays.evict[:] = False, False
+        arrays.is_new[call.new], arrays.evict[call.evicted] = True, True
+        unused = np.ones(len(arrays.order), bool)
+        unused[list(call.entries)] = False
+        arrays.order[unused] = UNUSED
+        for i, entry in call.entries.items():
+            arrays.pages[i, : len(entry.pages)] = entry.pages
+        with use_mesh_of(self.params):
+            self.slots, packed = decode(
+                self.config,
+                self.params,
+                self.layers,
+                self.table,
+                self.prefix,
+                self.prompt_hidden,
+                jax.tree.map(np.copy, arrays),  # they change while the call waits for its turn
+                self.slots,
+                np.int32(call.blocks),
+                np.int32(call.idle_below),
+                group=self.schedule.group,
+                method=self.method,
+                stop_ids=self.stop_ids,
+                dtype=self.dtype,
+            )
+        packed.copy_to_host_async()
+        self.sent.append(packed)
+        self._report()
+
+    def collect(self) -> Progress:
+        """Waits for the results of the oldest call that has not been collected."""
+        results = unpack(np.asarray(self.sent.popleft()))
+        self.results, slot_steps = results, results.steps * results.tokens.shape[2]
+        self.counters.slot_steps += slot_steps
+        self.counters.kv_read += results.pages_read * page_tokens() + slot_steps * recent_tokens()
+        return results.progress
+
+    def append(self, sample: int, slot: int, block: int, count: int) -> None:
+        """Adds to a sample this many tokens of the call that was collected last: those that a slot
+        sampled from this block on."""
+        results = self.results
+        assert results, "a call has been collected"
+        tokens, logp = (x[block:, :, slot].ravel()[:count] for x in (results.tokens, results.logp))
+        self.tokens.setdefault(sample, []).append((tokens, logp))
+
+    def finish(self, sample: int, stopped: bool) -> None:
+        """Takes a sample that has ended. stopped: whether it ends with a stop token."""
+        tokens, logp = (np.concatenate(x) for x in zip(*self.tokens.pop(sample), strict=True))
+        self.finished.append((sample, Sample(tokens, logp, stopped)))
+
+    def evict(self, sample: int) -> None:
+        """Forgets a sample's tokens: it starts again."""
+        self.tokens.pop(sample, None)
+
+    def keep_slots(self, size: int) -> None:
+        """Removes empty slots, so that `size` are left."""
+        slots = self.slots
+        keep = np.argsort(np.asarray(slots.entry) == EMPTY, kind="stable")[:size].astype(np.int32)
+        entry, age, hidden, recent = take_slots(
+            (slots.entry, slots.age, slots.hidden, slots.recent), keep
+        )
+        self.slots = slots._replace(entry=entry, age=age, hidden=hidden, recent=recent)
+
+    def _store(
+        self,
+        kv: PackedKV,
+        paths: list[Int[np.ndarray, "_"]],
+        pages: list[list[int]],
+        shared: list[int],
+        size: int,
+    ) -> None:
+        arrays = arrays_for(paths, pages, shared, size)
+        with use_mesh_of(self.params):
+            self.slots = self.slots._replace(pages=store(self.slots.pages, kv, *arrays))
+
+    def _report(self) -> None:
+        for i, sample in self.finished:
+            self.on_sample(i, sample)
+        self.finished = []
+
+    def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
+        """Zeros with the weights' sharding: jit distinguishes an array on the default device from
+        one that is committed to it, as programs return them, and would compile twice."""
+        sharding = replicated_sharding(self.params["norm"].sharding)
+        return jnp.zeros(shape, jnp.float32, device=sharding)
+
+
+@partial(jax.jit, donate_argnames="rows")
+def copy_rows(
+    rows: Float[Array, "E D"],
+    source: Float[Array, "B D"],
+    to: Int[Array, "E"],
+    index: Int[Array, "E"],
+) -> Float[Array, "E D"]:
+    """Copies rows of `source` with these indices to these rows, in place; E in `to` is padding."""
+    return rows.at[to].set(source[index], mode="drop")
+
+
+@jax.jit
+def take_slots(
+    slots: tuple[Array, Array, Array, list[Recent]], keep: Int[Array, "n"]
+) -> tuple[Array, Array, Array, list[Recent]]:
+    """What these slots have: entry, age, hidden state and recent tokens."""
+    *per_slot, recent = slots
+    entry, age, hidden = (x[keep] for x in per_slot)
+    count = len(per_slot[0])
+
+    def take(x: Float[Array, "KB _ _"]) -> Float[Array, "Kn _ _"]:
+        return x.reshape(-1, count, *x.shape[1:])[:, keep].reshape(-1, *x.shape[1:])
+
+    return entry, age, hidden, jax.tree.map(take, recent)
+
+
+def table_widths(plan: Reads, limits: Sequence[int]) -> tuple[int, int]:
+    """The number of pages that entries have room for: of a prompt, and of a completion."""
+    longest = int(plan.lengths.max()) - plan.prefix_tokens
+    return round_up_pow2(pages_for(longest)), max(pages_for_age(max(limits)), 1)
+
+
+def slot_structs(
+    c: ModelConfig, params: Params, dtype: DTypeLike, slots: int, entries: int, pages: int
+) -> Slots:
+    """`Slots` as `jax.ShapeDtypeStruct`. pages: their number in each layer."""
+    replicated = replicated_sharding(params["norm"].sharding)
+    heads = kv_sharding(params["layers"]["k"].sharding)
+    value = c.kv_heads * slots, recent_tokens(), c.head_dim
+    key = (value[0], *value[:0:-1]) if keys_are_transposed() else value
+
+    def struct(*shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
+
+    def recent() -> Recent:
+        return Recent(
+            *cast(
+                tuple[Array, Array],
+                [jax.ShapeDtypeStruct(x, cache_dtype(dtype), sharding=heads) for x in (key, value)],
+            )
+        )
+
+    per_slot = struct(slots), struct(slots), struct(slots, c.width, dtype=jnp.float32)
+    return Slots(
+        *cast(tuple[Array, Array, Array], per_slot),
+        started=cast(Array, struct(entries, dtype=bool)),
+        recent=[recent() for _ in range(c.layers)],
+        pages=page_structs(c, params, dtype, pages),
+        clock=cast(Array, struct()),
+    )
