@@ -73,6 +73,8 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
     that are needed, of a gradient (`needed`); of decoding, see `copied_layers`."""
     sizes, options = meshes.sizes_of(text), dict(part.split("=") for part in text.split(","))
     shape = {**HEADS, "num_hidden_layers": int(options.get("layers", 1))}
+    if "width" in options:
+        shape["hidden_size"], shape["intermediate_size"] = int(options["width"]), 1024
     config, model = shrunk.read(
         "smollm2", shape, stages=("follower",), instructor__epochs=(1,),
         lora__rank=int(options.get("lora", 0)),

@@ -20,13 +20,14 @@ from seif_jax.plan.program import Program
 from seif_jax.sharding import AXES
 
 KERNELS = {"gpu": r"__cudnn\$fmha|__gpu\$xla\.gpu\.triton", "tpu": r"tpu_custom_call"}
-WITH_KERNEL = ("log-probabilities", "gradient", "prefill", "verdicts")
+OF_GPU = ("log-probabilities", "gradient", "prefill", "verdicts", "decode")
+WITH_KERNEL = {"gpu": OF_GPU, "tpu": (*OF_GPU, "store")}
 LOWERED = {"gpu": "cuda", "tpu": "tpu"}  # platforms by the compiler's names
 
 
 def key_of(p: Program) -> str:
     """Equal for programs that lower alike. Sizes matter to a kernel, which has blocks."""
-    if p.name.endswith(WITH_KERNEL):
+    if p.name.endswith(WITH_KERNEL["tpu"]):
         return p.key
 
     def without_sizes(x: object) -> object:

@@ -55,7 +55,7 @@ def resident(config: RunConfig) -> dict[str, list[str]]:
     config = config_parsing.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
     layout = plan.Layout(config, model, jax.devices(), jax.devices())
-    return {p.name: sorted(p.resident_bytes) for p in plan.programs(config, layout)}
+    return {p.name: sorted(p.resident_bytes) for p in plan.programs(config, layout, 1 << 30)}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SMALL = {
     **{f"{role}.{key}": x for role in ("instructor", "follower") for key, x in ROLE.items()},
     **{f"{role}.{key}": x for role in ("filter", "judger") for key, x in VERDICTS.items()},
 }
+MEMORY_BYTES = 4 << 30
 NARROW = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 2048}
 
 
@@ -51,7 +52,7 @@ def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tupl
 
 
 def programs(config: Any, model: Model, devices: list[Any], host: list[Any]) -> list[Program]:
-    return list(plan.programs(config, plan.Layout(config, model, devices, host)))
+    return list(plan.programs(config, plan.Layout(config, model, devices, host), MEMORY_BYTES))
 
 
 def trace(p: Program) -> Any:

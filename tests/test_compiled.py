@@ -21,7 +21,7 @@ LEARNER = "data=2,fsdp=2,sequence=4,tensor=2/gradient,log-probabilities"
 ALL = "fsdp=2,sequence=2,tensor=4,lora=4/all"
 # Their layers send more than the rest of the model.
 BYTES = ["fsdp=4,tensor=2,layers=24/gradient", "fsdp=8,layers=24/gradient"]
-DECODE = "data=2,tensor=4,layers=3/rollout: decode"
+DECODE = "data=2,tensor=4,layers=3,width=512/rollout: decode"
 SLICES = [f"v5e:4x8/{LEARNER}", f"v5e:4x4/{ALL}", f"v5e:2x4/{DECODE}"]
 # On v5p with fsdp=8, XLA adds up the gradients of so small a model with an all-reduce, not with a
 # reduce-scatter: 1.5 of what is needed.
@@ -37,7 +37,7 @@ COMPILERS = [
 HEAD_BYTES = 2 * shrunk.NARROW["vocab_size"] * shrunk.NARROW["hidden_size"]  # in bfloat16
 NAMES = {
     "cast", "log-probabilities", "gradient", "sum", "update", "rollout: prefill",
-    "rollout: decode", "rollout: move", "judge: verdicts",
+    "rollout: store", "rollout: copy_rows", "rollout: decode", "judge: verdicts",
 }  # fmt: skip
 
 
@@ -83,10 +83,10 @@ def test_bytes_between_devices(compiled):
 
 
 def test_decoding_copies_no_layers(compiled):
-    """It reads them in the stack of all layers."""
+    """It reads them in the stack of all layers; GPUs copy one of a layer's matrices."""
     (programs,) = (programs for case, programs in compiled.items() if case.endswith(DECODE))
     decode = programs["rollout: decode"]
-    assert decode["copied"] <= 0.1 * decode["layers"]
+    assert decode["copied"] <= 0.16 * decode["layers"]
 
 
 def test_the_learner_on_the_devices_of_this_machine():

@@ -77,7 +77,7 @@ def _plan_lengths(
 ) -> dict[str, Any]:
     """The part of a plan that depends on lengths."""
     estimates = []
-    for program in programs(layout.config, layout, lengths):
+    for program in programs(layout.config, layout, int(chip.pool_bytes), lengths):
         estimate = compiler(program, chip)
         log(f"{estimate.name}: {gib(estimate.total_bytes)}")
         estimates.append(estimate)
@@ -86,6 +86,7 @@ def _plan_lengths(
             "program": estimate.name,
             "total_bytes": estimate.total_bytes,
             "largest": max(estimate.bytes, key=lambda part: estimate.bytes[part]),
+            "refusal": estimate.program.refusal,
             "knob": find_change(estimate, layout.config, topology, model, compiler, lengths),
         }
         for estimate in estimates

@@ -20,6 +20,7 @@ from seif_jax.run_config import RunConfig
 from seif_jax.topologies import larger
 
 HALVINGS = 5  # of a batch size, at most
+SMALLER_SHARES, LARGER_SHARES = (0.6, 0.4, 0.2), (0.9,)  # of the free memory, for sampling
 BATCH_SIZES = {"judge": "judger.batch_size", "filter": "filter.batch_size"}  # by engine call
 
 
@@ -57,7 +58,8 @@ def find_change(
             layout = Layout(changed, model, devices_of(where), host_of(where))
         except UserError:
             continue  # the change does not go with the model or the devices
-        same = [p for p in programs(changed, layout, lengths) if p.full_name == program.full_name]
+        stage_programs = programs(changed, layout, int(chip.pool_bytes), lengths)
+        same = [p for p in stage_programs if p.full_name == program.full_name]
         if not same or _least_bytes(same[0]) > USABLE * chip.pool_bytes:
             continue
         smaller = compiler(same[0], chip)
@@ -83,6 +85,8 @@ def changes(config: RunConfig, program: Program, topology: str | None) -> Iterat
             yield Change({"remat": "full"})
         yield from wider_meshes(config, "sequence")
     if ":" in program.name and not program.name.endswith("verdicts"):  # that samples
+        shares = LARGER_SHARES if program.refusal else SMALLER_SHARES
+        yield from (Change({"sample_memory": share}) for share in shares)
         key = BATCH_SIZES.get(kind, "sample_batch")
         size = config_parsing.get(config, key)
         yield from (Change({key: size >> i}) for i in range(1, HALVINGS + 1) if size >> i)

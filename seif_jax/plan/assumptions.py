@@ -23,6 +23,9 @@ ALWAYS = (
     f"those in which each host writes its part at {STORAGE_BYTES_PER_SEC / 1e9:g} GB/s",
     "FLOPs are those of matrix products, and bytes what instructions read from and write to "
     "memory; attention over packed rows counts the tiles of scores that it computes",
+    "pages of keys and values take at most `sample_memory` of what is free beside all that stays "
+    "in memory; a decoding step reads weights, the pages of live samples and their prompts, and "
+    "the buffer of recent tokens, and computes scores for these alone",
     "every process samples and scores its share of a step's rows; its copies of the weights take "
     "prompts from one queue, and a step has the calls of the copy that takes longest",
 )

@@ -24,6 +24,8 @@ CUDNN_PRODUCTS = {
     "dot_product_attention_fwd_wrapper": (1, 1),
     "dot_product_attention_bwd_wrapper": (3, 2),
 }
+# Kernels whose work depends on the data alone. `engine_programs` counts it.
+UNCOUNTED_KERNELS = ("paged_attention_kernel", "write_pages_kernel")
 DEPTHS = (2, 4)  # layers with which unrolled programs are compiled
 BTNH = 0  # the layout of its operands; the other one is BNTH
 
@@ -83,24 +85,35 @@ def compile_cost(
     options: Mapping[str, object],
     hosts: Sequence[int],
     pairs_per_row: float = 0.0,
+    data_dependent: bool = False,
 ) -> Cost:
     """Compiles a jitted function for arguments with shardings.
 
-    hosts: of each device. pairs_per_row: see `count_flops`. A program that is unrolled over layers
-    takes lists with an entry per layer. Compiling takes time in proportion to the layers, and each
-    of them costs the same, so it is compiled with few layers (DEPTHS) and extended to all.
+    hosts: of each device. pairs_per_row: see `count_flops`. data_dependent: see `hlo.parse`; FLOPs
+    and bytes accessed have no meaning then.
+
+    A program that is unrolled over layers takes lists with an entry per layer. Compiling takes time
+    in proportion to the layers, and each of them costs the same, so it is compiled with few layers
+    (DEPTHS) and extended to all.
     """
     layers, (few, more) = num_layers(arguments), DEPTHS
     if layers > more:
         costs = [
-            compile_cost(function, first_layers(arguments, n), options, hosts, pairs_per_row)
+            compile_cost(
+                function,
+                first_layers(arguments, n),
+                options,
+                hosts,
+                pairs_per_row,
+                data_dependent,
+            )
             for n in DEPTHS
         ]
         return costs[0].extended(costs[1], (layers - few) / (more - few))
     traced = function.trace(*arguments, **options)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
-    program = hlo.parse(compiled.as_text() or "")
+    program = hlo.parse(compiled.as_text() or "", data_dependent)
     assert memory
     return Cost(
         memory.argument_size_in_bytes + unread_bytes(traced, arguments),
@@ -164,6 +177,8 @@ def _eqn_flops(eqn: JaxprEqn, pairs_per_row: float) -> float:
         return (
             2.0 * tree_attention_kernels.KERNELS[params["name"]] * heads * pairs_per_row * head_dim
         )
+    if name == "pallas_call" and params["name"] in UNCOUNTED_KERNELS:
+        return 0.0
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         left, out = _shape(eqn.invars[0]), _shape(eqn.outvars[0])

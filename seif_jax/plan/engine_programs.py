@@ -2,81 +2,82 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import cast
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from seif_jax.bench.roofline import forward_flops
-from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.matmul import platform
 from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
 from seif_jax.plan.planned_call import PlannedCall
-from seif_jax.plan.program import VERDICT_CALLS, MeanCall, Program, shapes_of, without
+from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program, shapes_of, without
 from seif_jax.plan.reads import read_pairs
-from seif_jax.plan.session import DecodeShape, largest
-from seif_jax.sampling import prefill, worst_case
-from seif_jax.sampling.cache import KV, PromptPool, cache_shapes, grow, move
-from seif_jax.sampling.decode import CHUNK, decode
-from seif_jax.sampling.prefill_plan import PromptTree, attention_pairs, largest_tree
-from seif_jax.sampling.worst_case import DecodeArguments, WorstCase
+from seif_jax.sampling import prefill
+from seif_jax.sampling.decode import decode
+from seif_jax.sampling.prefill_plan import attention_pairs
+from seif_jax.sampling.prompt_pages import store
+from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
+from seif_jax.sampling.session import copy_rows, take_slots
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
-PER_SLOT = ("cell", "start", "age", "born", "limit", "key")  # fields of `Slots`
 
 
 def engine_programs(
-    layout: Layout, stage: str, call: EngineCall, resident: Mapping[Mesh, Bytes]
+    layout: Layout,
+    stage: str,
+    call: EngineCall,
+    resident: Mapping[Mesh, Bytes],
+    memory_bytes: int,
 ) -> Iterator[Program]:
-    """The programs of an engine call. Each copy of the weights serves its share of the prompts."""
+    """The programs of an engine call. Each copy of the weights serves its share of the prompts.
+
+    memory_bytes: of a device, that JAX may allocate.
+    """
     all_devices = layout.judger_mesh if call.weights in ("follower", "judger") else layout.mesh
-    mesh, decoding = layout.one_copy(all_devices), call.decoding
-    config, params = layout.model.config, layout.sampling_weights(mesh, call.dtype)
-    others = without(resident[all_devices], "base", call.weights)
-    copies = all_devices.size // mesh.size
-    processes = len({device.process_index for device in all_devices.devices.flat})
-    planned = PlannedCall(stage, call, config, params, mesh, copies, processes, others)
-    tree = largest_tree(planned.reads, attends_by_kernel(config))
-    if call.mode == "verdict":
-        yield _verdict_program(planned, tree)
-        return
-    worst = worst_case.arguments(
-        config, params, call.dtype, prompts=planned.prompts, prompt_tokens=call.longest_prompt,
-        group=call.group_size, max_tokens=decoding.max_tokens, slots=decoding.batch_size,
-        tree=tree,
-    )  # fmt: skip
-    if call.drawn:
-        worst = _with_shape(planned, worst, largest(planned.sessions))
-    *_, pool, _, cache, _ = worst.decode
-    session = {"prompts": device_bytes(pool), "cache": device_bytes(cache)}
-    yield _prefill_program(planned, worst, tree, session)
-    yield _decode_program(planned, worst)
-    yield from _resizing_programs(planned, session | {call.weights: device_bytes(params)}, pool)
-
-
-def _prefill_program(
-    planned: PlannedCall, worst: WorstCase, tree: PromptTree, session: Bytes
-) -> Program:
-    calls = planned.slowest(lambda work: len(work.reads))
-    program = planned.program(
-        "prefill", prefill.prefill, worst.prefill, calls, session, {"dtype": planned.call.dtype}
+    mesh = layout.one_copy(all_devices)
+    planned = PlannedCall(
+        stage,
+        call,
+        layout.model.config,
+        layout.sampling_weights(mesh, call.dtype),
+        mesh,
+        all_devices.size // mesh.size,
+        len({device.process_index for device in all_devices.devices.flat}),
+        without(resident[all_devices], "base", call.weights),
+        memory_bytes,
     )
-    return _with_reads(planned, program, tree, 0)
+    if call.mode == "verdict":
+        yield _verdict_program(planned)
+        return
+    for program in (
+        _prefill_program(planned),
+        *_store_programs(planned),
+        _decode_program(planned),
+        *_slot_programs(planned),
+    ):
+        yield replace(program, refusal=planned.refusal)
 
 
-def _with_reads(planned: PlannedCall, program: Program, tree: PromptTree, logits: int) -> Program:
+def _prefill_program(planned: PlannedCall) -> Program:
+    calls = planned.slowest(lambda work: len(work.reads))
+    arrays, options = planned.arrays, {"dtype": planned.call.dtype}
+    program = planned.program(
+        "prefill", prefill.prefill, arrays.of_prefill(), calls, arrays.session_bytes, options
+    )
+    return _with_reads(planned, program, 0)
+
+
+def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
     """A program that reads prompts, with what it computes and what is needed of it.
 
-    tree: the largest read. logits: rows of logits per prompt.
+    logits: rows of logits per prompt.
     """
     call, config, kernel = planned.call, planned.config, attends_by_kernel(planned.config)
-    reads, rows = planned.reads, logits * len(tree.last)
+    reads, tree = planned.reads, planned.tree
+    rows = logits * len(tree.last)
     shares = [share for step in planned.shares for share in step]
     computed_pairs = sum(sum(read_pairs(*share, kernel)) for share in shares)
     calls, tokens = sum(len(x.sizes) for x in reads), sum(sum(x.sizes) for x in reads)
@@ -89,126 +90,110 @@ def _with_reads(planned: PlannedCall, program: Program, tree: PromptTree, logits
     compiled_pairs = attention_pairs(tree)
     return replace(
         program,
-        mesh=planned.mesh,
         pairs=compiled_pairs,
         needed_flops=needed / calls,
         mean_call=MeanCall(mean / forward_flops(config, len(tree.tokens), compiled_pairs, rows)),
         waste=judged if call.name in VERDICT_CALLS else {},
+        smaller_sizes=_read_sizes(planned) - 1,
     )
 
 
-def _decode_program(planned: PlannedCall, worst: WorstCase) -> Program:
-    call, config, works = planned.call, planned.config, planned.sessions
-    _, others, layers, _, _, pool, hidden, cache, _ = worst.decode
-    slots, columns = hidden.shape[0], cache[0].v.shape[1]
-    rows, width = pool.last.shape[0], pool.layers[0].v.shape[1]
+def _read_sizes(planned: PlannedCall) -> int:
+    """How many different sizes the reads have."""
+    return len({size for reads in planned.reads for size in reads.sizes})
+
+
+def _store_programs(planned: PlannedCall) -> Iterator[Program]:
+    """The programs that copy what a prefill returns: keys and values to pages, and the prompts'
+    hidden states to entries."""
+    arrays, weights = planned.arrays, {planned.call.weights: device_bytes(planned.params)}
+    session = arrays.session_bytes
     program = planned.program(
-        "decode", decode, worst.decode, planned.slowest(lambda work: work.calls),
-        {"prompts read ahead": device_bytes(worst.read)},
-        {"method": call.decoding.method, "stop_ids": OPTION_IDS[:1], "dtype": call.dtype},
+        "store", store, arrays.of_store(), planned.slowest(lambda work: len(work.reads)),
+        weights | without(session, "pages"), {},
     )  # fmt: skip
-    all_calls = sum(work.calls for work in works)
+    sizes = [size for reads in planned.reads for size in reads.sizes]
+    mean_share = float(np.mean(sizes)) / len(planned.tree.tokens)
+    moved = 2 * mean_share * device_bytes(arrays.packed_kv)  # XLA's text shows all pages
+    yield replace(
+        program, counted_call=CountedCall(0.0, moved), smaller_sizes=_read_sizes(planned) - 1
+    )
+    others = session | {"slots": session["slots"] - device_bytes(arrays.prompt_hidden)}
+    yield planned.program(
+        "copy_rows", copy_rows, arrays.of_copy_rows(), planned.slowest(lambda work: work.copies),
+        weights | others, {},
+    )  # fmt: skip
+
+
+def _decode_program(planned: PlannedCall) -> Program:
+    call, config, arrays = planned.call, planned.config, planned.arrays
+    # While samples decode, the next prompts may be read already.
+    in_flight = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
+    ahead = {"prompts read ahead": device_bytes(arrays.packed_kv)} if in_flight else {}
+    program = planned.program(
+        "decode", decode, arrays.of_decode(), planned.slowest(lambda work: work.calls), ahead,
+        {
+            "group": call.group_size, "method": call.decoding.method,
+            "stop_ids": OPTION_IDS[:1], "dtype": call.dtype,
+        },
+    )  # fmt: skip
     tokens = sum(int(lengths.completions.sum()) for lengths in call.lengths)
     pairs = sum(lengths.completion_pairs for lengths in call.lengths)
-    reads = sum(work.tokens_read for work in works), sum(work.needed_tokens for work in works)
-    largest_shape = DecodeShape(slots, columns, rows, width)
-    mean = MeanCall()
-    if call.drawn:
-        weights = device_bytes((others, layers))
-        per_token = device_bytes(cache) / largest_shape.cache_tokens
-        steps = sum(steps for work in works for steps in work.shapes.values())
-        flops = sum(
-            steps * _decode_flops(config, shape, call.group_size)
-            for work in works
-            for shape, steps in work.shapes.items()
-        )
-        mean = MeanCall(
-            flops / all_calls / (CHUNK * _decode_flops(config, largest_shape, call.group_size)),
-            (steps * weights + per_token * reads[0])
-            / all_calls
-            / (CHUNK * (weights + per_token * largest_shape.tokens_read)),
-        )
+    reads = (sum(getattr(work, x) for work in planned.sessions) for x in ("kv_read", "kv_needed"))
     return replace(
         program,
         sampled_tokens=round(planned.per_step(tokens)),
-        needed_flops=forward_flops(config, tokens, pairs, tokens) / all_calls,
-        mean_call=mean,
+        needed_flops=forward_flops(config, tokens, pairs, tokens)
+        / sum(work.calls for work in planned.sessions),
+        mean_call=MeanCall(collectives=planned.mean_work(lambda work: work.steps)),
+        counted_call=_count_decode(planned),
         waste={"kv_read": tuple(map(planned.per_step, reads))},
+        smaller_sizes=sum(size < arrays.slots for size in slot_sizes(arrays.batch_size)),
     )
 
 
-def _decode_flops(c: ModelConfig, shape: DecodeShape, group: int) -> int:
-    """FLOPs of a step: each slot attends to its row of the cache, and each of `group` samples to
-    each row of the pool."""
-    pairs = shape.cache_tokens + group * shape.rows * shape.width
-    return forward_flops(c, shape.slots, pairs, shape.slots)
-
-
-def _with_shape(planned: PlannedCall, worst: WorstCase, shape: DecodeShape) -> WorstCase:
-    """The arguments of a decoding program with another cache and pool."""
-    call, config = planned.call, planned.config
-    *first, pool, hidden, _, slots = worst.decode
-    caches = partial(cache_shapes, config, planned.params, call.dtype)
-    sizes = {name: (shape.slots, *getattr(slots, name).shape[1:]) for name in PER_SLOT}
-    sizes |= {"table": (shape.rows, call.group_size), "lengths": (shape.rows,)}
-    resized = {name: _resized(getattr(slots, name), size) for name, size in sizes.items()}
-    last = _resized(pool.last, (shape.rows, config.width))
-    arguments = (
-        *first,
-        PromptPool(caches(shape.rows, shape.width), cast(Array, last)),
-        _resized(hidden, (shape.slots, config.width)),
-        caches(shape.slots, shape.columns),
-        slots._replace(**cast(dict[str, Array], resized)),
+def _count_decode(planned: PlannedCall) -> CountedCall:
+    """What an average call of the decoding program takes: a step reads all weights, the buffer of
+    recent tokens, and the pages of live samples and their prompts."""
+    arrays, mean = planned.arrays, planned.mean_work
+    slot_steps = mean(lambda work: work.slot_steps)
+    per_slot = device_bytes(arrays.state.recent) / arrays.slots
+    pairs = mean(lambda work: work.score_pairs)
+    flops = forward_flops(planned.config, round(slot_steps), round(pairs), round(slot_steps))
+    return CountedCall(
+        flops / planned.mesh.size,
+        mean(lambda work: work.steps) * device_bytes(arrays.weights)
+        + mean(lambda work: work.pages_read) * planned.page_bytes
+        + slot_steps * per_slot,
     )
-    return worst._replace(decode=cast(DecodeArguments, arguments))
 
 
-def _resized(x: object, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    assert isinstance(x, jax.ShapeDtypeStruct)
-    return x.update(shape=shape)
+def _slot_programs(planned: PlannedCall) -> Iterator[Program]:
+    """The program that removes slots when few samples are left, if that happens. The old slots stay
+    in memory until the new ones are there."""
+    calls = planned.slowest(lambda work: work.resized)
+    if not calls:
+        return
+    arrays = planned.arrays
+    smaller = [size for size in slot_sizes(arrays.batch_size) if size < arrays.slots]
+    arguments = arrays.of_take_slots(smaller[0])
+    session = arrays.session_bytes
+    slots, _ = arguments
+    others = session | {"slots": session["slots"] - device_bytes(slots)}
+    others |= {planned.call.weights: device_bytes(planned.params)}
+    program = planned.program("take_slots", take_slots, arguments, calls, others, {})
+    yield replace(program, smaller_sizes=len(smaller) - 1)
 
 
-def _resizing_programs(planned: PlannedCall, session: Bytes, pool: PromptPool) -> Iterator[Program]:
-    """The programs that copy a layer of the cache or of the prompts to arrays of another size. The
-    old arrays of all layers stay in memory until the last layer is copied."""
-    config, heads = planned.config, planned.config.kv_heads
-    shapes = partial(cache_shapes, config, planned.params, planned.call.dtype)
-
-    def both(part: str, old: list[KV], new: list[KV]) -> Bytes:
-        """What is in memory besides the layer that is being copied."""
-        names = (part, f"{part}, resized")
-        return session | dict(zip(names, map(device_bytes, (old[1:], new[1:])), strict=True))
-
-    moves = [pair for work in planned.sessions for pair in work.moves]
-    if moves:
-        before, after = max(moves, key=lambda pair: sum(shape.cache_tokens for shape in pair))
-        old, new = (shapes(shape.slots, shape.columns) for shape in (before, after))
-        ints = jax.ShapeDtypeStruct((after.slots,), jnp.int32)
-        yield planned.program(
-            "move", move, (old[0], ints, ints.update(shape=())),
-            config.layers * planned.slowest(lambda work: len(work.moves)),
-            both("cache", old, new), {"heads": heads, "columns": after.columns},
-        )  # fmt: skip
-    growths = [pair for work in planned.sessions for pair in work.growths]
-    if growths:
-        rows, width = max(growths, key=sum), pool.layers[0].v.shape[1]
-        old, new = (shapes(count, width) for count in rows)
-        yield planned.program(
-            "grow", grow, (old[0],),
-            config.layers * planned.slowest(lambda work: len(work.growths)),
-            both("prompts", old, new), {"heads": heads, "rows": rows[1]},
-        )  # fmt: skip
-
-
-def _verdict_program(planned: PlannedCall, tree: PromptTree) -> Program:
+def _verdict_program(planned: PlannedCall) -> Program:
     """A forward pass over prompts."""
     calls = [max(-(-len(reads.sizes) // reads.copies) for _, reads in x) for x in planned.shares]
     program = planned.program(
         "verdicts",
         prefill.next_logp,
-        (planned.config, planned.params, None, shapes_of(tree)),
+        (planned.config, planned.params, None, shapes_of(planned.tree)),
         float(np.mean(calls)),
         {},
         {"options": OPTION_IDS, "dtype": planned.call.dtype},
     )
-    return _with_reads(planned, program, tree, 1)
+    return _with_reads(planned, program, 1)

@@ -40,11 +40,13 @@ class ProgramEstimate:
 
     @property
     def fits(self) -> bool:
-        return self.total_bytes <= USABLE * self.chip.pool_bytes
+        return not self.program.refusal and self.total_bytes <= USABLE * self.chip.pool_bytes
 
     @property
     def flops(self) -> float:
         """FLOPs of a call on one device, on average."""
+        if counted := self.program.counted_call:
+            return counted.flops
         return self.program.mean_call.flops * self.cost.flops
 
     @property
@@ -55,24 +57,40 @@ class ProgramEstimate:
     @property
     def accessed_bytes(self) -> float:
         """Bytes that a call reads from and writes to a device's memory, on average."""
-        return self.program.mean_call.accessed_bytes * self.cost.accessed_bytes
+        if counted := self.program.counted_call:
+            return counted.accessed_bytes
+        return self.cost.accessed_bytes
+
+    @property
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """By kind, the collectives of an average call: their number, bytes that leave a device."""
+        share = self.program.mean_call.collectives
+        return {
+            kind: (round(share * count), round(share * size))
+            for kind, (count, size) in self.cost.collectives.items()
+        }
 
     @property
     def collective_bytes(self) -> int:
-        """Bytes that leave a device during a call."""
-        return sum(size for _, size in self.cost.collectives.values())
+        """Bytes that leave a device during an average call."""
+        return sum(size for _, size in self.collectives.values())
+
+    @property
+    def network_bytes(self) -> float:
+        """Of these, bytes that leave the host."""
+        return self.program.mean_call.collectives * self.cost.network_bytes
 
     @property
     def secs(self) -> dict[str, float]:
         """By resource, the seconds of an average call that is limited by this resource alone."""
-        cost, chip = self.cost, self.chip
+        chip = self.chip
         secs = {
             "flops": self.flops / chip.flops_per_sec,
             "memory": self.accessed_bytes / chip.bytes_per_sec,
             "links": self.collective_bytes / chip.link_bytes_per_sec,
         }
         if chip.network_bytes_per_sec:
-            secs["network"] = cost.network_bytes / chip.network_bytes_per_sec
+            secs["network"] = self.network_bytes / chip.network_bytes_per_sec
         return secs
 
     @property
@@ -81,7 +99,7 @@ class ProgramEstimate:
 
     def row(self) -> dict[str, object]:
         """The program as an entry of a plan."""
-        secs, program, cost = self.secs, self.program, self.cost
+        secs, program = self.secs, self.program
         return {
             "stage": program.stage,
             "program": program.name,
@@ -96,13 +114,14 @@ class ProgramEstimate:
             "collective_bytes": self.collective_bytes,
             "collectives": {
                 kind: {"count": count, "bytes": size}
-                for kind, (count, size) in cost.collectives.items()
+                for kind, (count, size) in self.collectives.items()
             },
-            "bytes_between_hosts": cost.network_bytes,
+            "bytes_between_hosts": self.network_bytes,
             "secs": max(secs.values()),
             "limit": max(secs, key=lambda resource: secs[resource]),
             "calls_per_step": program.calls_per_step,
             "secs_per_step": self.secs_per_step,
+            "smaller_sizes": program.smaller_sizes,
             **(program.work.metrics if program.work else {}),
         }
 
@@ -122,5 +141,6 @@ class Compiler:
                     program.options,
                     program.hosts,
                     program.pairs_per_row,
+                    data_dependent=program.counted_call is not None,
                 )
         return ProgramEstimate(program, self._costs[program.key], chip)

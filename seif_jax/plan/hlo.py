@@ -55,10 +55,13 @@ class HloProgram:
     trips: dict[str, int] = field(default_factory=dict)  # of a loop, by its body
     fused: dict[str, int] = field(default_factory=dict)  # computations that are a part of an
     # instruction, with how often that instruction runs
+    data_dependent: bool = False  # see `parse`
 
 
-def parse(text: str) -> HloProgram:
-    program, entry, types = HloProgram(), "", {}
+def parse(text: str, data_dependent: bool = False) -> HloProgram:
+    """data_dependent: whether the data decide how often loops run. Then a loop counts once, unless
+    XLA knows its trip count."""
+    program, entry, types = HloProgram(data_dependent=data_dependent), "", {}
     instructions: list[HloInstruction] = []
     for line in text.splitlines():
         if line.endswith("{") and ") -> " in line:
@@ -84,6 +87,7 @@ def _count_runs(program: HloProgram, name: str, runs: int) -> None:
                 instruction,
                 program.computations.get(condition, ()),
                 program.computations.get(body, ()),
+                program.data_dependent,
             )
             _count_runs(program, body, runs * program.trips[body])
         elif not instruction.opcode.endswith(("-update", "-done")):
@@ -94,13 +98,18 @@ def _count_runs(program: HloProgram, name: str, runs: int) -> None:
 
 
 def _trips(
-    loop: HloInstruction, condition: Sequence[HloInstruction], body: Sequence[HloInstruction]
+    loop: HloInstruction,
+    condition: Sequence[HloInstruction],
+    body: Sequence[HloInstruction],
+    data_dependent: bool,
 ) -> int:
     """The known trip count if XLA wrote it down, else what the loop's counter is compared with over
     what each trip adds to it: the loops in which TPUs gather or reduce a weight while they multiply
     by it take two steps per trip."""
     if known := TRIPS.search(loop.text):
         return int(known[1])
+    if data_dependent:
+        return 1
     limits = [CONSTANT.search(instruction.text) for instruction in condition]
     limit = max((int(match[1]) for match in limits if match), default=1)
     counters = [ELEMENT.search(instruction.text) for instruction in condition]

@@ -7,16 +7,25 @@ from functools import cached_property
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
+from seif_jax.errors import UserError
 from seif_jax.models import Params
 from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.matmul import platform
+from seif_jax.models.tree_forward import attends_by_kernel
+from seif_jax.plan.cost import device_bytes
+from seif_jax.plan.engine_arrays import SessionArrays
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes
 from seif_jax.plan.program import Program
 from seif_jax.plan.reads import divided
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.prefill_plan import Reads
+from seif_jax.sampling.memory import page_bytes, page_count
+from seif_jax.sampling.page_needs import pages_needed
+from seif_jax.sampling.prefill_plan import PromptTree, Reads, largest_tree
+from seif_jax.sampling.session import table_widths
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class PlannedCall:
     copies: int  # of the weights, in all processes
     processes: int  # each has a share of the prompts, and a queue of reads
     resident_bytes: Bytes  # besides the weights, what other engines and training need
+    memory_bytes: int  # of a device, that JAX may allocate
 
     @cached_property
     def shares(self) -> list[list[tuple[CallLengths, Reads]]]:
@@ -50,18 +60,76 @@ class PlannedCall:
         return [reads for step in self.shares for _, reads in step]
 
     @property
-    def prompts(self) -> int:
-        """The most prompts of a copy, if all copies get equally many."""
-        shares = (share for step in self.shares for share in step)
-        return max(-(-len(lengths.prompts) // reads.copies) for lengths, reads in shares)
+    def page_bytes(self) -> int:
+        """Bytes per device of a page's keys and values in all layers."""
+        return page_bytes(self.config, self.params, self.call.dtype)
+
+    @property
+    def page_budget(self) -> int:
+        """The pages that a run would make room for. See `sampling.memory.free_bytes`."""
+        if platform() == "cpu":
+            free = self.memory_bytes // 2
+        else:
+            in_use = sum(self.resident_bytes.values()) + device_bytes(self.params)
+            free = max(self.memory_bytes - in_use, 0)
+        return int(self.call.decoding.memory * (free // self.page_bytes))
+
+    @cached_property
+    def pages(self) -> list[list[tuple[int, str | None]]]:
+        """By step and process, the number of pages of each copy of the weights, and why a run would
+        refuse to sample with them: then it is the smallest number with which it would not."""
+        return [[self._pages(*share) for share in step] for step in self.shares]
+
+    def _pages(self, lengths: CallLengths, reads: Reads) -> tuple[int, str | None]:
+        arguments = reads, self.limits(lengths), self.call.decoding.batch_size, self.call.group_size
+        try:
+            return page_count(*arguments, self.page_budget), None
+        except UserError as error:
+            smallest, _ = pages_needed(*arguments)
+            return smallest, str(error)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a run would refuse to sample, if there is a reason."""
+        return next((text for step in self.pages for _, text in step if text), None)
+
+    def limits(self, lengths: CallLengths) -> Int[np.ndarray, "n"]:
+        """The maximum number of tokens of each sample."""
+        return np.full(lengths.completions.size, self.call.decoding.max_tokens)
+
+    @cached_property
+    def tree(self) -> PromptTree:
+        """A tree of the shape of the largest read."""
+        return largest_tree(self.reads, attends_by_kernel(self.config))
+
+    @cached_property
+    def arrays(self) -> SessionArrays:
+        """Those of the largest session."""
+        shares = [share for step in self.shares for share in step]
+        widths = [table_widths(reads, self.limits(lengths).tolist()) for lengths, reads in shares]
+        prompt_pages, own_pages = (max(width) for width in zip(*widths, strict=True))
+        return SessionArrays(
+            self.config,
+            self.params,
+            self.call.dtype,
+            self.call.decoding.batch_size,
+            max(work.slots for work in self.sessions),
+            max(count for step in self.pages for count, _ in step),
+            (prompt_pages, own_pages),
+            self.tree,
+        )
 
     @cached_property
     def steps(self) -> list[list[SessionWork]]:
         """The sessions of each step."""
-        limit, slots = self.call.decoding.max_tokens, self.call.decoding.batch_size
+        slots = self.call.decoding.batch_size
         return [
-            [work for lengths, reads in step for work in sessions(lengths, reads, limit, slots)]
-            for step in self.shares
+            [
+                work
+                for (lengths, reads), (count, _) in zip(step, pages, strict=True)
+                for work in sessions(lengths, reads, self.limits(lengths), slots, count)
+            ]
+            for step, pages in zip(self.shares, self.pages, strict=True)
         ]
 
     @cached_property
@@ -76,6 +144,10 @@ class PlannedCall:
     def per_step(self, total: float) -> float:
         """The mean over steps of what adds up to `total`."""
         return total / len(self.call.lengths)
+
+    def mean_work(self, count: Callable[[SessionWork], int]) -> float:
+        """A number per session: the mean over all calls of the decoding program."""
+        return sum(map(count, self.sessions)) / sum(work.calls for work in self.sessions)
 
     def program(
         self,
@@ -94,5 +166,6 @@ class PlannedCall:
             calls_per_step,
             self.resident_bytes | resident_bytes,
             num_devices=self.mesh.size,
+            mesh=self.mesh,
             options=options,
         )

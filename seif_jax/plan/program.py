@@ -23,6 +23,7 @@ LEARNER_PHASES = {  # by program
     "cast": "cast",
 }
 VERDICT_CALLS = ("filter", "judge")
+PREFILL_KINDS = ("prefill", "store", "copy_rows")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,16 @@ class MeanCall:
     """An average call of a step, relative to the largest one, which is compiled."""
 
     flops: float = 1.0
-    accessed_bytes: float = 1.0
+    collectives: float = 1.0
+
+
+@dataclass(frozen=True)
+class CountedCall:
+    """What an average call takes on one device, for a program whose loops run as often as its data
+    say, so that it does not show how often."""
+
+    flops: float
+    accessed_bytes: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,9 @@ class Program:
     pairs: int = 0  # for which a kernel computes a score, if the program reads prompts
     needed_flops: float = 0.0  # of one call on average, on all its devices
     mean_call: MeanCall = MeanCall()
+    counted_call: CountedCall | None = None  # in place of what is counted in the program
+    smaller_sizes: int = 0  # that a run compiles the program for, too
+    refusal: str | None = None  # why a run would refuse to call it
     waste: Waste = field(default_factory=dict)  # per step
 
     @property
@@ -67,7 +80,7 @@ class Program:
             return LEARNER_PHASES[call]
         if call in VERDICT_CALLS:
             return "judge"
-        return "prefill" if kind == "prefill" else "decode"
+        return "prefill" if kind in PREFILL_KINDS else "decode"
 
     @property
     def key(self) -> str:

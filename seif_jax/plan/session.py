@@ -1,59 +1,65 @@
-"""What sampling sessions compute for given lengths: the run's schedules without its programs."""
+"""What sampling sessions compute for given lengths: a run's schedules without its arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from seif_jax.models.matmul import platform, target_platform
+from seif_jax.models.paged_attention import page_tokens
 from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling import run_concurrently
-from seif_jax.sampling.decode import CHUNK
+from seif_jax.sampling.call import Call, Entry, Progress
+from seif_jax.sampling.decode_arrays import EMPTY
 from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prefill_queue import PrefillQueue
-from seif_jax.sampling.schedule import CHUNK_TOKENS, Schedule
-from seif_jax.sampling.shapes import WIDE, round_up
-
-
-class DecodeShape(NamedTuple):
-    """The sizes that a decoding program is compiled for."""
-
-    slots: int
-    columns: int  # of the cache
-    rows: int  # of the pool: prompts
-    width: int  # of the pool: tokens
-
-    @property
-    def cache_tokens(self) -> int:
-        return self.slots * self.columns
-
-    @property
-    def tokens_read(self) -> int:
-        """Keys and values that a step reads."""
-        return self.cache_tokens + self.rows * self.width
+from seif_jax.sampling.recent_tokens import BLOCK, recent_tokens, stored_tokens
+from seif_jax.sampling.schedule import BLOCK_TOKENS, Schedule
 
 
 @dataclass
 class SessionWork:
-    """What a session computes, and what of it is needed."""
+    """What a session computes, and what of it is needed. Pages are those that one layer reads."""
 
-    shapes: dict[DecodeShape, int] = field(default_factory=dict)  # of its calls: their steps
+    slots: int  # that it begins with
     reads: list[int] = field(default_factory=list)  # of prompts, in the call's division
     calls: int = 0  # of the decoding program
-    clock: float = 0.0  # as in `PrefillQueue`: about the time that it takes, in calls
-    needed_tokens: int = 0  # keys and values to read: of a prompt, once per step for all samples
-    moves: list[tuple[DecodeShape, DecodeShape]] = field(default_factory=list)  # of the cache
-    growths: list[tuple[int, int]] = field(default_factory=list)  # of the pool, in rows
+    blocks: int = 0
+    steps: int = 0
+    slot_steps: int = 0  # slots x steps, including those of empty slots
+    pages_read: int = 0
+    page_queries: int = 0  # the same, but a page counts once for each query that reads it
+    kv_needed: int = 0  # tokens that samples see: a prompt's once for all its samples
+    evicted: int = 0  # samples that started again because pages had run out
+    resized: int = 0  # how often slots were removed
+    copies: int = 0  # of hidden states to entries: for each read one at a time
+    clock: float = 0.0  # as in `PrefillQueue`: about the time that it takes, in blocks
 
     @property
-    def tokens_read(self) -> int:
-        """Keys and values read by all steps."""
-        return sum(steps * shape.tokens_read for shape, steps in self.shapes.items())
+    def kv_read(self) -> int:
+        """Tokens whose keys and values a layer reads."""
+        return self.pages_read * page_tokens() + self.slot_steps * recent_tokens()
+
+    @property
+    def score_pairs(self) -> int:
+        """Pairs of a query and a key for which a layer computes a score."""
+        return self.page_queries * page_tokens() + self.slot_steps * recent_tokens()
+
+
+class Block(NamedTuple):
+    """What a block sampled, by slot. See `Progress`."""
+
+    entry: Int[np.ndarray, "B"]
+    count: Int[np.ndarray, "B"]
+    stopped: Bool[np.ndarray, "B"]
 
 
 class SimulatedSession:
-    """The arrays of a schedule without the arrays: samples end at the lengths of a call."""
+    """Carries out a schedule without arrays: samples end at the lengths of a call. It does what
+    `decode.decode` does, from block to block."""
 
     def __init__(
         self,
@@ -61,77 +67,125 @@ class SimulatedSession:
         reads: Reads,
         queue: PrefillQueue,
         copy: int,
-        limit: int,
+        *,
+        limits: Int[np.ndarray, "n"],
         slots: int,
+        pages: int,
     ):
-        """limit: the maximum length of a completion. copy, slots: see `Schedule`."""
-        self.prompts, self.lengths = lengths.prompts, lengths.completions.ravel()
-        self.reads, self.work = reads, SessionWork()
-        self.width = round_up(int(self.prompts.max()) - reads.prefix_tokens, WIDE)
-        group, limits = lengths.completions.shape[1], np.full(len(self.lengths), limit)
-        self.schedule = Schedule(reads, queue, copy, group=group, limits=limits, slots=slots)
+        """copy, limits, slots, pages: see `Schedule`."""
+        self.lengths, self.reads = lengths.completions.ravel(), reads
+        self.schedule = Schedule(
+            reads, queue, copy, group=lengths.completions.shape[1], limits=limits, slots=slots,
+            pages=pages,
+        )  # fmt: skip
+        self.work = SessionWork(self.schedule.slots)
+        self.prompt_pages = -(-(reads.lengths - reads.prefix_tokens) // page_tokens())
+        self.read_of = {i: n for n, prompts in enumerate(reads.reads) for i in prompts}
+        self.entry = np.full(self.schedule.slots, EMPTY)  # of each slot
+        self.age = np.zeros(self.schedule.slots, int)
+        self.samples: dict[int, Entry] = {}  # by entry, those that decode or wait
+        self.waiting: list[int] = []  # entries
+        self.sent: deque[Progress] = deque()
 
     def run(self) -> SessionWork:
         self.schedule.run(self)
+        self.work.kv_needed = self.schedule.kv_needed
+        self.work.evicted = self.schedule.evicted_samples
         return self.work
-
-    def shape(self, slots: int, columns: int) -> DecodeShape:
-        return DecodeShape(slots, columns, self.schedule.rows, self.width)
 
     def read(self, n: int) -> None:
         self.work.reads.append(n)
-        self.work.clock += self.reads.sizes[n] / CHUNK_TOKENS
+        self.work.clock += self.reads.sizes[n] / BLOCK_TOKENS
 
-    def grow_pool(self, rows: int) -> None:
-        self.work.growths.append((self.schedule.rows, rows))
+    def start(self, entries: Sequence[int]) -> None:
+        group, started = self.schedule.group, self.schedule.entries
+        self.work.copies += len({self.read_of[started[i].sample // group] for i in entries})
 
-    def copy_to_pool(self, prompts: Sequence[int]) -> None:
+    def decode(self, call: Call) -> None:
+        self.work.calls += 1
+        self.work.clock += call.blocks
+        self.entry[np.isin(self.entry, call.evicted)] = EMPTY
+        waiting = {*self.waiting, *call.new} & {*call.entries}
+        self.samples = call.entries
+        self.waiting = sorted(waiting, key=lambda i: call.entries[i].order)
+        blocks: list[Block] = []
+        while len(blocks) < call.blocks and self._unfinished() >= max(call.idle_below, 1):
+            blocks.append(self._block())
+        self.work.blocks += len(blocks)
+        shape = len(blocks), len(self.entry)
+        parts = (
+            np.array([block[i] for block in blocks], dtype).reshape(shape)
+            for i, dtype in enumerate((int, int, bool))
+        )
+        self.sent.append(Progress(*parts))
+
+    def collect(self) -> Progress:
+        return self.sent.popleft()
+
+    def append(self, sample: int, slot: int, block: int, count: int) -> None:
         pass
 
-    def move(self, slots: Int[np.ndarray, "n"], first: int, columns: int) -> None:
-        before = self.shape(len(self.schedule.samples), self.schedule.columns)
-        self.work.moves.append((before, self.shape(len(slots), columns)))
-
-    def decode(self) -> tuple[Int[np.ndarray, "B"], Bool[np.ndarray, "B"]]:
-        schedule, work = self.schedule, self.work
-        slots = schedule.occupied()
-        samples, age = schedule.samples[slots], schedule.age[slots]
-        left = self.lengths[samples] - age
-        tokens, prompts = np.minimum(left, CHUNK), samples // schedule.group
-        shape = self.shape(len(schedule.samples), schedule.columns)
-        work.calls += 1
-        work.clock += 1
-        work.shapes[shape] = work.shapes.get(shape, 0) + int(tokens.max())
-        prompt_steps = np.zeros(len(self.prompts), int)
-        np.maximum.at(prompt_steps, prompts, tokens)
-        completion_tokens = tokens * age + tokens * (tokens + 1) // 2
-        work.needed_tokens += int(completion_tokens.sum() + (prompt_steps * self.prompts).sum())
-        count = np.zeros(len(schedule.samples), int)
-        stopped = np.zeros(len(count), bool)
-        count[slots], stopped[slots] = tokens, left <= CHUNK
-        return count, stopped
-
-    def finish(self, stopped: Mapping[int, bool]) -> None:
+    def finish(self, sample: int, stopped: bool) -> None:
         pass
 
+    def evict(self, sample: int) -> None:
+        pass
 
-def sessions(lengths: CallLengths, reads: Reads, limit: int, slots: int) -> list[SessionWork]:
+    def keep_slots(self, size: int) -> None:
+        self.work.resized += 1
+        keep = np.argsort(self.entry == EMPTY, kind="stable")[:size]
+        self.entry, self.age = self.entry[keep], self.age[keep]
+
+    def _unfinished(self) -> int:
+        """The number of samples that decode or wait."""
+        return int((self.entry != EMPTY).sum()) + len(self.waiting)
+
+    def _block(self) -> Block:
+        """Assigns waiting samples to empty slots, and samples up to BLOCK tokens."""
+        for slot in np.flatnonzero(self.entry == EMPTY)[: len(self.waiting)]:
+            self.entry[slot], self.age[slot] = self.waiting.pop(0), 0
+        entry, live = self.entry.copy(), np.flatnonzero(self.entry != EMPTY)
+        samples = np.array([self.samples[i].sample for i in entry[live].tolist()])
+        left = self.lengths[samples] - self.age[live]
+        count, stopped = np.zeros(len(entry), int), np.zeros(len(entry), bool)
+        count[live] = np.minimum(left, BLOCK)
+        is_end = left <= BLOCK
+        stopped[live] = is_end & (self.lengths[samples] < self.schedule.limits[samples])
+        self._count(samples, self.age[live], int(count.max()))
+        self.age += BLOCK
+        self.entry[live[is_end]] = EMPTY
+        return Block(entry, count, stopped)
+
+    def _count(self, samples: Int[np.ndarray, "n"], age: Int[np.ndarray, "n"], steps: int) -> None:
+        """Counts the work of a block of this many steps for these samples."""
+        work, slots = self.work, len(self.entry)
+        stored_pages = int((-(-stored_tokens(age) // page_tokens())).sum())
+        prompts = samples // self.schedule.group
+        prefix_pages = len(self.schedule.prefix_pages)
+        work.steps += steps
+        work.slot_steps += steps * slots
+        pages = stored_pages + int(self.prompt_pages[np.unique(prompts)].sum()) + prefix_pages
+        queries = stored_pages + int(self.prompt_pages[prompts].sum()) + slots * prefix_pages
+        work.pages_read += steps * pages
+        work.page_queries += steps * queries
+
+
+def sessions(
+    lengths: CallLengths, reads: Reads, limits: Int[np.ndarray, "n"], slots: int, pages: int
+) -> list[SessionWork]:
     """The sessions of all copies of the weights in one process, which share a queue of reads."""
     queue, works = PrefillQueue(len(reads.reads), reads.copies), {}
+    compiled_for = platform()  # which other threads do not know
 
     def run(copy: int) -> None:
         try:
-            works[copy] = SimulatedSession(lengths, reads, queue, copy, limit, slots).run()
+            with target_platform(compiled_for):
+                session = SimulatedSession(
+                    lengths, reads, queue, copy, limits=limits, slots=slots, pages=pages
+                )
+                works[copy] = session.run()
         finally:
             queue.leave(copy)
 
     run_concurrently(run, reads.copies)
     return [works[copy] for copy in range(reads.copies)]
-
-
-def largest(works: Sequence[SessionWork]) -> DecodeShape:
-    """The largest sizes of all sessions, of the cache as a whole and of the pool."""
-    shapes = [shape for work in works for shape in work.shapes]
-    cache = max(shapes, key=lambda shape: (shape.cache_tokens, shape.slots))
-    rows = max(shape.rows for shape in shapes)
-    return DecodeShape(cache.slots, cache.columns, rows, max(shape.width for shape in shapes))

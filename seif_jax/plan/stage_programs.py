@@ -26,11 +26,12 @@ from seif_jax.run_config import RunConfig
 
 
 def programs(
-    config: RunConfig, layout: Layout, lengths: Lengths | None = None
+    config: RunConfig, layout: Layout, memory_bytes: int, lengths: Lengths | None = None
 ) -> Iterator[Program]:
     """The programs of the stages that train, and of the data stage if no Instructor is trained: an
     Instructor's rollouts sample the same way, with more in memory.
 
+    memory_bytes: of a device, that JAX may allocate. The sampler fills a share of what is free.
     lengths: of completions; None: all prompts and completions have the maximum length.
     """
     steps = draws(lengths)
@@ -39,7 +40,7 @@ def programs(
             resident = resident_bytes(config, layout, stage)
             yield from learner_programs(config, layout, stage, resident[layout.mesh], steps)
             for call in engine_calls(config, stage, steps):
-                yield from engine_programs(layout, stage, call, resident)
+                yield from engine_programs(layout, stage, call, resident, memory_bytes)
     if "instructor" not in config.stages and "generate" in config.stages:
         dtype = layout.dtype
         resident: dict[Mesh, Bytes] = {layout.mesh: {}, layout.judger_mesh: {}}
@@ -49,7 +50,7 @@ def programs(
         prompts = config.generate.prompts
         sampled = tuple(sampled_lengths(step, prompts, 1, decoding, ROLLOUT) for step in steps)
         call = EngineCall("write", prompts, 1, decoding, "author", dtype, sampled)
-        yield from engine_programs(layout, "generate", call, resident)
+        yield from engine_programs(layout, "generate", call, resident, memory_bytes)
 
 
 def learner_programs(

@@ -45,11 +45,17 @@ def _verdict(plan: Mapping[str, Any]) -> list[str]:
     names = {name: x for name, x in plan["waste"].items() if x is not None}
     ratios = ", ".join(f"{WASTE_NAMES[name]} {x:.2f}" for name, x in names.items())
     does_not_fit = [
-        f"DOES NOT FIT: {entry['program']}, {gib(entry['total_bytes'])}, most of it "
-        f"{entry['largest']}; {entry['knob'] or 'none of the changes that were tried makes it fit'}"
+        f"DOES NOT FIT: {entry['program']}, {_reason(entry)}; "
+        f"{entry['knob'] or 'none of the changes that were tried makes it fit'}"
         for entry in plan["does_not_fit"]
     ]
     return [f"computed over needed: {ratios}", *(does_not_fit or ["everything fits"])]
+
+
+def _reason(entry: Mapping[str, Any]) -> str:
+    """Why a program does not fit."""
+    memory = f"{gib(entry['total_bytes'])}, most of it {entry['largest']}"
+    return entry["refusal"] or memory
 
 
 def _bound(plan: Mapping[str, Any]) -> list[str]:
@@ -78,6 +84,10 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
         sizes = ", ".join(f"{name} {size:.3g} B" for name, size in sent.items() if size)
         out.append(f"  between hosts: {sizes}")
     for row in rows:
+        if row["smaller_sizes"]:
+            out.append(
+                f"  {row['program']}: smaller sizes compiled by a run: {row['smaller_sizes']}"
+            )
         if "padding" in row:
             out.append(
                 f"  {row['program']}: {row['padding']:.1%} of token positions are padding, "
