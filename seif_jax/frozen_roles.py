@@ -43,7 +43,7 @@ class FrozenRoles:
             return Checker(names, functions=self.checks)
         path = self.weights.judger_path(round)
         chat_model = self.chat_model(path, c.dtype or self.config.dtype, c.devices)
-        decoding = stage_settings.verdict_decoding(c, stage_settings.JUDGER_RNG_STREAM)
+        decoding = stage_settings.verdict_decoding(self.config, c, stage_settings.JUDGER_RNG_STREAM)
         judge = Judge(chat_model, c.mode, c.shots, decoding, self.prompts["judger"])
         return Checker(names, judge, self.checks)
 
@@ -55,7 +55,7 @@ class FrozenRoles:
     def filter(self, evaluator: ChatModel) -> Judge:
         """The Filter, which asks `evaluator` whether instructions contradict themselves."""
         c = self.config.filter
-        decoding = stage_settings.verdict_decoding(c, stage_settings.FILTER_RNG_STREAM)
+        decoding = stage_settings.verdict_decoding(self.config, c, stage_settings.FILTER_RNG_STREAM)
         return Judge(evaluator, c.mode, c.shots, decoding, self.prompts["filter"])
 
     def answerer(self, evaluator: ChatModel) -> Answerer:

@@ -89,7 +89,7 @@ def decoding(
     )
 
 
-def verdict_decoding(role: VerdictRoleConfig, rng_stream: int) -> Decoding:
+def verdict_decoding(config: RunConfig, role: VerdictRoleConfig, rng_stream: int) -> Decoding:
     """How the replies of Filter and Judger are sampled. Verdict mode uses only the length limits,
     the batch size and the prefill."""
     return Decoding(
@@ -99,6 +99,7 @@ def verdict_decoding(role: VerdictRoleConfig, rng_stream: int) -> Decoding:
         role.prefill,
         role.temperature,
         rng_stream=rng_stream,
+        memory=config.sample_memory,
     )
 
 

@@ -89,7 +89,9 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
         sampled = tuple(sampled_lengths(step, count, group, decoding, ANSWERS) for step in steps)
         filter = config.filter
         if filter.on:
-            verdict = stage_settings.verdict_decoding(filter, stage_settings.FILTER_RNG_STREAM)
+            verdict = stage_settings.verdict_decoding(
+                config, filter, stage_settings.FILTER_RNG_STREAM
+            )
             verdicts = tuple(
                 verdict_lengths(step, lengths.prompts, lengths.shared, verdict, role, FILTER)
                 for step, lengths in zip(steps, sampled, strict=True)
@@ -98,7 +100,7 @@ def engine_calls(config: RunConfig, stage: str, steps: Sequence[Draw]) -> Iterat
         yield EngineCall("answers", rows, group, decoding, "follower", dtype, sampled)
     judger = config.judger
     if "judge" in config.reward.checks and judger.mode != "random":
-        verdict = stage_settings.verdict_decoding(judger, stage_settings.JUDGER_RNG_STREAM)
+        verdict = stage_settings.verdict_decoding(config, judger, stage_settings.JUDGER_RNG_STREAM)
         weights = "judger" if has_own_weights(config) else "follower"
         dtype = stage_settings.dtype(judger.dtype or config.dtype)
         verdicts = tuple(
