@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from threading import Lock
 
 import jax
@@ -59,7 +59,7 @@ class Engine:
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
         self.replicas: list[Params] = replicas(self.params)
 
-    @cached_property
+    @property
     def free_pages(self) -> int:
         """The pages of keys and values that there is memory for in each copy of the weights."""
         params = self.replicas[0]
@@ -84,8 +84,8 @@ class Engine:
         keys: one per sample. A sample is a function of its prompt and its key alone.
         max_tokens: one limit for all samples, or one per sample.
         batch_size: samples that are decoded together.
-        memory: how much of the memory that is free when the first call begins is for keys and
-        values, between 0 and 1. Raises UserError if the longest sample does not fit.
+        memory: how much of the memory that is free when the call begins is for keys and values,
+        between 0 and 1. Raises UserError if the longest sample does not fit.
         on_sample: called with each sample and its index as soon as it ends, while others are being
         decoded.
         """

@@ -56,4 +56,6 @@ def page_count(
             f"sample of {limits.max():,} tokens and the prompts read with its own need "
             f"{smallest * size:,}"
         )
-    return min(budget, round_up(min(largest, budget), SIZES))
+    step = 1 << max(budget.bit_length() - 4, 0)  # what is free varies a little between calls
+    available = max(budget // step * step, smallest)
+    return min(available, round_up(min(largest, available), SIZES))
