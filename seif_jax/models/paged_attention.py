@@ -25,7 +25,7 @@ from seif_jax.models.matmul import cache_dtype, platform
 from seif_jax.models.paged_attention_kernels import PageReads, Readers
 
 PAGE_TOKENS = {"cpu": 64}  # by platform: larger pages need fewer iterations of the loop over pages
-OTHER_PAGE_TOKENS = 32  # half a page per sample is read in vain
+OTHER_PAGE_TOKENS = 32  # on average, half of a sample's last page is read in vain
 
 
 class Pages(NamedTuple):
@@ -73,7 +73,7 @@ def plan_reads(
     """What Q readers read.
 
     table: the pages of each, in order. lengths: how many keys each reads; 0: none. first, queries:
-    the run of queries of each. start: the position of its first key.
+    each reader's first query, and its number of queries. start: the position of its first key.
     """
     size, group = page_tokens(), paged_attention_kernels.pages_per_group()
     counts = -(-lengths // size)
@@ -84,7 +84,7 @@ def plan_reads(
     nth = index - (stops - padded)[reader]
     is_real = (index < stops[-1]) & (nth < counts[reader])
     nth = jnp.where(is_real, nth, 0)
-    # Where each entry's page is: its own, or that of the last real one at its place in a group.
+    # Padding repeats the last real page at the same place in an earlier group.
     source = lax.cummax(jnp.where(is_real, index, -1).reshape(-1, group), axis=0).reshape(-1)
     return PageReads(
         jnp.where(source < 0, 0, table[reader, nth][source]),
@@ -164,7 +164,7 @@ def attend_in_xla(
         return i + 1, lax.dynamic_update_slice_in_dim(sums, new, first, 1)
 
     def is_left(carry: tuple[Array, Array]) -> Bool[Array, ""]:
-        # The first bound implies the second, from which `seif plan` reads the most iterations.
+        # The second bound is redundant; it tells `seif plan` the largest number of iterations.
         return (carry[0] < reads.entries) & (carry[0] < len(reads.page))
 
     _, sums = lax.while_loop(is_left, step, (jnp.int32(0), sums))
@@ -177,9 +177,8 @@ def write(
 ) -> Pages:
     """Writes n blocks of consecutive tokens, each into a page from this offset on.
 
-    new: like `Pages`, but with n blocks of fewer or as many tokens in place of P pages; they divide
-    a page, and the offset is a multiple of them. Several may go to the same place only if nobody
-    reads it.
+    new: n blocks, shaped like `Pages`. The length of a block divides that of a page, and each
+    offset is a multiple of it. Two blocks may have the same target only if nobody reads it.
 
     It is done in place if the pages are donated, also in a loop, but not in `lax.cond`: XLA's GPU
     backend would copy all pages. Under a mesh every device writes its own heads.
@@ -208,7 +207,7 @@ def write_in_xla(pages: Pages, new: Pages, page: Int[Array, "n"], offset: Int[Ar
             inserted_window_dims=(0,),
             scatter_dims_to_operand_dims=(0, token_axis),
         )
-        # With unique indices, GPUs need no atomic operations. Those that are not are never read.
+        # With unique indices, GPUs need no atomic operations. Duplicate targets are never read.
         return lax.scatter(
             x, starts, blocks, dimensions, unique_indices=True, mode="promise_in_bounds"
         )
@@ -248,8 +247,8 @@ def merge(parts: Sequence[PartialAttention]) -> Float[Array, "K B R H"]:
 def _seen(
     reads: PageReads, n: Array, positions: Int[Array, "_"], width: int, size: int, visible: Visible
 ) -> Bool[Array, "width T"]:
-    """Which keys of the n-th page, of `size` tokens, are seen by each of the `width` queries from
-    the page's first reader on. Queries that do not read the page see none."""
+    """Which of the `size` keys of list item n each of `width` queries sees, from the first query
+    that reads it on. Queries that do not read the page see none."""
     query, key = jnp.arange(width)[:, None], jnp.arange(size)
     position = lax.dynamic_slice_in_dim(positions, reads.first[n], width)[:, None]
     is_read = (query < reads.queries[n]) & (key < reads.keys[n])

@@ -14,10 +14,10 @@ from seif_jax.sampling.recent_tokens import stored_tokens
 
 
 class BlockReads(NamedTuple):
-    """The pages that a block reads, by queries that are in the order `by_prompt`."""
+    """The pages that a block reads. For `shared`, queries are in the order `by_prompt`."""
 
     by_prompt: Int[Array, "B"]  # the slots, those with the same prompt adjacent
-    shared: list[PageReads]  # a page is read once for all samples of a prompt
+    shared: list[PageReads]  # prompts' pages, each read once for all its samples, and samples' own
     prefix: PageReads | None  # a page is read once for all slots
 
     def shift(self, first_page: int | np.int32) -> "BlockReads":

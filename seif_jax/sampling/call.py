@@ -22,10 +22,10 @@ class Call(NamedTuple):
     """A call of the decoding program."""
 
     entries: dict[int, Entry]  # that it may work on
-    new: list[int]  # entries with another sample than in the call before
+    new: list[int]  # entries with a different sample from the previous call, or their first
     evicted: list[int]  # entries whose sample of the call before is removed
     blocks: int  # the most that it computes
-    idle_below: int  # it ends when fewer samples than this are left
+    idle_below: int  # no block begins when fewer samples than this decode or wait
 
 
 class Progress(NamedTuple):
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
     entry: Int[np.ndarray, "n B"]
     count: Int[np.ndarray, "n B"]  # tokens
-    stopped: Bool[np.ndarray, "n B"]  # whether the last one is a stop token
+    stopped: Bool[np.ndarray, "n B"]  # whether a stop token was sampled
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class Arrays(Protocol):
     """What carries out the decisions of a schedule."""
 
     def read(self, n: int) -> None:
-        """Prefills the prompts of read n into their pages (`Schedule.prompts`)."""
+        """Prefills read n, a batch of prompts, into its pages (`Schedule.prompts`)."""
         ...
 
     def start(self, entries: Sequence[int]) -> None:
@@ -57,8 +57,8 @@ class Arrays(Protocol):
         ...
 
     def append(self, sample: int, slot: int, block: int, count: int) -> None:
-        """Adds to a sample this many tokens of the call that was collected last: those that a slot
-        sampled from this block on."""
+        """Appends `count` tokens to a sample: those that `slot` sampled from `block` on in the call
+        that was collected last."""
         ...
 
     def finish(self, sample: int, stopped: bool) -> None:

@@ -60,10 +60,10 @@ def decode(
 
     layers, table: the layers' weights and the embedding, as `weights` makes them of `params`.
     prompt_hidden: by entry, the final hidden state of the prompt's last token. blocks: the largest
-    number of blocks. idle_below: the call ends when fewer slots than this have a sample and no
-    entry waits. group: the largest number of samples of a prompt.
+    number of blocks. idle_below: no block begins when fewer samples than this decode or wait.
+    group: the largest number of samples of a prompt.
 
-    What a sample consists of depends only on its prompt and its key.
+    Up to rounding, a sample's tokens depend only on the weights, its prompt and its key.
     """
     program = _Program(c, params, layers, table, prefix, prompt_hidden, entries, group, dtype)
 
@@ -83,7 +83,8 @@ def decode(
     def step(state: _State) -> _State:
         state = program.sample(state, method, stop_ids)
         # A loop of at most one iteration: in a `cond`, XLA's GPU backend would copy all pages.
-        # Steps are not a loop within one over blocks, where it would copy all weights per block.
+        # There is one loop over steps, not nested in a loop over blocks: XLA would copy all
+        # weights once per block.
         return lax.while_loop(is_over, end_block, state)
 
     slots = _remove_evicted(slots, entries)
@@ -104,7 +105,7 @@ def _remove_evicted(slots: Slots, entries: Entries) -> Slots:
 class _State(NamedTuple):
     """A call after some of its steps."""
 
-    slots: Slots  # entries and ages are those at the beginning of the block
+    slots: Slots  # entries, ages and clock are those at the beginning of the block
     block: Block
     reads: BlockReads  # the pages that the block reads
     uniform: Float[Array, "b B"]  # random numbers of the block's steps
@@ -135,7 +136,7 @@ class _Program:
         return jnp.where(slots.started, UNUSED, self.entries.order)
 
     def store(self, slots: Slots) -> Slots:
-        """Moves to the pages the oldest block of recent tokens, which is overwritten next."""
+        """Copies the oldest block of recent tokens, which is overwritten next, to the pages."""
         size, columns = paged_attention.page_tokens(), recent_tokens()
         index = slots.age - columns  # of the block's first token in its sample
         is_stored = (slots.entry != EMPTY) & (index >= 0)

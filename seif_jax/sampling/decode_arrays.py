@@ -15,15 +15,17 @@ from seif_jax.sampling.recent_tokens import BLOCK, Recent
 MAX_STEPS = 128  # of one call
 BLOCKS = MAX_STEPS // BLOCK
 EMPTY = -1  # in place of an entry: the slot has none
-UNUSED = np.iinfo(np.int32).max  # the order of an entry without a sample
+UNUSED = np.iinfo(np.int32).max  # in place of an order or a prompt; sorts behind all real ones
 
 
 class Entries(NamedTuple):
     """What the host says about the samples that decode or wait: one entry each."""
 
     order: Int[Array, "E"]  # waiting samples start in this order; UNUSED: there is no sample
-    is_new: Bool[Array, "E"]  # whether it has another sample than in the call before
-    evict: Bool[Array, "E"]  # whether the sample that had this entry in the call before is removed
+    is_new: Bool[
+        Array, "E"
+    ]  # whether it has a different sample from the previous call, or its first
+    evict: Bool[Array, "E"]  # whether the sample that it had in the previous call is removed
     prompt: Int[Array, "E"]  # which prompt
     start: Int[Array, "E"]  # tokens before the completion
     limit: Int[Array, "E"]  # tokens to sample
@@ -44,12 +46,12 @@ class Slots(NamedTuple):
     """What stays on the device between calls."""
 
     entry: Int[Array, "B"]  # EMPTY if the slot has none
-    age: Int[Array, "B"]  # tokens sampled so far; between blocks, a multiple of BLOCK
+    age: Int[Array, "B"]  # the sample's tokens before the current block
     hidden: Float[Array, "B D"]  # final hidden state of the last token: predicts the next one
     started: Bool[Array, "E"]  # whether the sample of each entry has got a slot
     recent: list[Recent]
     pages: Pages  # of all layers: page p of layer l has the index l · (pages per layer) + p
-    clock: Int[Array, ""]  # steps so far
+    clock: Int[Array, ""]  # steps so far; every block counts as BLOCK steps
 
 
 class Block(NamedTuple):

@@ -41,12 +41,12 @@ def page_count(
     group: int,
     budget: int,
 ) -> int:
-    """The number of pages that a call of the sampler gets on each copy of the weights, of the
-    `budget` that there is memory for. The same program serves calls with the same number, so there
-    are few different ones.
+    """The number of pages that a call of `Engine.sample` uses in each copy of the weights, of the
+    `budget` that fits into memory. It is rounded, so that few programs are compiled.
 
     limits: the maximum number of tokens of each sample. slots: see `Schedule`. group: samples per
-    prompt. Raises UserError if the longest sample does not fit.
+    prompt. Raises UserError if the prefix, the largest read of prompts and
+    the longest sample do not fit together.
     """
     smallest, largest = pages_needed(reads, limits, slots, group)
     if smallest > budget:

@@ -7,7 +7,7 @@ from seif_jax.models.paged_attention import page_tokens
 from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.recent_tokens import BLOCK, Tokens, stored_tokens
 
-ENTRIES_PER_SLOT = 2  # so that a sample waits for every slot
+ENTRIES_PER_SLOT = 2  # one sample decodes and one waits
 
 
 def pages_for(tokens: Tokens) -> Tokens:
@@ -47,6 +47,7 @@ def pages_needed(
     use."""
     longest = pages_for_age(int(limits.max()))
     by_read = [read_pages(reads, n) for n in range(len(reads.reads))]
+    # TRASH, and the prefix.
     fixed = 1 + pages_for(reads.prefix_tokens)
     return fixed + max(by_read) + longest, fixed + sum(by_read) + min(
         ENTRIES_PER_SLOT * slots, len(limits)

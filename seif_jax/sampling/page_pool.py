@@ -6,7 +6,8 @@ TRASH = 0  # the page to which programs write what nobody reads
 
 
 class PagePool:
-    """The pages of one copy of the weights. A page is free when nobody uses it any more."""
+    """The pages of one copy of the weights. A page is free while no prompt, sample or prefix uses
+    it."""
 
     def __init__(self, pages: int):
         """pages: their number, with TRASH."""

@@ -39,7 +39,8 @@ def page_structs(c: ModelConfig, params: Params, dtype: DTypeLike, pages: int) -
 def store(pages: Pages, kv: PackedKV, page: Int[Array, "n"], tokens: Int[Array, "n T"]) -> Pages:
     """Copies packed tokens to n pages of each layer, in place.
 
-    page: their indices in a layer. tokens: the packed tokens of each page; arbitrary for padding.
+    page: their indices in a layer. tokens: for each page, the indices of its tokens in the packed
+    row; any index for padding.
     """
     layers = len(kv.k)
     first = jnp.arange(layers) * (len(pages.v) // layers)

@@ -1,7 +1,7 @@
 """A buffer with the keys and values of each slot's most recent tokens, of one layer.
 
 A step writes those of all slots to one column, which is a single update. After the last column
-comes the first again. A block of columns is moved to the slots' pages before it is overwritten.
+comes the first again. A block of columns is copied to the slots' pages before it is overwritten.
 """
 
 from typing import NamedTuple, TypeVar
@@ -15,7 +15,7 @@ from seif_jax.models.attention import Visible
 from seif_jax.models.matmul import platform
 from seif_jax.models.paged_attention import Pages, keys_are_transposed
 
-BLOCK = 16  # columns, and steps of decoding between which slots are refilled
+BLOCK = 16  # columns per block; slots are refilled every BLOCK steps
 COLUMNS = {"cpu": 128}  # by platform: with more columns, short samples need no pages
 OTHER_COLUMNS = BLOCK
 
@@ -63,8 +63,8 @@ def put(
 
 
 def oldest_block(recent: Recent, clock: Int[Array, ""], slots: int) -> Pages:
-    """The keys and values of the block of columns that is overwritten next: a page per slot, with
-    BLOCK tokens."""
+    """The keys and values of the block of columns that is overwritten next, as one block of BLOCK
+    tokens per slot."""
     column = clock % recent_tokens()
 
     def take(x: Float[Array, "KB _ _"], axis: int) -> Float[Array, "B K _ _"]:
@@ -81,8 +81,8 @@ def seen_columns(
     positions: Int[Array, "B"],
     visible: Visible,
 ) -> Bool[Array, "B S"]:
-    """Which columns the queries of step n of a block see: those with their own samples' tokens that
-    are not in pages.
+    """Which columns each query of step n of a block sees: visible tokens of its own sample that are
+    not read from pages.
 
     clock, age: the steps before the block, and the tokens of each sample before it. positions: of
     the queries.

@@ -1,9 +1,11 @@
 """Which samples decode together, and which pages they have: decisions made on the host.
 
 Between calls of the decoding program, prompts are read, samples get entries and pages, and samples
-that have ended give theirs back. If pages run out, the youngest samples are evicted and start again
-later. All decisions depend only on how many tokens are sampled, never on which ones, so runs are
-deterministic, and `seif plan` makes the same decisions for given lengths.
+that have ended give theirs back. If pages run out, the samples that got their entries last are
+evicted and start again later.
+
+All decisions depend only on the number of pages and on how many tokens are sampled, never on which
+ones, so runs are deterministic, and `seif plan` makes the same decisions for given lengths.
 """
 
 from collections import deque
@@ -50,7 +52,7 @@ class Prompt:
 class Schedule:
     """The schedule of one copy of the weights, which takes reads from a queue.
 
-    The index of a sample is the index of its prompt · group + its index in the group.
+    The index of a sample is the index of its prompt · group + its index within the group.
     """
 
     def __init__(
@@ -69,7 +71,9 @@ class Schedule:
         that decode together. pages: of keys and values, see `pages_needed`."""
         self.reads, self.queue, self.copy, self.group = reads, queue, copy, group
         self.limits = np.asarray(limits)
-        own = -(-(len(self.limits) // group) // reads.copies) * group  # about as many samples
+        own = (
+            -(-(len(self.limits) // group) // reads.copies) * group
+        )  # samples of this copy, if copies share them evenly
         self.sizes = slot_sizes(slots)
         self.slots = min(size for size in self.sizes if size >= min(own, slots))
         self.pool = PagePool(pages)
@@ -89,7 +93,7 @@ class Schedule:
         self.kv_needed = 0  # tokens that decoding samples see: a prompt's once for all its samples
 
     def run(self, arrays: Arrays) -> None:
-        """Samples until the queue is empty."""
+        """Samples until the queue is empty and every sample has ended."""
         lag = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
         while self._admit(arrays):
             call = self._plan_call(arrays)
@@ -120,7 +124,8 @@ class Schedule:
         if n is None:
             self.queue_is_empty = True
             return False
-        # Room for one complete sample is left over, so that the oldest sample can always go on.
+        # Room for one complete sample is left over, so that the sample that got its entry first can
+        # always go on.
         if self.pool.free < read_pages(self.reads, n) + self._pages_of_longest():
             return False
         self.next_read = None
@@ -138,7 +143,8 @@ class Schedule:
         return True
 
     def _start_waiting(self, arrays: Arrays) -> None:
-        """Gives entries to waiting samples, as long as there are pages for a whole call."""
+        """Gives entries to waiting samples while there are pages for a whole call, and to at least
+        one if there are no entries."""
         spare = self.pool.free - int(self._missing(BLOCKS).sum())
         started = []
         while self.waiting and self.free_entries:
@@ -161,7 +167,7 @@ class Schedule:
         while blocks > 1 and self._missing(blocks).sum() > self.pool.free:
             blocks //= 2
         while self._missing(blocks).sum() > self.pool.free:
-            self._evict_youngest(arrays)
+            self._evict_latest(arrays)
         for entry, count in zip(self.entries.values(), self._missing(blocks).tolist(), strict=True):
             entry.pages += self.pool.allocate(count)
         if self._has_more():
@@ -177,7 +183,7 @@ class Schedule:
         return bool(self.waiting) or not self.queue_is_empty
 
     def _missing(self, blocks: int) -> Int[np.ndarray, "n"]:
-        """The pages that each entry's sample lacks to get through this many blocks."""
+        """How many more pages each entry needs for the calls in flight and these further blocks."""
         entries = self.entries.values()
         ages, held, samples = np.array(
             [(entry.age, len(entry.pages), entry.sample) for entry in entries], int
@@ -186,7 +192,7 @@ class Schedule:
         ages = np.minimum(ages + blocks * BLOCK, self.limits[samples])
         return np.maximum(pages_for_age(ages) - held, 0)
 
-    def _evict_youngest(self, arrays: Arrays) -> None:
+    def _evict_latest(self, arrays: Arrays) -> None:
         i = max(self.entries, key=lambda i: self.entries[i].order)
         assert len(self.entries) > 1, "there are pages for one complete sample"
         entry = self.entries.pop(i)

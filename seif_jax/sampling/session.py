@@ -78,7 +78,9 @@ class Session:
         self.on_sample: OnSample = lambda i, sample: None
         self.tokens: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # of unfinished samples
         self.finished: list[tuple[int, Sample]] = []  # for which `on_sample` has not been called
-        self.last: dict[int, tuple[jax.Array, int]] = {}  # by prompt: an array and its row there
+        self.last: dict[
+            int, tuple[jax.Array, int]
+        ] = {}  # by prompt: an array of last hidden states, and the prompt's row there
         self.sent: deque[jax.Array] = deque()  # results of calls
         self.results: Results | None = None  # of the call that was collected last
         entries = ENTRIES_PER_SLOT * slots
@@ -96,8 +98,8 @@ class Session:
             self.prefix = Prefix(*cast(tuple[Array, Array], (np.int32(length), ids)))
 
     def run(self, on_sample: OnSample) -> None:
-        """Samples until the queue is empty. `on_sample` is called with a finished sample while the
-        next call is being computed."""
+        """Samples until the queue is empty and every sample has ended. Calls `on_sample` for
+        finished samples after it has sent the next call, or at the end."""
         self.on_sample = on_sample
         self.schedule.run(self)
         self._report()
@@ -183,8 +185,8 @@ class Session:
         return results.progress
 
     def append(self, sample: int, slot: int, block: int, count: int) -> None:
-        """Adds to a sample this many tokens of the call that was collected last: those that a slot
-        sampled from this block on."""
+        """Appends `count` tokens to a sample: those that `slot` sampled from `block` on in the call
+        that was collected last."""
         results = self.results
         assert results, "a call has been collected"
         tokens, logp = (x[block:, :, slot].ravel()[:count] for x in (results.tokens, results.logp))
@@ -226,8 +228,8 @@ class Session:
         self.finished = []
 
     def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
-        """Zeros with the weights' sharding: jit distinguishes an array on the default device from
-        one that is committed to it, as programs return them, and would compile twice."""
+        """Zeros with the weights' sharding. Programs return committed arrays; jit would compile
+        again for uncommitted ones."""
         sharding = replicated_sharding(self.params["norm"].sharding)
         return jnp.zeros(shape, jnp.float32, device=sharding)
 
@@ -239,7 +241,7 @@ def copy_rows(
     to: Int[Array, "E"],
     index: Int[Array, "E"],
 ) -> Float[Array, "E D"]:
-    """Copies rows of `source` with these indices to these rows, in place; E in `to` is padding."""
+    """Sets rows[to] = source[index] in place. Skips items where `to` is E (padding)."""
     return rows.at[to].set(source[index], mode="drop")
 
 
