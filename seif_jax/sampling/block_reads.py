@@ -17,6 +17,7 @@ class BlockReads(NamedTuple):
     """The pages that a block reads. For `shared`, queries are in the order `by_prompt`."""
 
     by_prompt: Int[Array, "B"]  # the slots, those with the same prompt adjacent
+    by_slot: Int[Array, "B"]  # where each slot is in `by_prompt`
     shared: list[PageReads]  # prompts' pages, each read once for all its samples, and samples' own
     prefix: PageReads | None  # a page is read once for all slots
 
@@ -61,12 +62,12 @@ def plan_block_reads(slots: Slots, entries: Entries, prefix: Prefix | None) -> B
     ]
     if platform() == "cpu":
         readers = [_concatenate(*readers)]  # half the loops to compile and to run
-    shared = [plan_reads(*x) for x in readers]
+    shared, by_slot = [plan_reads(*x) for x in readers], jnp.argsort(by_prompt)
     if prefix is None:
-        return BlockReads(by_prompt, shared, None)
+        return BlockReads(by_prompt, by_slot, shared, None)
     zero, all_slots = jnp.zeros(1, jnp.int32), jnp.full(1, len(index))
     of_prefix = plan_reads(prefix.pages[None], prefix.tokens[None], zero, all_slots, zero)
-    return BlockReads(by_prompt, shared, of_prefix)
+    return BlockReads(by_prompt, by_slot, shared, of_prefix)
 
 
 def _concatenate(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -233,7 +233,7 @@ class _Program:
         order, parts = reads.by_prompt, []
         for read in reads.shared:
             part = attend(q[:, order], positions[order], pages, read, self.group)
-            parts.append(PartialAttention(*(x[:, jnp.argsort(order)] for x in part)))
+            parts.append(PartialAttention(*(x[:, reads.by_slot] for x in part)))
         if reads.prefix is not None:
             parts.append(attend(q, positions, pages, reads.prefix, len(positions)))
         return parts

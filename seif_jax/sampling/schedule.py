@@ -71,9 +71,8 @@ class Schedule:
         that decode together. pages: of keys and values, see `pages_needed`."""
         self.reads, self.queue, self.copy, self.group = reads, queue, copy, group
         self.limits = np.asarray(limits)
-        own = (
-            -(-(len(self.limits) // group) // reads.copies) * group
-        )  # samples of this copy, if copies share them evenly
+        # Samples of this copy, if copies share them evenly.
+        own = -(-(len(self.limits) // group) // reads.copies) * group
         self.sizes = slot_sizes(slots)
         self.slots = min(size for size in self.sizes if size >= min(own, slots))
         self.pool = PagePool(pages)
@@ -173,7 +172,8 @@ class Schedule:
         if self._has_more():
             idle_below = min(self.slots, len(self.entries))
         else:
-            idle_below = self._smaller() + 1 if self._smaller() else 0
+            smaller = self._smaller()
+            idle_below = smaller + 1 if smaller else 0
         call = Call(dict(self.entries), self.new, self.evicted, blocks, idle_below)
         self.new, self.evicted = [], []
         return call
