@@ -7,23 +7,30 @@ its own shards, where XLA's partitioner would have to guess (gathers) or cannot 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from seif_jax.sharding import BATCH_AXES, HEAD_AXES, RULES, mesh_axes
+from seif_jax.sharding import HEAD_AXES, RULES, SLICES, mesh_axes
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")  # one array, or several that are sharded alike
 
 
+def _mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is sharded over; within `per_slice`, those of a slice."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in mesh_axes(axis) if name != SLICES or SLICES not in manual)
+
+
 def partition_spec(*axes: str | None) -> PartitionSpec:
     """How `sharding.RULES` shard an array with these logical axes."""
-    return PartitionSpec(*(RULES.get(axis or "") for axis in axes))
+    names = map(_mesh_axes, axes)
+    return PartitionSpec(*(x[0] if len(x) == 1 else x or None for x in names))
 
 
 def even_partition_spec(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
@@ -39,7 +46,7 @@ def even_partition_spec(shape: Sequence[int], *axes: str | None) -> PartitionSpe
 def num_shards(axis: str) -> int:
     """The number of shards of a logical axis; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in mesh_axes(axis))
+    return 1 if mesh.empty else math.prod(mesh.shape[name] for name in _mesh_axes(axis))
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
@@ -61,16 +68,59 @@ def shard_map(
     The derivative sums the cotangents of an argument over all devices that hold the same shard.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if mesh.size == 1 or not _is_partitioned(mesh):
         return function
     # check_vma would have to prove that replicated outputs agree, and it cannot look into kernels.
-    return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
+    return jax.shard_map(
+        function,
+        in_specs=tuple(in_specs),
+        out_specs=out_specs,
+        axis_names={*mesh.axis_names} - {*mesh.manual_axes},
+        check_vma=False,
+    )
+
+
+def per_slice(function: Callable[Arguments, Result], sharded: int) -> Callable[Arguments, Result]:
+    """Makes every slice compute the function with its own part of the arrays in one argument (by
+    index), which are sharded over slices on their leading axis. Results are stacked on a leading
+    axis, again sharded over slices. With a single slice, it is the function itself.
+
+    Inside a slice, XLA partitions the function. Nothing is sent between slices.
+    """
+
+    def stacked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.shape[SLICES] == 1:
+            return function(*arguments, **options)
+        specs: list[PyTree[PartitionSpec]] = [PartitionSpec()] * len(arguments)
+        specs[sharded] = jax.tree.map(
+            lambda x: PartitionSpec(SLICES) if jnp.ndim(x) else PartitionSpec(), arguments[sharded]
+        )
+
+        def local(*arguments: Any) -> Result:
+            return jax.tree.map(lambda x: x[None], function(*arguments, **options))
+
+        mapped = jax.shard_map(
+            local,
+            in_specs=tuple(specs),
+            out_specs=PartitionSpec(SLICES),
+            axis_names={SLICES},
+            check_vma=False,
+        )
+        return mapped(*arguments)
+
+    return stacked
+
+
+def _is_partitioned(mesh: AbstractMesh) -> bool:
+    """Whether XLA partitions the program over this mesh: not in `shard_map`, nor without a mesh."""
+    return not mesh.empty and {*mesh.manual_axes} <= {SLICES}
 
 
 def _devices(axis: str) -> int:
     """The number of devices that a logical axis is sharded over; 1 outside `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
-    return num_shards(axis) if mesh.manual_axes else 1
+    return 1 if mesh.empty or _is_partitioned(mesh) else num_shards(axis)
 
 
 def psum(x: Array, axis: str) -> Array:
@@ -122,7 +172,7 @@ def shard_over_heads(
     devices, several devices get the same head.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
+    if mesh.size == 1 or not _is_partitioned(mesh):
         return attention(q, k, v, *by_row)
     N, K = q.shape[2], k.shape[2]
 
@@ -144,7 +194,8 @@ def shard_over_heads(
     def local(q: Array, k: Array, v: Array, *by_row: PyTree[Array]) -> Array:
         return attention(q, local_heads(k), local_heads(v), *by_row)
 
-    queries = PartitionSpec(BATCH_AXES, None, axes)
-    keys = PartitionSpec(BATCH_AXES, None, axes[:split])
-    specs = (queries, keys, keys, *(PartitionSpec(BATCH_AXES) for _ in by_row))
+    (rows,) = partition_spec("batch")
+    queries = PartitionSpec(rows, None, axes)
+    keys = PartitionSpec(rows, None, axes[:split])
+    specs = (queries, keys, keys, *(PartitionSpec(rows) for _ in by_row))
     return shard_map(local, specs, queries)(q, k, v, *by_row)

@@ -124,6 +124,7 @@ def meshes(config: RunConfig, devices: Sequence[Device]) -> dict[str, Mesh]:
     judging = judger_devices(config.judger.devices, devices)
     training = [device for device in devices if device not in judging]
     mesh = sharding.make_mesh(vars(config.mesh), training)
+    sharding.check_slices(mesh)
     if not judging:
         return {"shared": mesh}
     # Whole copies of the weights, with as much tensor parallelism as the sampler's if possible.

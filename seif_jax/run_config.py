@@ -41,6 +41,7 @@ Location = str | None  # a file, a folder, or a name on a hub
 class MeshConfig:
     """Devices along each axis of the mesh; one axis may be -1, all the remaining devices."""
 
+    slices: Devices = 1  # TPU slices or groups of GPU nodes, which send each other gradients only
     data: Devices = 1  # data parallel: each group trains on its own samples, with all weights
     fsdp: Devices = -1  # data parallel too, but weights and optimizer state are sharded
     sequence: Devices = 1  # shards the tokens of a micro-batch: for long responses

@@ -19,8 +19,9 @@ from jaxtyping import PyTree
 
 from seif_jax.errors import UserError
 
-AXES = ("data", "fsdp", "sequence", "tensor")  # devices along the last axis are neighbours
-BATCH_AXES = ("data", "fsdp")  # micro-batches are sharded over these
+SLICES = "slices"  # over slow links; weights are replicated over it
+AXES = (SLICES, "data", "fsdp", "sequence", "tensor")  # devices along the last are neighbours
+BATCH_AXES = (SLICES, "data", "fsdp")  # micro-batches are sharded over these
 HEAD_AXES = ("tensor", "sequence")  # inside attention, heads are sharded over these
 RULES: dict[str, str | tuple[str, ...]] = {  # logical axis -> mesh axes; others are not sharded
     "embed": "fsdp",
@@ -59,7 +60,8 @@ def mesh_axes(axis: str | None) -> tuple[str, ...]:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
-    """A mesh with the axes AXES, in which the devices of a process are neighbours.
+    """A mesh with the axes AXES, in which the devices of a TPU slice are neighbours, and within it
+    those of a process.
 
     sizes: of every axis; one of them may be -1, which takes all remaining devices. Raises UserError
     if a size is impossible, or if the sizes do not fit the number of devices.
@@ -76,15 +78,32 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
         raise UserError(f"config.mesh: {text}: {rule} the number of devices, {len(devices)}")
     shape = [len(devices) // known if size == -1 else size for size in shape]
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    devices = sorted(devices, key=lambda x: (slice_of(x), x.process_index, x.id))
     return Mesh(np.array(devices).reshape(shape), AXES, axis_types=axis_types)
 
 
+def check_slices(mesh: Mesh) -> None:
+    """Raises UserError if weights or micro-batches would be sharded over several TPU slices."""
+    slices = len({slice_of(device) for device in mesh.devices.flat})
+    if mesh.shape[SLICES] % slices:
+        raise UserError(
+            f"config.mesh.slices must be a multiple of {slices}, the number of TPU slices "
+            f"(got {mesh.shape[SLICES]})"
+        )
+
+
+def slice_of(device: Device) -> int:
+    """The index of the TPU slice that a device is in; 0 on other platforms."""
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
 def summary(mesh: Mesh) -> str:
-    """Such as `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`."""
+    """Such as `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`; `slices` is
+    named if there are several."""
     kinds = Counter(device.device_kind for device in mesh.devices.flat)
     devices = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
-    return f"{devices}, mesh {', '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)}"
+    axes = AXES if mesh.shape[SLICES] > 1 else AXES[1:]
+    return f"{devices}, mesh {', '.join(f'{axis}={mesh.shape[axis]}' for axis in axes)}"
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -139,6 +158,17 @@ def state_sharding(
         return sharding
     divisible = bool(shape) and shape[0] % sharding.mesh.size == 0
     return NamedSharding(sharding.mesh, PartitionSpec(AXES) if divisible else PartitionSpec())
+
+
+def stacked_over_slices(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The shape of an array that every slice has its own of, stacked on a leading axis: that of the
+    weight if there is a single slice."""
+    sharding = weight.sharding
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.shape[SLICES] == 1:
+        return weight
+    spec = PartitionSpec(SLICES, *sharding.spec)
+    shape = (sharding.mesh.shape[SLICES], *weight.shape)
+    return weight.update(shape=shape, sharding=sharding.update(spec=spec))
 
 
 def sampling_sharding(sharding: Sharding | None) -> Sharding | None:
@@ -202,7 +232,9 @@ def replicas(params: Tree) -> list[Tree]:
     groups = replica_devices(cast(Mesh, sharding.mesh))
 
     def replica(group: np.ndarray) -> Tree:
-        mesh = Mesh(group.reshape(1, 1, 1, -1), AXES, axis_types=sharding.mesh.axis_types)
+        mesh = Mesh(
+            group.reshape(*[1] * (len(AXES) - 1), -1), AXES, axis_types=sharding.mesh.axis_types
+        )
 
         def local(x: jax.Array) -> jax.Array:
             shards = {shard.device: shard.data for shard in x.addressable_shards}

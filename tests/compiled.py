@@ -69,8 +69,9 @@ def copied_layers(decode: Program, temporaries: int) -> dict[str, int]:
 
 
 def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, Any]:
-    """By program: bytes of the largest collective in a loop (`looped`), of all (`sent`), and those
-    that are needed, of a gradient (`needed`); of decoding, see `copied_layers`."""
+    """By program: bytes of the largest collective in a loop (`looped`), of all (`sent`), of those
+    over the network (`network`), and those that are needed, of a gradient (`needed`); bytes of the
+    first argument (`weights`); of decoding, see `copied_layers`."""
     sizes, options = meshes.sizes_of(text), dict(part.split("=") for part in text.split(","))
     shape = {**HEADS, "num_hidden_layers": int(options.get("layers", 1))}
     if "width" in options:
@@ -88,7 +89,12 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
             program = hlo.parse(compiled.as_text())
             looped = [x.bytes for x in hlo.each_collective(program) if x.runs > 1]
             sent = sum(size for _, size in hlo.collectives(program).values())
-            results[p.name] = {"looped": max(looped, default=0), "sent": sent}
+            results[p.name] = {
+                "looped": max(looped, default=0),
+                "sent": sent,
+                "network": hlo.network_bytes(program, p.islands),
+                "weights": device_bytes(p.arguments[0]),
+            }
             if p.name == "rollout: decode":
                 temporaries = compiled.memory_analysis().temp_size_in_bytes
                 results[p.name] |= copied_layers(p, temporaries)

@@ -217,7 +217,9 @@ def test_sums_between_devices(where, tensor, monkeypatch):
         )
         return jnp.sum(out)
 
-    mesh = AbstractMesh((1, 1, 1, tensor), AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = AbstractMesh(
+        (1,) * (len(AXES) - 1) + (tensor,), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
     with jax.sharding.use_abstract_mesh(mesh):
         jaxpr = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(weights, x))
     rounded = re.findall(r"preferred_element_type=bfloat16", jaxpr)

@@ -28,6 +28,7 @@ from seif_jax.plan.cost import Cost
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.program import Program
 from seif_jax.run_config import RunConfig
+from seif_jax.sharding import AXES
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARAMETERS = {  # of the paper's models, by config
@@ -41,7 +42,8 @@ PARAMETERS = {  # of the paper's models, by config
 
 @pytest.mark.parametrize(
     "topology",
-    ["v5p:9x9", "v5e:4", "h300:8", "h100", "h100:", "h100:0", "h100:3x", "h100:x8", "h100:0x8",
+    ["v5p:9x9", "v5e:4x4:0", "v5e:4x4:2x", "v5e:4x4:", "h100:2x8:2",
+     "v5e:4", "h300:8", "h100", "h100:", "h100:0", "h100:3x", "h100:x8", "h100:0x8",
      "h100:-8", "h100:16", "h100:1x2x8", "h100:129x8", "h100: 8", "8", ""],
 )  # fmt: skip
 def test_topologies_that_do_not_exist(topology):
@@ -49,7 +51,7 @@ def test_topologies_that_do_not_exist(topology):
         chip_specs.devices_of(topology)
     message = str(refused.value)
     assert f"(got {topology!r})" in message and "\n" not in message
-    known = ("v5e: 2x2, 2x4", "v5p: 2x2x1", "v6e", "a100, h100, h200, b200: N, or HxN")
+    known = ("v5e: 2x2, 2x4", "v5p: 2x2x1", "v6e", "SLICE:N", "a100, h100, h200, b200: N, or HxN")
     assert all(kind in message for kind in known)
 
 
@@ -57,6 +59,7 @@ def test_topologies_that_do_not_exist(topology):
     "topology, larger",
     [("h100:1", "h100:2"), ("h100:4", "h100:8"), ("h100:8", "h100:2x8"), ("h100:6", "h100:2x8"),
      ("b200:2x8", "b200:4x8"), ("a100:2x2", "a100:8"), ("a100:128x8", None), ("v5e:4x4", "v5e:4x8"),
+     ("v5e:4x4:3", "v5e:4x8:3"),
      ("v5e:16x16", None)],
 )  # fmt: skip
 def test_the_next_larger_topology(topology, larger):
@@ -235,8 +238,8 @@ def test_operations_of_attention_kernels(name, shape, batched):
 @pytest.mark.parametrize("tensor, sequence", [(1, 1), (2, 1), (2, 2), (1, 4)])
 def test_operations_of_attention_over_a_mesh(tensor, sequence):
     """Each device has its own heads: in all they are those of one device."""
-    sizes = {"data": 1, "fsdp": 1, "sequence": sequence, "tensor": tensor}
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 4)
+    sizes, types = [1] * 3 + [sequence, tensor], (AxisType.Auto,) * len(AXES)
+    mesh = AbstractMesh(tuple(sizes), AXES, axis_types=types)
     q = jax.ShapeDtypeStruct((2, 128, 8, 64), jnp.bfloat16)
     k, seen = q.update(shape=(2, 256, 4, 64)), jax.ShapeDtypeStruct((2, 256), bool)
     attend = partial(collectives.shard_over_heads, partial(cudnn, before=128))
@@ -288,11 +291,11 @@ def collective(text: str) -> hlo.HloProgram:
         ("collective-permute(%p), source_target_pairs={{0,1},{3,4}}", 1),
     ],
 )
-def test_bytes_between_hosts(text, share):
+def test_bytes_over_the_network(text, share):
     """A ring's way between hosts is shared by a host's members; an all-reduce counts twice."""
     program = collective(f"  ROOT %x = f32[64] {text}")
-    assert hlo.bytes_between_hosts(program, [0] * 4 + [1] * 4) == share * 256
-    assert hlo.bytes_between_hosts(program, [0] * 8) == 0
+    assert hlo.network_bytes(program, [0] * 4 + [1] * 4) == share * 256
+    assert hlo.network_bytes(program, [0] * 8) == 0
 
 
 def test_the_way_between_hosts_is_what_limits(monkeypatch):
@@ -358,7 +361,7 @@ def test_a_plan_for_gpus(tmp_path, capfd):
     needed = ("cast", "log-probabilities", "gradient", "update", "prefill", "decode")
     assert {*needed} <= {name.split(": ")[-1] for name in rows}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
-    between = {name: row["bytes_between_hosts"] for name, row in rows.items()}
+    between = {name: row["network_bytes"] for name, row in rows.items()}
     assert between["gradient"] > 4 * rows["gradient"]["bytes"]["output"]  # gathered, and summed
     assert between["rollout: decode"] == 0  # a copy of the weights is on one host
     forward = rows["log-probabilities"]["flops"]

@@ -13,7 +13,9 @@ from seif_jax import models, sharding
 from seif_jax.errors import UserError
 from seif_jax.sharding import AXES, make_mesh, weight_spec
 
-MESHES = ("data=1", "tensor=8", "fsdp=4,tensor=2", "data=2,fsdp=2,sequence=2")
+MESHES = (
+    "data=1", "tensor=8", "fsdp=4,tensor=2", "data=2,fsdp=2,sequence=2", "slices=2,fsdp=2,tensor=2",
+)  # fmt: skip
 ONE = dict.fromkeys(AXES, 1)
 
 
@@ -37,6 +39,7 @@ def test_every_mesh_trains_and_samples_as_one_device(found, mesh):
 CASES = (  # a mesh, what is kept of layers, and whether adapters alone are trained
     "data=2,fsdp=2,tensor=2 full", "data=2,sequence=2,tensor=2 dots",
     "fsdp=2,sequence=2,tensor=2 none", "fsdp=2,sequence=2,tensor=2 dots lora", "fsdp=3 none lora",
+    "slices=2,fsdp=2,tensor=2 dots", "slices=2,data=2,sequence=2 full lora",
 )  # fmt: skip
 
 
@@ -62,8 +65,9 @@ def test_weights_moments_and_cache_are_shared_out(found):
     assert 1 / 8 <= held["fsdp=4,tensor=2"] < 0.13
     assert 1 / 8 < held["tensor=8"] < 0.25
     assert held["data=2,fsdp=2,sequence=2"] == 0.5
+    assert 1 / 4 <= held["slices=2,fsdp=2,tensor=2"] < 0.26
     replicas = [found[mesh]["replicas"] for mesh in MESHES]
-    assert replicas == [1, 1, 4, 8]
+    assert replicas == [1, 1, 4, 8, 4]
 
 
 @pytest.mark.parametrize(

@@ -163,16 +163,9 @@ class Samples(NamedTuple):
 
 
 def gradient(learner: Learner, params: Any, batch: Batch, on_policy: bool) -> tuple[Any, Any]:
-    """The gradient of an optimizer batch and the metrics of its loss, summed over its passes."""
-    totals = learner.totals(batch)
-    with jax.set_mesh(learner.mesh):
-        terms = [
-            learner.gradient(
-                params, learner.frozen, learner.place(parts), np.bool_(on_policy), totals
-            )[:2]
-            for parts in learner.passes(batch)
-        ]
-        return jax.tree.map(lambda *xs: sum(xs), *terms)
+    """The gradient of an optimizer batch and the metrics of its loss."""
+    result, _ = learner.batch_gradient(params, batch, on_policy)
+    return result.grads, result.metrics
 
 
 def stack(samples: list[Sample]) -> Samples:

@@ -49,6 +49,7 @@ def plan(config: RunConfig, topology: str | None, lengths: Lengths | None = None
         plan_lengths = partial(_plan_lengths, layout, model, topology, chip, compiler)
         step = plan_lengths(lengths)
         bound = {"all_longest": plan_lengths(None)} if lengths else {}
+        assumed = assumptions.of(topology, chip, lengths)
     return {
         "model": {
             "name": config.model,
@@ -63,7 +64,7 @@ def plan(config: RunConfig, topology: str | None, lengths: Lengths | None = None
         "lengths": lengths and {**asdict(lengths), "steps": STEPS},
         **step,
         **bound,
-        "assumptions": assumptions.of(topology, chip, lengths),
+        "assumptions": assumed,
     }
 
 

@@ -1,6 +1,7 @@
 """What a plan assumes, in the words that it is printed with."""
 
 from seif_jax.length_distribution import PROMPT_MEAN, PROMPT_SIGMA, Lengths
+from seif_jax.models.matmul import platform
 from seif_jax.plan import gpus
 from seif_jax.plan.chip_specs import Chip, platform_of
 from seif_jax.plan.engine_calls import CONSTRAINTS
@@ -36,12 +37,22 @@ NO_GPU = (
 
 
 def of(topology: str | None, chip: Chip, lengths: Lengths | None = None) -> tuple[str, ...]:
-    """The assumptions of a plan, a sentence each."""
+    """The assumptions of a plan, a sentence each. Called within `chip_specs.compiling_for`."""
     always = (*(of_lengths(lengths) if lengths else ALL_LONGEST), *ALWAYS)
     if chip.network_bytes_per_sec is None:
         return always
+    if platform() == "tpu":
+        return (*always, of_slices(chip.network_bytes_per_sec))
     no_gpu = (NO_GPU,) if platform_of(topology) == "gpu" else ()
     return (*always, *of_gpus(chip, chip.network_bytes_per_sec), *no_gpu)
+
+
+def of_slices(network_bytes_per_sec: float) -> str:
+    """The further assumption about several TPU slices."""
+    return (
+        f"over the data center network, a chip sends {8e-9 * network_bytes_per_sec:.0f} Gb/s to "
+        "other slices"
+    )
 
 
 def of_lengths(lengths: Lengths) -> tuple[str, ...]:

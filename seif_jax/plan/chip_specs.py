@@ -8,7 +8,7 @@ import jax
 import psutil
 from jax.typing import DTypeLike
 
-from seif_jax import accelerator_detection, topologies
+from seif_jax import accelerator_detection, sharding, topologies
 from seif_jax.bench import roofline
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import gpus
@@ -25,7 +25,8 @@ class Chip:
     bytes_per_sec: float
     flops_per_sec: float  # bf16, dense
     link_bytes_per_sec: float  # to other devices, over all links, in one direction
-    network_bytes_per_sec: float | None = None  # to other hosts; None: the links reach those too
+    # To other GPU hosts or TPU slices; None: the links reach all devices.
+    network_bytes_per_sec: float | None = None
     pool_fraction: float = 1.0  # of hbm_bytes, which JAX allocates arrays from
 
     @property
@@ -40,6 +41,9 @@ TPUS = {  # by JAX's device_kind
     "TPU v5": Chip(95 * GIB, 2765e9, 459e12, 600e9),
     "TPU v6 lite": Chip(32 * GIB, 1638e9, 918e12, 400e9),
 }
+# The bandwidth of the data center network per chip, from the same pages: for v5e and v6e, that of a
+# pod (6.4 and 25.6 Tb/s) divided by its 256 chips.
+TPU_NETWORK = {"TPU v5 lite": 25e9 / 8, "TPU v5": 50e9 / 8, "TPU v6 lite": 100e9 / 8}
 # Memory bandwidth, peak bf16 without sparsity and half of the bidirectional NVLink bandwidth of the
 # SXM boards in NVIDIA's data sheets "A100 Tensor Core GPU", "H100 Tensor Core GPU", "H200 Tensor
 # Core GPU" and "Blackwell" (HGX B200); the memory is what CUDA reports. Between hosts: NVIDIA's DGX
@@ -67,13 +71,15 @@ def devices_of(topology: str | None) -> list[Device]:
     if topology is None:
         return jax.devices()
     topologies.check(topology)
-    kind, shape = topologies.parse(topology)
+    kind, shape, slices = topologies.parse(topology)
     if isinstance(shape, tuple):
         return gpus.devices(kind, *shape)
     from jax.experimental.topologies import get_topology_desc
 
     accelerator_detection.let_libtpu_load()
-    return list(get_topology_desc(platform="tpu", topology_name=topology).devices)
+    several = {"num_slices": slices} if slices > 1 else {}
+    name = f"{kind}:{shape}"
+    return list(get_topology_desc(platform="tpu", topology_name=name, **several).devices)
 
 
 def platform_of(topology: str | None) -> str | None:
@@ -91,7 +97,7 @@ def host_of(topology: str | None) -> list[Device]:
     """
     if topology is None:
         return jax.local_devices()
-    kind, shape = topologies.parse(topology)
+    kind, shape, _ = topologies.parse(topology)
     one = shape[1] if isinstance(shape, tuple) else topologies.SLICES[kind][0]
     return devices_of(f"{kind}:{one}")
 
@@ -100,7 +106,9 @@ def chip_of(devices: Sequence[Device], dtype: DTypeLike) -> Chip:
     """From the tables, or measured here. Virtual devices of the CPU share the machine evenly."""
     device = devices[0]
     if device.device_kind in TPUS:
-        return TPUS[device.device_kind]
+        has_slices = len({sharding.slice_of(device) for device in devices}) > 1
+        network = TPU_NETWORK[device.device_kind] if has_slices else None
+        return replace(TPUS[device.device_kind], network_bytes_per_sec=network)
     if device.device_kind in GPUS:
         return replace(GPUS[device.device_kind], pool_fraction=gpus.pool_fraction())
     rates = roofline.measure(dtype, repeats=1)

@@ -40,7 +40,7 @@ class Cost:
     flops: float  # of matrix products
     accessed_bytes: float  # read from and written to the device's memory, about
     collectives: dict[str, tuple[int, int]]  # by kind: their number, bytes that leave a device
-    network_bytes: float = 0.0  # of these, bytes that leave the host
+    network_bytes: float = 0.0  # of these, bytes that leave the GPU host or TPU slice
 
     def extended(self, more: "Cost", factor: float) -> "Cost":
         """This cost and `factor` times what `more` has in addition."""
@@ -83,14 +83,14 @@ def compile_cost(
     function: jax.stages.Wrapped,
     arguments: tuple[object, ...],
     options: Mapping[str, object],
-    hosts: Sequence[int],
+    islands: Sequence[int],
     pairs_per_row: float = 0.0,
     data_dependent: bool = False,
 ) -> Cost:
     """Compiles a jitted function for arguments with shardings.
 
-    hosts: of each device. pairs_per_row: see `count_flops`. data_dependent: see `hlo.parse`; FLOPs
-    and bytes accessed have no meaning then.
+    islands: of each device, see `Program.islands`. pairs_per_row: see `count_flops`.
+    data_dependent: see `hlo.parse`; FLOPs and bytes accessed have no meaning then.
 
     A program that is unrolled over layers takes lists with an entry per layer. Compiling takes time
     in proportion to the layers, and each of them costs the same, so it is compiled with few layers
@@ -103,7 +103,7 @@ def compile_cost(
                 function,
                 first_layers(arguments, n),
                 options,
-                hosts,
+                islands,
                 pairs_per_row,
                 data_dependent,
             )
@@ -119,10 +119,10 @@ def compile_cost(
         memory.argument_size_in_bytes + unread_bytes(traced, arguments),
         memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        count_flops(traced.jaxpr.jaxpr, pairs_per_row) / len(hosts),
+        count_flops(traced.jaxpr.jaxpr, pairs_per_row) / len(islands),
         hlo.accessed_bytes(program),
         hlo.collectives(program),
-        hlo.bytes_between_hosts(program, hosts),
+        hlo.network_bytes(program, islands),
     )
 
 

@@ -77,7 +77,7 @@ class ProgramEstimate:
 
     @property
     def network_bytes(self) -> float:
-        """Of these, bytes that leave the host."""
+        """Of these, bytes that leave the GPU host or TPU slice."""
         return self.program.mean_call.collectives * self.cost.network_bytes
 
     @property
@@ -116,7 +116,7 @@ class ProgramEstimate:
                 kind: {"count": count, "bytes": size}
                 for kind, (count, size) in self.collectives.items()
             },
-            "bytes_between_hosts": self.network_bytes,
+            "network_bytes": self.network_bytes,
             "secs": max(secs.values()),
             "limit": max(secs, key=lambda resource: secs[resource]),
             "calls_per_step": program.calls_per_step,
@@ -139,7 +139,7 @@ class Compiler:
                     program.function,
                     program.arguments,
                     program.options,
-                    program.hosts,
+                    program.islands,
                     program.pairs_per_row,
                     data_dependent=program.counted_call is not None,
                 )

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "send",
+)  # fmt: skip
+BETWEEN_SLICES = "xla_megascale"  # in the text of a "send" to another TPU slice
 FREE = {  # opcodes that move nothing by themselves
     "parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "while",
     "conditional", "call", "after-all", "partition-id",
@@ -140,14 +143,15 @@ def collectives(program: HloProgram) -> dict[str, tuple[int, int]]:
     return {kind: (count[kind], moved[kind]) for kind in COLLECTIVES if count[kind]}
 
 
-def bytes_between_hosts(program: HloProgram, hosts: Sequence[int]) -> float:
-    """Bytes that a device sends to other hosts. hosts: of each partition.
+def network_bytes(program: HloProgram, islands: Sequence[int]) -> float:
+    """Bytes that a device sends over the network. islands: of each partition, its GPU host or TPU
+    slice.
 
-    The devices of a host that take part in a collective share its way out, because each has its own
+    The GPUs of a host that take part in a collective share its way out, because each has its own
     network adapter. An all-to-all sends what is meant for another device straight there.
     """
     return sum(
-        collective.runs * collective.bytes * _share_between_hosts(collective, hosts)
+        collective.runs * collective.bytes * _network_share(collective, islands)
         for collective in each_collective(program)
     )
 
@@ -181,11 +185,13 @@ def each_collective(program: HloProgram) -> Iterator[Collective]:
             yield Collective(kind, runs, size, instruction.text)
 
 
-def _share_between_hosts(collective: Collective, hosts: Sequence[int]) -> float:
-    """The part of a collective's bytes that a device sends to other hosts."""
+def _network_share(collective: Collective, islands: Sequence[int]) -> float:
+    """The part of a collective's bytes that a device sends over the network."""
+    if BETWEEN_SLICES in collective.text:
+        return 1.0
     shares = [0.0]
-    for group in _groups(collective.text, len(hosts)):
-        members = Counter(hosts[device] for device in group)
+    for group in _groups(collective.text, len(islands)):
+        members = Counter(islands[device] for device in group)
         if len(members) > 1:
             fewest = min(members.values())
             is_direct = collective.kind == "all-to-all"

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from seif_jax import sharding
+from seif_jax.models.matmul import platform
 from seif_jax.plan.layout import Bytes
 from seif_jax.rl.packing import Work
 
@@ -19,6 +22,7 @@ LEARNER_PHASES = {  # by program
     "log-probabilities": "reference",
     "gradient": "update",
     "sum": "update",
+    "slices": "update",
     "update": "update",
     "cast": "cast",
 }
@@ -94,11 +98,13 @@ class Program:
         return self.work.pairs / self.rows if self.work else float(self.pairs)
 
     @property
-    def hosts(self) -> list[int]:
-        """The host of each device. Without a mesh all devices are on one."""
+    def islands(self) -> list[int]:
+        """For each device, the GPU host or TPU slice whose devices reach each other over links; to
+        others there is the network. Without a mesh all devices are in one."""
         if self.mesh is None:
             return [0] * self.num_devices
-        return [device.process_index for device in self.mesh.devices.flat]
+        of = sharding.slice_of if platform() == "tpu" else attrgetter("process_index")
+        return [of(device) for device in self.mesh.devices.flat]
 
 
 def without(sizes: Bytes, *names: str) -> Bytes:

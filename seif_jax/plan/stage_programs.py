@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from seif_jax import stage_settings
+from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.length_distribution import Lengths
 from seif_jax.plan.cost import device_bytes
@@ -90,7 +90,7 @@ def learner_programs(
         arguments = (policy, micros.packed)
         logp = program("log-probabilities", learner.packed_logp, arguments, logp_calls, others)
         yield over_rows(logp, forward_flops(learner.model, *planned.needed))
-    grads = copy_of(params)
+    result, grads = learner.pass_result, learner.pass_result.grads
     gradient_sum = {"gradient so far": device_bytes(grads)} if passes > 1 else {}
     others = without(in_updates, "master weights", "base") | gradient_sum
     on_policy, totals = shapes_of((np.bool_(False), BatchTotals.of([], 0)))
@@ -98,8 +98,10 @@ def learner_programs(
     gradient = program("gradient", learner.gradient, arguments, passes * updates, others)
     yield over_rows(gradient, gradient_flops(layout, planned.needed))
     if passes > 1:
-        arguments = (grads, copy_of(params))
+        arguments = (result, copy_of(result))
         yield program("sum", learner.add, arguments, (passes - 1) * updates, in_updates)
+    if mesh.shape[sharding.SLICES] > 1:
+        yield program("slices", learner.add_slices, (result,), updates, in_updates)
     calls = updates * device_bytes(params)
     weight, opt_state = largest_weight(layout)
     arguments = (weight, opt_state, copy_of(weight), jax.ShapeDtypeStruct((), jnp.float32))

@@ -79,10 +79,10 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
         of_kind = {row["program"]: row["collectives"].get(kind) for row in rows}
         counts = (f"{name} {n['count']} ({n['bytes']:.3g} B)" for name, n in of_kind.items() if n)
         out.append(f"  {kind}: {', '.join(counts)}")
-    sent = {row["program"]: row["bytes_between_hosts"] for row in rows}
+    sent = {row["program"]: row["network_bytes"] for row in rows}
     if plan["chip"]["network_bytes_per_sec"] and any(sent.values()):
         sizes = ", ".join(f"{name} {size:.3g} B" for name, size in sent.items() if size)
-        out.append(f"  between hosts: {sizes}")
+        out.append(f"  over the network: {sizes}")
     for row in rows:
         if row["smaller_sizes"]:
             out.append(

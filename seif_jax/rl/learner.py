@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from seif_jax import metrics_log, sharding
+from seif_jax.collectives import per_slice
 from seif_jax.models import Params, lora
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
@@ -45,13 +47,32 @@ class LearnerConfig:
     max_response_tokens: int  # the maximum length of a completion
 
 
+class PassResult(NamedTuple):
+    """What a pass gives, or several of them together. If there are several slices, every slice has
+    its own, and all arrays are stacked over slices."""
+
+    grads: Params
+    metrics: grpo.Metrics
+    gap: Float[Array, "..."]  # the largest |old log-probability - the sampler's|
+
+    def add(self, other: "PassResult") -> "PassResult":
+        grads, metrics = jax.tree.map(jnp.add, self[:2], other[:2])
+        return PassResult(grads, metrics, jnp.maximum(self.gap, other.gap))
+
+    def add_slices(self) -> "PassResult":
+        grads, metrics = jax.tree.map(partial(jnp.sum, axis=0), self[:2])
+        return PassResult(grads, metrics, jnp.max(self.gap, axis=0))
+
+
 class Learner:
     """One model on a mesh, with the jitted programs that train it.
 
     cast         float32 params -> params in `dtype`, with the sharding of the sampler
     packed_logp  (weights, PackedBatch) -> log-probabilities
-    gradient     (params, frozen, MicroBatch, on_policy, BatchTotals) -> gradient, metrics, gap
-    add          (sum, term) -> the new sum; it reuses the buffers of the old one
+    gradient     (params, frozen, MicroBatch, on_policy, BatchTotals) -> PassResult
+    add          (PassResult, PassResult) -> that of both passes; it reuses the first one's buffers
+    add_slices   PassResult of every slice -> that of all slices; it reuses the buffers, too
+    pass_result  a PassResult of `gradient` as `jax.ShapeDtypeStruct`, without metrics
 
     A separate program (`optim`) updates the weights. If `gradient` did it, XLA would copy the
     optimizer state instead of reusing its buffers.
@@ -77,16 +98,24 @@ class Learner:
         self.parts_per_pass = sharding.batch_shards(mesh)
         logp = partial(completion_logp, model, temperature=temperature, dtype=config.dtype)
         shardings = jax.tree.map(lambda x: x.sharding, shapes)
+        gap = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+        result = PassResult(shapes, {}, cast(Array, gap))
+        self.pass_result = jax.tree.map(sharding.stacked_over_slices, result)
+        of_pass, of_batch = (
+            jax.tree.map(lambda x: x.sharding, x)._replace(metrics=None)
+            for x in (self.pass_result, result)
+        )
         self.cast = jax.jit(
             lambda params: jax.tree.map(lambda x: x.astype(config.dtype), params),
             out_shardings=jax.tree.map(sharding.sampling_sharding, shardings),
         )
         self.packed_logp = jax.jit(logp)
         self.gradient = jax.jit(
-            partial(gradient, partial(logp, remat=config.remat), config.loss),
-            out_shardings=(shardings, None, None),
+            per_slice(partial(gradient, partial(logp, remat=config.remat), config.loss), sharded=2),
+            out_shardings=of_pass,
         )
-        self.add = jax.jit(partial(jax.tree.map, jnp.add), donate_argnums=0)
+        self.add = jax.jit(PassResult.add, donate_argnums=0)
+        self.add_slices = jax.jit(PassResult.add_slices, out_shardings=of_batch, donate_argnums=0)
         self._apply = optim.make_update(self.optimizer, config.optimizer.clip_norm)
 
     def start(self, params: Params) -> TrainState:
@@ -120,29 +149,36 @@ class Learner:
         on_policy: the weights have not been updated since the batch was sampled. Then this forward
         pass computes the old log-probabilities, too.
         """
-        totals = self.totals(batch)
-        total, gaps, work = None, [], Work()
+        total, work = self.batch_gradient(state.params, batch, on_policy)
+        state, norm, applied = self._apply(state, total.grads)
+        update_metrics = {name: float(x) for name, x in jax.device_get(total.metrics).items()} | {
+            "sampler_gap_max": float(total.gap),
+            "grad_norm": norm,
+            "skipped_updates": 1.0 - applied,
+            "trained_tokens": float(batch.mask().sum()),
+        }
+        return state, Update(update_metrics, work)
+
+    def batch_gradient(
+        self, params: Params, batch: Batch, on_policy: bool
+    ) -> tuple[PassResult, Work]:
+        """The gradient and metrics of an optimizer batch, and the work that they took. Slices send
+        each other their sums, once."""
+        totals, total, work = self.totals(batch), None, Work()
         with jax.set_mesh(self.mesh):
             for parts in self.passes(batch):
                 micros = self.place(parts)
-                arguments = (state.params, self.frozen, micros, np.bool_(on_policy), totals)
+                arguments = (params, self.frozen, micros, np.bool_(on_policy), totals)
                 self.gradient.lower(*arguments).compile()
                 metrics_log.trim()  # frees the compiler's memory before the peak of memory use
-                *term, gap = self.gradient(*arguments)
-                total = term if total is None else self.add(total, term)
-                del term
-                gaps.append(gap)
+                result = self.gradient(*arguments)
+                total = result if total is None else self.add(total, result)
+                del result
                 work += total_work(parts)
-        assert total, "a gradient without a token to train on"
-        grads, loss_metrics = total
-        state, norm, applied = self._apply(state, grads)
-        update_metrics = {name: float(x) for name, x in jax.device_get(loss_metrics).items()} | {
-            "sampler_gap_max": float(max(gaps)),
-            "grad_norm": norm,
-            "skipped_updates": 1.0 - applied,
-            "trained_tokens": float(totals.tokens),
-        }
-        return state, Update(update_metrics, work)
+            assert total, "a gradient without a token to train on"
+            if self.mesh.shape[sharding.SLICES] > 1:
+                total = self.add_slices(total)
+        return total, work
 
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side. Each
@@ -202,9 +238,8 @@ def gradient(
     micro: MicroBatch,
     on_policy: Bool[Array, ""],
     totals: BatchTotals,
-) -> tuple[Params, grpo.Metrics, Float[Array, ""]]:
-    """The gradient, the metrics, and the largest absolute difference between the old
-    log-probabilities and the sampler's.
+) -> PassResult:
+    """The gradient and metrics of a pass.
 
     micro: the micro-batches of one pass, stacked on a leading axis. The gradients and metrics of
     the passes of an optimizer batch add up to those of the batch, because the losses of all passes
@@ -223,4 +258,4 @@ def gradient(
         return value, (metrics, jnp.max(gap))
 
     grads, (metrics, gap) = jax.grad(loss, has_aux=True)(params)
-    return grads, metrics, gap
+    return PassResult(grads, metrics, gap)
