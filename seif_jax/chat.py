@@ -72,7 +72,10 @@ def ignore(index: int, reply: Reply | None) -> None:
 
 @runtime_checkable
 class Replier(Protocol):
-    """What samples replies: a `ChatModel`, or a stand-in for one. `reply` is described there."""
+    """What samples replies: a `ChatModel`, or a stand-in for one, which describes the members."""
+
+    @property
+    def processes_per_copy(self) -> int: ...
 
     def reply(
         self,
@@ -100,6 +103,11 @@ class ChatModel:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer):
         self.engine, self.tokenizer = engine, tokenizer
+
+    @property
+    def processes_per_copy(self) -> int:
+        """The number of processes that share a copy of the weights. They make the same calls."""
+        return self.engine.processes_per_copy
 
     def encode(self, dialogues: Sequence[list[Message]], prefill: str) -> list[list[int]]:
         """The dialogues' token ids, including the prefill."""

@@ -87,13 +87,16 @@ def wait(barrier: str) -> None:
         multihost_utils.sync_global_devices(barrier)
 
 
-def share(count: int) -> range:
-    """This process's share of `count` rows, split like grain's ShardByJaxProcess."""
-    return range(jax.process_index(), count, jax.process_count())
+def share(count: int, processes_per_copy: int = 1) -> range:
+    """This process's share of `count` rows, split like grain's ShardByJaxProcess. Processes that
+    share a copy of the weights get the same rows."""
+    copies = jax.process_count() // processes_per_copy
+    return range(jax.process_index() // processes_per_copy, count, copies)
 
 
-def allgather_objects(value: T) -> list[T]:
-    """Returns the values of all processes, ordered by process index. All processes must call it."""
+def allgather_objects(value: T, processes_per_copy: int = 1) -> list[T]:
+    """Returns the values of all processes, ordered by process index; of those that share a copy of
+    the weights, only the first one's. All processes must call it."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -101,5 +104,6 @@ def allgather_objects(value: T) -> list[T]:
     width = 1 << int(sizes.max()).bit_length()  # a power of two: few shapes to compile
     rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
     return [
-        pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.ravel(), strict=True)
+        pickle.loads(row[:size].tobytes())
+        for row, size in list(zip(rows, sizes.ravel(), strict=True))[::processes_per_copy]
     ]

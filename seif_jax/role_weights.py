@@ -127,11 +127,19 @@ def meshes(config: RunConfig, devices: Sequence[Device]) -> dict[str, Mesh]:
     sharding.check_slices(mesh)
     if not judging:
         return {"shared": mesh}
-    # Whole copies of the weights, with as much tensor parallelism as the sampler's if possible.
-    per_process = len(judging) // len({device.process_index for device in judging})
-    tensor = math.gcd(per_process, mesh.shape["tensor"])
-    sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1, "tensor": tensor}
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"data": -1}
+    sizes["tensor"] = _judger_tensor(mesh.shape["tensor"], training, judging)
     return {"shared": mesh, config.judger.devices: sharding.make_mesh(sizes, judging)}
+
+
+def _judger_tensor(tensor: int, training: Sequence[Device], judging: Sequence[Device]) -> int:
+    """The Judger's tensor parallelism: as much as the training mesh has, as far as possible, in
+    copies of the weights that span as many processes."""
+    num_processes = len({device.process_index for device in training})
+    per_process = len(judging) // num_processes
+    processes_per_copy = tensor // math.gcd(tensor, len(training) // num_processes)
+    spanning = per_process * processes_per_copy
+    return spanning if tensor % spanning == 0 else math.gcd(tensor, per_process)
 
 
 def judger_devices(text: str, devices: Sequence[Device]) -> list[Device]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from seif_jax.errors import UserError
 
@@ -210,21 +210,33 @@ def layer_sharding(stacked: Sharding) -> Sharding:
 
 def replica_devices(mesh: Mesh) -> np.ndarray:
     """The mesh's devices [replicas, tensor]; in sampling each row holds one copy of the weights.
-    Raises UserError if a row spans processes."""
+    Raises UserError if a row spans processes of which it has only some devices."""
     rows = np.asarray(mesh.devices).reshape(-1, mesh.shape["tensor"])
-    if any(len({device.process_index for device in row}) > 1 for row in rows):
-        first = rows[0, 0].process_index
-        count = sum(device.process_index == first for device in rows.flat)
-        raise UserError(
-            f"config.mesh: tensor={rows.shape[1]} spans several processes, which have {count} "
-            "devices each"
-        )
+    per_process = Counter(device.process_index for device in rows.flat)
+    for row in rows:
+        processes = {device.process_index for device in row}
+        if len(processes) > 1 and sum(per_process[i] for i in processes) > len(row):
+            raise UserError(
+                f"config.mesh.tensor must divide the number of devices of a process, "
+                f"{per_process[row[0].process_index]}, or be a multiple of it (got {len(row)})"
+            )
     return rows
 
 
+def processes_per_copy(params: PyTree[jax.Array]) -> int:
+    """The number of processes over which `replicas` shards a copy of these weights: processes 0 to
+    n - 1 share a copy, n to 2n - 1 the next, and so on."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return 1
+    devices = replica_devices(cast(Mesh, sharding.mesh))[0]
+    return len({device.process_index for device in devices})
+
+
 def replicas(params: Tree) -> list[Tree]:
-    """Splits replicated weights into this process's copies, one per group of devices along
-    "tensor". No array is copied. Raises UserError if a group spans processes."""
+    """Splits replicated weights into the copies that this process has devices of, one per group of
+    devices along "tensor". A copy that spans processes is the only one of these processes. No array
+    is copied. Raises UserError for the meshes that `replica_devices` rejects."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
         return [params]
@@ -240,12 +252,16 @@ def replicas(params: Tree) -> list[Tree]:
             shards = {shard.device: shard.data for shard in x.addressable_shards}
             spec = cast(NamedSharding, x.sharding).spec
             return jax.make_array_from_single_device_arrays(
-                x.shape, NamedSharding(mesh, spec), [shards[device] for device in group]
+                x.shape, NamedSharding(mesh, spec), [shards[d] for d in group if d in shards]
             )
 
         return jax.tree.map(local, params)
 
-    return [replica(group) for group in groups if group[0].process_index == process]
+    return [
+        replica(group)
+        for group in groups
+        if any(device.process_index == process for device in group)
+    ]
 
 
 def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
@@ -254,6 +270,22 @@ def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
     if not isinstance(sharding, NamedSharding):
         return nullcontext()
     return jax.set_mesh(cast(Mesh, sharding.mesh))
+
+
+def gather_local_values(
+    values: Int[np.ndarray, "n"], params: PyTree[jax.Array]
+) -> Int[np.ndarray, "p n"]:
+    """The values of every process that these weights are sharded over, in any order and possibly
+    several times. All of these processes must call it."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if sharding.is_fully_addressable:
+        return values[None]
+    assert isinstance(sharding, NamedSharding)
+    by_device = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
+    shape = sharding.mesh.size, len(values)
+    rows = jax.make_array_from_callback(shape, by_device, lambda index: values[None])
+    replicate = jax.jit(lambda x: x, out_shardings=by_device.update(spec=PartitionSpec()))
+    return np.asarray(replicate(rows))
 
 
 def to_host(x: jax.Array) -> np.ndarray:

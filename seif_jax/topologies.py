@@ -2,6 +2,7 @@
 no JAX."""
 
 import importlib.util
+import math
 import re
 from typing import NamedTuple
 
@@ -61,6 +62,16 @@ def has_cuda_compiler() -> bool:
     if importlib.util.find_spec("jax_plugins") is None:
         return False
     return any(importlib.util.find_spec(f"jax_plugins.{name}") for name in _CUDA_PLUGINS)
+
+
+def part(topology: str, count: int) -> str:
+    """The smallest part of a topology with at least this many devices: a slice of the same kind, or
+    some of the hosts."""
+    kind, shape, _ = parse(topology)
+    if isinstance(shape, tuple):
+        _, per_host = shape
+        return f"{kind}:{-(-count // per_host)}x{per_host}"
+    return next(f"{kind}:{x}" for x in SLICES[kind] if math.prod(map(int, x.split("x"))) >= count)
 
 
 def larger(topology: str) -> str | None:

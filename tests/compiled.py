@@ -82,7 +82,7 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
         **{f"mesh__{axis}": size for axis, size in sizes.items()},
     )  # fmt: skip
     devices, results = chip_specs.devices_of(topology), {}
-    for p in shrunk.programs(config, model, devices, chip_specs.host_of(topology)):
+    for p in shrunk.programs(config, model, devices, topology):
         if p.name in names or names == ["all"]:
             print(f"{topology} {text} {p.name}", file=sys.stderr, flush=True)
             compiled = shrunk.trace(p).lower().compile()

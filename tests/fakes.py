@@ -38,6 +38,8 @@ def report(replies: list[R], on_reply: Callable[[int, R], object]) -> list[R]:
 class FakeChatModel:
     """`answer` maps a last turn's text to a FakeReply (None: too long), or to [P("0"), P("1")]."""
 
+    processes_per_copy = 1
+
     def __init__(self, answer: Callable[[str], Any]):
         self.answer = answer
         self.asked: list[str] = []  # the last turns, once per reply

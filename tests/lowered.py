@@ -45,7 +45,7 @@ def lower(platform: str, count: int, name: str, known: dict[str, str]) -> dict[s
     changes: dict[str, Any] = {} if count > 1 else {f"mesh__{axis}": 1 for axis in AXES}
     config, model = shrunk.read(name, **changes)
     devices, kernels = jax.devices()[:count], {}
-    for p in shrunk.programs(config, model, devices, devices):
+    for p in shrunk.programs(config, model, devices, None):
         key = f"{platform} {key_of(p)}"
         if key not in known:
             lowered = shrunk.trace(p).lower(lowering_platforms=(LOWERED[platform],))

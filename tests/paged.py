@@ -145,7 +145,7 @@ def decode(
 def compile_for(topology: str | None, tensor: int) -> dict[str, Any]:
     """Bytes per device of the pages and the temporaries of `decode`; the kernels' names."""
     with chip_specs.compiling_for(topology):
-        mesh = mesh_of(chip_specs.host_of(topology), tensor)
+        mesh = mesh_of(chip_specs.devices_of_part(topology, tensor), tensor)
 
         def struct(shape: tuple[int, ...], dtype: Any, *axes: str | None) -> Any:
             sharding = NamedSharding(mesh, PartitionSpec(*axes))

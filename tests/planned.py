@@ -6,6 +6,7 @@ usage: planned.py FILE OVERRIDE …     a config and what changes it; prints a J
 
 import json
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from seif_jax import config_parsing, plan, sharding
 from seif_jax.config_file import read_config
-from seif_jax.plan.chip_specs import Chip
+from seif_jax.plan.chip_specs import Chip, devices_of_part
 from seif_jax.plan.cost import compile_cost
 from seif_jax.run_config import RunConfig
 
@@ -54,7 +55,7 @@ def resident(config: RunConfig) -> dict[str, list[str]]:
     mesh = {"mesh.fsdp": 2, "mesh.tensor": 1, "dtype": "float32"}
     config = config_parsing.replace(config, {**judger, **judged, **mesh})
     model = plan.describe(config.model)
-    layout = plan.Layout(config, model, jax.devices(), jax.devices())
+    layout = plan.Layout(config, model, jax.devices(), partial(devices_of_part, None))
     return {p.name: sorted(p.resident_bytes) for p in plan.programs(config, layout, 1 << 30)}
 
 

@@ -2,7 +2,7 @@
 prompts and samples, and narrow layers. Programs are as those of the config, and small."""
 
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import jax
 from seif_jax import config_parsing, models, plan
 from seif_jax.config_file import read_config
 from seif_jax.models import Model
+from seif_jax.plan.chip_specs import devices_of_part
 from seif_jax.plan.program import Program
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -51,8 +52,9 @@ def read(name: str, shape: dict[str, Any] | None = None, **changes: Any) -> tupl
     return config, models.describe({**hf_config, "head_dim": head_dim, **NARROW, **(shape or {})})
 
 
-def programs(config: Any, model: Model, devices: list[Any], host: list[Any]) -> list[Program]:
-    return list(plan.programs(config, plan.Layout(config, model, devices, host), MEMORY_BYTES))
+def programs(config: Any, model: Model, devices: list[Any], topology: str | None) -> list[Program]:
+    layout = plan.Layout(config, model, devices, partial(devices_of_part, topology))
+    return list(plan.programs(config, layout, MEMORY_BYTES))
 
 
 def trace(p: Program) -> Any:

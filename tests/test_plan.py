@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,9 @@ def test_the_knob_that_makes_a_program_fit(model):
     """The change that is advised is the first that does; where none does, none is advised."""
     config = read_config(str(DEFAULT), options(model, "sample_batch=16", "dtype=bfloat16"))
     shape, compiler = plan.describe(str(model)), Compiler()
-    layout = plan.Layout(config, shape, jax.devices()[:1], jax.devices())
+    layout = plan.Layout(
+        config, shape, jax.devices()[:1], partial(chip_specs.devices_of_part, None)
+    )
     for size, expected in ((14e6, "config.sample_batch=8 would fit it: 0.01 GiB"), (1e6, None)):
         stage_programs = plan.programs(config, layout, int(size))
         [decode] = [p for p in stage_programs if p.name == "rollout: decode"]
@@ -268,9 +271,10 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 
 
 @needs_libtpu
-def test_a_slice_that_is_not_there(model, capsys):
-    """Compiled for v5e, kernels over a mesh included."""
-    meshed = options(model, "mesh.tensor=2", "mesh.sequence=2")
+@pytest.mark.parametrize("tensor, sequence", [(2, 2), (8, 1)])
+def test_a_slice_that_is_not_there(model, tensor, sequence, capsys):
+    """Compiled for v5e, kernels over a mesh included; a copy of the weights may span hosts."""
+    meshed = options(model, f"mesh.tensor={tensor}", f"mesh.sequence={sequence}")
     assert main(["plan", f"--config={DEFAULT}", "--topology=v5e:2x4", "--json", *meshed]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["fits"] and result["device"] == "TPU v5 lite" and result["devices"] == 8
@@ -279,6 +283,7 @@ def test_a_slice_that_is_not_there(model, capsys):
     needed = ("cast", "log-probabilities", "gradient", "update", "prefill", "decode")
     assert {*needed} <= {name.split(": ")[-1] for name in rows}
     assert rows["gradient"]["collectives"]["all-reduce"]["count"] > 2
+    assert (rows["rollout: decode"]["bytes_between_hosts"] > 0) == (tensor > 4)
     copies = ("cast", "sum", "update", "rollout: store", "rollout: copy_rows")
     assert all(row["flops"] or row["program"] in copies for row in rows.values())
 
@@ -287,7 +292,7 @@ def test_a_slice_that_is_not_there(model, capsys):
 @pytest.mark.parametrize(
     "mesh, message",
     [
-        ("mesh.tensor=8", "tensor=8 spans several processes, which have 4 devices each"),
+        ("mesh.tensor=3", "tensor=3: the other sizes must divide the number of devices, 8"),
         (
             "mesh.sequence=3",
             "sequence=3, tensor=1: the other sizes must divide the number of devices, 8",

@@ -324,7 +324,11 @@ def test_a_folder_comes_before_what_is_shipped(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "topology, mesh, message",
     [
-        ("h100:8x2", "tensor=4", "tensor=4 spans several processes, which have 2 devices each"),
+        (
+            "h100:8x3",
+            "tensor=2",
+            "devices of a process, 3, or be a multiple of it (got 2)",
+        ),
         ("a100:8", "fsdp=3", "tensor=2: the sizes must multiply to the number of devices, 8"),
     ],
 )

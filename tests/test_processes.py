@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+import tiny_run
 import xla_flags
 
-from seif_jax import metrics_log
+from seif_jax import metrics_log, sample_files
 from seif_jax.__main__ import main
+from seif_jax.model_bundle import ModelBundle, load_params
 
 # What differs between equal runs, or depends on the mesh.
 MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding", "attention_waste",
@@ -82,6 +85,22 @@ def numbers(workdir):
     return [{k: v for k, v in line.items() if not k.startswith(MEASURED)} for line in found]
 
 
+def flat(params):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+
+
+def assert_same_metrics(found, expected):
+    assert len(found) == len(expected)
+    for line, other in zip(expected, found, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            np.testing.assert_equal(type(other[name]), type(value))
+            if isinstance(value, float):
+                np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+            else:
+                assert other[name] == value, name
+
+
 def test_two_processes_are_one(place):
     """Data, then a Follower; four of the eight devices are the Judger's."""
     one, folder = place.folder / "1", place.folder / "2"
@@ -93,20 +112,45 @@ def test_two_processes_are_one(place):
     outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
     expected, found = numbers(one), numbers(folder)
-    assert len(expected) == len(found) == 5
-    for line, other in zip(expected, found, strict=True):
-        assert line.keys() == other.keys()
-        for name, value in line.items():
-            np.testing.assert_equal(type(other[name]), type(value))
-            if isinstance(value, float):
-                np.testing.assert_allclose(other[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-            else:
-                assert other[name] == value, name
+    assert len(expected) == 5
+    assert_same_metrics(found, expected)
     folders = [sorted(p.relative_to(run) for p in run.rglob("*.parquet")) for run in (one, folder)]
     assert folders[0] == folders[1] and folders[0]
     assert (folder / "round_1" / "follower" / "hf" / "model.safetensors").is_file()
     tables = ["followed" in out for out, _ in outputs]
     assert tables == [True, False]  # the first process alone shows the results
+
+
+@pytest.mark.parametrize("devices", [4, 2])
+def test_a_copy_of_the_weights_spans_processes(place, devices):
+    """Two processes, which share one copy, sample and train as one process with their devices, in
+    all roles; the Judger writes its analysis, and the Filter gives verdicts."""
+    model = tiny_run.model_folder(place.folder / f"wide_{devices}", num_attention_heads=8)
+    run = ["-m", "seif_jax", "run", f"--config={place.config}", "--config.rounds=1"]
+    run += [f"--config.model={model}", f"--config.mesh.tensor={2 * devices}"]
+    run += ["--config.judger.mode=generate", "--config.eval.every_steps=3"]
+    # Adam turns a rounding error in a gradient of almost 0 into an update of this size.
+    run.append("--config.optim.learning_rate=1e-6")
+    one, two = (place.folder / f"{devices}_{name}" for name in ("one", "two"))
+    alone = python(*run, f"--workdir={one}", devices=2 * devices)
+    outputs = [alone.communicate(timeout=1200)]
+    running = joined(*run, f"--workdir={two}", devices=devices)
+    outputs += [process.communicate(timeout=1200) for process in running]
+    assert [process.returncode for process in (alone, *running)] == [0, 0, 0], outputs
+    expected, found = numbers(one), numbers(two)
+    stages = {line["stage"] for line in expected}
+    assert stages == {"instructor", "generate", "follower", "evaluate"}
+    assert_same_metrics(found, expected)
+    files = sorted(path.relative_to(one) for path in one.rglob("samples.parquet"))
+    assert files
+    for path in files:
+        rows, others = (sample_files.read(x / path).to_pylist() for x in (one, two))
+        assert [row["completion"] for row in rows] == [row["completion"] for row in others]
+    shape = ModelBundle.load(model).model
+    start = flat(load_params(model, shape))
+    for role in ("instructor", "follower"):
+        trained, other = (flat(load_params(x / "round_1" / role, shape)) for x in (one, two))
+        assert np.linalg.norm(other - trained) < 0.02 * np.linalg.norm(trained - start)
 
 
 @pytest.mark.parametrize("messages, heartbeat_secs", [(1, 30), (0, 3)])

@@ -174,6 +174,8 @@ ROWS = [
 class Policy:
     """Gives fixed replies and remembers its call."""
 
+    processes_per_copy = 1
+
     def __init__(self, replies: list[Reply]):
         self.replies = replies
 

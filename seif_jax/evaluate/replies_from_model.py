@@ -134,7 +134,8 @@ class ModelRespondent:
         if not missing:
             return
         heads = missing if turn else list(dict.fromkeys((i, 0) for i, _ in missing))
-        mine = [heads[n] for n in processes.share(len(heads))]
+        per_copy = self.load().processes_per_copy
+        mine = [heads[n] for n in processes.share(len(heads), per_copy)]
         new: list[ReplyRow] = []
 
         def store(row: ReplyRow | None) -> None:
@@ -145,7 +146,7 @@ class ModelRespondent:
 
         if mine:
             self._sample(suite, items, turn, mine, answers, store)
-        for rows in processes.allgather_objects(new):
+        for rows in processes.allgather_objects(new, per_copy):
             for row in rows:
                 self.store.replies.add(row)
 
@@ -208,12 +209,14 @@ class JudgerVerdicts:
         )
         for start in range(0, len(missing), QUESTIONS):
             batch = missing[start : start + QUESTIONS]
-            mine = [batch[n] for n in processes.share(len(batch))]
+            judge = self.load()
+            per_copy = judge.chat_model.processes_per_copy
+            mine = [batch[n] for n in processes.share(len(batch), per_copy)]
             batch_questions = [questions[address] for address in mine]
             prompts = [(q.instruction, q.reply, q.constraint) for q in batch_questions]
-            verdicts = self.load().ask(judger.messages, prompts, mine, self.key) if mine else []
+            verdicts = judge.ask(judger.messages, prompts, mine, self.key) if mine else []
             pairs = list(zip(mine, verdicts, strict=True))
-            for share in processes.allgather_objects(pairs):
+            for share in processes.allgather_objects(pairs, per_copy):
                 for address, verdict in share:
                     self.store.verdicts.add(self._row(suite, items, address, verdict))
             self.progress.advance(len(batch))

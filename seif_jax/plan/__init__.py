@@ -19,7 +19,7 @@ from seif_jax.models import Model
 from seif_jax.models.io import hf
 from seif_jax.plan import assumptions
 from seif_jax.plan.advice import find_change
-from seif_jax.plan.chip_specs import Chip, chip_of, compiling_for, devices_of, host_of
+from seif_jax.plan.chip_specs import Chip, chip_of, compiling_for, devices_of, devices_of_part
 from seif_jax.plan.cost import arrays_in
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
@@ -44,7 +44,7 @@ def plan(config: RunConfig, topology: str | None, lengths: Lengths | None = None
     config = stage_settings.with_dtype(config, native)
     with compiling_for(topology):
         model, devices = describe(config.model), devices_of(topology)
-        layout = Layout(config, model, devices, host_of(topology))
+        layout = Layout(config, model, devices, partial(devices_of_part, topology))
         chip, compiler = chip_of(devices, layout.dtype), Compiler()
         plan_lengths = partial(_plan_lengths, layout, model, topology, chip, compiler)
         step = plan_lengths(lengths)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from seif_jax import config_parsing
 from seif_jax.errors import UserError
@@ -9,7 +10,7 @@ from seif_jax.length_distribution import Lengths
 from seif_jax.models import Model
 from seif_jax.plan import gpus
 from seif_jax.plan.assumptions import USABLE
-from seif_jax.plan.chip_specs import devices_of, host_of
+from seif_jax.plan.chip_specs import devices_of, devices_of_part
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
@@ -55,7 +56,8 @@ def find_change(
         where = change.topology or topology
         try:
             changed = config_parsing.replace(config, change.values)
-            layout = Layout(changed, model, devices_of(where), host_of(where))
+            parts = partial(devices_of_part, where)
+            layout = Layout(changed, model, devices_of(where), parts)
         except UserError:
             continue  # the change does not go with the model or the devices
         stage_programs = programs(changed, layout, int(chip.pool_bytes), lengths)

@@ -89,17 +89,15 @@ def platform_of(topology: str | None) -> str | None:
     return "gpu" if topology.partition(":")[0] in topologies.GPUS else "tpu"
 
 
-def host_of(topology: str | None) -> list[Device]:
-    """Devices like those of one host of the topology.
+def devices_of_part(topology: str | None, count: int) -> list[Device]:
+    """This many devices, on as few hosts of the topology as possible.
 
     They are of a topology of their own, because libtpu compiles for a part of a larger slice only
     if all chips of the part can reach each other.
     """
     if topology is None:
-        return jax.local_devices()
-    kind, shape, _ = topologies.parse(topology)
-    one = shape[1] if isinstance(shape, tuple) else topologies.SLICES[kind][0]
-    return devices_of(f"{kind}:{one}")
+        return jax.devices()[:count]
+    return devices_of(topologies.part(topology, count))[:count]
 
 
 def chip_of(devices: Sequence[Device], dtype: DTypeLike) -> Chip:

@@ -83,10 +83,9 @@ class SessionArrays:
         indices = _ints(self.entries), _ints(self.entries)
         return self.prompt_hidden, self._hidden(len(self.tree.last)), *indices
 
-    def of_take_slots(self, size: int) -> tuple[object, ...]:
-        """size: the number of slots that are left."""
+    def of_take_slots(self) -> tuple[object, ...]:
         state = self.state
-        return (state.entry, state.age, state.hidden, state.recent), _ints(size)
+        return ((state.entry, state.age, state.hidden, state.recent),)
 
     def of_decode(self) -> tuple[object, ...]:
         others, layers = self.weights

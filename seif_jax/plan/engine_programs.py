@@ -45,7 +45,7 @@ def engine_programs(
         layout.sampling_weights(mesh, call.dtype),
         mesh,
         all_devices.size // mesh.size,
-        len({device.process_index for device in all_devices.devices.flat}),
+        _processes(all_devices) // _processes(mesh),
         without(resident[all_devices], "base", call.weights),
         memory_bytes,
     )
@@ -59,6 +59,10 @@ def engine_programs(
         *_slot_programs(planned),
     ):
         yield replace(program, refusal=planned.refusal)
+
+
+def _processes(mesh: Mesh) -> int:
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 def _prefill_program(planned: PlannedCall) -> Program:
@@ -176,12 +180,12 @@ def _slot_programs(planned: PlannedCall) -> Iterator[Program]:
         return
     arrays = planned.arrays
     smaller = [size for size in slot_sizes(arrays.batch_size) if size < arrays.slots]
-    arguments = arrays.of_take_slots(smaller[0])
+    arguments = arrays.of_take_slots()
     session = arrays.session_bytes
-    slots, _ = arguments
-    others = session | {"slots": session["slots"] - device_bytes(slots)}
+    others = session | {"slots": session["slots"] - device_bytes(arguments)}
     others |= {planned.call.weights: device_bytes(planned.params)}
-    program = planned.program("take_slots", take_slots, arguments, calls, others, {})
+    options = {"size": smaller[0]}
+    program = planned.program("take_slots", take_slots, arguments, calls, others, options)
     yield replace(program, smaller_sizes=len(smaller) - 1)
 
 

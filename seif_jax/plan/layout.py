@@ -1,6 +1,6 @@
 """Shapes and shardings of a config's arrays, and what is in a device's memory during a stage."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import jax
@@ -21,8 +21,9 @@ Bytes = dict[str, int]  # of a device's memory, by what they hold
 class Layout:
     """The arrays of a config on some devices, as `jax.ShapeDtypeStruct`: nothing is allocated.
 
-    host_devices: to compile for where one copy of the weights works by itself. Raises UserError if
-    a mesh or a dimension does not fit the devices.
+    devices_of_part: see `chip_specs`, for a given topology. Programs are compiled for such devices
+    where one copy of the weights works by itself. Raises UserError if a mesh or a dimension does
+    not fit the devices.
     """
 
     def __init__(
@@ -30,15 +31,15 @@ class Layout:
         config: RunConfig,
         model: Model,
         devices: Sequence[Device],
-        host_devices: Sequence[Device],
+        devices_of_part: Callable[[int], Sequence[Device]],
     ):
         config_checks.check_lengths(config, model.config.max_positions)
         self.config, self.dtype = config, stage_settings.dtype(config.dtype)
-        self.host_devices = host_devices
+        self.devices_of_part = devices_of_part
         by_name = meshes(config, devices)
         self.mesh, self.judger_mesh = by_name["shared"], by_name[config.judger.devices]
         for mesh in by_name.values():
-            sharding.replica_devices(mesh)  # each copy of the weights is on one host
+            sharding.replica_devices(mesh)  # raises if the sampler cannot use the mesh
         self.lora = stage_settings.lora(config)
         rule = sharding.sharding_rule(self.mesh)
         if self.lora:
@@ -52,7 +53,7 @@ class Layout:
         """A mesh of devices that hold one copy of the weights."""
         tensor = mesh.shape["tensor"]
         sizes = dict.fromkeys(sharding.AXES, 1) | {"tensor": tensor}
-        return sharding.make_mesh(sizes, self.host_devices[:tensor])
+        return sharding.make_mesh(sizes, self.devices_of_part(tensor))
 
     def base(self, mesh: Mesh, dtype: DTypeLike) -> Params:
         """The model's own weights as they are sampled from."""

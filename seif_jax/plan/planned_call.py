@@ -38,14 +38,14 @@ class PlannedCall:
     params: Params  # of one copy
     mesh: Mesh  # of one copy
     copies: int  # of the weights, in all processes
-    processes: int  # each has a share of the prompts, and a queue of reads
+    queues: int  # of reads: one per process, or per copy of the weights that spans processes
     resident_bytes: Bytes  # besides the weights, what other engines and training need
     memory_bytes: int  # of a device, that JAX may allocate
 
     @cached_property
     def shares(self) -> list[list[tuple[CallLengths, Reads]]]:
-        """By step and process, the lengths of the prompts, and how they are read."""
-        call, copies, n = self.call, self.copies // self.processes, self.processes
+        """By step and queue, the lengths of the prompts, and how they are read."""
+        call, copies, n = self.call, self.copies // self.queues, self.queues
         return [
             [
                 (share, divided(share, copies, keep_prefix=call.mode == "generate"))

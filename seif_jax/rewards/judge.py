@@ -31,8 +31,10 @@ class ReplyLike(Protocol):
 
 @runtime_checkable
 class ChatModelLike(Protocol):
-    """The methods of a `chat.ChatModel` that text modules call."""
+    """The members of a `chat.ChatModel` that text modules use."""
 
+    @property
+    def processes_per_copy(self) -> int: ...
     def reply(
         self,
         dialogues: Sequence[list[Message]],

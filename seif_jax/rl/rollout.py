@@ -121,10 +121,12 @@ def sample_and_score(
     are scored during sampling, too. score: maps parsed replies and their sample ids to one result
     per reply. phase_names: of sampling, and of the scoring that is left after it.
 
-    With several processes, each samples and scores its share of the rows; all return everything.
+    With several processes, each samples and scores its share of the rows, or if they share a copy
+    of the chat model, the same share; all return everything.
     Returns replies (None for a prompt that is too long) and results in the order of the rows.
     """
-    local = processes.share(len(rows))  # indices of this process's rows
+    per_copy = chat_model.processes_per_copy
+    local = processes.share(len(rows), per_copy)  # indices of this process's rows
     sample_ids = [i * group_size + g for i in local for g in range(group_size)]
     parsed: dict[int, Parsed] = {}
 
@@ -143,7 +145,7 @@ def sample_and_score(
         with phases(phase_names[1]):
             results, early_secs = scorer.results()
             shares = processes.allgather_objects(
-                list(zip(sample_ids, replies, results, strict=True))
+                list(zip(sample_ids, replies, results, strict=True)), per_copy
             )
     if chunks > 1:
         phases.add("scored_early", early_secs)

@@ -39,7 +39,8 @@ def train_step(
         key = jax.random.fold_in(stage.key, step)
         sampled = rollout(stage.task, policy, rows, step, key, stage.rollout, phases)
         guards.check_verdicts(str(stage.info), sampled.metrics, stage.rollout.max_no_verdict)
-        counters = sum(processes.allgather_objects(policy.engine.counters), Counters())
+        per_process = processes.allgather_objects(policy.engine.counters, policy.processes_per_copy)
+        counters = sum(per_process, Counters())
         waste = {
             **prompt_waste("prompt_waste", policy.engine.prompt_tokens),
             **prompt_waste("judge_prompt_waste", prompt_tokens(judges) - judged_before),

@@ -1,5 +1,7 @@
 """The inference engine: samples completions and computes next-token probabilities."""
 
+import pickle
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
+from seif_jax.errors import RunError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import attends_by_kernel
@@ -23,7 +26,7 @@ from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.session import Session
 from seif_jax.sampling.shapes import Ids
-from seif_jax.sharding import replicas
+from seif_jax.sharding import gather_local_values, processes_per_copy, replicas
 
 __all__ = ["Address", "Counters", "Engine", "PromptTokens", "Sample", "row_keys"]
 
@@ -48,7 +51,8 @@ class Engine:
     """Samples from one set of weights, and computes next-token probabilities with it.
 
     If the mesh holds several copies of the weights, the copies on this process's devices work in
-    parallel, each on its own share of the prompts.
+    parallel, each on its own share of the prompts. If a copy spans processes, all of these make the
+    same calls in the same order, and each gets all results.
     """
 
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike):
@@ -58,13 +62,7 @@ class Engine:
         self.prompt_tokens = PromptTokens()  # of all prompts so far
         self.params = jax.tree.map(lambda x: x.astype(dtype), params)
         self.replicas: list[Params] = replicas(self.params)
-
-    @property
-    def free_pages(self) -> int:
-        """The pages of keys and values that there is memory for in each copy of the weights."""
-        params = self.replicas[0]
-        device = min(params["norm"].devices(), key=lambda x: x.id)
-        return free_bytes(device.memory_stats()) // page_bytes(self.config, params, self.dtype)
+        self.processes_per_copy = processes_per_copy(self.params)
 
     def sample(
         self,
@@ -93,9 +91,9 @@ class Engine:
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
-        plan = self._plan(prompts, keep_prefix=True)
+        plan, free_pages = self._plan(prompts, keep_prefix=True, call=(key_data, limits))
         queue = PrefillQueue(len(plan.reads), plan.copies)
-        pages = page_count(plan, np.array(limits), batch_size, group, int(memory * self.free_pages))
+        pages = page_count(plan, np.array(limits), batch_size, group, int(memory * free_pages))
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -135,7 +133,7 @@ class Engine:
 
         A start that several prompts share is computed once.
         """
-        plan = self._plan(prompts, keep_prefix=False)
+        plan, _ = self._plan(prompts, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
 
@@ -153,12 +151,34 @@ class Engine:
         run_concurrently(run, plan.copies)
         return result
 
-    def _plan(self, prompts: Sequence[Ids], keep_prefix: bool) -> PrefillPlan:
-        """Plans the reads of a call, and counts their tokens."""
+    def _plan(
+        self, prompts: Sequence[Ids], keep_prefix: bool, call: tuple[object, ...] = ()
+    ) -> tuple[PrefillPlan, int]:
+        """Plans the reads of a call, and counts their tokens. Also returns the number of pages of
+        keys and values that there is memory for in each copy of the weights.
+
+        call: what else determines the call. Raises RunError if the processes that share a copy
+        make different calls.
+        """
+        checksum = zlib.crc32(pickle.dumps((list(map(list, prompts)), call))) & 0x7FFFFFFF
+        local = np.array([self._local_free_pages(), checksum], np.int32)
+        free_pages, checksums = gather_local_values(local, self.replicas[0]).T
+        if len({*checksums.tolist()}) > 1:
+            raise RunError(
+                "the processes that share a copy of the weights have different prompts; checks and "
+                "rewards that config.reward names must give the same result in every process"
+            )
         kernel = attends_by_kernel(self.config)
         plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel)
         self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
-        return plan
+        return plan, int(free_pages.min())
+
+    def _local_free_pages(self) -> int:
+        """The pages for which there is memory on the first of this process's devices."""
+        params = self.replicas[0]
+        devices = (shard.device for shard in params["norm"].addressable_shards)
+        device = min(devices, key=lambda device: device.id)
+        return free_bytes(device.memory_stats()) // page_bytes(self.config, params, self.dtype)
 
 
 def run_concurrently(work: Callable[[int], None], count: int) -> None:

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from seif_jax.collectives import constrain
 from seif_jax.models import dense_forward
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
@@ -119,4 +120,6 @@ def _logp(
         return logp, jnp.argmax(logits, axis=1) == targets
 
     logp, greedy = lax.map(score, (chunks, target_chunks))
-    return tuple(x.ravel()[: at.size].reshape(at.shape) for x in (logp, greedy))
+    # Every process reads the results.
+    logp, greedy = (constrain(x.ravel()[: at.size].reshape(at.shape)) for x in (logp, greedy))
+    return logp, greedy

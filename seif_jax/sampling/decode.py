@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
+from seif_jax.collectives import constrain
 from seif_jax.models import paged_attention
 from seif_jax.models.attention import heads_first, heads_last
 from seif_jax.models.decoder import ModelConfig
@@ -90,7 +91,7 @@ def decode(
     slots = _remove_evicted(slots, entries)
     state = begin_block(slots, Output.empty(len(slots.entry)))
     state = lax.while_loop(samples, step, state)
-    return state.slots, state.output.pack()
+    return state.slots, constrain(state.output.pack())  # which every process reads
 
 
 def _remove_evicted(slots: Slots, entries: Entries) -> Slots:

@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from seif_jax.collectives import constrain
 from seif_jax.models.decoder import LayerWeights, ModelConfig
 from seif_jax.models.dense_forward import logits
 from seif_jax.models.layers import Params
@@ -58,7 +59,7 @@ def next_logp(
     prompt of a tree."""
     last, _ = _read(c, params, prefix, tree, dtype)  # XLA removes the unused keys and values
     logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
-    return logp[:, jnp.array(options)]
+    return constrain(logp[:, jnp.array(options)])  # which every process reads
 
 
 def _read(

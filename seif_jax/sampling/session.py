@@ -204,9 +204,8 @@ class Session:
     def keep_slots(self, size: int) -> None:
         """Removes empty slots, so that `size` are left."""
         slots = self.slots
-        keep = np.argsort(np.asarray(slots.entry) == EMPTY, kind="stable")[:size].astype(np.int32)
         entry, age, hidden, recent = take_slots(
-            (slots.entry, slots.age, slots.hidden, slots.recent), keep
+            (slots.entry, slots.age, slots.hidden, slots.recent), size=size
         )
         self.slots = slots._replace(entry=entry, age=age, hidden=hidden, recent=recent)
 
@@ -245,12 +244,14 @@ def copy_rows(
     return rows.at[to].set(source[index], mode="drop")
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="size")
 def take_slots(
-    slots: tuple[Array, Array, Array, list[Recent]], keep: Int[Array, "n"]
+    slots: tuple[Array, Array, Array, list[Recent]], *, size: int
 ) -> tuple[Array, Array, Array, list[Recent]]:
-    """What these slots have: entry, age, hidden state and recent tokens."""
+    """Removes empty slots, so that `size` are left. slots: entry, age, hidden state and recent
+    tokens."""
     *per_slot, recent = slots
+    keep = jnp.argsort(per_slot[0] == EMPTY, stable=True)[:size]
     entry, age, hidden = (x[keep] for x in per_slot)
     count = len(per_slot[0])
 
