@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seif_jax import json_io
 from seif_jax.errors import UserError, quiet
 from seif_jax.files import read_text
 
@@ -147,11 +148,11 @@ def lines(text: str) -> list[str]:
 
 def _json(text: str, where: str) -> object:
     try:
-        return json.loads(text)
+        return json_io.loads(text)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at character {error.pos + 1}"
         raise UserError(f"{where} is not JSON: {reason}") from error
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of open brackets
+    except ValueError as error:  # thousands of digits, or too many brackets
         raise UserError(f"{where} cannot be read as JSON: {error}") from error
 
 
@@ -166,7 +167,8 @@ def _dataset_rows(name: str, folder: Path, split: str | None) -> UncheckedRows:
             rows = datasets.load_dataset(source, split=split or "train")
     except DatasetGenerationError as error:  # its message says only that it has a cause
         raise UserError(f"{name}: as a data set: {_one_line(error.__cause__ or error)}") from error
-    except (OSError, ValueError, DatasetsError) as error:
+    # RuntimeError: the folder has a script. ImportError: a column is for torch.
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
         raise UserError(f"{name}: not a file, and as a data set: {_one_line(error)}") from error
     return enumerate((dict(row) for row in rows), 1)
 

@@ -5,11 +5,11 @@ the file and row, and quotes the value, shortened.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from seif_jax import json_io
 from seif_jax.data_files import need
 from seif_jax.errors import UserError, shown
 from seif_jax.instruction import SOFT, Instruction
@@ -145,8 +145,8 @@ def _list(where: str, row: Row, column: str) -> list[object]:
 
 def _list_in_text(where: str, column: str, text: str) -> list[object]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = json_io.loads(text)
+    except ValueError:
         value = _json(f"{where}: {column!r} is a list", text) if _LIST.fullmatch(text) else text
     return value if isinstance(value, list) else [text]
 
@@ -161,8 +161,8 @@ def _arguments(where: str, value: object) -> dict[str, object]:
 
 def _json(cell: str, text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_io.loads(text)
+    except ValueError:
         raise UserError(f"{cell}, but not JSON: {shown(text)}") from None
 
 

@@ -33,7 +33,10 @@ class Preempted(Stopped):
 
 def shown(value: object, limit: int = 80) -> str:
     """The repr of a value for a message, cut to `limit` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -7,7 +7,8 @@ written.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeGuard, TypeVar, overload
 
@@ -16,6 +17,9 @@ from seif_jax.errors import UserError
 CONFIG = "config.json"
 SHOWN = 60  # characters of a refused value that a message shows
 REQUIRED = object()
+MAX_DEPTH = 100  # of nested lists and objects
+MAX_INT = 2**63 - 1
+TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -29,11 +33,13 @@ class Kind(NamedTuple, Generic[T]):
 
 
 def _is_int(value: object, low: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= MAX_INT
 
 
 def _is_above(value: object, low: float) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return low < value <= sys.float_info.max  # an integer can be larger
 
 
 def _is_count(value: object) -> TypeGuard[int]:
@@ -78,10 +84,33 @@ OBJECT = Kind("an object", _is_object)
 TOKEN_IDS = Kind("a token id or a list of token ids", _is_token_ids)
 
 
+def loads(text: str | bytes) -> object:
+    """`json.loads` for text from outside. Raises ValueError for every text that it cannot read, and
+    if lists and objects are nested more than MAX_DEPTH deep, because code that visits the value
+    recursively would fail on it.
+    """
+    try:
+        value: object = json.loads(text)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inner(outer)]
+        if not level:
+            return value
+    raise ValueError(TOO_DEEP)
+
+
+def _inner(value: object) -> Iterable[object]:
+    """The lists and objects that are directly inside a value."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (item for item in items if isinstance(item, dict | list))
+
+
 def read_object(path: Path) -> dict[str, object]:
     """Reads a JSON object from a file. Raises UserError, naming the file, if there is none."""
     try:
-        value = json.loads(path.read_bytes())  # bytes: UTF-8 or UTF-16, with or without a mark
+        value = loads(path.read_bytes())  # bytes: UTF-8 or UTF-16, with or without a mark
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, is this a Hugging Face model folder?") from None
     except ValueError as error:

@@ -17,13 +17,15 @@ from seif_jax import tokenizer_files
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
 from seif_jax.roles.reply_format import TAGS, opening
+from seif_jax.unicode_text import valid_unicode
 
 if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
-SENTINELS = range(0xE000, 0xF900)  # private-use characters, which mean nothing in any text
+# Private-use characters, which mean nothing in any text.
+SENTINELS = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
 
 
@@ -94,7 +96,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text, with nothing added. Control tokens that it spells stay text."""
-        return self._backend.encode(_valid(text), add_special_tokens=False).ids
+        return self._backend.encode(valid_unicode(text), add_special_tokens=False).ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
         """The ids of the dialogue, the header of the assistant's turn and the reply's prefill.
@@ -105,11 +107,10 @@ class Tokenizer:
         """
         if self._chat_problem:
             raise UserError(self._chat_problem)
-        messages = [{key: _valid(value) for key, value in turn.items()} for turn in messages]
-        prefill = _valid(prefill)
-        all_text = "".join([*(value for turn in messages for value in turn.values()), prefill])
-        all_text += self._template.text
-        sentinel = next(chr(code) for code in SENTINELS if chr(code) not in all_text)
+        messages = [{key: valid_unicode(value) for key, value in turn.items()} for turn in messages]
+        prefill = valid_unicode(prefill)
+        texts = [*(value for turn in messages for value in turn.values()), prefill]
+        sentinel = _absent_character([*texts, self._template.text])
         # A sentinel inside every control token in the data leaves only the template's own intact.
         broken = rf"\1{sentinel}"
         escaped = [
@@ -176,9 +177,13 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids, ""
 
 
-def _valid(text: str) -> str:
-    """Joins surrogate pairs and replaces lone surrogates by U+FFFD. They come from JSON escapes."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _absent_character(texts: Sequence[str]) -> str:
+    """A private-use character that none of the texts contains."""
+    used = set().union(*texts)
+    absent = next((c for c in map(chr, SENTINELS) if c not in used), None)
+    if absent is None:
+        raise UserError("a dialogue must not contain all of Unicode's private-use characters")
+    return absent
 
 
 def _control_tokens(backend: "tokenizers.Tokenizer") -> dict[str, int]:

@@ -47,7 +47,9 @@ def from_folder(folder: Path) -> Parts:
         # can differ from tokenizer.json (DeepSeek's loses all spaces), so the file is loaded as is.
         loader = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer
         try:
-            fast = loader.from_pretrained(str(readable), local_files_only=True)
+            fast = loader.from_pretrained(
+                str(readable), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # `tokenizers` raises a bare Exception if it cannot parse a file
             reason = str(error).strip().split("\n")[0]
             raise UserError(f"{folder}: the tokenizer cannot be read ({reason})") from error

@@ -66,6 +66,7 @@ LEVELS = [
         "json_io",
         "model_names",
         "number_format",
+        "unicode_text",
         "options",
         "run_paths",
         "shipped_configs",

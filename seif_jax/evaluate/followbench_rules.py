@@ -114,7 +114,7 @@ LEVELS: dict[str, Sequence[Test]] = {  # of a source, or of one example of the f
     ),
     "format 30": (
         lambda reply: "**" in reply,
-        lambda reply: len(re.findall(r"\*\*[\d].+?:", reply)) == 5,
+        lambda reply: _bold_numbers(reply) == 5,
         lambda reply: all(
             len(part.split(".")) < 3
             for part in _format_30_sentences(reply)
@@ -130,6 +130,12 @@ LEVELS: dict[str, Sequence[Test]] = {  # of a source, or of one example of the f
         ),
     ),
 }
+
+
+def _bold_numbers(reply: str) -> int:
+    """The number of matches of `\\*\\*[\\d].+?:`, in linear time."""
+    lines = (line.rpartition(":") for line in reply.split("\n"))
+    return sum(len(re.findall(r"\*\*\d.+?:", head + colon)) for head, colon, _ in lines)
 
 
 def _format_30_sentences(reply: str) -> list[str]:

@@ -8,13 +8,12 @@ published one, and why.
 
 import functools
 import inspect
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from seif_jax import data_files
+from seif_jax import data_files, json_io
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate.outcome import Outcome
 from seif_jax.rewards import rule_library
@@ -178,9 +177,13 @@ def loose_variants(reply: str) -> list[str]:
 
 def _argument(where: str, name: str, value: object) -> object:
     if name in NUMBERS:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value <= sys.float_info.max  # an integer can be larger
+        ):
             raise UserError(f"{where} must be a number, 0 or more (got {shown(value)})")
-        if math.isfinite(value) and value == int(value):
+        if value == int(value):
             return int(value)
         if name != "percentage":
             raise UserError(f"{where} must be a whole number (got {shown(value)})")
@@ -209,6 +212,6 @@ def _json_list(where: str, column: str, value: object) -> list[object]:
 
 def _json(where: str, column: str, text: str) -> object:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_io.loads(text)
+    except ValueError:
         raise UserError(f"{where}: {column!r} is text, but not JSON: {shown(text)}") from None

@@ -4,12 +4,11 @@ Published columns: turn_N_prompt (a chat message), turn_N_instruction_id_list an
 N = 1, 2, 3, all as JSON text, `language` and `key`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from seif_jax import data_files
+from seif_jax import data_files, json_io
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import ifeval_checks
 from seif_jax.evaluate.ifeval_checks import PublishedPrompt
@@ -121,8 +120,8 @@ def _content(where: str, message: object) -> object:
     """The text of a chat message, which may be JSON text."""
     if isinstance(message, str):
         try:
-            message = json.loads(message)
-        except (ValueError, RecursionError):
+            message = json_io.loads(message)
+        except ValueError:
             return message
     if isinstance(message, dict) and isinstance(message.get("content"), str):
         return message["content"]

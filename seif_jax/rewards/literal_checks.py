@@ -80,12 +80,18 @@ def first_word(total: int, nth: int, word: str) -> SentenceCheck:
         first_words = [words(block)[0] for block in blocks]
         if len(first_words) != total:
             return False
-        first = re.sub(r"^[\W_]+|[\W_]+$", "", first_words[nth - 1]).casefold()
+        first = _without_marks(first_words[nth - 1]).casefold()
         rest = first[len(expected) :]
         is_whole_word = not rest or not (rest[0] in "-'" or joined(expected[-1] + rest[0]))
         return first.startswith(expected) and is_whole_word
 
     return check
+
+
+def _without_marks(word: str) -> str:
+    """A word with a letter or digit, from the first of them to the last."""
+    inside = [i for i, character in enumerate(word) if character.isalnum()]
+    return word[inside[0] : inside[-1] + 1]
 
 
 def bullets(number: int, markdown: bool) -> SentenceCheck:
@@ -128,7 +134,7 @@ def repeat(reply: str, request: str) -> bool | None:
     ignored."""
     if not request.strip():
         return None
-    unquoted = re.sub(r"^\s*>+", "", reply, flags=re.MULTILINE)
+    unquoted = re.sub(r"^[^\S\n]*>+", "", reply, flags=re.MULTILINE)
     text, expected = (
         re.sub(r"^\W+", "", " ".join(straighten(text).split()).casefold())
         for text in (unquoted, request)

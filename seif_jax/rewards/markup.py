@@ -9,10 +9,13 @@ _MARKDOWN_BULLET = re.compile(r"\s*[*+-]\s+\S")
 _RULE = re.compile(r"\s*([*_-])(?:\s*\1){2,}\s*")  # a horizontal rule
 _STARRED = re.compile(r"(?<![\\*])(\*{1,3})(?![\s*])([^*\n]+)(?<!\s)\1(?!\*)")
 _UNDERLINED = re.compile(r"(?<![\\\w])(_{1,2})(?![\s_])([^_\n]+)(?<!\s)\1(?!\w)")
-_CHECKBOX = re.compile(r"^\s*[*+-]\s+\[[ xX]\]", re.MULTILINE)
+_CHECKBOX = re.compile(r"^[^\S\n]*[*+-]\s+\[[ xX]\]", re.MULTILINE)
 _BRACKETED = re.compile(r"\[([^\[\]\n]*)\](?!\()|［([^［］\n]*)］")
 _TITLE = re.compile(r"<<([^<>\n]+)>>")
-_OTHER_TITLE = re.compile(r"^\W*[《⟪]([^《》⟪⟫\n]+)[》⟫]\W*$", re.MULTILINE)
+# Possessive: only the last bracket before the first word can open the title.
+_OTHER_TITLE = re.compile(
+    r"^[^\w\n]*[《⟪]([^《》⟪⟫\w\n]*+\w[^《》⟪⟫\n]*+)[》⟫][^\w\n]*+$", re.MULTILINE
+)
 _FENCED = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
 _SECTION_NUMBER = (
     r"(?:\d+|[IVXLC]+|[A-Z]|(?i:one|two|three|four|five|six|seven|eight|nine|ten))(?!\w)"

@@ -9,7 +9,8 @@ from seif_jax.rewards.canonical_wording import QUOTE
 from seif_jax.rewards.rule_arguments import LANGUAGES
 
 _REL = r"(?P<rel>at least|at most|less than|more than)"
-_N = r"(?P<n>\d+)"
+_DIGITS = r"\d{1,9}"  # nobody means a larger number
+_N = rf"(?P<n>{_DIGITS})"
 _EXACTLY = r"(?:exactly )?"
 _UNIT = r"(?P<unit>word|sentence)"
 _SUCH_AS = r",? (?:such as|like|e\.g\.,?|i\.e\.,?|for example,?) "
@@ -93,7 +94,7 @@ SENTENCES: dict[str, list[str]] = {
     ],
     "first_word": [
         rf"@ must have {_EXACTLY}{_N} paragraphs{_BY}{_BLANK}(?:,|\.|,? and|,? with) "
-        rf"paragraph (?P<nth>\d+) {_BEGINS}{QUOTE}",
+        rf"paragraph (?P<nth>{_DIGITS}) {_BEGINS}{QUOTE}",
     ],
     "bullets": [
         r"(?:@ must (?:have|be in|be (?:presented|formatted|given) as) )?"

@@ -30,7 +30,10 @@ class _NotAllowed(Exception):
 def _number(value: object, allowed: str) -> float:
     if isinstance(value, bool | str) or not isinstance(value, SupportsFloat):
         raise _NotAllowed(allowed)
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        raise _NotAllowed(allowed) from None
     if not math.isfinite(number):
         raise _NotAllowed(allowed)
     return number

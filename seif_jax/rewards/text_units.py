@@ -10,6 +10,7 @@ import unicodedata
 from typing import NamedTuple, Protocol
 
 from seif_jax.rewards.rule_library import find_punkt
+from seif_jax.unicode_text import normalize
 
 
 class Count(NamedTuple):
@@ -49,6 +50,7 @@ _CLOSERS = r"[\"'”’»」』）)\]*_]*"
 _ENDED = re.compile(rf"{_END}{_CLOSERS}\s*$")
 # After these ends, the sentence continues if a lowercase letter follows: "Stop!" he cried.
 _NO_END = re.compile(rf"(?:{_END}[\"'”’»]|\b(?:[ap]\.m|ca|cf|e\.g|etc|i\.e|vs)\.)$", re.IGNORECASE)
+_NO_END_CHARS = 8  # longer than its longest match, with the character before it
 # Ends of sentences that need no white space after them.
 _END_BEFORE_NEXT = re.compile(rf"(?:[。！？｡．؟۔।॥።។။]|[!?](?=[{_HAN_KANA}])){_CLOSERS}")
 _TYPOGRAPHY = str.maketrans("“”„‘’‚–—−\u00a0", "\"\"\"'''--- ")
@@ -56,7 +58,7 @@ _TYPOGRAPHY = str.maketrans("“”„‘’‚–—−\u00a0", "\"\"\"'''--- "
 
 def straighten(text: str) -> str:
     """The text in composed characters (NFC), with typewriter quotation marks, dashes and spaces."""
-    return unicodedata.normalize("NFC", text).translate(_TYPOGRAPHY)
+    return normalize("NFC", text).translate(_TYPOGRAPHY)
 
 
 def words(text: str) -> list[str]:
@@ -97,29 +99,32 @@ def count_sentences(text: str) -> Count:
 
 def _blocks(text: str) -> list[str]:
     """Paragraphs, list items and headings that have a letter or digit, each on one line."""
-    blocks = [""]
+    blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         mark = _MARK.match(line)
         if mark or not line.strip():
-            blocks.append("")
-        blocks[-1] += " " + line[mark.end() if mark else 0 :].strip()
+            blocks.append([])
+        blocks[-1].append(line[mark.end() if mark else 0 :].strip())
         if mark and "#" in mark.group():
-            blocks.append("")
-    return [block.strip() for block in blocks if any(map(str.isalnum, block))]
+            blocks.append([])
+    joined_blocks = (" ".join(block).strip() for block in blocks)
+    return [block for block in joined_blocks if any(map(str.isalnum, block))]
 
 
 def _split_sentences(block: str) -> list[str]:
-    parts: list[str] = []
+    sentences: list[list[str]] = [[""]]  # each in pieces
     for part in _punkt().tokenize(block):
-        if parts and part[:1].islower() and _NO_END.search(parts[-1]):
-            part = f"{parts.pop()} {part}"
+        if not (part[:1].islower() and _NO_END.search(sentences[-1][-1][-_NO_END_CHARS:])):
+            sentences.append([])
         start = 0
         for end in _END_BEFORE_NEXT.finditer(part):
-            parts.append(part[start : end.end()])
+            sentences[-1].append(part[start : end.end()])
+            sentences.append([])
             start = end.end()
-        parts.append(part[start:])
+        sentences[-1].append(part[start:])
+    texts = map(" ".join, sentences)
     # Punkt takes the number of a list item for a sentence.
-    return [part for part in parts if any(map(str.isalpha, part))] or [block]
+    return [text for text in texts if any(map(str.isalpha, text))] or [block]
 
 
 class SentenceTokenizer(Protocol):
@@ -165,5 +170,5 @@ def joined(pair: str) -> bool:
 def count_letter(text: str, letter: str) -> Count:
     """The number of times that the letter occurs in either case: a range, because readers can
     disagree on whether "é" is an "e"."""
-    plain = unicodedata.normalize("NFC", text).lower().count(letter)
-    return Count(plain, unicodedata.normalize("NFD", text).lower().count(letter))
+    plain = normalize("NFC", text).lower().count(letter)
+    return Count(plain, normalize("NFD", text).lower().count(letter))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from seif_jax.roles import instructor_prompts
 from seif_jax.roles.flat_json import NotFlat, read_pairs
 from seif_jax.roles.prompts import Prompts, Schema, Shot
 from seif_jax.roles.reply_format import SYSTEM, TAGS, Message, dialogue, read, system, write
+from seif_jax.unicode_text import normalize, valid_unicode
 
 VARIANTS = {"soft": 5, "hard": 3}  # number of constraints
 REASONS = ("format", "parse", "count", "duplicate", "repeats_seed")
@@ -107,16 +107,14 @@ def _by_key(answer: str) -> dict[str, str]:
             raise NotFlat(f"{name} is not a string")
         if not re.search(r"\w", value):
             raise NotFlat(f"{name} is empty")
-        # JSON can contain half of a surrogate pair (\ud83d), which cannot be encoded as text.
-        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         # Each is one line, because a line break would begin a further constraint.
-        constraints[name] = " ".join(value.split())
+        constraints[name] = " ".join(valid_unicode(value).split())
     return constraints
 
 
 def _words(text: str) -> str:
     """The words in lower case, with single spaces between and around them, for comparison."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = normalize("NFKC", text).casefold()
     return f" {' '.join(WORD.findall(text))} "
 
 

@@ -10,7 +10,7 @@ def run(spec, say, wait):
     torch.set_num_threads(spec["threads"])
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        spec["model"], dtype=getattr(torch, spec["dtype"])
+        spec["model"], dtype=getattr(torch, spec["dtype"]), trust_remote_code=False
     ).eval()
     work = {"rollout": generate, "judge": forward}[spec["what"]](model, spec)
     with torch.inference_mode():

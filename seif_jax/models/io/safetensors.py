@@ -88,7 +88,7 @@ def _open(path: Path) -> dict[str, Mapped]:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file, {INDEX} names it") from None
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: broken or incomplete safetensors file ({error})") from error
     header.pop("__metadata__", None)
     return {
