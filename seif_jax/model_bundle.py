@@ -82,7 +82,7 @@ class ModelBundle:
             temporary.mkdir()
             self.save(RunPaths(temporary).base_model)
             with open_checkpoints(temporary) as checkpoints:
-                checkpoints.save(0, params=load())
+                checkpoints.save(0, wait=True, params=load())
 
     def with_card(self, text: str) -> "ModelBundle":
         """The bundle with this model card (README.md)."""
@@ -221,10 +221,10 @@ def _load_base(
 def _restore(stage: StagePaths, shapes: Params) -> Params:
     """Restores the latest weights of a stage."""
     with open_checkpoints(stage.folder) as checkpoints:
-        step = checkpoints.latest()
-        if step is None:
+        steps = checkpoints.steps()
+        if not steps:
             raise UserError(f"{stage.folder}: the stage has saved no checkpoint yet")
-        return checkpoints.restore(step, params=shapes)["params"]
+        return checkpoints.restore(steps[0], params=shapes)["params"]
 
 
 def tensors(

@@ -195,7 +195,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every_steps: Annotated[int, Range(1, 10**9)] = 1
+    every_steps: Annotated[int, Range(1, 10**9)] = 1  # written in the background; two are kept
 
 
 def epochs(by_round: Sequence[int], round: int) -> int:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from mounts import mounted, read_only
 
-from seif_jax.checkpoint import open_checkpoints
+from seif_jax.checkpoint import DamagedCheckpoint, open_checkpoints
 from seif_jax.errors import UserError
 
 
@@ -42,7 +42,7 @@ def restore(stage, step, **wanted):
 
 def latest(stage):
     with open_checkpoints(stage) as checkpoints:
-        return checkpoints.latest()
+        return next(iter(checkpoints.steps()), None)
 
 
 def line(function, *arguments, **options):
@@ -71,7 +71,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, capfd):
         found = restore(stage, 1, params=shapes())["params"]
         jax.tree.map(np.testing.assert_array_equal, found, tree())
         save(stage, 2, 1000)
-        assert [path.name for path in (stage / "checkpoints").iterdir()] == ["2"]
+        save(stage, 3, 1000)
+        assert {path.name for path in (stage / "checkpoints").iterdir()} == {"2", "3"}
 
 
 def test_a_read_only_disk_is_read(tmp_path):
@@ -140,7 +141,109 @@ def test_a_damaged_checkpoint(tmp_path, name, size):
     if name.startswith("ocdbt"):  # what they hold is in d/ as well
         shutil.rmtree(tmp_path / "checkpoints/3/params/d")
     assert damaged
-    assert line(restore, tmp_path, 3, params=shapes(1000)).startswith(f"{tmp_path}/checkpoints/3: ")
+    refused = line(restore, tmp_path, 3, params=shapes(1000))
+    assert refused.startswith(f"{tmp_path}/checkpoints/3 is damaged: ")
+
+
+def flip(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << position % 8
+    path.write_bytes(bytes(content))
+
+
+def test_flipped_bits(tmp_path):
+    """One in any byte range of any file: either nothing that counts has changed, or it is noticed.
+    Orbax alone notices none in the arrays."""
+    save(tmp_path, 3, 1000)
+    outcomes = {"damaged": 0, "the same": 0}
+    folder = tmp_path / "checkpoints/3"
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for position in {0, len(content) // 3, len(content) // 2, len(content) - 1}:
+            flip(path, position)
+            try:
+                jax.tree.map(
+                    np.testing.assert_array_equal,
+                    restore(tmp_path, 3, params=shapes(1000))["params"],
+                    tree(1000),
+                )
+                outcomes["the same"] += 1
+            except DamagedCheckpoint as error:
+                assert str(error).startswith(f"{folder} is damaged: ")
+                outcomes["damaged"] += 1
+            path.write_bytes(content)
+    assert min(outcomes.values()) > 5
+    largest = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+    flip(largest, 2000)
+    damaged = f"{folder} is damaged: bytes of params/a have changed"
+    assert line(restore, tmp_path, 3, params=shapes(1000)) == damaged
+    bfloat16 = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes(1000))
+    flip(largest, 2001)  # a bit of an exponent, which the rounded number has as well
+    assert line(restore, tmp_path, 3, params=bfloat16) == damaged
+
+
+def test_a_checkpoint_in_another_dtype(tmp_path):
+    """Subnormal numbers are rounded as on the device that saved them."""
+    values = np.arange(0, 1 << 32, 1_000_003, dtype=np.uint32).view(np.float32)
+    values = jnp.asarray(np.where(np.isfinite(values), values, 1.0))
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params={"a": values})
+        wanted = {"a": jax.ShapeDtypeStruct(values.shape, jnp.bfloat16)}
+        restored = checkpoints.restore(1, params=wanted)["params"]["a"]
+    np.testing.assert_array_equal(restored, np.asarray(values).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("missing", ["params", "params/manifest.ocdbt", "params/d", "optimizer"])
+def test_missing_files(tmp_path, missing):
+    with open_checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, params=tree(1000), optimizer=tree(2000))
+    path = tmp_path / "checkpoints/3" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    refused = line(restore, tmp_path, 3, params=shapes(1000), optimizer=shapes(2000))
+    assert refused.startswith(f"{tmp_path}/checkpoints/3 is damaged: ")
+
+
+def test_a_save_is_of_its_moment(tmp_path):
+    """Later steps overwrite the buffers of arrays that are still being written."""
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    x = jnp.zeros(3_000_000)
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, params={"a": x})
+            for _ in range(3):
+                x = add(x)
+        metrics = checkpoints.take()
+        for step in (1, 2):
+            restored = checkpoints.restore(step, params={"a": x})["params"]["a"]
+            assert set(np.unique(restored)) == {3.0 * (step - 1)}
+        metrics = {name: value + metrics[name] for name, value in checkpoints.take().items()}
+    assert metrics["host/save_bytes"] == 2 * x.nbytes
+    assert metrics["secs/save_blocking"] > 0 and metrics["secs/save_background"] > 0
+
+
+def test_a_step_that_is_saved_again(tmp_path):
+    """It and later checkpoints are replaced: they were damaged."""
+    with open_checkpoints(tmp_path) as checkpoints:
+        for step in (2, 4, 6):
+            checkpoints.save(step, params=tree(step))
+        assert checkpoints.steps() == [6, 4]
+        checkpoints.save(4, params=tree(5))
+        assert checkpoints.steps() == [4]
+        checkpoints.save(5, params=tree(5))
+        assert checkpoints.steps() == [5, 4]
+        checkpoints.restore(4, params=shapes(5))
+        checkpoints.keep_only(5)
+        assert checkpoints.steps() == [5]
+
+
+def test_a_checkpoint_of_an_earlier_version(tmp_path):
+    """Without records. The bytes of its arrays are not checked."""
+    save(tmp_path, 3)
+    shutil.rmtree(tmp_path / "checkpoints/3/records")
+    restored = restore(tmp_path, 3, params=shapes())["params"]
+    jax.tree.map(np.testing.assert_array_equal, restored, tree())
+    refused = line(restore, tmp_path, 3, params=shapes(11))
+    assert "params: weights of another model: a is (10,), expected (11,)" in refused
 
 
 def test_an_error_of_the_stage_is_not_hidden_by_closing(tmp_path, monkeypatch):
@@ -155,21 +258,21 @@ def test_an_error_of_the_stage_is_not_hidden_by_closing(tmp_path, monkeypatch):
 def test_ctrl_c_waits_for_a_restore(tmp_path, monkeypatch):
     """Orbax reads in an event loop, which an interrupt would close beneath its other reads."""
     save(tmp_path, 4)
-    original, restored = ocp.CheckpointManager.restore, []
+    original, restored = ocp.StandardCheckpointHandler.restore, []
 
-    def interrupted(manager, *arguments, **options):
+    def interrupted(handler, *arguments, **options):
         signal.raise_signal(signal.SIGINT)
-        restored.append(original(manager, *arguments, **options))
+        restored.append(original(handler, *arguments, **options))
         return restored[0]
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", interrupted)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             restore(tmp_path, 4, params=shapes())
     finally:
         signal.signal(signal.SIGINT, before)
-    jax.tree.map(np.testing.assert_array_equal, restored[0]["params"], tree())
+    jax.tree.map(np.testing.assert_array_equal, restored[0], tree())
 
 
 STOPS = 3
@@ -185,7 +288,7 @@ COUNT = 1_000_000
 
 def run(options, rest):
     with open_checkpoints(Path(options.workdir)) as checkpoints:
-        step = checkpoints.latest() or 0
+        step = next(iter(checkpoints.steps()), 0)
         if step:
             found = checkpoints.restore(step, params={{"a": jnp.zeros(COUNT)}})["params"]["a"]
             assert (found == step).all()

@@ -54,7 +54,15 @@ LEVELS = [
     },
     {"data_rows", "diversity", "rewards", "roles", "sampling", "tokenizer", "tokenizer_files"},
     {"models"},
-    {"accelerator_detection", "chat_template", "collectives", "processes", "sharding", "signals"},
+    {
+        "accelerator_detection",
+        "array_digests",
+        "chat_template",
+        "collectives",
+        "processes",
+        "sharding",
+        "signals",
+    },
     {
         "bench.baselines",
         "config_types",

@@ -275,8 +275,18 @@ def interrupt(monkeypatch, owner: Any, name: str, calls: int) -> None:
     monkeypatch.setattr(owner, name, wrapped)
 
 
+def flip_a_bit(checkpoint: Path) -> str:
+    """In the middle of the largest file of the weights. Returns how a warning of it begins."""
+    path = max((checkpoint / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(bytes(content))
+    return f"{checkpoint} is damaged: bytes of params/"
+
+
 def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys):
-    """At last with more rounds than were asked for at first, after these have ended."""
+    """At last with more rounds than were asked for at first, after these have ended, and with a
+    damaged checkpoint, whose step is taken again."""
     workdir = place.folder / "stopped"
     first_round = [
         (ModelBundle, "save", 1),  # config.json is there, model/ is not
@@ -289,7 +299,7 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
         (ModelBundle, "export", 1),  # weights saved, hf/ not
     ]
     second_round = [
-        (checkpoint.Checkpoints, "save", -3),  # Instructor: the last checkpoint just made
+        (checkpoint.Checkpoints, "save", -3),  # Instructor: the last one just made; it is damaged
         (seif_jax.rl.run_stage, "train_step", 2),  # Follower
     ]
     extended = ("--config.rounds=2", "--config.follower.epochs=1,1")
@@ -298,8 +308,12 @@ def test_stopped_anywhere_and_started_again(finished, place, monkeypatch, capsys
             with monkeypatch.context() as patch:
                 interrupt(patch, owner, name, calls)
                 assert seif(place, workdir, *options) == 130, name
-            assert "stopped; the same command resumes it" in capsys.readouterr().err
+            printed = capsys.readouterr().err
+            assert "stopped; the same command resumes it" in printed
+            if calls == -3:
+                damaged = flip_a_bit(workdir / "round_2/instructor/checkpoints/3")
         assert seif(place, workdir, *options) == 0
+    assert f"warning: {damaged}" in printed and "have changed; continuing from step 2" in printed
     assert_same_run(workdir, finished)
     assert not list((workdir / "report").rglob("*.seif-*"))
     (change,) = json.loads((workdir / "config.json").read_text())["history"]

@@ -20,7 +20,7 @@ from seif_jax.models.io import hf
 from seif_jax.plan import assumptions
 from seif_jax.plan.advice import find_change
 from seif_jax.plan.chip_specs import Chip, chip_of, compiling_for, devices_of, devices_of_part
-from seif_jax.plan.cost import arrays_in
+from seif_jax.plan.cost import arrays_in, shard_bytes
 from seif_jax.plan.estimate import Compiler, ProgramEstimate
 from seif_jax.plan.layout import Layout
 from seif_jax.plan.program import PHASES, WASTE
@@ -130,7 +130,7 @@ def estimate_step(
         "phases": {phase: _phase(of_stage, phase) for phase in PHASES},
     }
     if stage != "generate":
-        result["phases"]["checkpoint"] = _checkpoint(layout)
+        result["phases"]["checkpoint"] = _checkpoint(layout, result["step_secs"])
     if tokens:
         rollout_secs = sum(estimate.secs_per_step for estimate in rollout)
         result["rollout_tokens_per_sec"] = tokens / rollout_secs
@@ -148,13 +148,22 @@ def _phase(estimates: Sequence[ProgramEstimate], phase: str) -> dict[str, float]
     }
 
 
-def _checkpoint(layout: Layout) -> dict[str, float]:
-    """Bytes of a checkpoint on all hosts together, and its seconds per step."""
+def _checkpoint(layout: Layout, step_secs: float) -> dict[str, float]:
+    """Bytes of a checkpoint on all hosts together, the seconds in which its files are written in
+    the background, and the seconds per step in which it blocks training: its copy to the hosts, and
+    waiting for the one before it if that is not written yet."""
     arrays = arrays_in((layout.trained, layout.opt_state))
+    every_steps = layout.config.checkpoint.every_steps
     size = sum(x.size * x.dtype.itemsize for x in arrays)
     hosts = len({device.process_index for device in layout.mesh.devices.flat})
-    secs = size / hosts / assumptions.STORAGE_BYTES_PER_SEC
-    return {"bytes": size, "secs": secs / layout.config.checkpoint.every_steps}
+    copy_secs = sum(map(shard_bytes, arrays)) / assumptions.COPY_BYTES_PER_SEC
+    write_secs = size / hosts / assumptions.STORAGE_BYTES_PER_SEC
+    wait_secs = max(write_secs - every_steps * step_secs, 0.0)
+    return {
+        "bytes": size,
+        "write_secs": write_secs,
+        "secs": (copy_secs + wait_secs) / every_steps,
+    }
 
 
 def describe(path: str | None) -> Model:

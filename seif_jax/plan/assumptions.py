@@ -9,6 +9,7 @@ from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, STEPS
 
 USABLE = 0.97  # of what JAX may allocate: the runtime keeps some, and free memory is fragmented
 STORAGE_BYTES_PER_SEC = 1e9  # of one host's checkpoints
+COPY_BYTES_PER_SEC = 5e9  # from a device to its host: a fifth of what PCIe 4 x16 can do
 ALL_LONGEST = (
     "every prompt and every sample has the maximum length that the config allows, and no two "
     "prompts start alike",
@@ -20,8 +21,10 @@ ALWAYS = (
     f"the same time, take at most {USABLE:.0%} of the memory that JAX may allocate",
     "the seconds of a call are the largest of FLOPs, bytes of memory and bytes to other devices, "
     "each divided by the chip's peak rate (bfloat16; links in one direction): a lower bound, "
-    "without the host, data and compiling; a checkpoint is not part of a step's seconds, and takes "
-    f"those in which each host writes its part at {STORAGE_BYTES_PER_SEC / 1e9:g} GB/s",
+    "without the host, data and compiling; a checkpoint is not part of a step's seconds: it stops "
+    "training while every device copies its part to its host at "
+    f"{COPY_BYTES_PER_SEC / 1e9:g} GB/s, and each host then writes it at "
+    f"{STORAGE_BYTES_PER_SEC / 1e9:g} GB/s in the background",
     "FLOPs are those of matrix products, and bytes what instructions read from and write to "
     "memory; attention over packed rows counts the tiles of scores that it computes",
     "pages of keys and values take at most `sample_memory` of what is free beside all that stays "

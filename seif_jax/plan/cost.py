@@ -67,14 +67,15 @@ class Cost:
 
 def device_bytes(tree: object) -> int:
     """Bytes of the arrays in a tree that one device holds."""
-    return sum(map(_shard_bytes, arrays_in(tree)))
+    return sum(map(shard_bytes, arrays_in(tree)))
 
 
 def arrays_in(tree: object) -> list[jax.ShapeDtypeStruct]:
     return [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct)]
 
 
-def _shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
+    """The bytes of an array that one device has."""
     shape = x.sharding.shard_shape(x.shape) if x.sharding else x.shape
     return math.prod(shape) * x.dtype.itemsize
 

@@ -104,7 +104,8 @@ def _phase_line(name: str, phase: Mapping[str, float]) -> str:
     """A phase's seconds per step, and its FLOPs on one device."""
     line = f"  {name:<10} {phase['secs']:>10,.2f} s per step"
     if name == "checkpoint":
-        return f"{line}, not counted below: {gib(phase['bytes'])} on all hosts"
+        written = f"{gib(phase['bytes'])} on all hosts, written in {phase['write_secs']:,.1f} s"
+        return f"{line}, not counted below: {written}"
     if not phase["flops"]:
         return line
     return f"{line}, {phase['flops']:.3g} FLOPs of which {phase['flops_needed']:.3g} are needed"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from seif_jax import data, metrics_log, processes, sample_files, signals
-from seif_jax.checkpoint import Checkpoints, open_checkpoints
+from seif_jax.checkpoint import Checkpoints, DamagedCheckpoint, open_checkpoints
 from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import UserError
@@ -39,7 +39,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
     samples_path = info.paths.samples
     compiles = Compiles(main_programs(stage), display)
     with open_checkpoints(info.paths.folder) as checkpoints, compiles:
-        done, state = restore(stage, learner, checkpoints, steps)
+        done, state = restore(stage, learner, checkpoints, steps, display)
         writer.resume(info.round, info.name, done + 1 if done else 0)
         sample_files.cut(samples_path, done + 1)
         display.start_stage(info.round, info.rounds, info.name, steps, done)
@@ -49,7 +49,7 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
             state, measured, samples = train_step(stage, learner, state, step_rows, step, phases)
-            measured |= compiles.take()
+            measured |= compiles.take() | checkpoints.take()
             sample_files.append(samples_path, samples, step)
             writer.write(info.round, info.name, step, measured)
             display.step(measured)
@@ -59,11 +59,13 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
             if step < steps:
                 stop = signals.stop_request(f"after {info}, step {step}")
                 if stop or step % stage.checkpoint_every_steps == 0:
-                    checkpoints.save(step, params=state.params, optimizer=state.opt_state)
+                    trees = {"params": state.params, "optimizer": state.opt_state}
+                    checkpoints.save(step, wait=bool(stop), **trees)
                 if stop:
                     raise stop
         if done < steps:  # the next stage needs no optimizer state
-            checkpoints.save(steps, params=state.params)
+            checkpoints.save(steps, wait=True, params=state.params)
+            checkpoints.keep_only(steps)
     processes.wait(f"{info.paths.folder}: trained")
     means = summary(writer.path, info)
     display.end_stage(means)
@@ -95,16 +97,23 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
 
 
 def restore(
-    stage: Stage, learner: Learner, checkpoints: Checkpoints, steps: int
+    stage: Stage, learner: Learner, checkpoints: Checkpoints, steps: int, display: Display
 ) -> tuple[int, TrainState]:
-    """The number of finished steps and the state after them, from the newest checkpoint if any."""
-    done = checkpoints.latest()
-    if done is None:
-        return 0, learner.start(stage.model.load())
-    if done == steps:  # nothing is left to train, and there is no optimizer state
-        return done, TrainState(checkpoints.restore(done, params=learner.shapes)["params"], {})
-    trees = checkpoints.restore(done, params=learner.shapes, optimizer=learner.opt_state_shapes())
-    return done, TrainState(trees["params"], trees["optimizer"])
+    """The number of finished steps and the state after them, from the newest checkpoint that is not
+    damaged; if there is none, the state at the start."""
+    saved = checkpoints.steps()
+    for done, earlier in zip(saved, [*saved[1:], 0], strict=True):
+        shapes = {"params": learner.shapes}
+        if done < steps:  # after the last step, no optimizer state is saved
+            shapes["optimizer"] = learner.opt_state_shapes()
+        try:
+            trees = checkpoints.restore(done, **shapes)
+        except DamagedCheckpoint as error:
+            instead = f"step {earlier}" if earlier else "the start of the stage"
+            display.warn(f"{error}; continuing from {instead}")
+        else:
+            return done, TrainState(trees["params"], trees.get("optimizer", {}))
+    return 0, learner.start(stage.model.load())
 
 
 def main_programs(stage: Stage) -> set[str]:
