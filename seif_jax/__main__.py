@@ -79,16 +79,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     folders = import_folders(options.config)
     checks_before_jax.check(config, workdir, folders)
     use_compilation_cache()
-    from seif_jax import accelerator_detection, evolve, processes, signals
+    from seif_jax import accelerator_detection, evolve, processes, run_clock, signals
     from seif_jax.display import Display
 
     accelerator_detection.skip_absent()
+    run_clock.CLOCK.start(run_clock.process_secs())
     with processes.together(options.coordinator, options.processes, options.process):
         if processes.first():
             accelerator_detection.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display, signals.stop_at_safe_points(display.warn):
-            evolve.run(config, workdir, display, folders)
+            evolve.run(config, workdir, display, folders, options.profile)
 
 
 def start_jax(command: str) -> None:

@@ -27,6 +27,7 @@ from seif_jax.errors import UserError, and_more, os_error
 from seif_jax.files import make_folder, os_errors, uninterrupted
 from seif_jax.json_io import dumps
 from seif_jax.models.io.to_device import single_device
+from seif_jax.run_clock import CLOCK
 from seif_jax.run_paths import StagePaths
 
 Arrays = PyTree[jax.Array]
@@ -86,6 +87,7 @@ class Checkpoints:
         self.wait()
         return sorted(self._manager.all_steps(), reverse=True)
 
+    @CLOCK("saving")
     @uninterrupted()
     def save(self, step: int, *, wait: bool = False, **trees: Arrays) -> None:
         """Saves trees of arrays under their names (`params`, `optimizer`), and removes checkpoints
@@ -114,6 +116,7 @@ class Checkpoints:
         if wait:
             self.wait()
 
+    @CLOCK("saving")
     @uninterrupted()
     def wait(self) -> None:
         """Returns when the last save is complete."""
@@ -128,6 +131,7 @@ class Checkpoints:
         metrics, self._metrics = self._metrics, _no_save()
         return metrics
 
+    @CLOCK("saving")
     def keep_only(self, step: int) -> None:
         """Removes all other checkpoints."""
         with self._save_errors():
@@ -135,6 +139,7 @@ class Checkpoints:
                 if other != step:
                     self._manager.delete(other)
 
+    @CLOCK("loading")
     def restore(self, step: int, **shapes: Shapes) -> dict[str, Arrays]:
         """Restores the trees of a step by name. shapes: their names, shapes, dtypes and shardings
         (by default one device).
@@ -161,6 +166,7 @@ class Checkpoints:
         _check_digests(path, loaded, records)
         return loaded
 
+    @CLOCK("saving")
     def close(self) -> None:
         """Waits until the last save is complete."""
         with self._save_errors():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import jax
 
 from seif_jax.display import Display
-from seif_jax.metrics_log import COMPILED
+from seif_jax.run_clock import COMPILED
 
 # The programs that take long to compile, in the order in which a step first runs them: the name
 # that JAX reports -> the name that the display shows.

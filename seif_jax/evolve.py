@@ -31,6 +31,7 @@ from seif_jax.instruction import Instruction
 from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.model_card import card
+from seif_jax.profiling import Profiler
 from seif_jax.report import page, rounds_table
 from seif_jax.rewards import rule_library
 from seif_jax.rewards.checker import Checker
@@ -40,30 +41,38 @@ from seif_jax.rl.run_stage import run_stage
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.rl.tasks import FollowerTask, InstructorTask, Proposer
 from seif_jax.role_weights import RoleWeights
+from seif_jax.run_clock import CLOCK
 from seif_jax.run_config import STAGES, RunConfig
 from seif_jax.run_dir import open_run, start_time
 from seif_jax.run_paths import RunPaths, StagePaths
 
 
 def run(
-    config: RunConfig, workdir: Path, display: Display, folders: Sequence[Path] = (Path(),)
+    config: RunConfig,
+    workdir: Path,
+    display: Display,
+    folders: Sequence[Path] = (Path(),),
+    profiled_steps: Sequence[int] = (),
 ) -> None:
     """Starts the run in `workdir`, or resumes it, and carries out all of its stages.
 
     folders: searched for the modules of the user's functions, before the installed packages.
+    profiled_steps: of every stage, the steps of which a trace is written.
     """
-    started = start_time(workdir)
-    chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
-    base = ModelBundle.load(config.model, chat)
-    config_checks.check_lengths(config, base.model.config.max_positions)
-    evolution = Evolution(config, workdir, base, display, folders)
-    run_fingerprints = evolution.fingerprints()
+    with CLOCK("loading"):
+        started = start_time(workdir)
+        chat = ChatSettings(dict(config.template_arguments), datetime.fromisoformat(started))
+        base = ModelBundle.load(config.model, chat)
+        config_checks.check_lengths(config, base.model.config.max_positions)
+        evolution = Evolution(config, workdir, base, display, folders)
+        run_fingerprints = evolution.fingerprints()
+    profiler = Profiler(RunPaths(workdir).profile, profiled_steps)
     with open_run(config, workdir, base, run_fingerprints, started) as writer:
         display.note(f"devices: {evolution.weights.device_summary()}")
         for round, stage in config.schedule:
             if stop := signals.stop_request(f"before round {round} {stage}"):
                 raise stop
-            evolution.stage(round, stage, writer)
+            evolution.stage(round, stage, writer, profiler)
     if processes.first():
         page.write_in_run(workdir, display.warn)  # a kill may have lost the last stage's report
         rounds_table.show(config, workdir, display)
@@ -128,15 +137,16 @@ class Evolution:
             self.config, inputs.seeds, inputs.instructions, inputs.evaluation_sets, functions
         )
 
-    def stage(self, round: int, name: str, writer: Writer) -> None:
+    def stage(self, round: int, name: str, writer: Writer, profiler: Profiler) -> None:
         """Runs one stage, unless it is done already."""
         paths = RunPaths(self.workdir).stage(round, name)
         if paths.done.exists():
             return
         if name == "generate":
-            means = self.propose(round, paths, writer)
+            means = self.propose(round, paths, writer, profiler)
         else:
-            means = run_stage(self.training_stage(round, name), writer, self.display)
+            stage = self.training_stage(round, name)
+            means = run_stage(stage, writer, self.display, profiler)
         if name == "follower":
             path = self.weights.path("follower", round)
             params = self.weights.load(path, "bfloat16")
@@ -250,7 +260,9 @@ class Evolution:
     def instructions(self, round: int) -> Path:
         return RunPaths(self.workdir).instructions(round)
 
-    def propose(self, round: int, paths: StagePaths, writer: Writer) -> dict[str, float]:
+    def propose(
+        self, round: int, paths: StagePaths, writer: Writer, profiler: Profiler
+    ) -> dict[str, float]:
         """The data stage: I_t writes constraints for every seed, and the Filter drops
         contradictory ones. Returns shares of the instructions."""
         c, frozen = self.config, self.frozen
@@ -274,4 +286,5 @@ class Evolution:
             chunks=stage_settings.chunks(c),
             key=self.stage_key(round, "generate"),
         )
-        return propose.propose_instructions(stage, self.instructions(round), writer, self.display)
+        path = self.instructions(round)
+        return propose.propose_instructions(stage, path, writer, self.display, profiler)

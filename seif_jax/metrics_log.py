@@ -20,12 +20,16 @@ from seif_jax import processes
 from seif_jax.errors import UserError
 from seif_jax.files import os_errors, write_text
 from seif_jax.json_io import dumps
+from seif_jax.run_clock import CLOCK, COMPILED, KINDS
 from seif_jax.run_paths import RunPaths
 
 # The order within a round; a model is evaluated after steps of its Follower stage.
 STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
+# The kind of `run_clock` that a phase's time is counted as.
+PHASE_KINDS = {"sample": "sampling", "reward": "judging", "filter": "judging"} | {
+    kind: kind for kind in KINDS
+}
 
 # Its module has no types.
 Event: Callable[..., object] = importlib.import_module("tensorboardX.proto.event_pb2").Event
@@ -68,12 +72,14 @@ class Writer:
         self._show([line])
 
     def resume(self, round: int, stage: str, step: int) -> None:
-        """Drops the lines of this step and of everything after it."""
+        """Drops the lines of this step and of everything after it, which will be done again."""
         if not self.writes:
             return
         start = (round, STAGES[stage], step)
         self.close()
-        self._open([line for line in read(self.path) if _position(line) < start])
+        lines = read(self.path)
+        CLOCK.count_redone([line for line in lines if _position(line) >= start])
+        self._open([line for line in lines if _position(line) < start])
 
     def close(self) -> None:
         if self.writes and self._board:
@@ -134,7 +140,8 @@ class Phases:
         self._entered(name)
         start = self._clock()
         try:
-            yield
+            with CLOCK(PHASE_KINDS.get(name, "other")):
+                yield
         finally:
             self.add(name, self._clock() - start)
 

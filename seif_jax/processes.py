@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from seif_jax.errors import Stopped, UserError, exit_code, one_line
 from seif_jax.jax_private import num_scheduled_processes
+from seif_jax.run_clock import CLOCK
 
 HEARTBEAT_SECS = 30  # a process that is silent for this long is considered dead
 SHUTDOWN_SECS = 30
@@ -84,7 +85,8 @@ def wait(barrier: str) -> None:
     """Blocks until all processes have called it. Afterwards all can read what the first one
     wrote."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(barrier)
+        with CLOCK("waiting"):
+            multihost_utils.sync_global_devices(barrier)
 
 
 def share(count: int, processes_per_copy: int = 1) -> range:
@@ -100,9 +102,10 @@ def allgather_objects(value: T, processes_per_copy: int = 1) -> list[T]:
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([data.size]))
-    width = 1 << int(sizes.max()).bit_length()  # a power of two: few shapes to compile
-    rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
+    with CLOCK("waiting"):
+        sizes = multihost_utils.process_allgather(np.array([data.size]))
+        width = 1 << int(sizes.max()).bit_length()  # a power of two: few shapes to compile
+        rows = multihost_utils.process_allgather(np.pad(data, (0, width - data.size)))
     return [
         pickle.loads(row[:size].tobytes())
         for row, size in list(zip(rows, sizes.ravel(), strict=True))[::processes_per_copy]

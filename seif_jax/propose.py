@@ -13,11 +13,13 @@ from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
 from seif_jax.metrics_log import Phases, Writer
+from seif_jax.profiling import Profiler
 from seif_jax.rewards.recogniser import recognise
 from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer
 from seif_jax.roles import instructor
+from seif_jax.run_clock import CLOCK
 
 ADVICE = {  # what to change, by the reason for which instructions are dropped
     "truncated": "raise config.instructor.max_response_tokens",
@@ -43,7 +45,7 @@ class ProposeStage:
 
 
 def propose_instructions(
-    stage: ProposeStage, path: Path, writer: Writer, display: Display
+    stage: ProposeStage, path: Path, writer: Writer, display: Display, profiler: Profiler
 ) -> dict[str, float]:
     """Writes an instructions.parquet to `path`, with a row per seed, kept or dropped with a reason.
 
@@ -60,8 +62,9 @@ def propose_instructions(
     with Compiles({"prefill", "decode"} | verdicts, display):
         for step in range(done + 1, steps + 1):
             rows = range(seeds)[(step - 1) * stage.seeds_per_step : step * stage.seeds_per_step]
-            samples, step_metrics = _step(stage, rows, step, Phases(display.phase))
-            writer.write(info.round, info.name, step, step_metrics)
+            with profiler.step(str(info), step):
+                samples, step_metrics = _step(stage, rows, step, Phases(display.phase))
+            writer.write(info.round, info.name, step, step_metrics | CLOCK.take())
             sample_files.append(samples_path, samples, step)  # last: it marks the step as done
             display.step(step_metrics)
             if stop := signals.stop_request(f"after {info}, step {step}"):

@@ -10,6 +10,7 @@ from seif_jax.display import Display
 from seif_jax.files import local_path
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.rl.stage import Stage
+from seif_jax.run_clock import CLOCK
 from seif_jax.run_config import DType, RunConfig
 from seif_jax.run_paths import RunPaths
 from seif_jax.sampling import Engine
@@ -81,6 +82,7 @@ def run(
     config = config_parsing.replace(config, changes or {})
     folder = local_path(str(workdir))
     accelerator_detection.skip_absent()
+    CLOCK.start()
     with Display() as display:
         evolve.run(config, folder, display, folders)
     return RunPaths(folder)

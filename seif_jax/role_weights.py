@@ -13,6 +13,7 @@ from seif_jax.errors import UserError
 from seif_jax.model_bundle import ModelBundle, load_adapter, load_params, read_lora
 from seif_jax.models import Params, lora, resolve
 from seif_jax.models.io.to_device import ShardingRule
+from seif_jax.run_clock import CLOCK
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import RunPaths
 from seif_jax.sampling import Engine
@@ -59,6 +60,7 @@ class RoleWeights:
             return resolve(fixed)
         return self.path("follower", 0 if fixed else round - 1)
 
+    @CLOCK("loading")
     def load(self, path: Path, dtype: str, rule: ShardingRule | None = None) -> Params:
         """Loads all weights of a model, sharded for training unless `rule` says otherwise;
         adapters are merged into their base."""
@@ -66,6 +68,7 @@ class RoleWeights:
         rule = rule or sharding.sharding_rule(self.mesh)
         return load_params(path, self.base.model, kind, scan, rule)
 
+    @CLOCK("loading")
     def start(self, path: Path, key: jax.Array) -> Params:
         """The float32 weights that training starts from: those of a model, or with config.lora the
         adapters at `path`, which are new ones if it is the base model."""
@@ -79,6 +82,7 @@ class RoleWeights:
         """The weights of the trained model that are not trained: the adapters' base, or {}."""
         return self._base(self.config.dtype, "shared") if self.lora else {}
 
+    @CLOCK("loading")
     def engine(self, path: Path, dtype: str, devices: str) -> Engine:
         """The engine that samples from a model; calls with the same arguments share one."""
         key = (str(path), dtype, devices)

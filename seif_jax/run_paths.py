@@ -93,6 +93,11 @@ class RunPaths:
         return self.folder / "report"
 
     @property
+    def profile(self) -> Path:
+        """Traces of the steps that `seif run --profile` names, one folder per step."""
+        return self.folder / "profile"
+
+    @property
     def coevolution(self) -> Path:
         """The scores of every Follower on every round's instructions: `seif report --matrix`."""
         return self.folder / "coevolution.json"
@@ -125,6 +130,7 @@ class RunPaths:
         """The files and folders in the run's folder that a run writes."""
         files = (self.config, self.metrics)
         folders = (self.tensorboard, self.base_model, self.prompts, self.report)
+        folders += (self.profile,)
         folders += (self.evaluation(0).parent,)
         for path in (*files, *folders, *self.folder.glob("round_*")):
             if path.exists():

@@ -76,6 +76,8 @@ LEVELS = [
         "number_format",
         "unicode_text",
         "options",
+        "profiling",
+        "run_clock",
         "run_paths",
         "shipped_configs",
         "sweep.launchers",

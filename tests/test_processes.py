@@ -19,7 +19,7 @@ from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
 
 # What differs between equal runs, or depends on the mesh.
-MEASURED = ("secs/", "tokens_per_sec", "host/", "slot_use", "padding", "attention_waste",
+MEASURED = ("secs/", "clock/", "tokens_per_sec", "host/", "slot_use", "padding", "attention_waste",
             "prompt_waste", "judge_prompt_waste", "kv_waste")  # fmt: skip
 # Joins another process, and communicates with it for ever.
 COMMUNICATES = """

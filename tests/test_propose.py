@@ -16,6 +16,7 @@ from seif_jax.chat import Decoding, Reply
 from seif_jax.display import Display
 from seif_jax.instruction import Seed
 from seif_jax.metrics_log import Writer, read
+from seif_jax.profiling import Profiler
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposer
 from seif_jax.run_paths import StagePaths
@@ -76,7 +77,11 @@ def run(folder: Path, batch: int) -> tuple[dict[str, float], Instructor]:
     (folder / "generate").mkdir(parents=True, exist_ok=True)
     writer = Writer(folder)
     numbers = propose.propose_instructions(
-        stage, folder / "instructions.parquet", writer, Display(io.StringIO(), io.StringIO())
+        stage,
+        folder / "instructions.parquet",
+        writer,
+        Display(io.StringIO(), io.StringIO()),
+        Profiler(),
     )
     writer.close()
     return numbers, chat_model

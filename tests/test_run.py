@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 import seif_jax.rl.run_stage
-from seif_jax import checkpoint, data, metrics_log, propose, sample_files
+from seif_jax import checkpoint, data, metrics_log, propose, run_clock, sample_files
 from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.report import coevolution
@@ -31,7 +31,7 @@ from seif_jax.rl import optim
 
 STAGES = ("instructor", "generate", "follower")
 STEPS = {"instructor": 3, "generate": 3, "follower": 2}
-MEASURED = ("secs/", "tokens_per_sec", "host/")  # what differs between equal runs
+MEASURED = ("secs/", "clock/", "tokens_per_sec", "host/")  # what differs between equal runs
 FOLLOWER = [
     "--config.stages=follower", "--config.rounds=1", "--config.reward.checks=judge",
     "--config.eval.every_steps=2",
@@ -500,6 +500,7 @@ def test_what_changes_no_result_may_change(finished, beside):
     one, two = (metrics_log.read(folder / "metrics.jsonl") for folder in (finished, beside))
     measured = (
         "secs/",
+        "clock/",
         "tokens_per_sec",
         "host/",
         "slot_use",
@@ -533,6 +534,8 @@ def test_docs_reference_describes_what_runs_write(finished, followed, beside, le
             columns |= set(pq.read_table(path).column_names)
     metric_keys = {key.removeprefix("eval/held/") for key in metric_keys}
     metric_keys = {re.sub("^reason/.*", "reason/REASON", key) for key in metric_keys}
+    kinds = "|".join(run_clock.KINDS)
+    metric_keys = {re.sub(f"^clock/({kinds})$", "clock/KIND", key) for key in metric_keys}
     assert pages.documented("Metrics", letter) == metric_keys
     assert pages.documented("Samples", letter) == columns
 

@@ -16,9 +16,24 @@ seif_jax. Any key of the config can be set:
 """
 
 
+def steps(text: str) -> tuple[int, ...]:
+    """Parses `3,5`. Raises ArgumentTypeError, whose message names what is allowed."""
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be step numbers from 1, like 3,5 (got {text!r})")
+    return tuple(map(int, text.split(",")))
+
+
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    command.add_argument(
+        "--profile",
+        metavar="STEP[,STEP]",
+        type=steps,
+        default=(),
+        help="write a trace of these steps of every stage to DIR/profile, for TensorBoard or "
+        "Perfetto",
+    )
     command.add_argument(
         "--coordinator",
         metavar="HOST:PORT",

@@ -6,6 +6,7 @@ from seif_jax import __version__
 from seif_jax.report import (
     figures,
     section_comparison,
+    section_goodput,
     section_instructions,
     section_judge_agreement,
     section_scores,
@@ -21,6 +22,7 @@ SECTIONS = (
     section_training.section,
     section_judge_agreement.section,
     section_instructions.section,
+    section_goodput.section,
 )
 CARDS = 5  # of the headline
 

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax import metrics_log
+from seif_jax import metrics_log, run_clock
 from seif_jax.display import Display
 from seif_jax.metrics_log import Line
-from seif_jax.number_format import compact
+from seif_jax.number_format import compact, duration
 from seif_jax.report.page_blocks import Cell, columns_and_rows
 from seif_jax.run_config import RunConfig
 from seif_jax.run_paths import RunPaths
@@ -36,6 +36,7 @@ def show(config: RunConfig, workdir: Path, display: Display) -> None:
             "→ after the Follower"
         )
     display.table(title, columns, cells)
+    show_times(workdir, display)
     run = RunPaths(workdir)
     last = run.stage(config.rounds, config.stages[-1])
     board = f"tensorboard --logdir {workdir}"
@@ -46,6 +47,18 @@ def show(config: RunConfig, workdir: Path, display: Display) -> None:
     display.note(f"completions  {last.samples}")
     if "follower" in config.stages:
         display.note(f"try it       seif generate --model={last.export} --prompt='…'")
+
+
+def show_times(workdir: Path, display: Display) -> None:
+    """Prints where the time went, in all starts of the run."""
+    lines = [*metrics_log.read(RunPaths(workdir).metrics), run_clock.CLOCK.take()]
+    secs = run_clock.totals(lines)
+    total, share = sum(secs.values()), run_clock.goodput(secs)
+    if share is None:
+        return
+    columns = [kind for kind, value in secs.items() if value >= total / 1000]
+    title = f"Where {duration(total)} went: goodput {share:.0%} ({', '.join(run_clock.GOOD)})"
+    display.table(title, columns, [[f"{secs[kind] / total:.1%}" for kind in columns]])
 
 
 def rows(workdir: Path, rounds: Sequence[int], stages: Sequence[str]) -> list[dict[str, Cell]]:

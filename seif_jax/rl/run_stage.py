@@ -10,14 +10,18 @@ from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics_log import Phases, Writer
+from seif_jax.profiling import Profiler
 from seif_jax.rl import guards
 from seif_jax.rl.learner import Learner
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.stage import Stage, StageInfo, make_learner, make_policy
 from seif_jax.rl.train_step import train_step
+from seif_jax.run_clock import CLOCK
 
 
-def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float]:
+def run_stage(
+    stage: Stage, writer: Writer, display: Display, profiler: Profiler
+) -> dict[str, float]:
     """Runs all remaining steps of the stage, starting from its last checkpoint if there is one.
 
     Writes checkpoints, samples.parquet and metrics. Returns the means of the metrics over the
@@ -48,9 +52,12 @@ def run_stage(stage: Stage, writer: Writer, display: Display) -> dict[str, float
         for step in range(done + 1, steps + 1):
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
-            state, measured, samples = train_step(stage, learner, state, step_rows, step, phases)
-            measured |= compiles.take() | checkpoints.take()
+            with profiler.step(str(info), step):
+                state, measured, samples = train_step(
+                    stage, learner, state, step_rows, step, phases
+                )
             sample_files.append(samples_path, samples, step)
+            measured |= compiles.take() | checkpoints.take() | CLOCK.take()
             writer.write(info.round, info.name, step, measured)
             display.step(measured)
             guards.warn(display, info.name, measured, stage.rollout.decoding.max_tokens)
@@ -102,7 +109,7 @@ def restore(
     """The number of finished steps and the state after them, from the newest checkpoint that is not
     damaged; if there is none, the state at the start."""
     saved = checkpoints.steps()
-    for done, earlier in zip(saved, [*saved[1:], 0], strict=True):
+    for done, earlier in zip(saved, [*saved, 0][1:], strict=True):
         shapes = {"params": learner.shapes}
         if done < steps:  # after the last step, no optimizer state is saved
             shapes["optimizer"] = learner.opt_state_shapes()
@@ -139,16 +146,17 @@ def evaluate(
     if not due:
         return
     display.phase("evaluate")
-    policy, progress = make_policy(stage, learner, state), PhaseProgress(display.phase)
     eval_metrics: dict[str, float] = {}
     rows: list[dict[str, object]] = []
-    for scorer in due:
-        scores, samples = scorer.score(policy, stage.key, moment, progress)
-        eval_metrics |= scores
-        rows += samples
+    with CLOCK("evaluating"):
+        policy, progress = make_policy(stage, learner, state), PhaseProgress(display.phase)
+        for scorer in due:
+            scores, samples = scorer.score(policy, stage.key, moment, progress)
+            eval_metrics |= scores
+            rows += samples
     if rows:
         sample_files.append(info.paths.evaluations, rows, moment.step)
-    writer.write(info.round, "evaluate", moment.step, eval_metrics)
+    writer.write(info.round, "evaluate", moment.step, eval_metrics | CLOCK.take())
     if processes.first():
         shares = metrics_log.evaluations(metrics_log.read(writer.path), info.round)
         display.evaluation(moment.step, shares[moment.step], shares.get(0, {}))

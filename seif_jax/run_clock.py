@@ -1,0 +1,120 @@
+"""Where the time of a run goes: its only clock, which all modules share.
+
+    with CLOCK("saving"):
+        ...
+
+counts the body as saving, except for what is of another kind inside it. So the kinds add up to the
+wall-clock time of the process. A profile (`seif run --profile`) shows the kinds under these names.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import psutil
+
+GOOD = ("sampling", "judging", "reference", "update")  # the kinds that goodput is the share of
+KINDS = {
+    "sampling": "replies, with parsing and rules",
+    "judging": "scores that were not computed during sampling",
+    "reference": "log-probabilities of the reference and the policy",
+    "update": "gradients and optimizer",
+    "evaluating": "evaluation sets and suites",
+    "compiling": "programs, or reading them from the cache",
+    "loading": "start-up, models and checkpoints",
+    "saving": "checkpoints: the time in which they block training",
+    "waiting": "for the other processes",
+    "redone": "steps that a restart did again: their time before it",
+    "other": "everything else: files, reports, exports",
+}
+PREFIX = "clock/"  # of metrics
+GOODPUT = f"{PREFIX}goodput"
+COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
+
+
+class RunClock:
+    """Adds up the wall-clock seconds of one thread by kind. now: returns seconds."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        self._now = now
+        self._listening = False
+        self.start()
+
+    def start(self, secs_before: float = 0.0) -> None:
+        """Resets the clock for the calling thread. secs_before: counted as loading."""
+        self._thread = threading.get_ident()
+        self._kinds = ["other"]  # the innermost last
+        self._secs = dict.fromkeys(KINDS, 0.0) | {"loading": secs_before}
+        self._since = self.last_progress = self._now()
+        if not self._listening:
+            jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        self._listening = True
+
+    @contextlib.contextmanager
+    def __call__(self, kind: str) -> Iterator[None]:
+        """Counts the body as `kind`. In other threads, only tells a profile about it."""
+        with jax.profiler.TraceAnnotation(kind):
+            if threading.get_ident() != self._thread:
+                yield
+                self.tick()
+                return
+            self._settle()
+            self._kinds.append(kind)
+            try:
+                yield
+            finally:
+                self._settle()
+                self._kinds.pop()
+
+    def tick(self) -> None:
+        """Records that the process makes progress."""
+        self.last_progress = self._now()
+
+    def take(self) -> dict[str, float]:
+        """Metrics since the last call: the seconds of each kind, and the goodput."""
+        self._settle()
+        secs, self._secs = self._secs, dict.fromkeys(KINDS, 0.0)
+        return as_metrics(secs)
+
+    def count_redone(self, lines: Sequence[Mapping[str, float]]) -> None:
+        """Counts the time of steps that will be done again. lines: their metrics."""
+        self._secs["redone"] += sum(totals(lines).values())
+
+    def _settle(self) -> None:
+        """Adds the time since the last call to the current kind."""
+        now = self._now()
+        self._secs[self._kinds[-1]] += now - self._since
+        self._since = self.last_progress = now
+
+    def _on_event(self, event: str, duration_secs: float, **details: str | int) -> None:
+        if event == COMPILED:
+            self.tick()
+            if threading.get_ident() == self._thread:
+                self._secs[self._kinds[-1]] -= duration_secs  # where it will be counted, too
+                self._secs["compiling"] += duration_secs
+
+
+def totals(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The seconds of each kind, summed over lines of metrics."""
+    return {kind: sum(line.get(PREFIX + kind) or 0.0 for line in lines) for kind in KINDS}
+
+
+def goodput(secs: Mapping[str, float]) -> float | None:
+    """The share of the seconds that the kinds in GOOD take; None without any seconds."""
+    total = sum(secs.values())
+    return sum(secs[kind] for kind in GOOD) / total if total > 0 else None
+
+
+def as_metrics(secs: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of seconds by kind."""
+    return {f"{PREFIX}{kind}": secs[kind] for kind in KINDS} | {GOODPUT: goodput(secs) or 0.0}
+
+
+def process_secs() -> float:
+    """Seconds since this process started."""
+    return max(time.time() - psutil.Process().create_time(), 0.0)
+
+
+CLOCK = RunClock()  # of the thread that runs the stages
