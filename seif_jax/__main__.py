@@ -84,7 +84,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     accelerator_detection.skip_absent()
     run_clock.CLOCK.start(run_clock.process_secs())
-    with processes.together(options.coordinator, options.processes, options.process):
+    joined = options.coordinator, options.processes, options.process
+    with processes.together(*joined, config.distributed.heartbeat_secs):
         if processes.first():
             accelerator_detection.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")

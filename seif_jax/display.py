@@ -18,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from seif_jax.number_format import compact, count, duration
+from seif_jax.process_log import LOGGER
+from seif_jax.run_clock import CLOCK
 
 # The metrics of a step that are shown, and their format; a narrow terminal shows only the first
 # ones.
@@ -120,6 +122,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         stage = self._stage
         if not stage.in_step and name != "starting":
             stage.in_step, stage.step_started, stage.step_compile_secs = True, self._clock(), 0.0
+        CLOCK.tick()
         self._phase = "starting" if name == "total" else name  # "total" begins the step
         self._show_activity(self._phase)
 
@@ -147,6 +150,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         left = [f"{duration(s.secs_left())} left"] if s.done < s.steps else []
         words = left + _shown(metrics)
         if self._bars:
+            LOGGER.info("%s", "  ".join([f"{s.title} {s.done}/{s.steps}", *words]))
             s.shown, self._phase = words, ""
             self._show_activity("")
         else:
@@ -208,10 +212,10 @@ class Display(contextlib.AbstractContextManager["Display"]):
             all(isinstance(row[i], (int, float, type(None))) for row in rows)
             for i in range(len(columns))
         ]
+        plain = _plain(title, columns, cells, numeric)
+        LOGGER.info("%s", plain)
         if not self._results.is_terminal:
-            self._results.print(
-                _plain(title, columns, cells, numeric), markup=False, soft_wrap=True
-            )
+            self._results.print(plain, markup=False, soft_wrap=True)
             return
         table = Table(title=title, title_justify="left")
         for column, right in zip(columns, numeric, strict=True):
@@ -221,6 +225,7 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._results.print(table)
 
     def _say(self, text: str, style: str = "") -> None:
+        LOGGER.info("%s", text)
         self._out.print(Text(text, style=style))
 
     def _show_activity(self, text: str) -> None:

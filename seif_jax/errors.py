@@ -45,6 +45,7 @@ def and_more(names: Sized) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
+HUNG = 75  # the exit code of a process that hung: EX_TEMPFAIL, "try again"
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (  # the first match counts
     (UserError, 2),
     (RunError, 1),

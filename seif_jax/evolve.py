@@ -1,5 +1,6 @@
 """The rounds of a run: which stage is next, which models and data it uses, what it writes."""
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -31,6 +32,7 @@ from seif_jax.instruction import Instruction
 from seif_jax.metrics_log import Writer
 from seif_jax.model_bundle import ModelBundle
 from seif_jax.model_card import card
+from seif_jax.process_log import open_log
 from seif_jax.profiling import Profiler
 from seif_jax.report import page, rounds_table
 from seif_jax.rewards import rule_library
@@ -45,6 +47,7 @@ from seif_jax.run_clock import CLOCK
 from seif_jax.run_config import STAGES, RunConfig
 from seif_jax.run_dir import open_run, start_time
 from seif_jax.run_paths import RunPaths, StagePaths
+from seif_jax.watchdog import watch
 
 
 def run(
@@ -67,7 +70,12 @@ def run(
         evolution = Evolution(config, workdir, base, display, folders)
         run_fingerprints = evolution.fingerprints()
     profiler = Profiler(RunPaths(workdir).profile, profiled_steps)
-    with open_run(config, workdir, base, run_fingerprints, started) as writer:
+    with contextlib.ExitStack() as stack:
+        opened = open_run(config, workdir, base, run_fingerprints, started)
+        writer = stack.enter_context(opened)
+        log = stack.enter_context(open_log(RunPaths(workdir).log(jax.process_index())))
+        hang_secs = 60 * config.distributed.hang_minutes
+        stack.enter_context(watch(CLOCK, hang_secs, processes.name(), log))
         display.note(f"devices: {evolution.weights.device_summary()}")
         for round, stage in config.schedule:
             if stop := signals.stop_request(f"before round {round} {stage}"):
@@ -185,6 +193,7 @@ class Evolution:
             evaluation=self.evaluation(round, follower=name == "follower"),
             key=key,
             checkpoint_every_steps=c.checkpoint.every_steps,
+            barrier_secs=c.distributed.barrier_secs,
         )
 
     def follower_task(self, round: int) -> FollowerTask:

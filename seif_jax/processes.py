@@ -20,17 +20,19 @@ from seif_jax.errors import Stopped, UserError, exit_code, one_line
 from seif_jax.jax_private import num_scheduled_processes
 from seif_jax.run_clock import CLOCK
 
-HEARTBEAT_SECS = 30  # a process that is silent for this long is considered dead
 SHUTDOWN_SECS = 30
 
 T = TypeVar("T")
 
 
-def start(coordinator: str | None, count: int | None, index: int | None) -> None:
+def start(
+    coordinator: str | None, count: int | None, index: int | None, heartbeat_secs: int
+) -> None:
     """Connects this process to the others, which the flags describe, or the environment of SLURM,
     Open MPI, a TPU slice or GKE. Call it before any device is used. Does nothing if there is only
     one process.
 
+    heartbeat_secs: a process that is silent for this long counts as dead, and JAX ends the others.
     Raises UserError if only some of the flags are set, or if `index` is out of range.
     """
     flags_set = [flag is not None for flag in (coordinator, count, index)]
@@ -46,16 +48,18 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         coordinator,
         count,
         index,
-        heartbeat_timeout_seconds=HEARTBEAT_SECS,
+        heartbeat_timeout_seconds=heartbeat_secs,
         shutdown_timeout_seconds=SHUTDOWN_SECS,
     )
 
 
 @contextlib.contextmanager
-def together(coordinator: str | None, count: int | None, index: int | None) -> Iterator[None]:
+def together(
+    coordinator: str | None, count: int | None, index: int | None, heartbeat_secs: int
+) -> Iterator[None]:
     """Calls `start`, then runs the body. If one of several processes fails, it reports the error
     and exits at once, so that the others do not wait for it in JAX's shutdown barrier."""
-    start(coordinator, count, index)
+    start(coordinator, count, index, heartbeat_secs)
     try:
         yield
     except BaseException as error:
@@ -68,8 +72,7 @@ def together(coordinator: str | None, count: int | None, index: int | None) -> I
         else:
             reason = one_line(error)
         print(
-            f"seif: process {jax.process_index()} of {jax.process_count()} stops, and with it all: "
-            f"{reason}",
+            f"seif: {name()} stops, and with it all: {reason}",
             file=sys.stderr,
             flush=True,
         )
@@ -79,6 +82,11 @@ def together(coordinator: str | None, count: int | None, index: int | None) -> I
 def first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
+
+
+def name() -> str:
+    """This process in messages."""
+    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def wait(barrier: str) -> None:

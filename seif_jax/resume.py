@@ -14,6 +14,7 @@ from seif_jax.run_paths import Record, RunPaths, read_record
 # most by rounding, and may change at any time.
 FREE = (
     "checkpoint.*",
+    "distributed.*",
     "eval.*",
     "filter.batch_size",
     "follower.micro_tokens",

@@ -47,7 +47,7 @@ class RunClock:
         self._thread = threading.get_ident()
         self._kinds = ["other"]  # the innermost last
         self._secs = dict.fromkeys(KINDS, 0.0) | {"loading": secs_before}
-        self._since = self.last_progress = self._now()
+        self._since = self._last_progress = self._now()
         if not self._listening:
             jax.monitoring.register_event_duration_secs_listener(self._on_event)
         self._listening = True
@@ -70,7 +70,17 @@ class RunClock:
 
     def tick(self) -> None:
         """Records that the process makes progress."""
-        self.last_progress = self._now()
+        self._last_progress = self._now()
+
+    def idle_secs(self) -> float:
+        """Seconds since the last sign of progress: a kind began or ended, a program was compiled,
+        or `tick` was called."""
+        return self._now() - self._last_progress
+
+    @property
+    def kind(self) -> str:
+        """The current kind."""
+        return self._kinds[-1]
 
     def take(self) -> dict[str, float]:
         """Metrics since the last call: the seconds of each kind, and the goodput."""
@@ -86,7 +96,7 @@ class RunClock:
         """Adds the time since the last call to the current kind."""
         now = self._now()
         self._secs[self._kinds[-1]] += now - self._since
-        self._since = self.last_progress = now
+        self._since = self._last_progress = now
 
     def _on_event(self, event: str, duration_secs: float, **details: str | int) -> None:
         if event == COMPILED:

@@ -198,6 +198,16 @@ class CheckpointConfig:
     every_steps: Annotated[int, Range(1, 10**9)] = 1  # written in the background; two are kept
 
 
+@dataclass(frozen=True)
+class DistributedConfig:
+    """What ends a run whose processes have died or hang (docs/reliability.md)."""
+
+    heartbeat_secs: Annotated[int, Range(5, 10**5)] = 50  # a process silent for this long is dead
+    barrier_secs: Annotated[int, Range(10, 10**6)] = 1200  # for the slowest disk to save to
+    hang_minutes: Annotated[float, Range(0, 10**5)] = 60.0  # without progress until a process is
+    # ended; must be longer than the longest compilation; 0: never
+
+
 def epochs(by_round: Sequence[int], round: int) -> int:
     """Passes over the data in a round. The last entry of `by_round` holds for later rounds too."""
     return by_round[min(round, len(by_round)) - 1]
@@ -245,6 +255,7 @@ class RunConfig:
     optim: OptimizerConfig = OptimizerConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     @property
     def schedule(self) -> list[tuple[int, str]]:

@@ -93,6 +93,14 @@ class RunPaths:
         return self.folder / "report"
 
     @property
+    def logs(self) -> Path:
+        """One log per process."""
+        return self.folder / "logs"
+
+    def log(self, process: int) -> Path:
+        return self.logs / f"process_{process}.log"
+
+    @property
     def profile(self) -> Path:
         """Traces of the steps that `seif run --profile` names, one folder per step."""
         return self.folder / "profile"
@@ -130,7 +138,7 @@ class RunPaths:
         """The files and folders in the run's folder that a run writes."""
         files = (self.config, self.metrics)
         folders = (self.tensorboard, self.base_model, self.prompts, self.report)
-        folders += (self.profile,)
+        folders += (self.logs, self.profile)
         folders += (self.evaluation(0).parent,)
         for path in (*files, *folders, *self.folder.glob("round_*")):
             if path.exists():

@@ -76,6 +76,7 @@ LEVELS = [
         "number_format",
         "unicode_text",
         "options",
+        "process_log",
         "profiling",
         "run_clock",
         "run_paths",
@@ -83,6 +84,7 @@ LEVELS = [
         "sweep.launchers",
         "topologies",
         "user_functions",
+        "watchdog",
     },
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -139,7 +139,7 @@ def test_xpk_gets_a_workload_a_run(tmp_path, programs, capfd):
     (first, second) = (launchers.workload(job.name, str(tmp_path)) for job in JOBS)
     assert (tmp_path / f"--workload={second}").read_text().splitlines() == [
         *("workload", "create", f"--workload={second}", "--command=seif run"),
-        *("--max-restarts=10", "--restart-on-exit-codes=1"),
+        *("--max-restarts=10", "--restart-on-exit-codes=1,75"),
         *("--cluster=c", "--dry-run", "--output-manifest-file=m/c.yaml"),
     ]
     command = (tmp_path / f"--workload={first}").read_text().splitlines()[3]

@@ -26,8 +26,8 @@ COMMUNICATES = """
 import sys
 from seif_jax import processes
 
-port, index, first_messages, processes.HEARTBEAT_SECS = map(int, sys.argv[1:])
-with processes.together(f"localhost:{port}", 2, index):
+port, index, first_messages, heartbeat_secs = map(int, sys.argv[1:])
+with processes.together(f"localhost:{port}", 2, index, heartbeat_secs):
     for _ in range(first_messages):
         processes.allgather_objects(index)
     print("ready", flush=True)
@@ -41,7 +41,7 @@ from seif_jax import __main__, processes, signals
 
 def run(options, rest):
     joins = options.coordinator, options.processes, options.process
-    with processes.together(*joins), signals.stop_at_safe_points(print):
+    with processes.together(*joins, 50), signals.stop_at_safe_points(print):
         step = 0
         while (error := signals.stop_request(f"after step {step}")) is None:
             if step == 0:
@@ -101,24 +101,41 @@ def assert_same_metrics(found, expected):
                 assert other[name] == value, name
 
 
-def test_two_processes_are_one(place):
-    """Data, then a Follower; four of the eight devices are the Judger's."""
-    one, folder = place.folder / "1", place.folder / "2"
-    run = ["run", f"--config={place.config}", "--config.rounds=1"]
-    run.append("--config.stages=('generate', 'follower')")
-    assert main([*run, f"--workdir={one}"]) == 0
-    mesh = [f"--config.{key}" for key in ("mesh.data=2", "mesh.tensor=2", "judger.devices=4")]
-    running = joined("-m", "seif_jax", *run, f"--workdir={folder}", *mesh, devices=4)
+MESH = [f"--config.{key}" for key in ("mesh.data=2", "mesh.tensor=2", "judger.devices=4")]
+
+
+def command(place):
+    """Data, then a Follower."""
+    stages = "--config.stages=('generate', 'follower')"
+    return ["run", f"--config={place.config}", "--config.rounds=1", stages]
+
+
+@pytest.fixture(scope="module")
+def one(place):
+    """The run of one process and one device."""
+    folder = place.folder / "1"
+    assert main([*command(place), f"--workdir={folder}"]) == 0
+    return folder
+
+
+def test_two_processes_are_one(place, one):
+    """Four of the eight devices are the Judger's."""
+    folder = place.folder / "2"
+    run = [*command(place), f"--workdir={folder}", *MESH]
+    running = joined("-m", "seif_jax", *run, devices=4)
     outputs = [process.communicate(timeout=600) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
-    expected, found = numbers(one), numbers(folder)
-    assert len(expected) == 5
-    assert_same_metrics(found, expected)
+    assert len(numbers(one)) == 5
+    assert_same_metrics(numbers(folder), numbers(one))
     folders = [sorted(p.relative_to(run) for p in run.rglob("*.parquet")) for run in (one, folder)]
     assert folders[0] == folders[1] and folders[0]
     assert (folder / "round_1" / "follower" / "hf" / "model.safetensors").is_file()
     tables = ["followed" in out for out, _ in outputs]
     assert tables == [True, False]  # the first process alone shows the results
+    logs = [(folder / "logs" / f"process_{n}.log").read_text() for n in range(2)]
+    assert all("round 1/1 follower 2/2  " in log for log in logs)
+    lines = metrics_log.read(folder / "metrics.jsonl")
+    assert all(line["clock/waiting"] > 0 for line in lines)
 
 
 @pytest.mark.parametrize("devices", [4, 2])
@@ -153,9 +170,29 @@ def test_a_copy_of_the_weights_spans_processes(place, devices):
         assert np.linalg.norm(other - trained) < 0.02 * np.linalg.norm(trained - start)
 
 
-@pytest.mark.parametrize("messages, heartbeat_secs", [(1, 30), (0, 3)])
-def test_a_process_that_dies_ends_the_other(messages, heartbeat_secs):
-    """A connection that breaks ends it at once; without one, missing heartbeats do."""
+def test_a_run_goes_on_with_another_number_of_processes(place, one):
+    """And on another mesh, from a checkpoint that two processes have saved."""
+    folder = place.folder / "fewer"
+    run = [*command(place), f"--workdir={folder}"]
+    running = joined("-m", "seif_jax", *run, *MESH, devices=4)
+    while not (folder / "round_1/follower/checkpoints").exists():
+        assert running[0].poll() is None
+        time.sleep(0.05)
+    running[1].terminate()
+    outputs = [process.communicate(timeout=600) for process in running]
+    assert [process.returncode for process in running] == [143, 143], outputs
+    assert "stopped after round 1 follower, step 1, and saved" in outputs[0][1]
+    assert main(run) == 0
+    assert_same_metrics(numbers(folder), numbers(one))
+
+
+@pytest.mark.parametrize(
+    "what, messages, heartbeat_secs",
+    [(signal.SIGKILL, 1, 30), (signal.SIGKILL, 0, 5), (signal.SIGSTOP, 1, 5)],
+)
+def test_a_process_that_dies_or_pauses_ends_the_other(what, messages, heartbeat_secs):
+    """A connection that breaks ends it at once; without one, missing heartbeats do, and the message
+    names the silent process."""
     port = free_port()
     running = [
         python("-c", COMMUNICATES, *map(str, (port, index, messages, heartbeat_secs)))
@@ -163,13 +200,18 @@ def test_a_process_that_dies_ends_the_other(messages, heartbeat_secs):
     ]
     wait_for_ready(running)
     first, second = running
-    os.kill(second.pid, signal.SIGKILL)
+    os.kill(second.pid, what)
     killed = time.monotonic()
     _, err = first.communicate(timeout=120)
+    ended = time.monotonic()
+    second.kill()
     second.communicate()
-    assert time.monotonic() - killed < 60
+    assert ended - killed < 60
     assert first.returncode not in (0, 2)
-    assert "process" in err
+    if heartbeat_secs == 5:
+        assert "unhealthy (stopped sending heartbeats):\n1\n" in err
+    else:
+        assert "process 0 of 2 stops, and with it all: " in err
 
 
 def test_one_process_that_is_told_to_stop_stops_both():

@@ -110,7 +110,8 @@ def assert_same_run(got: Path, wanted: Path) -> None:
 
 def test_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "metrics.jsonl", "tensorboard", "model", "report", "round_1", "round_2",
+        "config.json", "metrics.jsonl", "tensorboard", "model", "report", "logs",
+        "round_1", "round_2",
     }  # fmt: skip
     about = json.loads((finished / "config.json").read_text())
     assert about["config"]["optim"]["learning_rate"] == 1e-4

@@ -208,5 +208,6 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
         evaluation=Evaluation(),
         key=jax.random.key(0),
         checkpoint_every_steps=1,
+        barrier_secs=config.distributed.barrier_secs,
     )
     return stage, prompts

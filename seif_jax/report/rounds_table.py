@@ -51,11 +51,11 @@ def show(config: RunConfig, workdir: Path, display: Display) -> None:
 
 def show_times(workdir: Path, display: Display) -> None:
     """Prints where the time went, in all starts of the run."""
-    lines = [*metrics_log.read(RunPaths(workdir).metrics), run_clock.CLOCK.take()]
-    secs = run_clock.totals(lines)
-    total, share = sum(secs.values()), run_clock.goodput(secs)
-    if share is None:
-        return
+    lines = metrics_log.read(RunPaths(workdir).metrics)
+    if not any(run_clock.GOODPUT in line for line in lines):
+        return  # a run of an earlier version
+    secs = run_clock.totals([*lines, run_clock.CLOCK.take()])
+    total, share = sum(secs.values()), run_clock.goodput(secs) or 0.0
     columns = [kind for kind, value in secs.items() if value >= total / 1000]
     title = f"Where {duration(total)} went: goodput {share:.0%} ({', '.join(run_clock.GOOD)})"
     display.table(title, columns, [[f"{secs[kind] / total:.1%}" for kind in columns]])

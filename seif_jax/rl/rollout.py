@@ -16,6 +16,7 @@ from seif_jax.rl.advantages import group_advantages
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.overlap import OverlappedScorer
 from seif_jax.rl.tasks import Parsed, Prompter, Task
+from seif_jax.run_clock import CLOCK
 from seif_jax.sampling.shapes import WIDE, pad, round_up, split
 
 T = TypeVar("T")
@@ -138,6 +139,7 @@ def sample_and_score(
         def parse(i: int, reply: Reply | None) -> None:
             parsed[i] = prompter.read(rows[local[i // group_size]], step, reply)
             scorer.mark_done(i)
+            CLOCK.tick()
 
         with phases(phase_names[0]):
             dialogues = [prompter.dialogue(rows[i], step) for i in local]

@@ -42,7 +42,7 @@ def run_stage(
     learner = make_learner(stage, updates=steps * -(-prompts // batching.optimizer_prompts))
     samples_path = info.paths.samples
     compiles = Compiles(main_programs(stage), display)
-    with open_checkpoints(info.paths.folder) as checkpoints, compiles:
+    with open_checkpoints(info.paths.folder, stage.barrier_secs) as checkpoints, compiles:
         done, state = restore(stage, learner, checkpoints, steps, display)
         writer.resume(info.round, info.name, done + 1 if done else 0)
         sample_files.cut(samples_path, done + 1)

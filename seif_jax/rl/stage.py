@@ -68,6 +68,7 @@ class Stage:
     evaluation: Evaluation
     key: jax.Array  # a function of seed, round and stage; folded with the step, from 1
     checkpoint_every_steps: int
+    barrier_secs: int  # how long processes wait for each other at the end of a save
 
 
 def make_learner(stage: Stage, updates: int) -> Learner:

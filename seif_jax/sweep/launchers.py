@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seif_jax.errors import EXIT_CODES, Preempted, RunError, UserError
+from seif_jax.errors import EXIT_CODES, HUNG, Preempted, RunError, UserError
 
 SEIF = (sys.executable, "-m", "seif_jax")  # this package, in any working directory
 # Options of sbatch under submitit's names. A job whose time is up is queued again and continues.
@@ -30,9 +30,9 @@ SLURM: dict[str, object] = {
 }
 MAX_TIMEOUTS = 1000
 SAVE_SECS = 60  # submitit signals a job 90 seconds before its time is up
-PREEMPTED = dict(EXIT_CODES)[Preempted]
+REQUEUED = (dict(EXIT_CODES)[Preempted], HUNG)  # exit codes
 # If a slice loses a process, its other hosts exit with 1; the workload restarts and resumes.
-XPK = ("--max-restarts=10", "--restart-on-exit-codes=1")
+XPK = ("--max-restarts=10", f"--restart-on-exit-codes=1,{HUNG}")
 WORKLOAD_LENGTH = 40  # characters in a workload's name
 
 
@@ -94,7 +94,7 @@ class Requeued:
         # With a timeout, `wait` polls. Without one, it holds a lock, and `checkpoint`, which runs
         # in a signal handler of this thread, would not see the process end.
         code = self.process.wait(threading.TIMEOUT_MAX)
-        if code == PREEMPTED:
+        if code in REQUEUED:
             signal.raise_signal(signal.SIGUSR2)  # by which submitit is told to queue the job again
         if code:
             raise subprocess.CalledProcessError(code, self.command)

@@ -1,0 +1,52 @@
+"""The log of one process of a run: DIR/logs/process_K.log.
+
+It has what the process shows on its console, what libraries log as warnings and errors, and the
+stacks of all threads if the process crashes or hangs.
+"""
+
+import contextlib
+import faulthandler
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from seif_jax.errors import exit_code, one_line
+from seif_jax.files import make_folder, os_errors
+
+LOGGER = logging.getLogger("seif_jax")  # what is logged here reaches only the file
+LOGGER.propagate = False  # the console shows it already
+LOGGER.setLevel(logging.INFO)
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _LogHandler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: a full disk ends the run where something else is written."""
+
+
+@contextlib.contextmanager
+def open_log(path: Path) -> Iterator[TextIO]:
+    """Appends to the log at `path` while the body runs, also the error that ends it."""
+    make_folder(path.parent)
+    with os_errors(path):
+        file = path.open("a", encoding="utf-8", buffering=1)
+    handler, before = _LogHandler(file), faulthandler.is_enabled()
+    handler.setFormatter(logging.Formatter(FORMAT))
+    for logger in (LOGGER, logging.getLogger()):
+        logger.addHandler(handler)
+    faulthandler.enable(file)
+    try:
+        yield file
+    except BaseException as error:
+        LOGGER.info("%s", one_line(error), exc_info=exit_code(error) is None)
+        raise
+    finally:
+        for logger in (LOGGER, logging.getLogger()):
+            logger.removeHandler(handler)
+        faulthandler.disable()
+        if before and sys.__stderr__:
+            faulthandler.enable(sys.__stderr__)
+        with contextlib.suppress(OSError):  # the last line may not fit on the disk
+            file.close()
