@@ -43,6 +43,8 @@ REASONS = ["parse", "truncated", "prompt_too_long", "", "count", "contradiction"
 
 
 class Instructor:
+    processes_per_copy = 1
+
     def __init__(self) -> None:
         self.calls = 0
 
