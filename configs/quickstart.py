@@ -14,6 +14,7 @@ from smollm2 import get_config as smollm2
 def get_config() -> Config:
     c = smollm2()
     c.rounds = 2
+    c.sample_batch = 18
     c.data.limit = 10
     role = c.instructor
     role.rollout_prompts = role.optimizer_prompts = 6

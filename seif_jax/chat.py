@@ -180,6 +180,7 @@ class ChatModel:
             method=decoding.method,
             stop_ids=self.tokenizer.stop_ids,
             batch_size=decoding.batch_size,
+            max_prompt_tokens=decoding.max_prompt_tokens,
             memory=decoding.memory,
             on_sample=store,
         )
@@ -207,7 +208,7 @@ class ChatModel:
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         probs: list[list[float] | None] = [None] * len(prompts)
         if fit:
-            logp = self.engine.next_logp([prompts[i] for i in fit], ids)
+            logp = self.engine.next_logp([prompts[i] for i in fit], ids, max_prompt_tokens)
             for i, row in zip(fit, np.exp(logp.astype(np.float64)), strict=True):
                 probs[i] = row.tolist()
         return probs

@@ -42,7 +42,7 @@ class RecordingEngine(Engine):
         tokens = np.array([self.letter] * i + [self.letter if i == 2 else END], np.int32)
         return Sample(tokens, np.full(i + 1, -0.5, np.float32), i != 2)
 
-    def next_logp(self, prompts, options) -> np.ndarray:
+    def next_logp(self, prompts, options, max_prompt_tokens) -> np.ndarray:
         self.calls.append((prompts, options))
         return np.log(np.array([[0.125, 0.5], [0.25, 0.0625]], np.float32)[: len(prompts)])
 

@@ -52,7 +52,7 @@ def sample(
     engine = Engine(MODEL.config, PARAMS, jnp.float32)
     group = len(limits) // len(prompts)
 
-    def page_count(reads, limits, slots, group, budget):
+    def page_count(reads, limits, slots, group, budget, max_prompt_tokens):
         smallest, largest = pages_needed(reads, limits, slots, group)
         return largest if spare_pages is None else min(smallest + spare_pages, largest)
 

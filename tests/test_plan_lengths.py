@@ -156,7 +156,7 @@ def test_pages_of_a_call_that_could_use_millions():
     reads = divided(call, 1, keep_prefix=True)
     limits = np.full(20_000, 500)
     assert pages_needed(reads, limits, 64, 1)[1] > 2_000_000
-    assert page_count(reads, limits, 64, 1, budget=1000) == 960
+    assert page_count(reads, limits, 64, 1, budget=1000, max_prompt_tokens=8000) == 960
 
 
 def test_a_copy_with_long_samples_takes_fewer_reads():
@@ -196,7 +196,7 @@ def test_flops_of_a_decoding_step_counted_by_hand():
     D, H, heads, kv_heads, mlp, layers, B = 32, 8, 4, 2, 64, 2, 6
     projections = D * (heads + 2 * kv_heads) * H + heads * H * D + 3 * D * mlp
     iterations = 2 * B * 3  # at most: each slot's prompt and its tokens, 3 pages each
-    pairs = B * 128 + iterations * 2 * 64
+    pairs = B * 128 + iterations * 2 * 64 + 1 * B * 64  # a page of the common prefix
     step = layers * (2 * B * projections + 2 * 2 * pairs * heads * H) + 2 * B * D * 512
     assert cost.count_flops(traced.jaxpr.jaxpr) == step
 
@@ -277,8 +277,8 @@ def test_a_session_is_counted_once_in_every_program(model):
     assert more["take_slots"] == 0 and more["prefill"] == cost.device_bytes(
         rollout["prefill"].arguments[3]
     )
-    _, _, _, table, _, _, *sent, _, _, _ = rollout["decode"].arguments
-    assert more["decode"] == cost.device_bytes((table, sent)) + 2 * 4
+    _, _, _, table, prefix, _, *sent, _, _, _, _ = rollout["decode"].arguments
+    assert more["decode"] == cost.device_bytes((table, prefix, sent)) + 3 * 4
     pages = cost.device_bytes(rollout["store"].arguments[0])
     assert resident["pages"] == pages and pages % (2 * 2 * 64 * 2 * 8 * 4) == 0
 
@@ -336,7 +336,7 @@ def test_a_plan_for_drawn_lengths(model, monkeypatch, capsys):
 def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(copies, kernel, monkeypatch):
     """The reads of prompts with these lengths and shared starts, and the scores that attention
     computes for each; longer prompts need more than their share of tokens."""
-    monkeypatch.setattr(prefill_plan, "READ_TOKENS", 2048)
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 2048)
     random = np.random.default_rng(4)
     answered = unrelated(random.integers(40, 300, 6), random.integers(1, 900, (6, 2)))
     prompts, shared = judged(answered, 3)

@@ -71,6 +71,7 @@ def real_sessions(
         RecordedSession(
             MODEL.config, params, jnp.float32, plan, queue, copy, keys, group=group,
             limits=limits, method=Method(), stop_ids=(), slots=slots, pages=pages,
+            max_prompt_tokens=int(plan.lengths.max()),
         )
         for copy in range(plan.copies)
     ]  # fmt: skip

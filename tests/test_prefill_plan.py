@@ -1,6 +1,7 @@
 """The trees in which prompts are read: every shared start once, few shapes, in linear time."""
 
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax.models import packed_attention, tree_attention_kernels
+from seif_jax.models.matmul import target_platform
 from seif_jax.models.xla_attention import TilePairs, tile_side
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.prefill_plan import (
@@ -22,9 +24,16 @@ from seif_jax.sampling.prefill_plan import (
 Prompt = list[int]
 
 
+@pytest.fixture
+def accelerator() -> Iterator[None]:
+    """Reads as long as on GPUs and TPUs."""
+    with target_platform("gpu"):
+        yield
+
+
 def shape_of(plan: PrefillPlan, n: int) -> tuple[int, ...]:
     """What the shape of a program depends on."""
-    return plan.sizes[n], plan.max_prompts, padded_prefix(len(plan.prefix))
+    return plan.sizes[n], padded_prefix(len(plan.prefix))
 
 
 def starts(prompts: list[Prompt]) -> set[tuple[int, ...]]:
@@ -75,7 +84,7 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
     """With stems, prompts that begin others and equal ones, in reads of all sizes."""
     prompts = [stem + tail for tail in tails] + [stem + tails[0][:1], [1] * 70 + stem]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefill_plan, "READ_TOKENS", read_tokens)
+        patch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
         plan = plan_prefill(prompts, copies, keep_prefix)
     check(prompts, plan)
     assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
@@ -127,21 +136,21 @@ def judged(seed: int, mean: float, sigma: float, instructions: int = 96) -> list
     return prompts
 
 
-@pytest.mark.parametrize("copies, bound, most", [(1, 1.2, 4), (8, 1.3, 6)])
+@pytest.mark.parametrize("copies, bound", [(1, 1.2), (8, 1.3)])
 @pytest.mark.parametrize("mean, sigma", workload.SETTINGS)
-def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, most):
+def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, accelerator):
     """Few shapes over several draws of equal statistics, and hardly a token twice."""
     shapes, waste = set(), []
     for seed in range(10 if copies == 1 else 3):
         plan = plan_prefill(judged(seed, mean, sigma, 96 if copies > 1 else 48), copies)
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
         waste.append(plan.computed_tokens / plan.distinct_tokens)
-    assert len(shapes) <= most
+    assert len(shapes) <= 6
     assert max(waste) <= bound
 
 
 @pytest.mark.parametrize("copies", [1, 8])
-def test_prompts_of_a_rollout_at_scale(copies):
+def test_prompts_of_a_rollout_at_scale(copies, accelerator):
     """Prompts that share nothing but a template stay in the order of the call."""
     shapes = set()
     for seed in range(10):
@@ -153,7 +162,7 @@ def test_prompts_of_a_rollout_at_scale(copies):
         assert len(plan.reads) >= 8 * (copies > 1) * copies / 2
         assert plan.computed_tokens <= 1.3 * plan.distinct_tokens
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
-    assert len(shapes) <= 4
+    assert len(shapes) <= 6
 
 
 def test_planning_takes_linear_time():
@@ -177,10 +186,10 @@ def test_planning_takes_linear_time():
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize(
     "prompts, tokens, copies, size, last",
-    [(40, 2048, 1, 16384, 48), (40, 2048, 4, 4096, 48), (9, 12288, 1, 16384, 12),
-     (3, 500, 1, 1536, 3)],
+    [(40, 2048, 1, 16384, 256), (40, 2048, 4, 4096, 256), (9, 12288, 1, 16384, 256),
+     (3, 500, 1, 2048, 128)],
 )  # fmt: skip
-def test_the_largest_tree(prompts, tokens, copies, size, last, kernel):
+def test_the_largest_tree(prompts, tokens, copies, size, last, kernel, accelerator):
     """It has room for every read of the call and, if prompts that fit worse than shorter ones were
     shorter, for a read of as many tokens as the division aims at."""
     plan = plan_prefill([[i] * tokens for i in range(prompts)], copies, kernel=kernel)

@@ -126,7 +126,7 @@ def families(seed: int, instructions: tuple[int, ...], shots: int = 40) -> list[
 @pytest.mark.parametrize("read_tokens", [200, 5000])
 def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
     """With and without a common prefix, in one read and in several."""
-    monkeypatch.setattr(prefill_plan, "READ_TOKENS", read_tokens)
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
     prompts = families(1, (3, 1, 2), shots)
     got = engine().next_logp(prompts, (4, 60))
     for prompt, row in zip(prompts, got, strict=True):
@@ -135,7 +135,7 @@ def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
 
 def test_shared_starts_change_no_probability(monkeypatch):
     """Whatever the other prompts are, in whatever order, in several reads."""
-    monkeypatch.setattr(prefill_plan, "READ_TOKENS", 500)
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
     prompts = families(2, (4, 2))
     alone = [engine().next_logp([prompt], (4, 60))[0] for prompt in prompts]
     together = engine().next_logp(prompts, (4, 60))
@@ -161,7 +161,7 @@ def test_prompts_that_begin_or_equal_others():
 def test_samples_of_prompts_that_share_starts(monkeypatch, batch_size):
     """Prompts of very different lengths in trees, more of them than slots: each sample is the one
     that it would be alone, and every token of a prompt is computed about once."""
-    monkeypatch.setattr(prefill_plan, "READ_TOKENS", 500)
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
     prompts = families(3, (3, 2, 1)) + [[5] * 300]
     keys = row_keys(jax.random.key(1), range(len(prompts)))
     model = engine()

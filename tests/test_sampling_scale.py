@@ -28,7 +28,7 @@ def work(completions: Int[np.ndarray, "n"], slots: int = SLOTS, budget: int = 10
     prompts = workload.prompt_lengths(len(completions) // GROUP)
     lengths = unrelated(prompts, completions.reshape(-1, GROUP))
     reads, limits = divided(lengths, 1, keep_prefix=True), np.full(len(completions), LIMIT)
-    pages = page_count(reads, limits, slots, GROUP, budget)
+    pages = page_count(reads, limits, slots, GROUP, budget, int(prompts.max()))
     (result,) = sessions(lengths, reads, limits, slots, pages)
     return result
 

@@ -17,7 +17,7 @@ from seif_jax.models.paged_attention import page_tokens
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.layout import Bytes
 from seif_jax.plan.program import shapes_of
-from seif_jax.sampling.decode_arrays import Slots, empty_entries
+from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT
 from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PromptTree
@@ -91,9 +91,11 @@ class SessionArrays:
         others, layers = self.weights
         _, table = decoding_structs(self.params)
         entries = shapes_of(empty_entries(self.entries, *self.table_widths))
+        prefix = Prefix(*cast(tuple[Array, Array], (_ints(), _ints(self.table_widths[0]))))
         return (
-            self.config, others, layers, table, None, self.prompt_hidden, entries, self.state,
-            _ints(), _ints(),
+            self.config, others, layers, table, prefix,
+            self.prompt_hidden, entries, self.state, _ints(), _ints(),
+            jax.ShapeDtypeStruct((), jnp.float32),
         )  # fmt: skip
 
     def _hidden(self, rows: int) -> jax.ShapeDtypeStruct:

@@ -20,7 +20,7 @@ from seif_jax.sampling.decode import decode
 from seif_jax.sampling.prefill_plan import attention_pairs
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
-from seif_jax.sampling.session import copy_rows, take_slots
+from seif_jax.sampling.session import copy_rows, padded_group, take_slots
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
 
@@ -137,7 +137,8 @@ def _decode_program(planned: PlannedCall) -> Program:
     program = planned.program(
         "decode", decode, arrays.of_decode(), planned.slowest(lambda work: work.calls), ahead,
         {
-            "group": call.group_size, "method": call.decoding.method,
+            "group": padded_group(call.group_size),
+            "method": call.decoding.method.without_temperature,
             "stop_ids": OPTION_IDS[:1], "dtype": call.dtype,
         },
     )  # fmt: skip

@@ -22,9 +22,10 @@ from seif_jax.plan.program import Program
 from seif_jax.plan.reads import divided
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.memory import page_bytes, page_count
+from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill_plan import PromptTree, Reads, largest_tree
+from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session import table_widths
 
 
@@ -48,12 +49,20 @@ class PlannedCall:
         call, copies, n = self.call, self.copies // self.queues, self.queues
         return [
             [
-                (share, divided(share, copies, keep_prefix=call.mode == "generate"))
+                (share, self._divided(share, copies))
                 for share in (lengths.of_process(i, n, call.rows) for i in range(n))
                 if len(share.prompts)
             ]
             for lengths in call.lengths
         ]
+
+    def _divided(self, lengths: CallLengths, copies: int) -> Reads:
+        call, longest = self.call, self.call.decoding.max_prompt_tokens
+        if call.mode == "verdict":
+            return divided(lengths, copies, False, longest)
+        samples, slots = lengths.completions.size, call.decoding.batch_size
+        slots = first_slots(samples, slots, call.group_size, copies)
+        return divided(lengths, copies, True, longest, room_for_prompts(slots, longest))
 
     @property
     def reads(self) -> list[Reads]:
@@ -81,9 +90,10 @@ class PlannedCall:
         return [[self._pages(*share) for share in step] for step in self.shares]
 
     def _pages(self, lengths: CallLengths, reads: Reads) -> tuple[int, str | None]:
-        arguments = reads, self.limits(lengths), self.call.decoding.batch_size, self.call.group_size
+        decoding = self.call.decoding
+        arguments = reads, self.limits(lengths), decoding.batch_size, self.call.group_size
         try:
-            return page_count(*arguments, self.page_budget), None
+            return page_count(*arguments, self.page_budget, decoding.max_prompt_tokens), None
         except UserError as error:
             smallest, _ = pages_needed(*arguments)
             return smallest, str(error)
@@ -105,17 +115,15 @@ class PlannedCall:
     @cached_property
     def arrays(self) -> SessionArrays:
         """Those of the largest session."""
-        shares = [share for step in self.shares for share in step]
-        widths = [table_widths(reads, self.limits(lengths).tolist()) for lengths, reads in shares]
-        prompt_pages, own_pages = (max(width) for width in zip(*widths, strict=True))
+        decoding = self.call.decoding
         return SessionArrays(
             self.config,
             self.params,
             self.call.dtype,
-            self.call.decoding.batch_size,
+            decoding.batch_size,
             max(work.slots for work in self.sessions),
             max(count for step in self.pages for count, _ in step),
-            (prompt_pages, own_pages),
+            table_widths(decoding.max_prompt_tokens, decoding.max_tokens),
             self.tree,
         )
 

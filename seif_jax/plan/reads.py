@@ -5,13 +5,20 @@ from functools import lru_cache
 import numpy as np
 
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.prefill_plan import Reads, Row, attention_pairs, divide, pack
+from seif_jax.sampling.prefill_plan import UNLIMITED, Reads, Row, attention_pairs, divide, pack
 
 
-def divided(lengths: CallLengths, copies: int, keep_prefix: bool) -> Reads:
+def divided(
+    lengths: CallLengths,
+    copies: int,
+    keep_prefix: bool,
+    max_prompt_tokens: int = 0,
+    max_read_pages: int = UNLIMITED,
+) -> Reads:
     """The reads of a call that these copies of the weights share (see `prefill_plan.divide`)."""
     order, distinct = range(len(lengths.prompts)), lengths.distinct_tokens
-    return divide(order, lengths.prompts, lengths.shared, distinct, copies, keep_prefix)
+    options = copies, keep_prefix, max_prompt_tokens, max_read_pages
+    return divide(order, lengths.prompts, lengths.shared, distinct, *options)
 
 
 def read_pairs(lengths: CallLengths, reads: Reads, kernel: bool) -> list[int]:
@@ -42,4 +49,4 @@ def _pairs(
         if rows:
             row[:common] = rows[-1][:common]
         rows.append(row)
-    return attention_pairs(pack(rows, prefix, size, len(rows), kernel)[1], prefix)
+    return attention_pairs(pack(rows, prefix, size, kernel)[1], prefix)

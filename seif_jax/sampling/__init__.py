@@ -18,12 +18,13 @@ from seif_jax.errors import RunError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import attends_by_kernel
-from seif_jax.sampling.memory import free_bytes, page_bytes, page_count
+from seif_jax.sampling.memory import free_bytes, page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
+from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.sample import Counters, OnSample, Sample
+from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session import Session
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sharding import gather_local_values, processes_per_copy, replicas
@@ -74,6 +75,7 @@ class Engine:
         method: Method,
         stop_ids: tuple[int, ...],
         batch_size: int,
+        max_prompt_tokens: int = 0,
         memory: float = 0.8,
         on_sample: OnSample = lambda i, sample: None,
     ) -> list[Sample]:
@@ -82,6 +84,8 @@ class Engine:
         keys: one per sample. A sample is a function of its prompt and its key alone.
         max_tokens: one limit for all samples, or one per sample.
         batch_size: samples that are decoded together.
+        max_prompt_tokens: the longest prompt in any call that shares programs with this one; 0: in
+        this call.
         memory: how much of the memory that is free when the call begins is for keys and values,
         between 0 and 1. Raises UserError if the longest sample does not fit.
         on_sample: called with each sample and its index as soon as it ends, while others are being
@@ -91,9 +95,13 @@ class Engine:
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
-        plan, free_pages = self._plan(prompts, keep_prefix=True, call=(key_data, limits))
+        max_prompt_tokens = max(max_prompt_tokens, *map(len, prompts))
+        slots = first_slots(total, batch_size, group, len(self.replicas))
+        room = room_for_prompts(slots, max_prompt_tokens)
+        plan, free_pages = self._plan(prompts, max_prompt_tokens, True, room, (key_data, limits))
         queue = PrefillQueue(len(plan.reads), plan.copies)
-        pages = page_count(plan, np.array(limits), batch_size, group, int(memory * free_pages))
+        budget = int(memory * free_pages)
+        pages = page_count(plan, np.array(limits), batch_size, group, budget, max_prompt_tokens)
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -116,6 +124,7 @@ class Engine:
                     stop_ids=stop_ids,
                     slots=batch_size,
                     pages=pages,
+                    max_prompt_tokens=max_prompt_tokens,
                 )
                 session.run(store)
             finally:
@@ -127,13 +136,13 @@ class Engine:
         return [samples[i] for i in range(total)]
 
     def next_logp(
-        self, prompts: Sequence[Ids], options: tuple[int, ...]
+        self, prompts: Sequence[Ids], options: tuple[int, ...], max_prompt_tokens: int = 0
     ) -> Float[np.ndarray, "n O"]:
         """Log-probabilities, float32, of each option (a token id) as the next token of each prompt.
 
-        A start that several prompts share is computed once.
+        A start that several prompts share is computed once. max_prompt_tokens: see `sample`.
         """
-        plan, _ = self._plan(prompts, keep_prefix=False)
+        plan, _ = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
 
@@ -152,7 +161,12 @@ class Engine:
         return result
 
     def _plan(
-        self, prompts: Sequence[Ids], keep_prefix: bool, call: tuple[object, ...] = ()
+        self,
+        prompts: Sequence[Ids],
+        max_prompt_tokens: int,
+        keep_prefix: bool,
+        max_read_pages: int = UNLIMITED,
+        call: tuple[object, ...] = (),
     ) -> tuple[PrefillPlan, int]:
         """Plans the reads of a call, and counts their tokens. Also returns the number of pages of
         keys and values that there is memory for in each copy of the weights.
@@ -169,7 +183,8 @@ class Engine:
                 "rewards that config.reward names must give the same result in every process"
             )
         kernel = attends_by_kernel(self.config)
-        plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel)
+        limits = max_prompt_tokens, max_read_pages
+        plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel, *limits)
         self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
         return plan, int(free_pages.min())
 

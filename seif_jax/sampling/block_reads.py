@@ -19,7 +19,7 @@ class BlockReads(NamedTuple):
     by_prompt: Int[Array, "B"]  # the slots, those with the same prompt adjacent
     by_slot: Int[Array, "B"]  # where each slot is in `by_prompt`
     shared: list[PageReads]  # prompts' pages, each read once for all its samples, and samples' own
-    prefix: PageReads | None  # a page is read once for all slots
+    prefix: PageReads  # a page is read once for all slots
 
     def shift(self, first_page: int | np.int32) -> "BlockReads":
         """What the layer whose pages begin here reads."""
@@ -31,11 +31,10 @@ class BlockReads(NamedTuple):
 
     def count(self) -> Int[Array, ""]:
         """How many pages a layer reads in a step."""
-        reads = self.shared if self.prefix is None else [*self.shared, self.prefix]
-        return sum((x.count for x in reads), jnp.int32(0))
+        return sum((x.count for x in [*self.shared, self.prefix]), jnp.int32(0))
 
 
-def plan_block_reads(slots: Slots, entries: Entries, prefix: Prefix | None) -> BlockReads:
+def plan_block_reads(slots: Slots, entries: Entries, prefix: Prefix) -> BlockReads:
     """The pages that the next block reads."""
     index = jnp.arange(len(slots.entry))
     prompt = jnp.where(slots.entry == EMPTY, UNUSED, entries.prompt[slots.entry])
@@ -43,14 +42,13 @@ def plan_block_reads(slots: Slots, entries: Entries, prefix: Prefix | None) -> B
     prompt, entry, age = (x[by_prompt] for x in (prompt, slots.entry, slots.age))
     has_sample = prompt != UNUSED
     is_first = has_sample & ((prompt != jnp.roll(prompt, 1)) | (index == 0))
-    before = jnp.int32(0) if prefix is None else prefix.tokens
     readers = [
         (
             entries.prompt_pages[entry],
             jnp.where(is_first, entries.prompt_tokens[entry], 0),
             index,
             jnp.sum(prompt[:, None] == prompt, axis=1),
-            jnp.broadcast_to(before, index.shape),
+            jnp.broadcast_to(prefix.tokens, index.shape),
         ),
         (
             entries.pages[entry],
@@ -63,8 +61,6 @@ def plan_block_reads(slots: Slots, entries: Entries, prefix: Prefix | None) -> B
     if platform() == "cpu":
         readers = [_concatenate(*readers)]  # half the loops to compile and to run
     shared, by_slot = [plan_reads(*x) for x in readers], jnp.argsort(by_prompt)
-    if prefix is None:
-        return BlockReads(by_prompt, by_slot, shared, None)
     zero, all_slots = jnp.zeros(1, jnp.int32), jnp.full(1, len(index))
     of_prefix = plan_reads(prefix.pages[None], prefix.tokens[None], zero, all_slots, zero)
     return BlockReads(by_prompt, by_slot, shared, of_prefix)

@@ -45,12 +45,13 @@ def decode(
     params: Params,
     layers: Layers,
     table: Shaped[Array, "V D"],
-    prefix: Prefix | None,
+    prefix: Prefix,
     prompt_hidden: Float[Array, "E D"],
     entries: Entries,
     slots: Slots,
     blocks: Int[Array, ""],
     idle_below: Int[Array, ""],
+    temperature: Float[Array, ""],
     *,
     group: int,
     method: Method,
@@ -62,7 +63,8 @@ def decode(
     layers, table: the layers' weights and the embedding, as `weights` makes them of `params`.
     prompt_hidden: by entry, the final hidden state of the prompt's last token. blocks: the largest
     number of blocks. idle_below: no block begins when fewer samples than this decode or wait.
-    group: the largest number of samples of a prompt.
+    temperature: in addition to the method's own. group: the largest number of samples of a prompt,
+    or more.
 
     Up to rounding, a sample's tokens depend only on the weights, its prompt and its key.
     """
@@ -82,7 +84,7 @@ def decode(
         return begin_block(state.block.end(state.slots), state.output.add(state.block))
 
     def step(state: _State) -> _State:
-        state = program.sample(state, method, stop_ids)
+        state = program.sample(state, temperature, method, stop_ids)
         # A loop of at most one iteration: in a `cond`, XLA's GPU backend would copy all pages.
         # There is one loop over steps, not nested in a loop over blocks: XLA would copy all
         # weights once per block.
@@ -122,7 +124,7 @@ class _Program:
         params: Params,
         layers: Layers,
         table: Array,
-        prefix: Prefix | None,
+        prefix: Prefix,
         prompt_hidden: Array,
         entries: Entries,
         group: int,
@@ -173,10 +175,16 @@ class _Program:
         uniform = _uniform(self.entries.key[entry], slots.age)
         return _State(slots, Block.empty(entry, left, reads.count()), reads, uniform, output)
 
-    def sample(self, state: _State, method: Method, stop_ids: tuple[int, ...]) -> _State:
+    def sample(
+        self,
+        state: _State,
+        temperature: Float[Array, ""],
+        method: Method,
+        stop_ids: tuple[int, ...],
+    ) -> _State:
         """Samples a token for every slot with a sample."""
         slots, block, n = state.slots, state.block, state.block.steps
-        scores = logits(self.params, slots.hidden, self.dtype)
+        scores = logits(self.params, slots.hidden, self.dtype) / temperature
         token, logp = sample_token(scores.T, state.uniform[n], method)
         positions = self.entries.start[slots.entry] + slots.age + n
         hidden, recent = self._forward(slots, state.reads, token, positions, n)
@@ -235,9 +243,7 @@ class _Program:
         for read in reads.shared:
             part = attend(q[:, order], positions[order], pages, read, self.group)
             parts.append(PartialAttention(*(x[:, reads.by_slot] for x in part)))
-        if reads.prefix is not None:
-            parts.append(attend(q, positions, pages, reads.prefix, len(positions)))
-        return parts
+        return [*parts, attend(q, positions, pages, reads.prefix, len(positions))]
 
 
 def _uniform(key: UInt32[Array, "B 2"], age: Int[Array, "B"]) -> Float[Array, "n B"]:

@@ -12,11 +12,21 @@ from jaxtyping import Int
 from seif_jax.errors import UserError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
+from seif_jax.models.matmul import platform
 from seif_jax.models.paged_attention import page_tokens
-from seif_jax.sampling.page_needs import pages_needed
+from seif_jax.models.token_tree import round_up_pow2
+from seif_jax.sampling.page_needs import (
+    ENTRIES_PER_SLOT,
+    pages_for,
+    pages_for_age,
+    pages_needed,
+)
 from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prompt_pages import page_structs
-from seif_jax.sampling.shapes import SIZES, round_up
+from seif_jax.sampling.schedule import first_slots
+
+TYPICAL_PROMPT_TOKENS = {"cpu": 128}  # CPUs have less memory than they have time to fill
+OTHER_TYPICAL_PROMPT_TOKENS = 512
 
 
 def page_bytes(c: ModelConfig, params: Params, dtype: DTypeLike) -> int:
@@ -40,15 +50,17 @@ def page_count(
     slots: int,
     group: int,
     budget: int,
+    max_prompt_tokens: int,
 ) -> int:
     """The number of pages that a call of `Engine.sample` uses in each copy of the weights, of the
-    `budget` that fits into memory. It is rounded, so that few programs are compiled.
+    `budget` that fits into memory.
 
-    limits: the maximum number of tokens of each sample. slots: see `Schedule`. group: samples per
-    prompt. Raises UserError if the prefix, the largest read of prompts and
-    the longest sample do not fit together.
+    Programs are compiled for it, so it does not depend on the lengths of the prompts if their reads
+    have at most `room_for_prompts` pages. limits: the maximum number of tokens of each sample.
+    slots: see `Schedule`. group: samples per prompt. max_prompt_tokens: see `Engine.sample`. Raises
+    UserError if the prefix, the largest read of prompts and the longest sample do not fit together.
     """
-    smallest, largest = pages_needed(reads, limits, slots, group)
+    smallest, _ = pages_needed(reads, limits, slots, group)
     if smallest > budget:
         size = page_tokens()
         raise UserError(
@@ -58,4 +70,17 @@ def page_count(
         )
     step = 1 << max(budget.bit_length() - 4, 0)  # what is free varies a little between calls
     available = max(budget // step * step, smallest)
-    return min(available, round_up(min(largest, available), SIZES))
+    slots = first_slots(len(limits), slots, group, reads.copies)
+    longest = pages_for_age(int(limits.max()))
+    # One page is TRASH.
+    fixed, prompts = 1 + pages_for(max_prompt_tokens), room_for_prompts(slots, max_prompt_tokens)
+    useful = fixed + prompts + ENTRIES_PER_SLOT * slots * longest
+    return min(available, round_up_pow2(max(useful, smallest)))
+
+
+def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
+    """The number of pages for prompts in a copy of the weights that begins a call with these slots.
+    If prompts with few samples are longer than TYPICAL_PROMPT_TOKENS, fewer decode together."""
+    typical = TYPICAL_PROMPT_TOKENS.get(platform(), OTHER_TYPICAL_PROMPT_TOKENS)
+    longest = pages_for(max_prompt_tokens)
+    return max(slots * min(pages_for(typical), longest), longest)

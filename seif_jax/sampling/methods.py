@@ -1,6 +1,6 @@
 """Samples tokens from logits: temperature, top-k and top-p."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_type_hints
 
 import jax
@@ -30,6 +30,17 @@ class Method:
             value, values = getattr(self, name), values_of(hint)
             if value not in values:
                 raise UserError(f"{name} must be {values} (got {value})")
+
+    @property
+    def without_temperature(self) -> "Method":
+        """The method for logits that have been divided by `divisor`. Programs are compiled for it,
+        so that they sample at any temperature."""
+        return replace(self, temperature=1.0 if self.temperature else 0.0)
+
+    @property
+    def divisor(self) -> float:
+        """What logits are divided by."""
+        return self.temperature or 1.0
 
 
 def sample_token(

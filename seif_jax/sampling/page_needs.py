@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Int
 
 from seif_jax.models.paged_attention import page_tokens
+from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.recent_tokens import BLOCK, Tokens, stored_tokens
 
@@ -20,6 +21,12 @@ def pages_for_age(age: Tokens) -> Tokens:
     buffer of recent tokens."""
     last_block = (age - 1) // BLOCK * BLOCK
     return pages_for(stored_tokens(last_block))
+
+
+def prompt_table_width(max_prompt_tokens: int) -> int:
+    """The number of pages that tables have room for: those of the longest prompt, rounded up so
+    that roles share programs."""
+    return round_up_pow2(pages_for(max_prompt_tokens))
 
 
 def prompt_pages(reads: Reads, n: int) -> list[tuple[int, int]]:

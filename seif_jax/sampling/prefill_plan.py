@@ -2,8 +2,8 @@
 
 Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
 into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
-row of tokens. Planning and packing take time linear in the number of tokens. Rows have only a few
-different sizes, because each size is compiled.
+row of tokens. Planning and packing take time linear in the number of tokens. Rows have one of six
+sizes, because each size is compiled.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,26 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from seif_jax.models import tree_attention_kernels, xla_attention
+from seif_jax.models.matmul import platform
 from seif_jax.models.packed_attention import plan_kernel_tiles
+from seif_jax.models.paged_attention import page_tokens
 from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.models.xla_attention import TilePairs, plan_tiles
-from seif_jax.sampling.shapes import SIZES, TOKENS, Ids, round_up
+from seif_jax.sampling.shapes import TOKENS, Ids, round_up
 
 MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
-READ_TOKENS = 1 << 14  # limit on the tokens of several prompts in one read, to bound its memory
+# Limit on the tokens of several prompts in one read, to bound its memory. CPUs are busy with less.
+READ_TOKENS = {"cpu": 1 << 12}
+OTHER_READ_TOKENS = 1 << 14
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
+TOKENS_PER_PROMPT = 16  # a row has room for one prompt per so many tokens, up to READ_PROMPTS
+# The sizes of rows, as shares of the largest.
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 # With several copies of the weights, each copy gets about READS_PER_COPY reads. It gets fewer, but
 # at least one, if reads would be shorter than MIN_READ_TOKENS, too short to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
+
+UNLIMITED = np.iinfo(np.int32).max
 
 Row = Int[np.ndarray, "_"]
 
@@ -61,7 +70,6 @@ class Reads:
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
     goal: int  # tokens per read that the division aims at, a multiple of the unit of sizes
     copies: int  # the number of copies of the weights that process the reads
-    max_prompts: int  # the largest number of prompts in a read, with padding
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
     shared: Int[np.ndarray, "n"]  # leading tokens that each shares with the one before it, if any
@@ -83,16 +91,21 @@ class PrefillPlan(Reads):
     def pack(self, n: int) -> Read:
         """Packs the prompts of read n."""
         rows = [self.rows[i] for i in self.reads[n]]
-        shape = self.sizes[n], self.max_prompts
-        return Read(self.reads[n], *pack(rows, len(self.prefix), *shape, self.kernel))
+        return Read(self.reads[n], *pack(rows, len(self.prefix), self.sizes[n], self.kernel))
 
 
 def plan_prefill(
-    prompts: Sequence[Ids], copies: int = 1, keep_prefix: bool = True, kernel: bool = False
+    prompts: Sequence[Ids],
+    copies: int = 1,
+    keep_prefix: bool = True,
+    kernel: bool = False,
+    max_prompt_tokens: int = 0,
+    max_read_pages: int = UNLIMITED,
 ) -> PrefillPlan:
     """Plans the reads of a call.
 
-    copies, keep_prefix: see `divide`. kernel: whether a kernel computes attention.
+    copies, keep_prefix, max_prompt_tokens, max_read_pages: see `divide`. kernel: whether a kernel
+    computes attention.
     """
     rows = [np.array(ids, np.int32) for ids in prompts]
     order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">i4").tobytes())
@@ -101,7 +114,8 @@ def plan_prefill(
     distinct = int(lengths.sum() - shared.sum())
     order = by_family(order, shared < prefix_length(lengths, shared) + MIN_STEM)
     shared = shared_lengths([rows[i] for i in order])
-    reads = divide(order, lengths[order], shared, distinct, copies, keep_prefix)
+    options = copies, keep_prefix, max_prompt_tokens, max_read_pages
+    reads = divide(order, lengths[order], shared, distinct, *options)
     return PrefillPlan(
         **vars(reads), rows=rows, prefix=rows[0][: reads.prefix_tokens], kernel=kernel
     )
@@ -123,13 +137,17 @@ def divide(
     distinct: int,
     copies: int = 1,
     keep_prefix: bool = True,
+    max_prompt_tokens: int = 0,
+    max_read_pages: int = UNLIMITED,
 ) -> Reads:
     """Divides prompts into reads, from their lengths alone.
 
     order: the index of each prompt; the other arguments are in this order. shared: the number of
     leading tokens that each prompt shares with the one before it. distinct: see `Reads`. copies:
     the number of copies of the weights that process the reads. keep_prefix: whether the common
-    prefix is computed separately even if there is only one read.
+    prefix is computed separately even if there is only one read. max_prompt_tokens: the longest
+    prompt in any call that shares programs with this one; 0: in this call. max_read_pages: limit on
+    the pages of several prompts in one read.
     """
     prefix = prefix_length(lengths, shared)
     repeated = np.maximum(shared - prefix, 0)
@@ -138,23 +156,23 @@ def divide(
     if copies > 1:
         share = goal // copies
         goal = max(share // READS_PER_COPY, min(share, MIN_READ_TOKENS), 1)
-    goal = min(goal, READ_TOKENS)
-    step = row_step(max(goal, int(lengths.max()) - prefix))
-    goal = -(-goal // step) * step
-    cuts = cut(new, repeated, goal, step)
-    if len(cuts) == 2 and not keep_prefix:
+    sizes = row_sizes(max(max_prompt_tokens, int(lengths.max())))
+    goal = min(goal, read_tokens())
+    goal = round_up(goal, sizes) if goal > sizes[0] else goal
+    shared_pages = repeated // page_tokens()
+    pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
+    cuts = cut(new, repeated, goal, sizes, pages, shared_pages, max_read_pages)
+    if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
-        step = row_step(int(new.sum()))
-    tokens = [int(new[a:b].sum() + repeated[a]) for a, b in pairwise(cuts)]
+    tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
     lengths_by_prompt, shared_by_prompt = np.zeros((2, len(lengths)), int)
     lengths_by_prompt[order], shared_by_prompt[order] = lengths, shared
     return Reads(
         prefix,
         [list(order[a:b]) for a, b in pairwise(cuts)],
-        row_sizes(np.array(tokens), step).tolist(),
+        padded_sizes(tokens, np.diff(cuts), sizes).tolist(),
         goal,
         min(copies, len(tokens)),
-        round_up(min(READ_PROMPTS, len(lengths)), SIZES),
         distinct,
         lengths_by_prompt,
         shared_by_prompt,
@@ -165,7 +183,7 @@ def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
     """A tree of the shape of the largest read of these calls, or of others with the same goals."""
     size = max(max(*call.sizes, call.goal) for call in reads)
     row = np.zeros(size, np.int32)
-    return pack([row], 0, size, max(call.max_prompts for call in reads), kernel)[1]
+    return pack([row], 0, size, kernel)[1]
 
 
 def padded_prefix(length: int) -> int:
@@ -194,53 +212,75 @@ def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> li
 
 
 def cut(
-    new: Int[np.ndarray, "n"], repeated: Int[np.ndarray, "n"], goal: int, step: int
+    new: Int[np.ndarray, "n"],
+    repeated: Int[np.ndarray, "n"],
+    goal: int,
+    sizes: Sequence[int],
+    pages: Int[np.ndarray, "n"],
+    shared_pages: Int[np.ndarray, "n"],
+    max_pages: int,
 ) -> list[int]:
-    """Cuts a list of prompts into reads of about `goal` tokens each, a multiple of `step`. A read
-    has at most READ_TOKENS tokens, unless it is a single prompt, and at most READ_PROMPTS prompts.
-    Returns the index of the first prompt of each read, followed by n.
+    """Cuts a list of prompts into reads of about `goal` tokens each, which are padded to `sizes`. A
+    read has at most `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and
+    no more prompts than a row has room for. Returns the index of the first prompt of each read,
+    followed by n.
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
-    number that it does share; they are computed again if a read starts at this prompt. Each read
-    ends where the cost is lowest. The cost is the sum of the repeated tokens, the tokens missing to
-    `goal`, and the tokens by which the padded row exceeds `goal`.
+    number that it does share; they are computed again if a read starts at this prompt. pages,
+    shared_pages: that these two fill. Each read ends where the cost is lowest. The cost is the sum
+    of the repeated tokens, the tokens missing to `goal`, and the tokens by which the padded row
+    exceeds `goal`.
     """
-    totals = np.concatenate([[0], np.cumsum(new)])
+    totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     cuts = [0]
     while (start := cuts[-1]) < len(new):
         before = totals[start] - repeated[start]
-        end = int(np.searchsorted(totals, before + READ_TOKENS, side="right")) - 1
-        end = min(max(end, start + 1), start + READ_PROMPTS, len(new))
+        last_pages = page_totals[start] - shared_pages[start] + max_pages
+        end = np.searchsorted(totals, before + read_tokens(), side="right")
+        end = min(end, np.searchsorted(page_totals, last_pages, side="right")) - 1
+        end = min(max(int(end), start + 1), start + max_prompts(sizes[-1]), len(new))
         ends = np.arange(end, start, -1)  # longest first, so argmin prefers it among equal costs
         tokens = totals[ends] - before
-        cost = np.maximum(row_sizes(tokens, step), goal) - np.minimum(tokens, goal)
+        rows = padded_sizes(tokens, ends - start, sizes)
+        # If the goal is below the smallest size, copies shall still get equal shares.
+        cost = np.maximum(np.where(rows > sizes[0], rows, tokens), goal)
+        cost -= np.minimum(tokens, goal)
         cost += np.append(repeated, 0)[ends]
         cuts.append(int(ends[np.argmin(cost)]))
     return cuts
 
 
-def row_step(largest: int) -> int:
-    """The unit of row sizes if most reads have at most `largest` tokens: a quarter of the next
-    power of two. This gives few sizes, which rarely change between calls."""
-    return max(round_up_pow2(largest) // 4, TOKENS[0])
+def read_tokens() -> int:
+    """The largest number of tokens of several prompts in one read."""
+    return READ_TOKENS.get(platform(), OTHER_READ_TOKENS)
 
 
-def row_sizes(tokens: Int[np.ndarray, "n"], step: int) -> Int[np.ndarray, "n"]:
-    """The padded row size for each number of tokens: one to four times `step`, and for the few
-    larger reads eight times, sixteen times, …"""
-    steps = -(-tokens // step)
-    doubled = 2 ** np.ceil(np.log2(np.maximum(steps, 1))).astype(int)
-    return np.where(steps <= 4, steps, doubled) * step
+def row_sizes(max_prompt_tokens: int) -> list[int]:
+    """The sizes of rows of tokens, from small to large."""
+    largest = round_up_pow2(max(read_tokens(), max_prompt_tokens))
+    unit = TOKENS[0]
+    return sorted({max(-(-int(share * largest) // unit), 1) * unit for share in SHARES})
 
 
-def pack(
-    rows: Sequence[Row], prefix: int, size: int, max_prompts: int, kernel: bool
-) -> tuple[list[Row], PromptTree]:
+def padded_sizes(
+    tokens: Int[np.ndarray, "n"], prompts: Int[np.ndarray, "n"], sizes: Sequence[int]
+) -> Int[np.ndarray, "n"]:
+    """The size of each read's row, given the numbers of its tokens and prompts."""
+    needed = np.maximum(tokens, prompts * TOKENS_PER_PROMPT)
+    return np.array(sizes)[np.searchsorted(sizes, np.minimum(needed, sizes[-1]))]
+
+
+def max_prompts(size: int) -> int:
+    """The number of prompts that a row of this size has room for."""
+    return min(size // TOKENS_PER_PROMPT, READ_PROMPTS)
+
+
+def pack(rows: Sequence[Row], prefix: int, size: int, kernel: bool) -> tuple[list[Row], PromptTree]:
     """Packs prompts, without the first `prefix` tokens, into a row of `size` tokens, as a tree in
     which neighbours share their starts. Returns the prompts' paths (see `Read`) and the tree."""
     tokens, positions, ends = np.zeros((3, size), np.int32)
     path = np.zeros(max(map(len, rows)), np.int32)  # the packed tokens of the current prompt
-    paths, last, count, depth = [], np.zeros(max_prompts, np.int32), 0, prefix
+    paths, last, count, depth = [], np.zeros(max_prompts(size), np.int32), 0, prefix
     for n, (row, shared) in enumerate(zip(rows, shared_lengths(rows), strict=True)):
         shared = max(int(shared), prefix)
         ends[path[shared:depth]] = count  # the descendants of these tokens end here

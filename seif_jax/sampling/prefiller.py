@@ -22,7 +22,7 @@ class Prefiller:
         self.config, self.params, self.dtype = config, params, dtype
         self.prefix: Prefix | None = None
         if length := len(plan.prefix):
-            _, tree = pack([plan.prefix], 0, padded_prefix(length), 1, plan.kernel)
+            _, tree = pack([plan.prefix], 0, padded_prefix(length), plan.kernel)
             _, kv = self.prefill(tree)
             self.prefix = Prefix(kv, cast(jax.Array, np.array(length, np.int32)))
 

@@ -71,10 +71,8 @@ class Schedule:
         that decode together. pages: of keys and values, see `pages_needed`."""
         self.reads, self.queue, self.copy, self.group = reads, queue, copy, group
         self.limits = np.asarray(limits)
-        # Samples of this copy, if copies share them evenly.
-        own = -(-(len(self.limits) // group) // reads.copies) * group
         self.sizes = slot_sizes(slots)
-        self.slots = min(size for size in self.sizes if size >= min(own, slots))
+        self.slots = first_slots(len(self.limits), slots, group, reads.copies)
         self.pool = PagePool(pages)
         self.prefix_pages = self.pool.allocate(pages_for(reads.prefix_tokens))
         self.waiting: deque[int] = deque()  # samples whose prompts have been read
@@ -284,6 +282,13 @@ class Schedule:
 
     def _pages_of_longest(self) -> int:
         return pages_for_age(int(self.limits.max()))
+
+
+def first_slots(samples: int, slots: int, group: int, copies: int) -> int:
+    """The number of slots with which a copy of the weights begins a call, if the copies share the
+    samples evenly."""
+    share = -(-(samples // group) // copies) * group
+    return min(size for size in slot_sizes(slots) if size >= min(share, slots))
 
 
 def slot_sizes(slots: int) -> list[int]:

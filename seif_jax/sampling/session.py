@@ -28,10 +28,10 @@ from seif_jax.sampling.decode_arrays import (
     unpack,
 )
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for, pages_for_age
+from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
-from seif_jax.sampling.prefill_plan import PrefillPlan, Reads
+from seif_jax.sampling.prefill_plan import PrefillPlan
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.prompt_pages import arrays_for, page_structs, store
@@ -40,6 +40,8 @@ from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import kv_sharding, replicated_sharding, use_mesh_of
+
+MIN_GROUP = 4  # roles with fewer samples per prompt share a program
 
 
 class Session:
@@ -64,8 +66,10 @@ class Session:
         stop_ids: tuple[int, ...],
         slots: int,
         pages: int,
+        max_prompt_tokens: int,
     ):
-        """copy, group, limits, slots, pages: see `Schedule`. keys: the key data of each sample."""
+        """copy, group, limits, slots, pages: see `Schedule`. keys: the key data of each sample.
+        max_prompt_tokens: the longest prompt in any call that shares programs with this one."""
         self.config, self.params, self.dtype = config, params, dtype
         self.plan, self.keys, self.method, self.stop_ids = plan, keys, method, stop_ids
         self.schedule = Schedule(
@@ -84,18 +88,19 @@ class Session:
         self.sent: deque[jax.Array] = deque()  # results of calls
         self.results: Results | None = None  # of the call that was collected last
         entries = ENTRIES_PER_SLOT * slots
-        self.entries = empty_entries(entries, *table_widths(plan, limits))
+        prompt_pages, own_pages = table_widths(max_prompt_tokens, max(limits))
+        self.entries = empty_entries(entries, prompt_pages, own_pages)
         self.prompt_hidden = self._zeros((entries, config.width))
         structs = slot_structs(config, params, dtype, self.schedule.slots, entries, pages)
         self.slots = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), structs)
         self.slots = self.slots._replace(entry=self.slots.entry + EMPTY)
-        self.prefix: Prefix | None = None
+        length, ids = len(plan.prefix), np.full(prompt_pages, TRASH, np.int32)
         if self.prefiller.prefix:
-            length, own = len(plan.prefix), self.schedule.prefix_pages
-            self._store(self.prefiller.prefix.kv, [np.arange(length)], [own], [0], len(own))
-            ids = np.full(round_up_pow2(len(own)), TRASH, np.int32)
-            ids[: len(own)] = own
-            self.prefix = Prefix(*cast(tuple[Array, Array], (np.int32(length), ids)))
+            pages_of_prefix = self.schedule.prefix_pages
+            size = len(pages_of_prefix)
+            self._store(self.prefiller.prefix.kv, [np.arange(length)], [pages_of_prefix], [0], size)
+            ids[:size] = pages_of_prefix
+        self.prefix = Prefix(*cast(tuple[Array, Array], (np.int32(length), ids)))
 
     def run(self, on_sample: OnSample) -> None:
         """Samples until the queue is empty and every sample has ended. Calls `on_sample` for
@@ -111,7 +116,7 @@ class Session:
         read = self.plan.pack(n)
         last, kv = self.prefiller.prefill(read.tree)
         prompts = [self.schedule.prompts[i] for i in read.prompts]
-        size = len(read.tree.tokens) // page_tokens() + self.plan.max_prompts
+        size = len(read.tree.tokens) // page_tokens() + len(read.tree.last)
         pages, shared = [x.pages for x in prompts], [x.shared for x in prompts]
         self._store(kv, read.paths, pages, shared, size)
         self.last = {i: x for i, x in self.last.items() if i in self.schedule.prompts}
@@ -167,8 +172,9 @@ class Session:
                 self.slots,
                 np.int32(call.blocks),
                 np.int32(call.idle_below),
-                group=self.schedule.group,
-                method=self.method,
+                np.float32(self.method.divisor),
+                group=padded_group(self.schedule.group),
+                method=self.method.without_temperature,
                 stop_ids=self.stop_ids,
                 dtype=self.dtype,
             )
@@ -261,10 +267,15 @@ def take_slots(
     return entry, age, hidden, jax.tree.map(take, recent)
 
 
-def table_widths(plan: Reads, limits: Sequence[int]) -> tuple[int, int]:
-    """The number of pages that entries have room for: of a prompt, and of a completion."""
-    longest = int(plan.lengths.max()) - plan.prefix_tokens
-    return round_up_pow2(pages_for(longest)), max(pages_for_age(max(limits)), 1)
+def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
+    """The number of pages that entries have room for: of a prompt, and of a completion. They are
+    rounded, so that roles share programs."""
+    return prompt_table_width(max_prompt_tokens), max(pages_for_age(max_tokens), 1)
+
+
+def padded_group(group: int) -> int:
+    """The number of samples per prompt that programs are compiled for."""
+    return max(round_up_pow2(group), MIN_GROUP)
 
 
 def slot_structs(

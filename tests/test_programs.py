@@ -1,0 +1,61 @@
+"""Few programs: what is compiled while prompts of many lengths are sampled."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from seif_jax import models
+from seif_jax.metrics_log import COMPILED
+from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling.methods import Method
+from seif_jax.sampling.prefill_plan import row_sizes
+
+MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
+SLOTS, LONGEST = 8, 200
+
+
+@pytest.fixture
+def compiled() -> Iterator[Counter[str]]:
+    """How many programs of each name have been compiled."""
+    counts: Counter[str] = Counter()
+
+    def count(event: str, duration_secs: float, **details: object) -> None:
+        if event == COMPILED:
+            counts[str(details["fun_name"])] += 1
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_programs_do_not_depend_on_prompts(compiled: Counter[str]) -> None:
+    """Steps of two roles that differ in the numbers and lengths of prompts and samples, in group
+    size, temperature and limits, with and without a start that all prompts share."""
+    rng = np.random.default_rng(0)
+    engine = Engine(MODEL.config, models.init(MODEL, 0), jnp.float32)
+    roles = [(2, 12, 1.0, LONGEST), (1, 20, 0.5, LONGEST - 40), (1, 20, 0.5, 130)]
+    for step in range(24):
+        group, max_tokens, temperature, longest = roles[step % len(roles)]
+        count = int(rng.integers(5, 12)) * 2 // group
+        start = [[], list(range(3, 50))][step // 3 % 2]
+        prompts = [
+            start + rng.integers(3, 96, rng.integers(1, longest - len(start))).tolist()
+            for _ in range(count)
+        ]
+        samples = engine.sample(
+            prompts, row_keys(jax.random.key(step), range(count * group)), group=group,
+            max_tokens=max_tokens, method=Method(temperature), stop_ids=(2,), batch_size=SLOTS,
+            max_prompt_tokens=longest,
+        )  # fmt: skip
+        assert len(samples) == count * group
+    assert compiled["jit(decode)"] == 1  # limits are too short for fewer slots to be worth it
+    sizes = len(row_sizes(LONGEST))
+    assert sizes == 6
+    # The start itself is prefilled, too, and rows after a start have programs of their own.
+    assert 2 <= compiled["jit(prefill)"] <= 2 * sizes + 1
