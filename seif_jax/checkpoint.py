@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from seif_jax import processes
 from seif_jax.array_digests import Digests, digests, named_leaves
 from seif_jax.errors import UserError, and_more, os_error
-from seif_jax.files import make_folder, os_errors, uninterrupted
+from seif_jax.files import make_folder, os_errors, remove, uninterrupted
 from seif_jax.json_io import dumps
 from seif_jax.models.io.to_device import single_device
 from seif_jax.run_clock import CLOCK
@@ -35,6 +35,7 @@ Shapes = PyTree[jax.ShapeDtypeStruct | jax.Array]  # of an array, only its shape
 
 RECORDS = "records"  # the item of a checkpoint that describes its trees
 KEPT = 2  # checkpoints: if the newest one is damaged, there is another one
+INCOMPLETE = "*.orbax-checkpoint-tmp*"  # folders of checkpoints that are being written
 # Errors that say nothing about a checkpoint. JAX raises three of them when another process ends.
 PASSED_ON = (UserError, RuntimeError, ConnectionError, TimeoutError, MemoryError)
 
@@ -133,11 +134,13 @@ class Checkpoints:
 
     @CLOCK("saving")
     def keep_only(self, step: int) -> None:
-        """Removes all other checkpoints."""
+        """Removes all other checkpoints, also incomplete ones that a kill has left."""
         with self._save_errors():
             for other in self.steps():
                 if other != step:
                     self._manager.delete(other)
+            for incomplete in self._folder.glob(INCOMPLETE) if processes.first() else ():
+                remove(incomplete)
 
     @CLOCK("loading")
     def restore(self, step: int, **shapes: Shapes) -> dict[str, Arrays]:

@@ -232,8 +232,10 @@ def test_a_step_that_is_saved_again(tmp_path):
         checkpoints.save(5, params=tree(5))
         assert checkpoints.steps() == [5, 4]
         checkpoints.restore(4, params=shapes(5))
+        (tmp_path / "checkpoints/6.orbax-checkpoint-tmp/params").mkdir(parents=True)  # a kill's
         checkpoints.keep_only(5)
         assert checkpoints.steps() == [5]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
 
 
 def test_a_checkpoint_of_an_earlier_version(tmp_path):

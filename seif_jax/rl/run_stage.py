@@ -72,7 +72,7 @@ def run_stage(
                     raise stop
         if done < steps:  # the next stage needs no optimizer state
             checkpoints.save(steps, wait=True, params=state.params)
-            checkpoints.keep_only(steps)
+        checkpoints.keep_only(steps)
     processes.wait(f"{info.paths.folder}: trained")
     means = summary(writer.path, info)
     display.end_stage(means)
