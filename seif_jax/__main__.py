@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seif_jax.errors import RunError, Stopped, UserError, exit_code, one_line
-from seif_jax.files import local_path, os_errors, recover
+from seif_jax.errors import RunError, Stopped, UserError, displayed, exit_code, one_line
+from seif_jax.files import check_output, os_errors, output_folder, recover
 from seif_jax.json_io import dumps
 from seif_jax.options import parser
 from seif_jax.options.shared import DTYPES
@@ -71,15 +71,15 @@ def flush_or_discard() -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    workdir = local_path(options.workdir)
+    check_output(options.workdir)
     from seif_jax import checks_before_jax
     from seif_jax.config_file import import_folders, read_config
 
     config = read_config(options.config, overrides)
     folders = import_folders(options.config)
-    checks_before_jax.check(config, workdir, folders)
+    checks_before_jax.check(config, Path(options.workdir), folders)
     use_compilation_cache()
-    from seif_jax import accelerator_detection, evolve, processes, run_clock, signals
+    from seif_jax import accelerator_detection, evolve, processes, resume, run_clock, signals
     from seif_jax.display import Display
 
     accelerator_detection.skip_absent()
@@ -90,6 +90,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             accelerator_detection.warn_if_unused(options.command)
         stream = None if processes.first() else open(os.devnull, "w")
         with Display(stream, stream) as display, signals.stop_at_safe_points(display.warn):
+            workdir = processes.output_folder(options.workdir)
+            resume.check_workdir(config, workdir)
             evolve.run(config, workdir, display, folders, options.profile)
 
 
@@ -142,7 +144,7 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.adapter and options.to != "hf":
         raise UserError(f"--adapter needs --to=hf (got --to={options.to})")
     start = time.perf_counter()
-    dst = local_path(options.dst)
+    dst = output_folder(options.dst)
     with os_errors(options.src):
         recover(options.src)  # DST may be the same folder, and its replacement may have been killed
     model_names.check(options.src)
@@ -181,20 +183,23 @@ def convert(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def report(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    from seif_jax import run_paths
     from seif_jax.report import run_files
 
     if options.matrix is not None and options.matrix < 1:
         raise UserError(f"--matrix must be 1 or more (got {options.matrix})")
-    runs = run_files.open_runs([Path(name) for name in options.dirs])
+    writes = options.matrix or options.pca  # into the run's folder, and reads its weights
+    local = output_folder if writes else run_paths.local_run
+    runs = run_files.open_runs([local(name) for name in options.dirs])
     from seif_jax.report import page
 
-    folder = local_path(options.out) if options.out else page.default_folder(runs)
+    folder = output_folder(options.out or displayed(str(page.default_folder(runs))))
     if options.matrix or options.pca:
         from seif_jax.report import coevolution
 
         start_jax(options.command)
         coevolution.compute(runs, options.matrix, options.pca)
-    print(page.write(runs, folder))
+    print(displayed(str(page.write(runs, folder))))
 
 
 def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-from seif_jax import processes
+from seif_jax import processes, storage
 from seif_jax.array_digests import Digests, digests, named_leaves
 from seif_jax.errors import UserError, and_more, os_error
 from seif_jax.files import make_folder, os_errors, remove, uninterrupted
@@ -71,6 +71,7 @@ class Checkpoints:
         """barrier_secs: how long processes wait for each other at the end of a save."""
         self._folder = StagePaths(folder).checkpoints
         self._saving = 0  # the step of the last save
+        self._uploaded: list[int] = []  # the steps that an object store has, if there is one
         self._in_background_since = math.inf  # seconds of the clock: when the last save returned
         self._metrics = _no_save()
         options = ocp.CheckpointManagerOptions(
@@ -110,6 +111,8 @@ class Checkpoints:
         with self._save_errors():
             for later in later_steps:  # damaged, or from before the stage was started again
                 self._manager.delete(later)
+            if later_steps:
+                self._upload()
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         self._in_background_since = time.perf_counter()
         self._metrics["secs/save_blocking"] += self._in_background_since - start
@@ -124,11 +127,15 @@ class Checkpoints:
         start = time.perf_counter()
         with self._save_errors():
             self._manager.wait_until_finished()
+            self._upload()
         self._metrics["secs/save_blocking"] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
         """Metrics of the saves since the last call: seconds that blocked the caller, seconds in the
-        background, and the bytes that this process wrote."""
+        background, and the bytes that this process wrote. A save that has ended is uploaded."""
+        if not self._manager.is_saving_in_progress():
+            with self._save_errors():
+                self._upload()
         metrics, self._metrics = self._metrics, _no_save()
         return metrics
 
@@ -141,6 +148,7 @@ class Checkpoints:
                     self._manager.delete(other)
             for incomplete in self._folder.glob(INCOMPLETE) if processes.first() else ():
                 remove(incomplete)
+            self._upload()
 
     @CLOCK("loading")
     def restore(self, step: int, **shapes: Shapes) -> dict[str, Arrays]:
@@ -174,11 +182,19 @@ class Checkpoints:
         """Waits until the last save is complete."""
         with self._save_errors():
             self._manager.close()
+            self._upload()
 
     def _written(self) -> None:
         """Called in the background when the files of a save are written."""
         secs = time.perf_counter() - self._in_background_since
         self._metrics["secs/save_background"] += max(secs, 0.0)
+
+    def _upload(self) -> None:
+        """Gives an object store the checkpoints that are complete on the disk, and no others."""
+        steps = StagePaths(self._folder.parent).steps()
+        if steps != self._uploaded:
+            storage.upload_new(self._folder, map(str, steps))
+            self._uploaded = steps
 
     def _save_errors(self) -> contextlib.AbstractContextManager[None]:
         return _orbax_errors(self._folder / str(self._saving), "the checkpoint cannot be saved")

@@ -6,7 +6,7 @@ They read neither models nor data. `evolve` does, and repeats these checks.
 from collections.abc import Sequence
 from pathlib import Path
 
-from seif_jax import config_parsing, data_files, model_names, resume, user_functions
+from seif_jax import config_parsing, data_files, model_names, resume, storage, user_functions
 from seif_jax.errors import UserError
 from seif_jax.run_config import RunConfig
 
@@ -39,7 +39,8 @@ def check(config: RunConfig, workdir: Path, folders: Sequence[Path]) -> None:
         for name in names:
             if user_functions.is_name(name):
                 user_functions.check_module(key, name, folders)
-    resume.check_workdir(config, workdir)
+    if not storage.parse(workdir):  # otherwise once the folder has been downloaded
+        resume.check_workdir(config, workdir)
 
 
 def check_suites(suites: Sequence[str]) -> None:

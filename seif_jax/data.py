@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seif_jax import data_files
+from seif_jax import data_files, storage
 from seif_jax.data_rows import is_kept, read_instruction, read_prompt
 from seif_jax.errors import UserError
 from seif_jax.files import atomic_path
@@ -78,7 +78,7 @@ def load_instructions(
     columns: further columns for the file's rows, in order, if there are as many.
     Raises UserError naming the row that `data_rows.read_instruction` cannot read.
     """
-    path = Path(path).expanduser()
+    path = storage.local(path)
     rows = [(f"{path}: row {number}", row) for number, row in data_files.read_file(path)]
     if not rows:
         raise UserError(f"{path}: no rows")

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seif_jax import json_io
+from seif_jax import json_io, storage
 from seif_jax.errors import UserError, quiet
 from seif_jax.files import read_text
 
@@ -31,14 +31,14 @@ csv.field_size_limit(2**31 - 1)  # characters of a cell; the default is 131,072
 def read(source: str, split: str | None = None) -> Rows:
     """All rows of a source, in order.
 
-    source: a .parquet, .jsonl, .json, .csv or .txt file; `tfds:NAME` or `tfds:NAME/SPLIT`; a data
-      set's folder, or its name on the Hugging Face hub.
+    source: a .parquet, .jsonl, .json, .csv or .txt file, also in an object store; `tfds:NAME` or
+      `tfds:NAME/SPLIT`; a data set's folder, or its name on the Hugging Face hub.
     split: the split of a data set, in its library's notation ("test", "train[:500]"); None:
       "train".
     Raises UserError naming the source, and the row if one cannot be read.
     """
     check_exists(source)
-    path = Path(source).expanduser()
+    path = storage.local(source)
     if source.startswith("tfds:"):
         rows = _tfds_rows(source, split)
     elif path.is_file() or path.suffix.lower() in READERS:
@@ -52,7 +52,7 @@ def read(source: str, split: str | None = None) -> Rows:
 
 def check_exists(source: str) -> None:
     """Raises UserError if there is no such file, and the name is not one of a data set either."""
-    path = Path(source).expanduser()
+    path = storage.local(source)
     is_data_set = source.startswith("tfds:") or HUB_NAME.fullmatch(source)
     if not path.exists() and (path.suffix.lower() in READERS or not is_data_set):
         raise UserError(f"{path}: no such file")

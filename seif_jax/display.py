@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from seif_jax.errors import displayed
 from seif_jax.number_format import compact, count, duration
 from seif_jax.process_log import LOGGER
 from seif_jax.run_clock import CLOCK
@@ -225,8 +226,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._results.print(table)
 
     def _say(self, text: str, style: str = "") -> None:
-        LOGGER.info("%s", text)
-        self._out.print(Text(text, style=style))
+        LOGGER.info("%s", displayed(text))
+        self._out.print(Text(displayed(text), style=style))
 
     def _show_activity(self, text: str) -> None:
         self._activity = text

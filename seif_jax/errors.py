@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sized
+from pathlib import Path
 
 # How safetensors (Rust) and TensorStore (C++) quote the number of an operating system's error.
 _QUOTED = re.compile(r"os error (\d+)|os_error_code='(\d+)'")
@@ -64,8 +65,27 @@ def exit_code(error: BaseException) -> int | None:
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), None)
 
 
+_display_names: dict[str, str] = {}  # by local path
+
+
+def display_as(path: Path, name: str) -> None:
+    """Messages will show `name`, a URL, instead of `path`, its local copy."""
+    _display_names[str(path)] = name
+
+
+def displayed(text: str) -> str:
+    """The text with URLs instead of the paths of their local copies."""
+    for path in sorted(_display_names, key=len, reverse=True):
+        text = text.replace(path, _display_names[path])
+    return text
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error in one line. For an OSError, this is the path and the reason."""
+    return displayed(_one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, OSError) and error.errno is not None and error.strerror:

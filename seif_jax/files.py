@@ -1,4 +1,8 @@
-"""Files and folders are written atomically, and replacing one never loses the old one."""
+"""Files and folders are written atomically, and replacing one never loses the old one.
+
+What is written or removed in a local copy of a folder in an object store changes there, too: see
+`storage`.
+"""
 
 import codecs
 import contextlib
@@ -11,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from seif_jax import storage
 from seif_jax.errors import UserError, os_error
 from seif_jax.json_io import dumps
-
-TEMPORARY = ".seif-"  # part of the names of the temporary files that atomic_path makes
+from seif_jax.storage import TEMPORARY
 
 
 @contextlib.contextmanager
@@ -38,6 +42,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             if partial.is_dir() and target.is_dir():
                 os.rename(target, aside)  # a folder cannot be renamed onto one that holds files
             os.replace(partial, target)
+            storage.upload(target)
         except UserError as error:  # its message may name the temporary path
             raise UserError(str(error).replace(str(partial), str(path))) from error
         finally:
@@ -129,13 +134,21 @@ def uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def local_path(text: str) -> Path:
-    """The path that a user wants written. Raises UserError if it is a URL or empty."""
-    if "://" in text:
-        raise UserError(f"{text} is a URL, not a path; mount it and give the path")
+def output_folder(text: str) -> Path:
+    """The local path of a folder that a user wants written: see `storage.open_folder`.
+
+    Raises UserError if it is empty or a URL of another kind.
+    """
+    check_output(text)
+    return storage.open_folder(text)
+
+
+def check_output(text: str) -> None:
+    """Raises UserError unless `text` is a path or the URL of a folder in a store."""
+    if "://" in text and not storage.parse(text):
+        raise UserError(f"{text}: a URL must be gs://BUCKET/NAME or s3://BUCKET/NAME")
     if not text:
         raise UserError("the path of the folder to write is empty")
-    return Path(text)
 
 
 def occupied(path: Path) -> bool:
@@ -149,6 +162,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+    storage.delete(path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Renames a file or folder. In a store, the new one is complete before the old one goes."""
+    with os_errors(target):
+        source.rename(target)
+        storage.upload(target)
+        storage.delete(source)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Appends to a file on the local disk alone: its caller uploads it."""
+    with os_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def read_text(path: str | Path) -> str:

@@ -16,9 +16,9 @@ import psutil
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.summary import scalar
 
-from seif_jax import processes
+from seif_jax import processes, storage
 from seif_jax.errors import UserError
-from seif_jax.files import os_errors, write_text
+from seif_jax.files import append_text, os_errors, remove, write_text
 from seif_jax.json_io import dumps
 from seif_jax.run_clock import CLOCK, COMPILED, KINDS
 from seif_jax.run_paths import RunPaths
@@ -30,6 +30,8 @@ STAGES = {"instructor": 0, "generate": 1, "follower": 2, "evaluate": 2}
 PHASE_KINDS = {"sample": "sampling", "reward": "judging", "filter": "judging"} | {
     kind: kind for kind in KINDS
 }
+
+EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 
 # Its module has no types.
 Event: Callable[..., object] = importlib.import_module("tensorboardX.proto.event_pb2").Event
@@ -66,8 +68,8 @@ class Writer:
         line: Line = {"round": round, "stage": stage, "step": step}
         _position(line)
         line |= {name: _number(value) for name, value in metrics.items()}
-        with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(dumps(line) + "\n")  # a kill loses no finished step
+        append_text(self.path, dumps(line) + "\n")  # a kill loses no finished step
+        storage.upload(self.path)
         self.written = True
         self._show([line])
 
@@ -89,8 +91,8 @@ class Writer:
     def _open(self, lines: Sequence[Line]) -> None:
         write_text(self.path, "".join(dumps(line) + "\n" for line in lines))
         with os_errors(self.folder):
-            for path in self.folder.glob("events.out.tfevents.*"):
-                path.unlink()
+            for path in self.folder.glob(EVENTS):
+                remove(path)
         self._board: EventsWriter | None = None
         self._lengths: dict[tuple[str, int], int] = {}  # (stage, round): steps written
         self.written = bool(lines)
@@ -119,6 +121,8 @@ class Writer:
                         event = Event(wall_time=time.time(), step=global_step, summary=summary)
                         self._board.write_event(event)
             self._board.flush()
+            for path in self.folder.glob(EVENTS):
+                storage.upload(path)
 
 
 class Phases:

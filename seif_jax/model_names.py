@@ -24,7 +24,7 @@ def check(name: str | Path | None) -> None:
     exists there."""
     if name in (None, EMBEDDED):
         return
-    path = Path(name).expanduser()
+    path = run_paths.local_model(name)
     run_paths.check_model(path)
     if not path.exists() and not is_on_hub(name):
         raise UserError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from seif_jax import storage
 from seif_jax.errors import exit_code, one_line
 from seif_jax.files import make_folder, os_errors
 
@@ -50,3 +51,4 @@ def open_log(path: Path) -> Iterator[TextIO]:
             faulthandler.enable(sys.__stderr__)
         with contextlib.suppress(OSError):  # the last line may not fit on the disk
             file.close()
+            storage.upload(path)

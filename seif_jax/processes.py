@@ -10,12 +10,14 @@ import pickle
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from seif_jax import files, storage
 from seif_jax.errors import Stopped, UserError, exit_code, one_line
 from seif_jax.jax_private import num_scheduled_processes
 from seif_jax.run_clock import CLOCK
@@ -95,6 +97,19 @@ def wait(barrier: str) -> None:
     if jax.process_count() > 1:
         with CLOCK("waiting"):
             multihost_utils.sync_global_devices(barrier)
+
+
+def output_folder(text: str) -> Path:
+    """`files.output_folder` for all processes. They share the local copy of a folder in a store:
+    the first one downloads and uploads.
+
+    Raises UserError if they do not see the same disk.
+    """
+    if first():
+        folder = files.output_folder(text)
+        allgather_objects(storage.token(text))
+        return folder
+    return storage.join_folder(text, allgather_objects("")[0])
 
 
 def share(count: int, processes_per_copy: int = 1) -> range:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 
+from seif_jax import storage
+
 
 class Profiler:
     """Writes a trace of each of these steps of every stage to FOLDER/STAGE_step_N, which
@@ -29,3 +31,4 @@ class Profiler:
                 yield
         finally:
             jax.profiler.stop_trace()
+            storage.upload(folder)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from seif_jax import accelerator_detection, config_parsing, evolve
+from seif_jax import accelerator_detection, config_parsing, evolve, processes
 from seif_jax.chat import ChatModel
 from seif_jax.config_file import import_folders, read_config
 from seif_jax.display import Display
-from seif_jax.files import local_path
 from seif_jax.model_bundle import ModelBundle, load_params
 from seif_jax.rl.stage import Stage
 from seif_jax.run_clock import CLOCK
@@ -80,7 +79,7 @@ def run(
     if not isinstance(config, RunConfig):
         config = read_config(str(config))
     config = config_parsing.replace(config, changes or {})
-    folder = local_path(str(workdir))
+    folder = processes.output_folder(str(workdir))
     accelerator_detection.skip_absent()
     CLOCK.start()
     with Display() as display:

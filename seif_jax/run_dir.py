@@ -16,6 +16,7 @@ from seif_jax import (
     metrics_log,
     processes,
     stage_settings,
+    storage,
 )
 from seif_jax.errors import UserError
 from seif_jax.files import (
@@ -143,7 +144,7 @@ def keep_prompts(config: RunConfig, workdir: Path) -> None:
     """Copies the user's prompt files into the run's folder."""
     for role in config_checks.ROLES:
         if path := config.role(role).prompts:
-            path = Path(path).expanduser()
+            path = storage.local(path)
             copy = RunPaths(workdir).prompts / f"{role}{path.suffix}"
             if not copy.exists():
                 write_text(copy, read_text(path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seif_jax import storage
 from seif_jax.errors import UserError
 from seif_jax.json_io import read_object
 
@@ -148,6 +149,37 @@ class RunPaths:
 def _round_number(folder: Path) -> int | None:
     prefix, _, number = folder.name.partition("_")
     return int(number) if prefix == "round" and number.isdecimal() else None
+
+
+def local_run(path: str | Path) -> Path:
+    """A local path of a run's folder, or of a folder of runs, which may be in an object store. The
+    weights in it are not downloaded."""
+    return storage.local(path, lambda name: not {CHECKPOINTS, EXPORT} & set(name.split("/")))
+
+
+def local_model(path: str | Path) -> Path:
+    """A local path of a model, which may be in an object store. With the checkpoints of a stage,
+    its run's config.json and base model are downloaded, too."""
+    location = storage.parse(path)
+    if not location:
+        return storage.local(path)
+    names = location.key.split("/")
+    rounds = [i for i, name in enumerate(names) if _round_number(Path(name)) is not None]
+    if rounds:
+        run = RunPaths(Path("/".join(names[: rounds[-1]])))
+        for part in (run.config, run.base_model):
+            storage.local(f"{location.scheme}://{part}")
+    return storage.local(path, _is_of_model)
+
+
+def _is_of_model(name: str) -> bool:
+    """Whether a file belongs to the model in its folder, and not to something else in a stage's or
+    a run's folder. A run's stages can be listed, but their weights are not downloaded."""
+    first, _, _ = name.partition("/")
+    stage = StagePaths(Path())
+    if _round_number(Path(first)) is not None:
+        return name.endswith((f"/{stage.done.name}", "/_CHECKPOINT_METADATA"))
+    return first not in (EXPORT, stage.samples.name, stage.evaluations.name, "report")
 
 
 def stage_of(path: Path) -> StagePaths | None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from seif_jax.data import KWARGS
 from seif_jax.errors import UserError
-from seif_jax.files import atomic_path, make_folder, remove
+from seif_jax.files import atomic_path, make_folder, move, remove
 
 Rows = Sequence[Mapping[str, object]]
 BATCH_ROWS = 250  # read at a time
@@ -82,7 +82,7 @@ def cut(path: Path, step: int) -> None:
     if path.is_file():
         _split(path, step)
     elif not path.exists() and (folder := _split_folder(path)).exists():
-        folder.rename(path)  # the process was killed between the last two lines of _split
+        move(folder, path)  # the process was killed between the last two lines of _split
     for part in parts(path):
         if _step_of(part) >= step:
             remove(part)
@@ -139,7 +139,7 @@ def _split(path: Path, end: int) -> None:
             rows = table.filter(pc.field("step") == step).drop_columns("step").to_pylist()
             _write(folder / _part_name(step), _table(rows, step))
     remove(path)
-    folder.rename(path)
+    move(folder, path)
 
 
 def _split_folder(path: Path) -> Path:

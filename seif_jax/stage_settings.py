@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seif_jax import models
+from seif_jax import models, storage
 from seif_jax.chat import Decoding
 from seif_jax.models.lora import TARGETS, Lora
 from seif_jax.rl.learner import LearnerConfig
@@ -28,9 +28,11 @@ def lora(config: RunConfig) -> Lora | None:
 
 
 def _base(model: str | None) -> str | None:
-    """The base model of adapters: None (the embedded one), an absolute path, or a hub name."""
-    if model in (None, models.EMBEDDED):
+    """The base of adapters: None (the embedded model), an absolute path, a URL, or a hub name."""
+    if model is None or model == models.EMBEDDED:
         return None
+    if storage.parse(model):
+        return model
     path = models.find_local(model)
     return str(path.resolve()) if path else model
 

@@ -101,9 +101,9 @@ def test_a_key_without_its_prefix(place, refused, argument, hint):
 
 
 def test_a_workdir_that_is_no_path(place, refused):
-    line = refused("run", f"--config={place.config}", "--workdir=gs://bucket/run")
-    assert "gs://bucket/run is a URL, not a path; mount it and give the path" in line
-    assert not Path("gs:").exists()
+    line = refused("run", f"--config={place.config}", "--workdir=https://bucket/run")
+    assert "https://bucket/run: a URL must be gs://BUCKET/NAME or s3://BUCKET/NAME" in line
+    assert not Path("https:").exists()
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ LEVELS = [
         "run_clock",
         "run_paths",
         "shipped_configs",
+        "storage",
         "sweep.launchers",
         "topologies",
         "user_functions",

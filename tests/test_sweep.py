@@ -124,7 +124,7 @@ def test_sweeps_that_cannot_be(sweep, tmp_path, text, message):
         (["--xpk.cluster=c"], "--xpk.cluster=c is not an option of --launcher=print"),
         (["--sweep=/absent.py"], "/absent.py: no such sweep file"),
         (["--config=/absent.py"], "/absent.py: no such config file"),
-        (["--workdir=gs://bucket/runs"], "gs://bucket/runs is a URL, not a path"),
+        (["--workdir=gs://bucket/runs"], "gs://bucket/runs: a sweep writes to a disk"),
         (["--pace=2"], "unknown argument --pace=2"),
     ],
 )

@@ -1,9 +1,8 @@
 """`seif evaluate`: scores models, or replies from a file, on benchmarks."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from seif_jax import data_files, model_names, run_paths
+from seif_jax import data_files, model_names, run_paths, storage
 from seif_jax.errors import UserError
 from seif_jax.evaluate import tables
 from seif_jax.evaluate.journal import Store
@@ -15,7 +14,7 @@ from seif_jax.evaluate.subjects import RESPONSES, Subject
 from seif_jax.evaluate.suite import Respondent, Suite
 from seif_jax.evaluate.suite_registry import data_of, load_suite, names_of
 from seif_jax.evaluate.summary import summarize
-from seif_jax.files import local_path
+from seif_jax.files import output_folder
 from seif_jax.json_io import dumps
 from seif_jax.options.evaluate import EvaluateOptions
 
@@ -60,7 +59,7 @@ def check_paths(options: EvaluateOptions) -> None:
     """Raises UserError for a path that is not there or is not a model or, where one is allowed, a
     run's folder."""
     for path in (*options.model, *options.against):
-        if not run_paths.read_record(Path(path).expanduser()):
+        if not run_paths.read_record(run_paths.local_model(path)):
             model_names.check(path)
     model_names.check(options.judge)
     if options.responses:
@@ -77,11 +76,11 @@ def respondents(
     options: EvaluateOptions, suites: Mapping[str, str], progress: EvaluationProgress
 ) -> tuple[dict[Subject, Respondent], Store]:
     """Who answers the suites, and the evaluation's folder. suites: each suite's fingerprint."""
-    folder = local_path(options.out) if options.out else None
+    folder = output_folder(options.out) if options.out else None
     settings: dict[str, object] = {f"suite.{name}": digest for name, digest in suites.items()}
     settings["seed"] = options.seed
     if options.responses and not options.judge:
-        file = FileRespondent(Path(options.responses).expanduser())
+        file = FileRespondent(storage.local(options.responses))
         return {Subject(RESPONSES, 0, RESPONSES): file}, Store(folder, settings)
     from seif_jax.evaluate.evaluated_models import model_subjects  # brings JAX
 

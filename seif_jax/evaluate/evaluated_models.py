@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax
 
-from seif_jax import accelerator_detection, fingerprints, models, sharding
+from seif_jax import accelerator_detection, fingerprints, models, sharding, storage
 from seif_jax.chat import ChatModel, Decoding
 from seif_jax.chat_template import ChatSettings
-from seif_jax.errors import UserError
+from seif_jax.errors import UserError, displayed
 from seif_jax.evaluate.journal import Store
 from seif_jax.evaluate.progress import EvaluationProgress
 from seif_jax.evaluate.replies_from_file import FileRespondent
@@ -73,7 +73,7 @@ def _of_run(i: int, name: str, workdir: Path, record: Record) -> list[Candidate]
     stages = {run.round(round).name: run.stage(round, "follower") for round in rounds}
     trained = {role: stage.folder for role, stage in stages.items() if stage.done.exists()}
     base = config["follower"]["init"] or config["model"] or models.EMBEDDED
-    roles = {"base": base} | {role: str(stage) for role, stage in trained.items()}
+    roles = {"base": base} | {role: displayed(str(stage)) for role, stage in trained.items()}
     form, prefill, chat = _follower_form(workdir, record)
     return [
         Candidate(f"{name}/{role}" if name else role, i, role, path, form, prefill, chat)
@@ -173,7 +173,7 @@ def model_subjects(
 
     if options.responses:
         store = Store(folder, settings)
-        file = FileRespondent(Path(options.responses).expanduser(), judger_of(RESPONSES, store))
+        file = FileRespondent(storage.local(options.responses), judger_of(RESPONSES, store))
         return {Subject(RESPONSES, 0, RESPONSES): file}, store
     others = candidates(options.against, options.format, "against ")
     all_models = [*candidates(options.model, options.format), *others]

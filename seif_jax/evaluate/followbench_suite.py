@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from seif_jax import data_files
+from seif_jax import data_files, storage
 from seif_jax.errors import UserError, shown
 from seif_jax.evaluate import followbench_rules
 from seif_jax.evaluate.followbench_rules import LevelRow
@@ -40,7 +40,7 @@ class FollowBenchSuite(ReplySuite):
     @classmethod
     def load(cls, name: str, source: str) -> "FollowBenchSuite":
         """source: the folder with content_constraints.json and the like, or one of these files."""
-        path = Path(source).expanduser()
+        path = storage.local(source)
         files = sorted(path.glob(f"*{FILES}")) if path.is_dir() else [path]
         if not files:
             raise UserError(f"{source}: no files named *{FILES}")

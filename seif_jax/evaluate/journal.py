@@ -3,12 +3,14 @@ stopped evaluation can continue."""
 
 import inspect
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Generic, TypedDict, TypeVar
 
+from seif_jax import storage
 from seif_jax.errors import UserError
-from seif_jax.files import make_folder, os_errors, write_json
+from seif_jax.files import append_text, make_folder, os_errors, remove, write_json
 from seif_jax.json_io import dumps, read_object
 
 Key = tuple[object, ...]
@@ -46,8 +48,9 @@ R = TypeVar("R", ReplyRow, VerdictRow)
 class Journal(Generic[R]):
     """The rows of a JSONL file, which are identified by their first five columns.
 
-    An added row survives the end of the process, however it ends. An incomplete last line, as a
-    kill leaves it, is dropped when the file is opened again.
+    An added row survives the end of the process, however it ends; in an object store, which cannot
+    append, the rows of the last UPLOAD_SECS may be lost. An incomplete last line, as a kill leaves
+    it, is dropped when the file is opened again.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Journal(Generic[R]):
         self.path, self._before_add = path, before_add
         self.columns = tuple(inspect.get_annotations(row_type))
         self.rows: dict[Key, R] = {}
+        self._uploaded = time.monotonic()
         if path and path.exists():
             with os_errors(path):
                 self._load(path)
@@ -72,14 +76,21 @@ class Journal(Generic[R]):
         self.rows[key] = row
         if self.path:
             self._before_add()
-            with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(dumps(row) + "\n")
+            append_text(self.path, dumps(row) + "\n")
+            if time.monotonic() > self._uploaded + UPLOAD_SECS:
+                self.upload()
+
+    def upload(self) -> None:
+        """Brings the copy in an object store up to date, if the file has one."""
+        if self.path and self.path.exists():
+            storage.upload(self.path)
+        self._uploaded = time.monotonic()
 
     def clear(self) -> None:
         """Drops all rows."""
         self.rows.clear()
         if self.path:
-            self.path.unlink(missing_ok=True)
+            remove(self.path)
 
     def _load(self, path: Path) -> None:
         content = path.read_bytes()
@@ -104,6 +115,7 @@ class Journal(Generic[R]):
 
 
 KEY_COLUMNS = 5
+UPLOAD_SECS = 30  # at least, between two uploads of a file that grows
 SETTINGS = "settings.json"
 
 
@@ -138,6 +150,11 @@ class Store:
         if self.folder and self._settings is not None:
             write_json(self.folder / SETTINGS, self._settings)
             self._settings = None
+
+    def upload(self) -> None:
+        """Brings the journals' copies in an object store up to date."""
+        self.replies.upload()
+        self.verdicts.upload()
 
     def _merged(self, path: Path, new: dict[str, object], restart: bool) -> dict[str, object]:
         has_rows = self.replies.rows or self.verdicts.rows

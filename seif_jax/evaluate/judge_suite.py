@@ -17,6 +17,7 @@ from seif_jax.evaluate.outcome import Outcome
 from seif_jax.evaluate.statistics import Auroc, Average, Ratio, Statistic
 from seif_jax.evaluate.suite import Question, Respondent, ResponseRow, Result, Table
 from seif_jax.rewards.judge import Verdict
+from seif_jax.run_paths import local_run
 
 MODES = ("verdict", "generate")
 BINS = 10  # of the reliability curve
@@ -66,7 +67,7 @@ class JudgeSuite:
 
     @classmethod
     def load(cls, name: str, source: str) -> "JudgeSuite":
-        path = Path(source).expanduser()
+        path = local_run(source)
         rows = list(_of_run(path) if path.is_dir() else _of_rows(source))
         if not rows:
             raise UserError(f"{source}: no constraint with a label")

@@ -47,6 +47,7 @@ def write_results(
     if not store.folder:
         return
     store.begin()
+    store.upload()
     rows = [
         {"model": label, "suite": suite, **row}
         for suite, by_label in results.items()

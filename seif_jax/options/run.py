@@ -25,7 +25,12 @@ def steps(text: str) -> tuple[int, ...]:
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, metavar="FILE", help=CONFIG_HELP)
-    command.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder")
+    command.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="the run's folder, or its gs:// or s3:// URL",
+    )
     command.add_argument(
         "--profile",
         metavar="STEP[,STEP]",

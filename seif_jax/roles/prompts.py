@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seif_jax import storage
 from seif_jax.errors import UserError, shown
 
 NAMES = ("SYSTEM", "ASK", "SHOTS")
@@ -111,7 +112,7 @@ def load(schema: Schema, path: str | Path, base: Prompts) -> Prompts:
 
     Raises UserError, which begins with the path, for a file that cannot be read or is wrong.
     """
-    path = Path(path).expanduser()
+    path = storage.local(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:

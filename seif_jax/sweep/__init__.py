@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from seif_jax import config_parsing, resume, run_paths, shipped_configs
+from seif_jax import config_parsing, resume, run_paths, shipped_configs, storage
 from seif_jax.display import Display
 from seif_jax.errors import UserError
-from seif_jax.files import local_path
+from seif_jax.files import check_output
 from seif_jax.number_format import count
 from seif_jax.run_config import RunConfig
 from seif_jax.sweep import launchers
@@ -45,7 +45,12 @@ class SweepOptions:
 
     def check(self) -> None:
         """Raises UserError for the first option that is not allowed."""
-        local_path(self.workdir)
+        check_output(self.workdir)
+        if storage.parse(self.workdir):
+            raise UserError(
+                f"--workdir={self.workdir}: a sweep writes to a disk; `seif run` can write its "
+                "runs to a store"
+            )
         if self.jobs is not None and (self.jobs < 1 or self.launcher not in ("local", "slurm")):
             raise UserError(
                 f"--jobs must be 1 or more, with --launcher=local or slurm (got --jobs={self.jobs} "

@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from seif_jax import model_names
+from seif_jax import model_names, run_paths
 from seif_jax.model_names import EMBEDDED
 from seif_jax.models.io import gguf, hf
 from seif_jax.models.io.hf_config import HFConfig
@@ -33,7 +33,7 @@ def find_local(path: str | Path | None) -> Path | None:
     """
     if path is None or path == EMBEDDED:
         return gguf.embedded_path()
-    return None if model_names.is_on_hub(path) else Path(path).expanduser()
+    return None if model_names.is_on_hub(path) else run_paths.local_model(path)
 
 
 def resolve(path: str | Path | None) -> Path:
