@@ -34,6 +34,38 @@ with processes.together(f"localhost:{port}", 2, index, heartbeat_secs):
     while True:
         processes.allgather_objects(index)
 """
+# Saves an array of which each process has a half, then damages the second one's part in two ways.
+DAMAGES = """
+import shutil, sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from seif_jax import processes
+from seif_jax.checkpoint import DamagedCheckpoint, open_checkpoints
+
+port, index, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+with processes.together(f"localhost:{port}", 2, index, 50):
+    sharding = NamedSharding(jax.make_mesh((2,), ("x",)), PartitionSpec("x"))
+    values = np.random.default_rng(0).standard_normal(2000).astype(np.float32)
+    x = jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
+    with open_checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, params={"x": x})
+        assert checkpoints.steps() == [2, 1]
+        if processes.first():
+            files = (folder / "checkpoints/1/params/ocdbt.process_1/d").iterdir()
+            largest = max(files, key=lambda path: path.stat().st_size)
+            content = bytearray(largest.read_bytes())
+            content[2000] ^= 1
+            largest.write_bytes(bytes(content))
+            shutil.rmtree(folder / "checkpoints/2/params/ocdbt.process_1")
+        processes.wait("damaged")
+        for step in (1, 2):
+            try:
+                checkpoints.restore(step, params={"x": x})
+            except DamagedCheckpoint as error:
+                print(error, flush=True)
+"""
 # The command `run` with steps that do nothing.
 STEPS = """
 import sys
@@ -186,6 +218,19 @@ def test_a_run_goes_on_with_another_number_of_processes(place, one):
     assert "stopped after round 1 follower, step 1, and saved" in outputs[0][1]
     assert main(run) == 0
     assert_same_metrics(numbers(folder), numbers(one))
+
+
+def test_all_processes_notice_a_damaged_checkpoint(tmp_path):
+    """Also if only one of them reads what is damaged."""
+    port = str(free_port())
+    running = [python("-c", DAMAGES, port, str(index), str(tmp_path)) for index in (0, 1)]
+    outputs = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    for out, _ in outputs:
+        lines = [line for line in out.splitlines() if line.startswith(str(tmp_path))]
+        changed, missing = lines
+        assert changed == f"{tmp_path}/checkpoints/1 is damaged: bytes of params/x have changed"
+        assert missing.startswith(f"{tmp_path}/checkpoints/2 is damaged: ")
 
 
 @pytest.mark.parametrize(
