@@ -98,9 +98,10 @@ class Engine:
         max_prompt_tokens = max(max_prompt_tokens, *map(len, prompts))
         slots = first_slots(total, batch_size, group, len(self.replicas))
         room = room_for_prompts(slots, max_prompt_tokens)
-        plan, free_pages = self._plan(prompts, max_prompt_tokens, True, room, (key_data, limits))
+        self._check_same_call(prompts, key_data, limits)
+        plan = self._plan(prompts, max_prompt_tokens, True, room)
         queue = PrefillQueue(len(plan.reads), plan.copies)
-        budget = int(memory * free_pages)
+        budget = int(memory * self._free_pages())
         pages = page_count(plan, np.array(limits), batch_size, group, budget, max_prompt_tokens)
 
         def store(i: int, sample: Sample) -> None:
@@ -142,7 +143,8 @@ class Engine:
 
         A start that several prompts share is computed once. max_prompt_tokens: see `sample`.
         """
-        plan, _ = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
+        self._check_same_call(prompts)
+        plan = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
 
@@ -166,34 +168,35 @@ class Engine:
         max_prompt_tokens: int,
         keep_prefix: bool,
         max_read_pages: int = UNLIMITED,
-        call: tuple[object, ...] = (),
-    ) -> tuple[PrefillPlan, int]:
-        """Plans the reads of a call, and counts their tokens. Also returns the number of pages of
-        keys and values that there is memory for in each copy of the weights.
-
-        call: what else determines the call. Raises RunError if the processes that share a copy
-        make different calls.
-        """
-        checksum = zlib.crc32(pickle.dumps((list(map(list, prompts)), call))) & 0x7FFFFFFF
-        local = np.array([self._local_free_pages(), checksum], np.int32)
-        free_pages, checksums = gather_local_values(local, self.replicas[0]).T
-        if len({*checksums.tolist()}) > 1:
-            raise RunError(
-                "the processes that share a copy of the weights have different prompts; checks and "
-                "rewards that config.reward names must give the same result in every process"
-            )
+    ) -> PrefillPlan:
+        """Plans the reads of a call, and counts their tokens."""
         kernel = attends_by_kernel(self.config)
         limits = max_prompt_tokens, max_read_pages
         plan = plan_prefill(prompts, len(self.replicas), keep_prefix, kernel, *limits)
         self.prompt_tokens += PromptTokens(plan.computed_tokens, plan.distinct_tokens)
-        return plan, int(free_pages.min())
+        return plan
 
-    def _local_free_pages(self) -> int:
-        """The pages for which there is memory on the first of this process's devices."""
+    def _free_pages(self) -> int:
+        """The pages of keys and values that there is memory for in each copy of the weights: on the
+        first device of each process."""
         params = self.replicas[0]
         devices = (shard.device for shard in params["norm"].addressable_shards)
         device = min(devices, key=lambda device: device.id)
-        return free_bytes(device.memory_stats()) // page_bytes(self.config, params, self.dtype)
+        pages = free_bytes(device.memory_stats()) // page_bytes(self.config, params, self.dtype)
+        return int(gather_local_values(np.array([pages], np.int32), params).min())
+
+    def _check_same_call(self, prompts: Sequence[Ids], *others: object) -> None:
+        """Raises RunError if the processes that share a copy of the weights make different calls,
+        for which they would wait forever."""
+        if self.processes_per_copy == 1:
+            return
+        checksum = zlib.crc32(pickle.dumps((list(map(list, prompts)), others))) & 0x7FFFFFFF
+        checksums = gather_local_values(np.array([checksum], np.int32), self.replicas[0])
+        if len({*checksums.ravel().tolist()}) > 1:
+            raise RunError(
+                "the processes that share a copy of the weights have different prompts; checks and "
+                "rewards that config.reward names must give the same result in every process"
+            )
 
 
 def run_concurrently(work: Callable[[int], None], count: int) -> None:
