@@ -25,9 +25,12 @@ def digests(tree: PyTree[jax.Array]) -> dict[str, Digests]:
 
     All processes must call this. Raises TypeError for arrays of booleans or complex numbers.
     """
-    leaves = named_leaves(tree)
-    words = jax.device_get({path: _digests(x) for path, x in leaves.items()})
-    return {path: _by_dtype(x.dtype.name, words[path]) for path, x in leaves.items()}
+    # One array at a time: several processes whose devices are CPUs may start programs with
+    # collectives in different orders, and then wait for each other forever.
+    return {
+        path: _by_dtype(x.dtype.name, jax.device_get(_digests(x)))
+        for path, x in named_leaves(tree).items()
+    }
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
