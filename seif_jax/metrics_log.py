@@ -85,7 +85,8 @@ class Writer:
 
     def close(self) -> None:
         if self.writes and self._board:
-            with contextlib.suppress(OSError):  # every line was flushed, or its error raised
+            # Every line was flushed, or its error raised, which has closed the file.
+            with contextlib.suppress(OSError, ValueError):
                 self._board.close()
 
     def _open(self, lines: Sequence[Line]) -> None:

@@ -47,6 +47,7 @@ def test_help(tool, name):
         ),
         ("evaluate_speed", [*SPEED, f"--data={__file__}"], "--peer_python=absent: no such program"),
         ("plan_table", [], "the following arguments are required: FOLDER"),
+        ("kill_campaign", ["--what=fire"], "--what must be some of: kill, term"),
         ("convert_speed", ["much"], "invalid float value: 'much'"),
     ],
 )

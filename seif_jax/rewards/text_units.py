@@ -102,9 +102,11 @@ def _blocks(text: str) -> list[str]:
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         mark = _MARK.match(line)
-        if mark or not line.strip():
+        text_of_line = line[mark.end() if mark else 0 :].strip()
+        if blocks[-1] and (mark or not text_of_line):
             blocks.append([])
-        blocks[-1].append(line[mark.end() if mark else 0 :].strip())
+        if text_of_line:
+            blocks[-1].append(text_of_line)
         if mark and "#" in mark.group():
             blocks.append([])
     joined_blocks = (" ".join(block).strip() for block in blocks)
