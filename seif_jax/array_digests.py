@@ -1,4 +1,4 @@
-"""Digests of arrays: computed on the devices, and the same on every mesh.
+"""Digests of arrays, which are computed on the devices and are the same on every mesh.
 
 A digest is a sum over the entries of a hash of each entry's bits and position. Addition modulo 2^32
 commutes, so it does not matter how an array is sharded. The hash is a bijection of the entry's bits
@@ -20,13 +20,13 @@ Digests = dict[str, str]  # dtype -> hexadecimal digest of the array in that dty
 
 
 def digests(tree: PyTree[jax.Array]) -> dict[str, Digests]:
-    """The digests of a tree's arrays, by path. A float32 array has a second one, of its entries
-    rounded to bfloat16, by which it is recognised when it is loaded in that dtype.
+    """The digests of a tree's arrays, by path. A float32 array has a second digest, of its entries
+    rounded to bfloat16, with which the array can be checked when it is loaded in that dtype.
 
     All processes must call this. Raises TypeError for arrays of booleans or complex numbers.
     """
-    # One array at a time: several processes whose devices are CPUs may start programs with
-    # collectives in different orders, and then wait for each other forever.
+    # One array at a time: several processes with CPU devices may start programs that contain
+    # collectives in different orders, and would then wait for each other forever.
     return {
         path: _by_dtype(x.dtype.name, jax.device_get(_digests(x)))
         for path, x in named_leaves(tree).items()
@@ -34,7 +34,7 @@ def digests(tree: PyTree[jax.Array]) -> dict[str, Digests]:
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path, `layers/q`."""
+    """The leaves of a tree by path, such as `layers/q`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
@@ -53,7 +53,8 @@ def _digests(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], ...]:
     bits = lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
     versions = [bits]
     if x.dtype == jnp.float32:
-        # Rounded to nearest even by integer arithmetic: a CPU may flush subnormal numbers to zero.
+        # Round to nearest even, in integer arithmetic: with floats, a CPU may flush subnormal
+        # numbers to zero.
         versions.append((bits + jnp.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16)
     position = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
@@ -62,7 +63,8 @@ def _digests(x: Shaped[Array, "..."]) -> tuple[UInt32[Array, ""], ...]:
     key = _mix(position)
     hashes = [_mix(version ^ key) for version in versions]
     terms = [term for h in hashes for term in (h, h * (key | 1))]
-    # One reduction of all terms: XLA's CPU compiler makes it ten times as fast as separate sums.
+    # A single reduction of all terms. With XLA's CPU compiler, it is ten times as fast as separate
+    # sums.
     zeros = [jnp.uint32(0)] * len(terms)
     return tuple(lax.reduce(terms, zeros, _add, range(bits.ndim)))
 

@@ -1,8 +1,8 @@
 """A stage's checkpoints, written and read with Orbax.
 
-Orbax keeps checksums of its indices, but not of the arrays' bytes: it restores an array whose bits
-have flipped without an error. Each checkpoint therefore contains the digests of its arrays, and
-`restore` compares them with those of the arrays that it has loaded.
+Orbax keeps checksums of its indices, but not of the arrays' bytes. If bits of an array have flipped
+on the disk, Orbax restores it without an error. Each checkpoint therefore contains the digests of
+its arrays, and `restore` compares them with the digests of the arrays that it has loaded.
 """
 
 import contextlib
@@ -31,17 +31,19 @@ from seif_jax.run_clock import CLOCK
 from seif_jax.run_paths import StagePaths
 
 Arrays = PyTree[jax.Array]
-Shapes = PyTree[jax.ShapeDtypeStruct | jax.Array]  # of an array, only its shape, dtype, sharding
+# Of an array, only the shape, dtype and sharding are used.
+Shapes = PyTree[jax.ShapeDtypeStruct | jax.Array]
 
 RECORDS = "records"  # the item of a checkpoint that describes its trees
-KEPT = 2  # checkpoints: if the newest one is damaged, there is another one
+KEPT = 2  # how many checkpoints are kept: if the newest one is damaged, the other is used
 INCOMPLETE = "*.orbax-checkpoint-tmp*"  # folders of checkpoints that are being written
-# Errors that say nothing about a checkpoint. JAX raises three of them when another process ends.
+# Errors that are raised unchanged: they have a clear message already, or their cause is not the
+# checkpoint. JAX raises RuntimeError, ConnectionError and TimeoutError when another process ends.
 PASSED_ON = (UserError, RuntimeError, ConnectionError, TimeoutError, MemoryError)
 
 # Orbax logs every step of a save, and a traceback for every error that it also raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-# After an error, Orbax leaves tasks and coroutines of whose end asyncio and Python complain.
+# After an error, Orbax leaves unfinished tasks and coroutines, about which asyncio and Python warn.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
@@ -57,14 +59,14 @@ Records = dict[str, dict[str, ArrayRecord]]  # by tree, and by path in it
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint with missing files or changed bytes; the message names it."""
+    """A checkpoint has missing files or changed bytes; the message names it."""
 
 
 class Checkpoints:
     """The checkpoints of one stage, by step. A step is saved completely or not at all.
 
-    Methods raise UserError, naming the folder, if it cannot be read or written, or if it holds the
-    weights of another model. All processes must call them.
+    All processes must call the methods. These raise UserError, naming the folder, if it cannot be
+    read or written, or if it contains the weights of another model.
     """
 
     def __init__(self, folder: Path, barrier_secs: int):
@@ -72,7 +74,7 @@ class Checkpoints:
         self._folder = StagePaths(folder).checkpoints
         self._saving = 0  # the step of the last save
         self._uploaded: list[int] = []  # the steps that an object store has, if there is one
-        self._in_background_since = math.inf  # seconds of the clock: when the last save returned
+        self._in_background_since = math.inf  # the `perf_counter` when the last save returned
         self._metrics = _no_save()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
@@ -92,12 +94,13 @@ class Checkpoints:
     @CLOCK("saving")
     @uninterrupted()
     def save(self, step: int, *, wait: bool = False, **trees: Arrays) -> None:
-        """Saves trees of arrays under their names (`params`, `optimizer`), and removes checkpoints
-        of later steps.
+        """Saves trees of arrays under their names (`params`, `optimizer`), and removes existing
+        checkpoints of this step and of later ones.
 
         Returns as soon as the arrays are copied to the host's memory; they are written in the
-        background. An error of the background thread is raised by the next call of any method.
-        wait: returns when the checkpoint is complete, without a copy on CPUs.
+        background. The next call of any method but `take` raises the background thread's error, if
+        there was one. wait: whether to return only when the checkpoint is complete; on CPUs, the
+        arrays are then not copied.
         """
         later_steps = [later for later in self.steps() if later >= step]
         start, size = time.perf_counter(), _local_bytes(trees)
@@ -109,7 +112,7 @@ class Checkpoints:
         items |= {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         self._saving, self._in_background_since = step, math.inf
         with self._save_errors():
-            for later in later_steps:  # damaged, or from before the stage was started again
+            for later in later_steps:  # damaged, or saved before the stage was started again
                 self._manager.delete(later)
             if later_steps:
                 self._upload()
@@ -131,8 +134,9 @@ class Checkpoints:
         self._metrics["secs/save_blocking"] += time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """Metrics of the saves since the last call: seconds that blocked the caller, seconds in the
-        background, and the bytes that this process wrote. A save that has ended is uploaded."""
+        """Metrics of the saves since the last call: the seconds that blocked the caller, the
+        seconds in the background, and the bytes that this process saved. If the last save is
+        complete, this also uploads it to the object store, if there is one."""
         if not self._manager.is_saving_in_progress():
             with self._save_errors():
                 self._upload()
@@ -141,7 +145,7 @@ class Checkpoints:
 
     @CLOCK("saving")
     def keep_only(self, step: int) -> None:
-        """Removes all other checkpoints, also incomplete ones that a kill has left."""
+        """Removes all other checkpoints, and incomplete ones that a killed process has left."""
         with self._save_errors():
             for other in self.steps():
                 if other != step:
@@ -152,8 +156,8 @@ class Checkpoints:
 
     @CLOCK("loading")
     def restore(self, step: int, **shapes: Shapes) -> dict[str, Arrays]:
-        """Restores the trees of a step by name. shapes: their names, shapes, dtypes and shardings
-        (by default one device).
+        """Returns the trees of a step by name. shapes: for each name, a tree of shapes, dtypes and
+        shardings; an array without a sharding is loaded on one device.
 
         Raises DamagedCheckpoint, in all processes, if files are missing or bytes have changed.
         Checkpoints of earlier versions have no digests; changed bytes go unnoticed in them.
@@ -185,12 +189,13 @@ class Checkpoints:
             self._upload()
 
     def _written(self) -> None:
-        """Called in the background when the files of a save are written."""
+        """Is called by the background thread when the files of a save are written."""
         secs = time.perf_counter() - self._in_background_since
         self._metrics["secs/save_background"] += max(secs, 0.0)
 
     def _upload(self) -> None:
-        """Gives an object store the checkpoints that are complete on the disk, and no others."""
+        """Makes the object store, if there is one, have the checkpoints that are complete on the
+        disk, and no others."""
         steps = StagePaths(self._folder.parent).steps()
         if steps != self._uploaded:
             storage.upload_new(self._folder, map(str, steps))
@@ -224,7 +229,7 @@ def _local_bytes(tree: Arrays) -> int:
 
 
 def _copy_if_shared(x: jax.Array) -> jax.Array:
-    """A copy if the host sees the array itself, in a buffer that the next step overwrites."""
+    """A copy of an array on a CPU, whose buffer the next step overwrites; otherwise `x` itself."""
     shared = any(device.platform == "cpu" for device in x.sharding.device_set)
     return x.copy() if shared else x
 
@@ -245,7 +250,7 @@ def _checksum(records: Records) -> int:
 
 
 def _read_records(path: Path) -> Records:
-    """The records of a checkpoint; {} if it is of an earlier version, which had none."""
+    """The records of a checkpoint; {} if an earlier version saved it, without records."""
     if not (path / RECORDS).exists():
         return {}
     item = ocp.JsonCheckpointHandler().restore(epath.Path(path / RECORDS))
@@ -255,7 +260,7 @@ def _read_records(path: Path) -> Records:
 
 
 def _load(path: Path, shapes: Shapes) -> Arrays:
-    """Reads a tree, not through the manager: there, a process would wait for failed ones."""
+    """Reads a tree without the manager, in which a process would wait for others that failed."""
     tree = jax.tree.map(lambda x: x if x.sharding else x.update(sharding=single_device()), shapes)
     arguments = ocp.args.StandardRestore(tree)
     return ocp.StandardCheckpointHandler().restore(epath.Path(path.resolve()), args=arguments)
@@ -318,5 +323,5 @@ def _restore_errors(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error.args[0] if error.args else type(error).__name__)  # a KeyError quotes it
+    text = str(error.args[0] if error.args else type(error).__name__)  # a KeyError's str has quotes
     return " ".join(text.partition(" [tensorstore_spec")[0].split())[:500]

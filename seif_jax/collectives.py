@@ -1,8 +1,9 @@
-"""Sharding inside programs, in terms of logical axes. Without a mesh, nothing here does anything.
+"""Sharding inside programs, in terms of logical axes. Without a mesh, the functions do nothing.
 
 `constrain` tells XLA how an activation is sharded. `shard_map` runs a function on every device with
-its own shards, where XLA's partitioner would have to guess (gathers) or cannot look inside
-(kernels). That function calls the collectives below for what it needs from other devices.
+the device's own shards. It is for code that XLA's partitioner cannot look into (kernels) or for
+which it would have to guess a sharding (gathers). Inside such a function, the collectives below get
+what it needs from other devices.
 """
 
 import math
@@ -22,19 +23,19 @@ Result = TypeVar("Result")  # one array, or several that are sharded alike
 
 
 def _mesh_axes(axis: str | None) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is sharded over; within `per_slice`, those of a slice."""
+    """The mesh axes that a logical axis is sharded over; within `per_slice`, without SLICES."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return tuple(name for name in mesh_axes(axis) if name != SLICES or SLICES not in manual)
 
 
 def partition_spec(*axes: str | None) -> PartitionSpec:
-    """How `sharding.RULES` shard an array with these logical axes."""
+    """The spec of an array with these logical axes, according to `sharding.RULES`."""
     names = map(_mesh_axes, axes)
     return PartitionSpec(*(x[0] if len(x) == 1 else x or None for x in names))
 
 
 def even_partition_spec(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
-    """Like `partition_spec`, but axes that the mesh does not divide evenly are not sharded."""
+    """Like `partition_spec`, but axes that cannot be divided evenly are not sharded."""
 
     def even(axis: str | None, size: int) -> bool:
         return axis is not None and size % num_shards(axis) == 0
@@ -50,8 +51,8 @@ def num_shards(axis: str) -> int:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Constrains x to `even_partition_spec` if a mesh is set (`jax.set_mesh`). Trailing axes
-    without a name are not sharded."""
+    """Constrains the sharding of x to `even_partition_spec` if a mesh is set (`jax.set_mesh`).
+    Trailing axes for which no name is given are not sharded."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -81,10 +82,11 @@ def shard_map(
 
 
 def per_slice(function: Callable[Arguments, Result], sharded: int) -> Callable[Arguments, Result]:
-    """Makes every slice compute the function with its own part of the arrays in one argument (by
-    index), which are sharded over slices on their leading axis. Results are stacked on a leading
-    axis, again sharded over slices. With a single slice, it is the function itself.
+    """Makes every slice compute the function with its own part of one argument. Results are stacked
+    on a new leading axis, which is sharded over slices. With a single slice, this returns the
+    function itself.
 
+    sharded: the index of the argument, whose arrays are sharded over slices on their leading axis.
     Inside a slice, XLA partitions the function. Nothing is sent between slices.
     """
 
@@ -113,7 +115,8 @@ def per_slice(function: Callable[Arguments, Result], sharded: int) -> Callable[A
 
 
 def _is_partitioned(mesh: AbstractMesh) -> bool:
-    """Whether XLA partitions the program over this mesh: not in `shard_map`, nor without a mesh."""
+    """Whether XLA partitions the program over this mesh. Inside `shard_map` or without a mesh, it
+    does not."""
     return not mesh.empty and {*mesh.manual_axes} <= {SLICES}
 
 
@@ -134,13 +137,14 @@ def pmax(x: Array, axis: str) -> Array:
 
 
 def shard_offset(size: int, axis: str) -> Array | int:
-    """The index on a logical axis of this device's first entry, where every device has `size`."""
+    """The index on a logical axis of this device's first entry, if every device has `size`
+    entries."""
     return lax.axis_index(RULES[axis]) * size if _devices(axis) > 1 else 0
 
 
 def all_gather(x: Array, axis: str, dim: int) -> Array:
-    """Concatenates along x's axis `dim` the shards of all devices that a logical axis is sharded
-    over."""
+    """Concatenates the shards of all devices that a logical axis is sharded over, along x's axis
+    `dim`."""
     return lax.all_gather(x, RULES[axis], axis=dim, tiled=True) if _devices(axis) > 1 else x
 
 
@@ -166,9 +170,10 @@ def shard_over_heads(
     v: Float[Array, "B S K H"],
     *by_row: PyTree[Array],
 ) -> Float[Array, "B T N H"]:
-    """attention(q, k, v, *by_row). Under a mesh every device computes its own rows and query heads.
+    """Returns attention(q, k, v, *by_row). Under a mesh, every device computes its own rows and
+    query heads.
 
-    by_row: further arrays, which are sharded by rows. If there are fewer key/value heads than
+    by_row: further arrays, which are sharded by row. If there are fewer key/value heads than
     devices, several devices get the same head.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -1,7 +1,7 @@
 """The log of one process of a run: DIR/logs/process_K.log.
 
-It has what the process shows on its console, what libraries log as warnings and errors, and the
-stacks of all threads if the process crashes or hangs.
+The log contains what the process shows on its console, the error that ends it, the warnings and
+errors that libraries log, and the stacks of all threads if the process crashes or hangs.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from seif_jax import storage
 from seif_jax.errors import exit_code, one_line
 from seif_jax.files import make_folder, os_errors
 
-LOGGER = logging.getLogger("seif_jax")  # what is logged here reaches only the file
-LOGGER.propagate = False  # the console shows it already
+LOGGER = logging.getLogger("seif_jax")  # its messages go only to the file
+LOGGER.propagate = False  # because the console shows the messages already
 LOGGER.setLevel(logging.INFO)
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class _LogHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk ends the run where something else is written."""
+        """Ignores the error: a full disk ends the run when another file is written."""
 
 
 @contextlib.contextmanager
 def open_log(path: Path) -> Iterator[TextIO]:
-    """Appends to the log at `path` while the body runs, also the error that ends it."""
+    """Appends to the log at `path` while the body runs, and logs the error that ends it."""
     make_folder(path.parent)
     with os_errors(path):
         file = path.open("a", encoding="utf-8", buffering=1)

@@ -10,15 +10,16 @@ from seif_jax import storage
 
 
 class Profiler:
-    """Writes a trace of each of these steps of every stage to FOLDER/STAGE_step_N, which
-    TensorBoard and Perfetto open. In it, the time is named by the kinds of `run_clock`."""
+    """Writes a trace of each of the given steps of every stage to FOLDER/STAGE_step_N. TensorBoard
+    and Perfetto can open it. The phases in it have the names of the kinds in `run_clock`."""
 
     def __init__(self, folder: Path = Path(), steps: Collection[int] = ()):
         self._folder, self._steps = folder, steps
 
     @contextlib.contextmanager
     def step(self, stage: str, step: int) -> Iterator[None]:
-        """The body is a step of a stage, which may be named `round 1 follower`."""
+        """Traces the body, a step of a stage, if the step was chosen. stage: its name, such as
+        `round 1 follower`."""
         if step not in self._steps:
             yield
             return

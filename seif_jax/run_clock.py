@@ -1,10 +1,11 @@
-"""Where the time of a run goes: its only clock, which all modules share.
+"""Measures where the time of a run goes. All modules of a process share one clock, CLOCK.
 
     with CLOCK("saving"):
         ...
 
-counts the body as saving, except for what is of another kind inside it. So the kinds add up to the
-wall-clock time of the process. A profile (`seif run --profile`) shows the kinds under these names.
+counts the time of the body as saving, except for time in an inner block of another kind. So the
+kinds, without the times of earlier processes in `redone`, add up to the wall-clock time of the
+process. A profile (`seif run --profile`) shows the kinds under these names.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import psutil
 
-GOOD = ("sampling", "judging", "reference", "update")  # the kinds that goodput is the share of
+GOOD = ("sampling", "judging", "reference", "update")  # goodput is the share of these kinds
 KINDS = {
     "sampling": "replies, with parsing and rules",
     "judging": "scores that were not computed during sampling",
@@ -29,7 +30,7 @@ KINDS = {
     "redone": "steps that a restart did again: their time before it",
     "other": "everything else: files, reports, exports",
 }
-PREFIX = "clock/"  # of metrics
+PREFIX = "clock/"  # of the names of metrics
 GOODPUT = f"{PREFIX}goodput"
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
 
@@ -45,7 +46,7 @@ class RunClock:
     def start(self, secs_before: float = 0.0) -> None:
         """Resets the clock for the calling thread. secs_before: counted as loading."""
         self._thread = threading.get_ident()
-        self._kinds = ["other"]  # the innermost last
+        self._kinds = ["other"]  # a stack of the current kinds, the innermost one last
         self._secs = dict.fromkeys(KINDS, 0.0) | {"loading": secs_before}
         self._since = self._last_progress = self._now()
         if not self._listening:
@@ -54,7 +55,8 @@ class RunClock:
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
-        """Counts the body as `kind`. In other threads, only tells a profile about it."""
+        """Counts the time of the body as `kind`. In other threads, it only names the body in a
+        profile, and records progress when the body has ended."""
         with jax.profiler.TraceAnnotation(kind):
             if threading.get_ident() != self._thread:
                 yield
@@ -89,7 +91,7 @@ class RunClock:
         return as_metrics(secs)
 
     def count_redone(self, lines: Sequence[Mapping[str, float]]) -> None:
-        """Counts the time of steps that will be done again. lines: their metrics."""
+        """Counts the time of steps that will be done again. lines: the metrics of these steps."""
         self._secs["redone"] += sum(totals(lines).values())
 
     def _settle(self) -> None:
@@ -102,7 +104,7 @@ class RunClock:
         if event == COMPILED:
             self.tick()
             if threading.get_ident() == self._thread:
-                self._secs[self._kinds[-1]] -= duration_secs  # where it will be counted, too
+                self._secs[self._kinds[-1]] -= duration_secs  # `_settle` will add it there
                 self._secs["compiling"] += duration_secs
 
 
@@ -112,13 +114,13 @@ def totals(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def goodput(secs: Mapping[str, float]) -> float | None:
-    """The share of the seconds that the kinds in GOOD take; None without any seconds."""
+    """The share of the seconds that the kinds in GOOD take; None if there are no seconds."""
     total = sum(secs.values())
     return sum(secs[kind] for kind in GOOD) / total if total > 0 else None
 
 
 def as_metrics(secs: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of seconds by kind."""
+    """Turns seconds by kind into metrics."""
     return {f"{PREFIX}{kind}": secs[kind] for kind in KINDS} | {GOODPUT: goodput(secs) or 0.0}
 
 

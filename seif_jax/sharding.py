@@ -19,8 +19,8 @@ from jaxtyping import Int, PyTree
 
 from seif_jax.errors import UserError
 
-SLICES = "slices"  # over slow links; weights are replicated over it
-AXES = (SLICES, "data", "fsdp", "sequence", "tensor")  # devices along the last are neighbours
+SLICES = "slices"  # over slow links; every slice has a copy of all weights
+AXES = (SLICES, "data", "fsdp", "sequence", "tensor")  # devices along the last axis are neighbours
 BATCH_AXES = (SLICES, "data", "fsdp")  # micro-batches are sharded over these
 HEAD_AXES = ("tensor", "sequence")  # inside attention, heads are sharded over these
 RULES: dict[str, str | tuple[str, ...]] = {  # logical axis -> mesh axes; others are not sharded
@@ -60,11 +60,11 @@ def mesh_axes(axis: str | None) -> tuple[str, ...]:
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Device]) -> Mesh:
-    """A mesh with the axes AXES, in which the devices of a TPU slice are neighbours, and within it
-    those of a process.
+    """A mesh with the axes AXES. The devices of a TPU slice are neighbours in it, and within a
+    slice, the devices of a process.
 
-    sizes: of every axis; one of them may be -1, which takes all remaining devices. Raises UserError
-    if a size is impossible, or if the sizes do not fit the number of devices.
+    sizes: the size of every axis; one of them may be -1, which takes all remaining devices. Raises
+    UserError if a size is impossible, or if the sizes do not fit the number of devices.
     """
     shape = [sizes[axis] for axis in AXES]
     text = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
@@ -98,8 +98,8 @@ def slice_of(device: Device) -> int:
 
 
 def summary(mesh: Mesh) -> str:
-    """Such as `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`; `slices` is
-    named if there are several."""
+    """A text such as `8 x NVIDIA H100 80GB HBM3, mesh data=1, fsdp=8, sequence=1, tensor=1`. It
+    names `slices` only if there are several."""
     kinds = Counter(device.device_kind for device in mesh.devices.flat)
     devices = " and ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = AXES if mesh.shape[SLICES] > 1 else AXES[1:]
@@ -148,10 +148,10 @@ def sharding_rule(mesh: Mesh, over: Sequence[str] = AXES) -> ShardingRule:
 def state_sharding(
     weight: jax.Array | jax.ShapeDtypeStruct, shape: Sequence[int]
 ) -> Sharding | None:
-    """The sharding of an optimizer state array of this shape that belongs to a weight.
+    """The sharding of an array of this shape in the optimizer state of a weight.
 
-    It is the weight's if the shapes are equal. Otherwise the leading axis is sharded over all
-    devices if their number divides it.
+    It is the weight's sharding if the shapes are equal. Otherwise the leading axis is sharded over
+    all devices if their number divides it, and the array is replicated if not.
     """
     sharding = weight.sharding
     if not isinstance(sharding, NamedSharding) or tuple(shape) == weight.shape:
@@ -161,8 +161,8 @@ def state_sharding(
 
 
 def stacked_over_slices(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The shape of an array that every slice has its own of, stacked on a leading axis: that of the
-    weight if there is a single slice."""
+    """The shape and sharding of an array with one copy of the weight's shape per slice, stacked on
+    a new leading axis; the weight's own shape if there is a single slice."""
     sharding = weight.sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.shape[SLICES] == 1:
         return weight
@@ -172,8 +172,8 @@ def stacked_over_slices(weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def sampling_sharding(sharding: Sharding | None) -> Sharding | None:
-    """A weight's sharding in sampling, given its sharding in training: only the axis "tensor"
-    stays."""
+    """A weight's sharding in sampling, given its sharding in training: it is sharded only over the
+    mesh axis "tensor"."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     axes = (axis if axis == "tensor" else None for axis in sharding.spec)
@@ -188,7 +188,7 @@ def kv_sharding(sharding: Sharding | None) -> Sharding | None:
 
 
 def replicated_sharding(sharding: Sharding) -> Sharding:
-    """The sharding of an array of which every device of a weight has a copy."""
+    """The sharding of an array that is replicated on all devices of a weight's sharding."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     return sharding.update(spec=PartitionSpec())
@@ -210,7 +210,7 @@ def layer_sharding(stacked: Sharding) -> Sharding:
 
 def replica_devices(mesh: Mesh) -> np.ndarray:
     """The mesh's devices [replicas, tensor]; in sampling each row holds one copy of the weights.
-    Raises UserError if a row spans processes of which it has only some devices."""
+    Raises UserError if a row spans several processes, but not all of their devices."""
     rows = np.asarray(mesh.devices).reshape(-1, mesh.shape["tensor"])
     per_process = Counter(device.process_index for device in rows.flat)
     for row in rows:
@@ -234,9 +234,9 @@ def processes_per_copy(params: PyTree[jax.Array]) -> int:
 
 
 def replicas(params: Tree) -> list[Tree]:
-    """Splits replicated weights into the copies that this process has devices of, one per group of
-    devices along "tensor". A copy that spans processes is the only one of these processes. No array
-    is copied. Raises UserError for the meshes that `replica_devices` rejects."""
+    """Splits replicated weights into copies, one per group of devices along "tensor". Returns those
+    that have devices of this process. If a copy spans several processes, these have no other copy.
+    No array is copied. Raises UserError for the meshes that `replica_devices` rejects."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
         return [params]
@@ -275,8 +275,9 @@ def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
 def gather_local_values(
     values: Int[np.ndarray, "n"], params: PyTree[jax.Array]
 ) -> Int[np.ndarray, "p n"]:
-    """The values of every process that these weights are sharded over, in any order and possibly
-    several times. All of these processes must call it."""
+    """Collects the values of all processes that these weights are sharded over, as rows. The order
+    of the rows is not defined, and a process may have several rows. All of these processes must
+    call it."""
     sharding = jax.tree.leaves(params)[0].sharding
     if sharding.is_fully_addressable:
         return values[None]
@@ -304,7 +305,8 @@ def shard_micro_batches(
     micro_batches: Sequence[Tree],
     make: Callable[[np.ndarray, NamedSharding], jax.Array | jax.ShapeDtypeStruct] = _device_array,
 ) -> Tree:
-    """`stack_micro_batches`, sharded so that each micro-batch is on its own devices.
+    """Does what `stack_micro_batches` does, and shards the result so that each micro-batch is on
+    its own devices.
 
     make: creates an array from a host array and a sharding.
     """

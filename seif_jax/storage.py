@@ -1,10 +1,11 @@
 """Files and folders in object stores: gs://BUCKET/NAME and s3://BUCKET/NAME.
 
-A store cannot append, rename or lock, and most libraries read only local files. So every command
-works on local copies, and only this module talks to a store. `local` downloads what is read.
-`open_folder` copies a folder that is written to, and `files` uploads every change to the copy at
-once and in order. The store therefore holds at any moment what the disk of a killed command would
-hold. A folder that must appear as a whole contains the object PARTIAL until its upload has ended.
+In a store, objects cannot be appended to, renamed or locked, and most libraries read only local
+files. So every command works on local copies, and only this module accesses a store. `local`
+downloads what is read. `open_folder` downloads a folder that will be written to, and `files`
+uploads every change of this copy immediately and in order. At any moment, the store therefore holds
+what a disk would hold if the command were killed then. A folder that must appear as a whole
+contains the object PARTIAL until its upload is complete.
 """
 
 import contextlib
@@ -27,13 +28,15 @@ from seif_jax.errors import UserError, display_as
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
-PARTIAL = ".seif-partial"  # marks a folder in a store that is incomplete
+PARTIAL = ".seif-partial"  # the name of an object that marks its folder as incomplete
 TEMPORARY = ".seif-"  # part of the names of files and folders that are never uploaded
 THREADS = 16  # files that are transferred at a time
-SETTLED_SECS = 60  # S3 counts time in seconds: a younger object may change and keep its time
+# The times of objects in S3 are whole seconds, so an object younger than this may change again
+# without a change of its time.
+SETTLED_SECS = 60
 RETRY_SECS = 60  # how long requests to Google Cloud Storage are repeated
-S3_ATTEMPTS = 10  # the pauses between them double
-_URL = re.compile(r"(gs|s3):/{1,2}([^/]+)(?:/+(.*))?")  # pathlib makes one slash of two
+S3_ATTEMPTS = 10  # of a request to S3; the pause doubles after each attempt
+_URL = re.compile(r"(gs|s3):/{1,2}([^/]+)(?:/+(.*))?")  # pathlib turns // into /
 _DENIED = re.compile(
     "ACCESS_DENIED|UNAUTHENTICATED|PERMISSION_DENIED|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH"
     "|credential|access token|HTTP response code 40[13]",
@@ -47,7 +50,7 @@ CREDENTIALS = {
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder in a store. key: the bucket and the name in it, "bucket/runs/1"."""
+    """A file or folder in a store. key: the bucket and the name in it, such as "bucket/runs/1"."""
 
     scheme: str
     key: str
@@ -71,8 +74,8 @@ class Location:
 
 @dataclass(frozen=True)
 class LocalCopy:
-    """The local copy of a folder in a store. lock: a file that is locked while it is open; None for
-    all but the first process, which do not upload."""
+    """The local copy of a folder in a store. lock: an open file, which stays locked until it is
+    closed; None in all processes but the first one, because only the first one uploads."""
 
     location: Location
     root: Path
@@ -85,7 +88,7 @@ _copies: list[LocalCopy] = []  # those that this process has opened
 def parse(path: str | Path) -> Location | None:
     """The location that a URL names; None if `path` is not the URL of a store.
 
-    Raises UserError for a name with "." or "..", which would leave the bucket's local copy.
+    Raises UserError for a name with "." or "..", which could lead out of the bucket's local copy.
     """
     match = _URL.fullmatch(str(path))
     if not match:
@@ -105,8 +108,8 @@ def local(path: str | Path, wanted: Callable[[str], bool] = everything) -> Path:
     """A local path with the content of `path`, which may be a URL; `~` is expanded.
 
     A file or folder in a store is downloaded to the user's cache, unless the copy there is current.
-    wanted: which files of a folder to download, by their names in it. If nothing is at the URL,
-    nothing is at the local path. Raises UserError if the store cannot be read.
+    wanted: says for the name of a file in a folder whether to download it. If there is nothing at
+    the URL, there is nothing at the local path. Raises UserError if the store cannot be read.
     """
     location = parse(path)
     if not location:
@@ -126,11 +129,11 @@ def local(path: str | Path, wanted: Callable[[str], bool] = everything) -> Path:
 
 
 def open_folder(path: str | Path) -> Path:
-    """The local copy of a folder in a store, which need not exist yet. Changes that are made to it
-    with `files` are uploaded. A local path is returned as it is.
+    """Returns the local copy of a folder in a store, which need not exist yet. Changes that are
+    made to the copy with `files` are uploaded. A local path is returned as it is.
 
-    Raises UserError if another command on this machine has opened the folder, or the store cannot
-    be read.
+    Raises UserError if another command on this machine has opened the folder, or if the store
+    cannot be read.
     """
     location = parse(path)
     if not location:
@@ -145,8 +148,8 @@ def open_folder(path: str | Path) -> Path:
 
 
 def join_folder(path: str | Path, opened: str) -> Path:
-    """What `open_folder` returns, for the other processes of the command that has opened it. They
-    share its local copy. opened: `token` in the first process.
+    """Does in the other processes of a command what `open_folder` does in the first one. All of
+    them share the local copy. opened: what `token` returns in the first process.
 
     Raises UserError if this process does not see the first one's disk.
     """
@@ -164,14 +167,15 @@ def join_folder(path: str | Path, opened: str) -> Path:
 
 
 def token(path: str | Path) -> str:
-    """Identifies the process that has opened a folder on this disk; "" for a local path."""
+    """A text that identifies the process that has opened a folder, and that only processes with
+    the same disk can read; "" for a local path."""
     location = parse(path)
     lock = location and _lock_path(_root(location))
     return lock.read_text() if lock and lock.exists() else ""
 
 
 def upload(path: Path) -> None:
-    """Puts a new or changed file or folder into the store if `path` is in an open folder."""
+    """Uploads a new or changed file or folder if `path` is in an open folder."""
     location = _written(path)
     if not location:
         return
@@ -188,8 +192,8 @@ def upload(path: Path) -> None:
 
 
 def upload_new(folder: Path, names: Iterable[str]) -> None:
-    """Uploads those of the named folders in `folder` that the store lacks. Then deletes all others
-    from the store. Folders of the same name must have the same content."""
+    """Uploads the named folders in `folder` that are not in the store yet. Then deletes all folders
+    with other names from the store. Folders of the same name must have the same content."""
     location, names = _written(folder), set(names)
     if not location:
         return
@@ -208,7 +212,7 @@ def delete(path: Path) -> None:
         return
     with _errors(location):
         names = _list(location)
-        if names:  # a folder: if this is interrupted, the rest must not be taken for the whole
+        if names:  # a folder: if this is interrupted, what is left must not look complete
             _mark(location)
             _delete([location / name for name in names if name != PARTIAL])
             _delete([location / PARTIAL])
@@ -217,7 +221,7 @@ def delete(path: Path) -> None:
 
 
 def _opened(location: Location) -> Path | None:
-    """The local path of what is in an open folder; None if it is in none."""
+    """The local path of a location in an open folder; None if it is in no open folder."""
     for copy in _copies:
         inside = location.relative_to(copy.location)
         if inside is not None:
@@ -226,7 +230,7 @@ def _opened(location: Location) -> Path | None:
 
 
 def _written(path: Path) -> Location | None:
-    """Where in a store to write what is at a local path; None if nowhere."""
+    """The location to which a local path is uploaded; None if it is not uploaded."""
     for copy in _copies:
         if copy.lock and path.is_relative_to(copy.root):
             inside = path.relative_to(copy.root).as_posix()
@@ -236,7 +240,7 @@ def _written(path: Path) -> Location | None:
 
 
 def _cache(kind: str, name: str, location: Location) -> Path:
-    """The local path of a location. Messages name the URL instead."""
+    """The local path of a location. From now on, messages show the URL instead of this path."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.path.realpath(cache / "seif_jax" / kind / location.scheme))
     display_as(folder / name, str(location))
@@ -245,8 +249,8 @@ def _cache(kind: str, name: str, location: Location) -> Path:
 
 
 def _root(location: Location) -> Path:
-    """The copy of an open folder. It is not inside that of its parent folder, which may be open,
-    too."""
+    """The path of the copy of an open folder. It is not inside the copy of the parent folder, which
+    may also be open."""
     parent, _, name = location.key.rpartition("/")
     return _cache("folders", f"{quote(parent + '/', safe='')}/{name}", location)
 
@@ -275,7 +279,7 @@ def _lock(path: Path, location: Location) -> TextIO:
 
 
 def _restore(location: Location, root: Path) -> None:
-    """Makes a local copy current, and removes from the store what a killed upload left."""
+    """Makes a local copy equal to the store, and removes incomplete folders from the store."""
     with _errors(location):
         _copy_down(location, root, everything)
         names = _list(location)
@@ -286,8 +290,8 @@ def _restore(location: Location, root: Path) -> None:
 
 
 def _copy_down(location: Location, root: Path, wanted: Callable[[str], bool]) -> None:
-    """Downloads the files of a folder that are wanted, except incomplete folders, and removes local
-    files that the store does not have."""
+    """Downloads the wanted files of a folder, except those in incomplete folders, and removes local
+    files that are not in the store."""
     infos = _complete(_list(location))
     if root.is_file():
         root.unlink()
@@ -305,7 +309,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _list(location: Location) -> "dict[str, FileInfo]":
-    """The files in a folder by their names in it. Raises UserError if there is no such bucket."""
+    """The files in a folder and its subfolders, by their paths in it. Raises UserError if there is
+    no such bucket."""
     from pyarrow.fs import FileSelector
 
     system = _file_system(location.scheme)
@@ -395,8 +400,8 @@ def _in_threads(function: Callable[..., None], arguments: Iterable[tuple[object,
 
 
 def _copy_file(scheme: str, key: str, path: Path, download: bool) -> None:
-    """Copies a file without Python code in between: an exception that left the body of a Python
-    stream would close it, and that would publish a truncated object."""
+    """Copies a file inside Arrow. If Python code wrote to a stream instead, an exception in its
+    body would close the stream, and a truncated object would appear in the store."""
     from pyarrow.fs import LocalFileSystem, copy_files
 
     here, there = (str(path), LocalFileSystem()), (key, _file_system(scheme))
@@ -412,7 +417,7 @@ def _is_current(path: Path, info: "FileInfo") -> bool:
 
 
 def _set_time(path: Path, info: "FileInfo") -> None:
-    """Gives a local file the object's time, by which `_is_current` knows it again."""
+    """Gives a local file the object's modification time, which `_is_current` compares."""
     os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
 
 
@@ -431,7 +436,7 @@ def _file_system(scheme: str) -> "FileSystem":
                 retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
             )
         else:
-            host = os.environ.get("STORAGE_EMULATOR_HOST")  # as Google's libraries read it
+            host = os.environ.get("STORAGE_EMULATOR_HOST")  # also read by Google's libraries
             protocol, _, address = host.rpartition("://") if host else ("", "", None)
             _systems[scheme] = fs.GcsFileSystem(
                 anonymous=bool(host),

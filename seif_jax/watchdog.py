@@ -13,17 +13,18 @@ from seif_jax.errors import HUNG
 from seif_jax.number_format import duration
 from seif_jax.run_clock import RunClock
 
-CHECKS = 20  # in the time after which a process counts as hung
+CHECKS = 20  # how often the clock is checked in the time after which a process counts as hung
 
 
 @contextlib.contextmanager
 def watch(clock: RunClock, secs: float, name: str, log: TextIO) -> Iterator[None]:
-    """While the body runs, a thread watches the clock. If it shows no progress for `secs`, the
-    stacks of all threads are written to `log` and to standard error, and the process ends with the
-    exit code `errors.HUNG`. secs: 0 turns this off. name: of the process in the message.
+    """Starts a thread that watches the clock while the body runs. If the clock records no progress
+    for `secs`, the thread writes the stacks of all threads to `log` and to standard error, and ends
+    the process with the exit code `errors.HUNG`. secs: 0 turns this off. name: what the message
+    calls the process.
 
-    If the interpreter itself is stuck, so that no thread of Python runs, a thread of `faulthandler`
-    writes the stacks to `log` at most a tenth of `secs` later, and the exit code is 1.
+    If the interpreter itself is stuck, so that no Python thread can run, a thread of `faulthandler`
+    writes the stacks to `log` at most 1.1 times `secs` after it got stuck, and the exit code is 1.
     """
     if not secs:
         yield
@@ -52,7 +53,7 @@ def watch(clock: RunClock, secs: float, name: str, log: TextIO) -> Iterator[None
 
 
 def _end(problem: str, log: TextIO) -> None:
-    """Writes the stacks, and ends the process without any clean-up, which could hang as well."""
+    """Writes the stacks, and ends the process without clean-up, because that could hang, too."""
     line = f"seif: {problem}, so it stops, and with it the run; the same command resumes it"
     for file in (log, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError):  # standard error may be closed

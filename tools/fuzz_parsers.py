@@ -1,11 +1,12 @@
 """Feeds hostile text to every parser of replies and data rows, and measures how their time grows.
 
-    python tools/fuzz_parsers.py --count=1000000 --seconds=3600
+    python tools/fuzz_parsers.py --growth --count=1000000 --seconds=3600
 
-First, adversarial texts of two sizes: a parser's time per byte must be the same, to a factor of 2.
-Then `count` random texts: no parser may raise an exception. The texts are functions of their
-numbers, so a failure can be repeated with --start=NUMBER --count=1. Prints one JSON object with the
-counts, the failures and each parser's time per byte. Exits with 1 if something failed.
+With --growth, every parser first gets adversarial texts of two sizes: its time per character may
+grow by at most a factor of 2 from the smaller to the larger one. Then every parser gets --count
+random texts, on which it must not raise an exception. A text depends only on its number, so a
+failure can be reproduced with --start=NUMBER --count=1. Prints one JSON object with the counts, the
+failures and each parser's time per byte. Exits with 1 if something failed.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import hostile
 
-SMALL, FACTOR = 8000, 4  # characters of the adversarial texts
+SMALL, FACTOR = 8000, 4  # characters of the small texts; large texts have FACTOR times as many
 MOST_GROWTH = 2.0
 
 
@@ -65,7 +66,7 @@ def fuzz(
 
 
 def worst_growth(name: str, failures: list[str]) -> float:
-    """The largest factor by which a parser's time per byte grows when a text becomes longer."""
+    """The largest factor by which a parser's time per character grows for a longer text."""
     parse, worst = hostile.PARSERS[name], 1.0
     texts = zip(hostile.shapes(SMALL), hostile.shapes(SMALL * FACTOR), strict=True)
     for small, large in texts:

@@ -1,20 +1,23 @@
-"""Stops tiny runs in every way that a run can be stopped, and checks that nothing is lost.
+"""Gives tiny runs random faults, and checks that they still end with the same results.
 
     python tools/kill_campaign.py --kills=200 --what=kill,term,files,disk,clock --out=FOLDER
 
 First, a run of two rounds with an evaluation is done without a fault: the reference. Then each case
-gives the same run one fault and repeats the command until it ends. Afterwards the weights, samples,
-instructions and metrics must be those of the reference; times and other measurements are left out.
+gives the same run one fault. If the run stops, the command is repeated, and must then succeed. In
+the end the weights, samples, instructions and metrics must be those of the reference; times and
+other measurements are left out.
 
-    kill, term   SIGKILL or SIGTERM, at a time uniform in the CPU time of the run
+    kill, term   SIGKILL or SIGTERM, at a random point of the run's CPU time (uniformly distributed)
     files        one of Python's operations on files in the run's folder fails with an input/output
-                 error, or kills the process (the k-th open for writing, rename, fsync, mkdir, …)
-    disk         the disk is full: a small tmpfs, which is enlarged before the next try (needs root)
-    clock        time.time jumps by up to a month, back or forth
+                 error, or the process is killed at it (an open for writing, rename, mkdir, …)
+    disk         the disk, a small tmpfs, becomes full; it is enlarged before the command is
+                 repeated (needs root)
+    clock        time.time jumps by up to 30 days, backward or forward
 
-Case i of a kind is a function of --seed and i. Cases that FOLDER/cases.jsonl has are not repeated.
-The runs are forked from this process, which saves the imports, and share a folder of compiled
-programs. Prints a table, which FOLDER/table.md and table.json keep. Exits with 1 if a case failed.
+Case i of a kind depends only on --seed, the kind and i. Cases that FOLDER/cases.jsonl has are not
+repeated. The runs are forked from this process, so that they need not import modules again, and
+share a folder of compiled programs. Prints a table of the outcomes, which is also written to
+FOLDER/table.md and table.json. Exits with 1 if a case failed.
 """
 
 import argparse
@@ -53,13 +56,13 @@ SMALL = (
     "eval.every_steps=1",
 )
 MEASURED = ("secs/", "clock/", "tokens_per_sec", "host/")  # metrics that differ between equal runs
-HANGS_SECS = 1200  # without an end, a run hangs
-# Files that children leave in the campaign's folder.
+HANGS_SECS = 1200  # a run that takes longer counts as hung
+# Files in the campaign's folder that the forked runs write.
 CONTENTS, COUNT, SECS, MODULES = "contents.json", "operations.txt", "secs.txt", "modules.txt"
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
-OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and open to write
+OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
 DAY = 86400
-Fault = Callable[[Path], None]  # installs itself in the child; gets the run's folder
+Fault = Callable[[Path], None]  # installs a fault in the child, given the run's folder
 
 
 def main() -> int:
@@ -94,7 +97,7 @@ def main() -> int:
 
 
 class Campaign:
-    """The reference run, and the cases that are done, with their outcomes."""
+    """The results of the reference run, and the outcomes of the cases that are done."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -117,10 +120,10 @@ class Campaign:
         return 0
 
     def _reference(self) -> dict[str, Any]:
-        """What an undisturbed run computes, its CPU seconds, file operations and bytes."""
+        """What an undisturbed run computes, and its CPU seconds, file operations and bytes."""
         path = self.folder / "reference.json"
         if not path.exists():
-            for name in ("compile", "reference"):  # the first one fills the folder of programs
+            for name in ("compile", "reference"):  # the first fills the folder of programs
                 workdir = self.folder / name
                 shutil.rmtree(workdir, ignore_errors=True)
                 code, err = self.run(workdir, count_operations)
@@ -171,7 +174,8 @@ class Campaign:
         print(json.dumps(case), file=sys.stderr, flush=True)
 
     def _fault(self, kind: str, rng: random.Random, disk: Path) -> tuple[Fault | None, float, str]:
-        """What the child installs, the CPU seconds after which it gets a signal, and a text."""
+        """The fault to install in the child, the CPU seconds after which it gets a signal, and a
+        description. For `disk`, mounts the disk."""
         if kind in ("kill", "term"):
             secs = rng.uniform(0, self.reference["secs"])
             return None, secs, f"after {secs:.2f} s of CPU time"
@@ -195,8 +199,8 @@ class Campaign:
         at_secs: float = 0.0,
         sent: signal.Signals | None = None,
     ) -> tuple[int, str]:
-        """Runs the command in a child. Returns its exit code (minus the signal that ended it), and
-        what it wrote."""
+        """Runs the command in a child process. Returns its exit code (the negative number of the
+        signal, if one ended it) and what it printed."""
         command = ["run", f"--config={self.folder / 'place' / 'config.py'}", f"--workdir={workdir}"]
         command += [f"--config.{change}" for change in SMALL]
 
@@ -258,9 +262,10 @@ class Campaign:
 
 
 def import_modules(path: Path) -> None:
-    """Imports what an earlier run imported, so that later ones need not."""
+    """Imports the modules that an earlier run imported, so that later runs need not."""
     for name in path.read_text().split() if path.exists() else ():
-        # The rules' package downloads data when it is imported; the run keeps it from that.
+        # The package of the rules downloads data when it is imported. A run imports it in a way
+        # that prevents this.
         if name != "__main__" and not name.startswith("if_verifiable"):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
@@ -277,7 +282,7 @@ def unmount(disk: Path) -> None:
 
 
 def unclear(code: int, err: str) -> str:
-    """What is wrong with the end of a run that had a fault; "" if nothing is."""
+    """What is wrong with how a run with a fault ended; "" if nothing is."""
     if code in (0, -signal.SIGKILL, -signal.SIGTERM):
         return ""
     if code < 0:
@@ -286,7 +291,7 @@ def unclear(code: int, err: str) -> str:
 
 
 def write_contents(workdir: Path, path: Path) -> None:
-    """Writes digests of what a run has computed, by name."""
+    """Writes what a run has computed, by name: metrics as text, everything else as digests."""
     import jax
     import numpy as np
     import pyarrow.parquet as pq
@@ -314,14 +319,14 @@ def write_contents(workdir: Path, path: Path) -> None:
 
 
 def difference(expected: object, actual: object) -> str:
-    """The names whose contents differ; "" if there are none."""
+    """A message with the names of the contents that differ; "" if none do."""
     assert isinstance(expected, dict) and isinstance(actual, dict)
     names = [name for name in {**expected, **actual} if expected.get(name) != actual.get(name)]
     return f"differs: {', '.join(names)}" if names else ""
 
 
 def watch(workdir: Path, before: Callable[[str], None]) -> None:
-    """Calls `before(name)` before each of Python's operations that change files in a folder."""
+    """Calls `before(name)` before each operation of Python that changes a file in a folder."""
 
     def watched(name: str, function: Callable[..., object]) -> Callable[..., object]:
         def operation(path: object, *args: object, **kwargs: object) -> object:
@@ -352,7 +357,8 @@ def count_operations(workdir: Path) -> None:
 
 
 def fail_at(k: int, dies: bool) -> Fault:
-    """The k-th operation kills the process, or fails with an input/output error."""
+    """At the k-th operation, the process is killed (`dies`), or the operation fails with an
+    input/output error."""
     count = itertools.count(1)
 
     def before(name: str) -> None:
@@ -365,7 +371,7 @@ def fail_at(k: int, dies: bool) -> Fault:
 
 
 def clock_jump(call: int, secs: float) -> Fault:
-    """From a call of time.time on, the clock is wrong by `secs`."""
+    """From the given call of time.time on, the clock is wrong by `secs`."""
 
     def install(workdir: Path) -> None:
         count, right = itertools.count(1), time.time

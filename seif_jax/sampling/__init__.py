@@ -36,10 +36,10 @@ Address = int | Sequence[int]  # identifies a stream of random numbers
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """How many tokens of prompts were read."""
+    """How many tokens of prompts were prefilled."""
 
-    computed: int = 0  # padding and repeated starts included
-    distinct: int = 0  # a start that prompts of a call share counts once
+    computed: int = 0  # with padding, and with starts that were computed repeatedly
+    distinct: int = 0  # without these: a start that prompts of a call share counts once
 
     def __add__(self, other: "PromptTokens") -> "PromptTokens":
         return PromptTokens(self.computed + other.computed, self.distinct + other.distinct)
@@ -49,15 +49,15 @@ class PromptTokens:
 
 
 class Engine:
-    """Samples from one set of weights, and computes next-token probabilities with it.
+    """Samples completions with one set of weights, and computes next-token probabilities.
 
     If the mesh holds several copies of the weights, the copies on this process's devices work in
-    parallel, each on its own share of the prompts. If a copy spans processes, all of these make the
-    same calls in the same order, and each gets all results.
+    parallel, each on its own share of the prompts. If a copy spans several processes, all of these
+    must make the same calls in the same order, and each of them gets all results.
     """
 
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike):
-        """params: cast to `dtype`, without a copy of the arrays that have it already."""
+        """params: are cast to `dtype`; arrays that have this dtype already are not copied."""
         self.config, self.dtype = config, dtype
         self.counters = Counters()  # of all calls so far
         self.prompt_tokens = PromptTokens()  # of all prompts so far
@@ -81,15 +81,15 @@ class Engine:
     ) -> list[Sample]:
         """Returns `group` samples per prompt, in the order of the prompts.
 
-        keys: one per sample. A sample is a function of its prompt and its key alone.
+        keys: one per sample. Up to rounding, a sample depends on no other prompts and keys.
         max_tokens: one limit for all samples, or one per sample.
-        batch_size: samples that are decoded together.
-        max_prompt_tokens: the longest prompt in any call that shares programs with this one; 0: in
-        this call.
-        memory: how much of the memory that is free when the call begins is for keys and values,
-        between 0 and 1. Raises UserError if the longest sample does not fit.
-        on_sample: called with each sample and its index as soon as it ends, while others are being
-        decoded.
+        batch_size: the largest number of samples that a copy of the weights decodes together.
+        max_prompt_tokens: the length of the longest prompt in all calls that share programs with
+        this one; 0 stands for the longest prompt in this call.
+        memory: the share (between 0 and 1) of the memory that is free when the call begins that
+        keys and values may take. Raises UserError if the longest sample does not fit.
+        on_sample: is called with the index of a sample and the sample soon after it has ended,
+        while others are being decoded.
         """
         total = len(prompts) * group
         limits = [max_tokens] * total if isinstance(max_tokens, int) else list(max_tokens)
@@ -177,8 +177,8 @@ class Engine:
         return plan
 
     def _free_pages(self) -> int:
-        """The pages of keys and values that there is memory for in each copy of the weights: on the
-        first device of each process."""
+        """The number of pages of keys and values that fit into free memory in each copy of the
+        weights. Each process looks at its first device, and the smallest number counts."""
         params = self.replicas[0]
         devices = (shard.device for shard in params["norm"].addressable_shards)
         device = min(devices, key=lambda device: device.id)
@@ -186,8 +186,8 @@ class Engine:
         return int(gather_local_values(np.array([pages], np.int32), params).min())
 
     def _check_same_call(self, prompts: Sequence[Ids], *others: object) -> None:
-        """Raises RunError if the processes that share a copy of the weights make different calls,
-        for which they would wait forever."""
+        """Raises RunError if the processes that share a copy of the weights make different calls.
+        They would otherwise wait for each other forever."""
         if self.processes_per_copy == 1:
             return
         checksum = zlib.crc32(pickle.dumps((list(map(list, prompts)), others))) & 0x7FFFFFFF
@@ -211,6 +211,6 @@ def run_concurrently(work: Callable[[int], None], count: int) -> None:
 def row_keys(
     key: Key[jax.Array, ""], addresses: Sequence[Address] | np.ndarray
 ) -> Key[jax.Array, "n"]:
-    """One key per address. It depends on nothing but `key` and the address."""
+    """One key per address, which depends only on `key` and the address."""
     ids = jnp.array(addresses, jnp.uint32).reshape(len(addresses), -1)
     return jax.vmap(lambda row: reduce(jax.random.fold_in, row, key))(ids)

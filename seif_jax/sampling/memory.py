@@ -25,19 +25,21 @@ from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.schedule import first_slots
 
-TYPICAL_PROMPT_TOKENS = {"cpu": 128}  # CPUs have less memory than they have time to fill
+# By platform: there is room for a prompt of this length in every slot. It is shorter on CPUs, to
+# save the host's memory.
+TYPICAL_PROMPT_TOKENS = {"cpu": 128}
 OTHER_TYPICAL_PROMPT_TOKENS = 512
 
 
 def page_bytes(c: ModelConfig, params: Params, dtype: DTypeLike) -> int:
-    """Bytes per device of a page's keys and values in all layers."""
+    """The bytes per device that the keys and values of a page take in all layers."""
     structs = page_structs(c, params, dtype, 1)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in structs)
 
 
 def free_bytes(memory_stats: Mapping[str, int] | None) -> int:
-    """The memory that a device has left, given its `memory_stats()`. CPU devices, which have none,
-    share half of the machine's memory."""
+    """The bytes of memory that are free on a device, given its `memory_stats()`. CPU devices have
+    no such statistics: half of the machine's memory is divided among them."""
     if memory_stats:
         return memory_stats["bytes_limit"] - memory_stats["bytes_in_use"]
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -52,11 +54,11 @@ def page_count(
     budget: int,
     max_prompt_tokens: int,
 ) -> int:
-    """The number of pages that a call of `Engine.sample` uses in each copy of the weights, of the
-    `budget` that fits into memory.
+    """The number of pages that a call of `Engine.sample` uses in each copy of the weights.
 
-    Programs are compiled for it, so it does not depend on the lengths of the prompts if their reads
-    have at most `room_for_prompts` pages. limits: the maximum number of tokens of each sample.
+    Programs are compiled for this number, so it does not depend on the lengths of the prompts if
+    their reads have at most `room_for_prompts` pages. budget: the number of pages that fit into
+    memory, which is not exceeded. limits: the maximum number of tokens of each sample.
     slots: see `Schedule`. group: samples per prompt. max_prompt_tokens: see `Engine.sample`. Raises
     UserError if the prefix, the largest read of prompts and the longest sample do not fit together.
     """
@@ -68,19 +70,20 @@ def page_count(
             f"sample of {limits.max():,} tokens and the prompts read with its own need "
             f"{smallest * size:,}"
         )
-    step = 1 << max(budget.bit_length() - 4, 0)  # what is free varies a little between calls
+    step = 1 << max(budget.bit_length() - 4, 0)  # free memory varies a little between calls
     available = max(budget // step * step, smallest)
     slots = first_slots(len(limits), slots, group, reads.copies)
     longest = pages_for_age(int(limits.max()))
-    # One page is TRASH.
+    # The 1 is the page TRASH.
     fixed, prompts = 1 + pages_for(max_prompt_tokens), room_for_prompts(slots, max_prompt_tokens)
     useful = fixed + prompts + ENTRIES_PER_SLOT * slots * longest
     return min(available, round_up_pow2(max(useful, smallest)))
 
 
 def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
-    """The number of pages for prompts in a copy of the weights that begins a call with these slots.
-    If prompts with few samples are longer than TYPICAL_PROMPT_TOKENS, fewer decode together."""
+    """The number of pages for prompts in a copy of the weights that begins a call with this many
+    slots: enough if every slot has another prompt of TYPICAL_PROMPT_TOKENS. If prompts are longer
+    and have few samples each, fewer samples are decoded together."""
     typical = TYPICAL_PROMPT_TOKENS.get(platform(), OTHER_TYPICAL_PROMPT_TOKENS)
     longest = pages_for(max_prompt_tokens)
     return max(slots * min(pages_for(typical), longest), longest)

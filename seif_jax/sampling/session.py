@@ -1,4 +1,4 @@
-"""One call of the sampler on one copy of the weights: the arrays that a schedule decides about."""
+"""One call of the sampler on one copy of the weights: the arrays and programs of a schedule."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -41,13 +41,15 @@ from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import kv_sharding, replicated_sharding, use_mesh_of
 
-MIN_GROUP = 4  # roles with fewer samples per prompt share a program
+MIN_GROUP = 4  # roles with at most this many samples per prompt share a program
 
 
 class Session:
-    """One call of the sampler on one copy of the weights, which takes reads from a queue.
+    """One call of the sampler on one copy of the weights.
 
-    The index of a sample is the index of its prompt · group + its index in the group.
+    It takes reads (groups of prompts that are prefilled together, see `prefill_plan`) from a queue
+    that all copies of the weights share. The index of a sample is the index of its prompt · group
+    + its index in the group.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Session:
         max_prompt_tokens: int,
     ):
         """copy, group, limits, slots, pages: see `Schedule`. keys: the key data of each sample.
-        max_prompt_tokens: the longest prompt in any call that shares programs with this one."""
+        max_prompt_tokens: see `Engine.sample`."""
         self.config, self.params, self.dtype = config, params, dtype
         self.plan, self.keys, self.method, self.stop_ids = plan, keys, method, stop_ids
         self.schedule = Schedule(
@@ -85,8 +87,8 @@ class Session:
         self.last: dict[
             int, tuple[jax.Array, int]
         ] = {}  # by prompt: an array of last hidden states, and the prompt's row there
-        self.sent: deque[jax.Array] = deque()  # results of calls
-        self.results: Results | None = None  # of the call that was collected last
+        self.sent: deque[jax.Array] = deque()  # results of calls that have not been collected
+        self.results: Results | None = None  # those that were collected last
         entries = ENTRIES_PER_SLOT * slots
         prompt_pages, own_pages = table_widths(max_prompt_tokens, max(limits))
         self.entries = empty_entries(entries, prompt_pages, own_pages)
@@ -123,7 +125,7 @@ class Session:
         self.last |= {i: (last, row) for row, i in enumerate(read.prompts)}
 
     def start(self, entries: Sequence[int]) -> None:
-        """Prepares these entries, whose samples are new."""
+        """Fills in these entries of the arrays, which have got new samples."""
         schedule, arrays = self.schedule, self.entries
         rows: dict[int, tuple[jax.Array, list[int], list[int]]] = {}  # by array of hidden states
         for i in entries:
@@ -151,7 +153,7 @@ class Session:
             )
 
     def decode(self, call: Call) -> None:
-        """Sends a call of the decoding program."""
+        """Dispatches a call of the decoding program."""
         arrays = self.entries
         arrays.is_new[:], arrays.evict[:] = False, False
         arrays.is_new[call.new], arrays.evict[call.evicted] = True, True
@@ -168,7 +170,7 @@ class Session:
                 self.table,
                 self.prefix,
                 self.prompt_hidden,
-                jax.tree.map(np.copy, arrays),  # they change while the call waits for its turn
+                jax.tree.map(np.copy, arrays),  # the host changes them before the call has run
                 self.slots,
                 np.int32(call.blocks),
                 np.int32(call.idle_below),
@@ -191,20 +193,20 @@ class Session:
         return results.progress
 
     def append(self, sample: int, slot: int, block: int, count: int) -> None:
-        """Appends `count` tokens to a sample: those that `slot` sampled from `block` on in the call
-        that was collected last."""
+        """Appends to a sample the first `count` tokens that `slot` sampled from `block` on, in the
+        call that was collected last."""
         results = self.results
         assert results, "a call has been collected"
         tokens, logp = (x[block:, :, slot].ravel()[:count] for x in (results.tokens, results.logp))
         self.tokens.setdefault(sample, []).append((tokens, logp))
 
     def finish(self, sample: int, stopped: bool) -> None:
-        """Takes a sample that has ended. stopped: whether it ends with a stop token."""
+        """Records that a sample has ended. stopped: whether it ends with a stop token."""
         tokens, logp = (np.concatenate(x) for x in zip(*self.tokens.pop(sample), strict=True))
         self.finished.append((sample, Sample(tokens, logp, stopped)))
 
     def evict(self, sample: int) -> None:
-        """Forgets a sample's tokens: it starts again."""
+        """Discards the tokens of a sample that will start again."""
         self.tokens.pop(sample, None)
 
     def keep_slots(self, size: int) -> None:
@@ -233,8 +235,8 @@ class Session:
         self.finished = []
 
     def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
-        """Zeros with the weights' sharding. Programs return committed arrays; jit would compile
-        again for uncommitted ones."""
+        """Replicated zeros on the devices of the weights. They are committed to these devices, as
+        the arrays that programs return are; for uncommitted arrays, jit would compile again."""
         sharding = replicated_sharding(self.params["norm"].sharding)
         return jnp.zeros(shape, jnp.float32, device=sharding)
 
@@ -246,7 +248,7 @@ def copy_rows(
     to: Int[Array, "E"],
     index: Int[Array, "E"],
 ) -> Float[Array, "E D"]:
-    """Sets rows[to] = source[index] in place. Skips items where `to` is E (padding)."""
+    """Sets rows[to] = source[index] in place. Skips indices `to` that equal E (padding)."""
     return rows.at[to].set(source[index], mode="drop")
 
 
@@ -268,8 +270,8 @@ def take_slots(
 
 
 def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """The number of pages that entries have room for: of a prompt, and of a completion. They are
-    rounded, so that roles share programs."""
+    """The numbers of pages that an entry has room for: those of a prompt, and those of a
+    completion. The first is rounded up to a power of two, so that roles share programs."""
     return prompt_table_width(max_prompt_tokens), max(pages_for_age(max_tokens), 1)
 
 
@@ -281,7 +283,7 @@ def padded_group(group: int) -> int:
 def slot_structs(
     c: ModelConfig, params: Params, dtype: DTypeLike, slots: int, entries: int, pages: int
 ) -> Slots:
-    """`Slots` as `jax.ShapeDtypeStruct`. pages: their number in each layer."""
+    """`Slots` with `jax.ShapeDtypeStruct` as arrays. pages: the number of pages in each layer."""
     replicated = replicated_sharding(params["norm"].sharding)
     heads = kv_sharding(params["layers"]["k"].sharding)
     value = c.kv_heads * slots, recent_tokens(), c.head_dim
