@@ -3,7 +3,7 @@
 A digest is a sum over the entries of a hash of each entry's bits and position. Addition modulo 2^32
 commutes, so it does not matter how an array is sharded. The hash is a bijection of the entry's bits
 (MurmurHash3's finalizer), so a change of any single entry changes the digest; other changes go
-unnoticed with a probability of about 2^-64.
+unnoticed with a probability below 2^-58.
 """
 
 from collections.abc import Sequence

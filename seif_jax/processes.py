@@ -74,7 +74,7 @@ def together(
         else:
             reason = one_line(error)
         print(
-            f"seif: {name()} stops, and with it all: {reason}",
+            f"seif: {name()} stops, and so do all processes of the run: {reason}",
             file=sys.stderr,
             flush=True,
         )

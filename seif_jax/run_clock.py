@@ -23,11 +23,11 @@ KINDS = {
     "reference": "log-probabilities of the reference and the policy",
     "update": "gradients and optimizer",
     "evaluating": "evaluation sets and suites",
-    "compiling": "programs, or reading them from the cache",
+    "compiling": "programs that are compiled, or read from the compilation cache",
     "loading": "start-up, models and checkpoints",
-    "saving": "checkpoints: the time in which they block training",
-    "waiting": "for the other processes",
-    "redone": "steps that a restart did again: their time before it",
+    "saving": "checkpoints, as far as training waits for them",
+    "waiting": "time spent waiting for other processes",
+    "redone": "steps whose results were lost at a restart, and which were repeated",
     "other": "everything else: files, reports, exports",
 }
 PREFIX = "clock/"  # of the names of metrics

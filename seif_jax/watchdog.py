@@ -54,7 +54,7 @@ def watch(clock: RunClock, secs: float, name: str, log: TextIO) -> Iterator[None
 
 def _end(problem: str, log: TextIO) -> None:
     """Writes the stacks, and ends the process without clean-up, because that could hang, too."""
-    line = f"seif: {problem}, so it stops, and with it the run; the same command resumes it"
+    line = f"seif: {problem}, so the run stops; the same command resumes it"
     for file in (log, sys.__stderr__):
         with contextlib.suppress(OSError, ValueError):  # standard error may be closed
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", file=file, flush=True)

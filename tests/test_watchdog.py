@@ -50,8 +50,7 @@ def test_a_thread_that_waits_for_ever(tmp_path):
     for text in (log, done.stderr):
         line, *stacks = text.splitlines()
         assert "seif: process 3 of 8 made no progress for 1" in line
-        assert line.endswith("s (waiting), so it stops, and with it the run; the same command "
-                             "resumes it")  # fmt: skip
+        assert line.endswith("s (waiting), so the run stops; the same command resumes it")
         assert any("in waits_for_ever" in frame for frame in stacks)
         assert sum("hread 0x" in frame for frame in stacks) == 3  # the watchdog's, too
 

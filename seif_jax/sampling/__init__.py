@@ -194,7 +194,7 @@ class Engine:
         checksums = gather_local_values(np.array([checksum], np.int32), self.replicas[0])
         if len({*checksums.ravel().tolist()}) > 1:
             raise RunError(
-                "the processes that share a copy of the weights have different prompts; checks and "
+                "the processes that share a copy of the weights make different calls; checks and "
                 "rewards that config.reward names must give the same result in every process"
             )
 
