@@ -9,11 +9,11 @@ process. A profile (`seif run --profile`) shows the kinds under these names.
 """
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import jax
 import psutil
 
 GOOD = ("sampling", "judging", "reference", "update")  # goodput is the share of these kinds
@@ -35,29 +35,44 @@ GOODPUT = f"{PREFIX}goodput"
 COMPILED = "/jax/core/compile/backend_compile_duration"  # the name of a JAX monitoring event
 
 
+def _annotation(kind: str) -> contextlib.AbstractContextManager[object]:
+    """Names the body in a profile, which needs JAX to be imported."""
+    if "jax" not in sys.modules:
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.profiler.TraceAnnotation(kind)
+
+
 class RunClock:
     """Adds up the wall-clock seconds of one thread by kind. now: returns seconds."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
         self._listening = False
-        self.start()
+        self._reset(0.0)
 
     def start(self, secs_before: float = 0.0) -> None:
-        """Resets the clock for the calling thread. secs_before: counted as loading."""
+        """Resets the clock for the calling thread, and counts compiling from now on. secs_before:
+        counted as loading."""
+        import jax  # here, because commands that do not need JAX start faster without it
+
+        if not self._listening:
+            jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        self._listening = True
+        self._reset(secs_before)
+
+    def _reset(self, secs_before: float) -> None:
         self._thread = threading.get_ident()
         self._kinds = ["other"]  # a stack of the current kinds, the innermost one last
         self._secs = dict.fromkeys(KINDS, 0.0) | {"loading": secs_before}
         self._since = self._last_progress = self._now()
-        if not self._listening:
-            jax.monitoring.register_event_duration_secs_listener(self._on_event)
-        self._listening = True
 
     @contextlib.contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
         """Counts the time of the body as `kind`. In other threads, it only names the body in a
         profile, and records progress when the body has ended."""
-        with jax.profiler.TraceAnnotation(kind):
+        with _annotation(kind):
             if threading.get_ident() != self._thread:
                 yield
                 self.tick()

@@ -108,7 +108,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
         ("../other", "../file", "../file already exists"),
         ("../other", "../file/m", "../file/m: Not a directory"),
         ("../other", "/proc/m", "/proc/m: No such file or directory"),
-        ("../other", "gs://bucket/m", "gs://bucket/m is a URL"),
+        ("../other", "https://bucket/m", "https://bucket/m: a URL must be gs://"),
         ("..", "../new", "config.json: no such file"),
     ],
 )

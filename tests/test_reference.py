@@ -8,7 +8,7 @@ import pytest
 
 from seif_jax import data, data_files
 from seif_jax.data_rows import read_prompt
-from seif_jax.errors import EXIT_CODES
+from seif_jax.errors import EXIT_CODES, HUNG
 from seif_jax.instruction import SOFT
 from seif_jax.rewards import rules
 from seif_jax.rewards.rule_arguments import LANGUAGES
@@ -24,7 +24,7 @@ def test_reasons():
 
 def test_exit_codes():
     found = {int(code): text for code, text in pages.tables("Exit codes")[0]}
-    assert found.keys() == {0} | {code for _, code in EXIT_CODES}
+    assert found.keys() == {0, HUNG} | {code for _, code in EXIT_CODES}
 
 
 def test_rules_and_their_arguments():
