@@ -35,6 +35,7 @@ THREADS = 16  # files that are transferred at a time
 # without a change of its time.
 SETTLED_SECS = 60
 RETRY_SECS = 60  # how long requests to Google Cloud Storage are repeated
+SIGN_IN_SECS = 2  # the same for the first request, which finds out whether there are credentials
 S3_ATTEMPTS = 10  # of a request to S3; the pause doubles after each attempt
 _URL = re.compile(r"(gs|s3):/{1,2}([^/]+)(?:/+(.*))?")  # pathlib turns // into /
 _DENIED = re.compile(
@@ -117,6 +118,7 @@ def local(path: str | Path, wanted: Callable[[str], bool] = everything) -> Path:
     if opened := _opened(location):
         return opened
     root = _cache("downloads", location.key, location)
+    _sign_in(location)
     with _errors(location):
         info = _file_system(location.scheme).get_file_info(location.key)
         if info.is_file:
@@ -140,6 +142,7 @@ def open_folder(path: str | Path) -> Path:
         return Path(path)
     if opened := _opened(location):
         return opened
+    _sign_in(location)
     root = _root(location)
     lock = _lock(_lock_path(root), location)
     _restore(location, root)
@@ -436,15 +439,34 @@ def _file_system(scheme: str) -> "FileSystem":
                 retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
             )
         else:
-            host = os.environ.get("STORAGE_EMULATOR_HOST")  # also read by Google's libraries
-            protocol, _, address = host.rpartition("://") if host else ("", "", None)
-            _systems[scheme] = fs.GcsFileSystem(
-                anonymous=bool(host),
-                endpoint_override=address,
-                scheme=protocol or ("http" if host else "https"),
-                retry_time_limit=timedelta(seconds=RETRY_SECS),
-            )
+            _systems[scheme] = _google(RETRY_SECS)
     return _systems[scheme]
+
+
+def _google(retry_secs: float) -> "FileSystem":
+    """Google Cloud Storage. Requests are repeated for `retry_secs`."""
+    from pyarrow.fs import GcsFileSystem
+
+    host = os.environ.get("STORAGE_EMULATOR_HOST")  # also read by Google's libraries
+    protocol, _, address = host.rpartition("://") if host else ("", "", None)
+    return GcsFileSystem(
+        anonymous=bool(host),
+        endpoint_override=address,
+        scheme=protocol or ("http" if host else "https"),
+        retry_time_limit=timedelta(seconds=retry_secs),
+    )
+
+
+def _sign_in(location: Location) -> None:
+    """Raises UserError at once if there are no credentials for Google Cloud Storage, whose library
+    repeats the search for them like any other request. Other errors are left to later requests."""
+    if location.scheme != "gs" or location.scheme in _systems:
+        return
+    try:
+        with _errors(location):
+            _google(SIGN_IN_SECS).get_file_info(location.bucket.key)
+    except (OSError, TimeoutError):
+        return
 
 
 @contextlib.contextmanager
