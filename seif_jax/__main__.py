@@ -71,6 +71,7 @@ def flush_or_discard() -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    start = time.perf_counter()
     check_output(options.workdir)
     from seif_jax import checks_before_jax
     from seif_jax.config_file import import_folders, read_config
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from seif_jax.display import Display
 
     accelerator_detection.skip_absent()
-    run_clock.CLOCK.start(run_clock.process_secs())
+    run_clock.CLOCK.start(time.perf_counter() - start)
     joined = options.coordinator, options.processes, options.process
     with processes.together(*joined, config.distributed.heartbeat_secs):
         if processes.first():

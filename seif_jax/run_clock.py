@@ -14,8 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import psutil
-
 GOOD = ("sampling", "judging", "reference", "update")  # goodput is the share of these kinds
 KINDS = {
     "sampling": "replies, with parsing and rules",
@@ -137,11 +135,6 @@ def goodput(secs: Mapping[str, float]) -> float | None:
 def as_metrics(secs: Mapping[str, float]) -> dict[str, float]:
     """Turns seconds by kind into metrics."""
     return {f"{PREFIX}{kind}": secs[kind] for kind in KINDS} | {GOODPUT: goodput(secs) or 0.0}
-
-
-def process_secs() -> float:
-    """Seconds since this process started."""
-    return max(time.time() - psutil.Process().create_time(), 0.0)
 
 
 CLOCK = RunClock()  # of the thread that runs the stages
