@@ -64,9 +64,9 @@ def arrays_for(
     width = page_tokens()
     page, tokens = np.full(size, TRASH, np.int32), np.zeros((size, width), np.int32)
     n = 0
-    for path, own, first in zip(paths, pages, shared, strict=True):
-        for j in range(first, len(own)):
+    for path, targets, first in zip(paths, pages, shared, strict=True):
+        for j in range(first, len(targets)):
             part = path[j * width : (j + 1) * width]
-            page[n], tokens[n, : len(part)] = own[j], part
+            page[n], tokens[n, : len(part)] = targets[j], part
             n += 1
     return page, tokens

@@ -235,8 +235,8 @@ class Schedule:
         for i, block, slot in zip(
             indices.tolist(), blocks[first].tolist(), slots[first].tolist(), strict=True
         ):
-            entry, own = self.entries[i], progress.entry[:, slot] == i
-            count, stopped = int(sampled[own, slot].sum()), progress.stopped[own, slot].any()
+            entry, rows = self.entries[i], progress.entry[:, slot] == i
+            count, stopped = int(sampled[rows, slot].sum()), progress.stopped[rows, slot].any()
             entry.age += count
             arrays.append(entry.sample, slot, block, count)
             if stopped or entry.age == self.limits[entry.sample]:
@@ -250,19 +250,19 @@ class Schedule:
         blocks, slots = np.nonzero(count)
         index, count = entry[blocks, slots], count[blocks, slots]
         ages, samples = np.zeros((2, self.num_entries), int)
-        for i, each in call.entries.items():
-            ages[i], samples[i] = each.age, each.sample
+        for i, state in call.entries.items():
+            ages[i], samples[i] = state.age, state.sample
         first = np.full(self.num_entries, len(entry))
         np.minimum.at(first, index, blocks)
         age = ages[index] + BLOCK * (blocks - first[index])
         self.kv_needed += int((count * age + count * (count + 1) // 2).sum())
         # A prompt is seen in as many steps of a block as its longest sample there.
         prompts = len(self.reads.lengths)
-        of_block, which = np.unique(
+        of_block, block_of_prompt = np.unique(
             blocks * prompts + samples[index] // self.group, return_inverse=True
         )
         steps = np.zeros(len(of_block), int)
-        np.maximum.at(steps, which, count)
+        np.maximum.at(steps, block_of_prompt, count)
         lengths = self.reads.lengths[of_block % prompts] - self.reads.prefix_tokens
         block_steps = np.zeros(len(entry), int)
         np.maximum.at(block_steps, blocks, count)
