@@ -19,6 +19,7 @@ from seif_jax.bench import baselines, command, inputs, roofline
 from seif_jax.bench.baselines import Peer
 from seif_jax.bench.workloads import Workload
 from seif_jax.errors import UserError
+from seif_jax.length_distribution import Lengths
 from seif_jax.model_bundle import ModelBundle
 
 SIZES = ["--prompts=2", "--group=3", "--prompt_tokens=12", "--new_tokens=5", "--repeats=2"]
@@ -97,13 +98,34 @@ def test_a_benchmark(model_folder, quick, capsys, what, tokens, phases, limit):
 
 def test_a_rollout_of_unequal_lengths(model_folder, quick, capsys):
     options = ["bench", f"--model={model_folder}", "--what=rollout", "--dtype=float32", *SIZES]
-    assert main([*options, "--new_tokens=160", "--lengths=skewed", "--slots=4"]) == 0
+    assert main([*options, "--new_tokens=160", "--lengths=60,0.9", "--slots=4"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    lengths = inputs.WorkloadSizes(2, 3, 12, 160, 99, "skewed", 4).new_lengths()
-    assert len(lengths) == 6 and 50 <= min(lengths) < max(lengths) <= 160
+    lengths = inputs.WorkloadSizes(2, 3, 12, 160, 99, Lengths(60, 0.9), 4).new_lengths()
+    assert len(lengths) == 6 and 1 <= min(lengths) < max(lengths) <= 160
     check(result, sum(lengths))
     # four samples and then two in four slots, which end with the longest's chunk of 16 steps
     assert sum(lengths) / (4 * 2 * 160) <= result["slot_use"] < 1
+
+
+@pytest.mark.parametrize("what, tokens", [("rollout", 0), ("update", 12)])
+def test_random_weights(tmp_path, quick, capsys, what, tokens):
+    """The shape of a config.json without weights, and samples of unequal lengths."""
+    shape = {**tiny.tiny_config(50_000), "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    options = ["bench", f"--model={tmp_path}", "--random_weights", f"--what={what}", *SIZES]
+    assert main([*options, "--dtype=float32", "--new_tokens=40", "--lengths=20,0.6"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    lengths = inputs.WorkloadSizes(2, 3, 12, 40, 99, Lengths(20, 0.6), 6).new_lengths()
+    assert len({*lengths}) > 1
+    check(result, sum(lengths) + 2 * 3 * tokens)
+
+
+def test_too_small_a_vocabulary_for_random_weights(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.tiny_config(300)))
+    assert main(["bench", f"--model={tmp_path}", "--random_weights", "--what=rollout"]) == 2
+    error = capsys.readouterr().err
+    assert "--random_weights needs a vocabulary of at least 49152 tokens" in error
+    assert error.rstrip().endswith("has 300)")
 
 
 def test_beside_a_peer(model_folder, quick, write_peer, capsys):
@@ -169,7 +191,10 @@ def test_an_interpreter_that_is_not_there(tmp_path):
         ("--repeats=0", "--repeats must be 1 or more (got 0)"),
         ("--new_tokens=1", "--new_tokens must be 2 or more (got 1)"),
         ("--group=1 --what=update", "--group must be 2 or more with --what=update"),
-        ("--lengths=skewed --what=step", "--lengths=skewed goes with --what=rollout"),
+        ("--lengths=9,0.5 --what=step", "--lengths goes with --what=rollout or --what=update"),
+        ("--lengths=9 --what=update", "--lengths must be MEAN,SIGMA"),
+        ("--lengths=90,0.5 --what=update", "the mean must be at most --new_tokens=64 (got 90)"),
+        ("--random_weights --what=rollout --against=hf --peer_python=x", "not --random_weights"),
         ("--micro_tokens=0", "--micro_tokens must be 1 or more"),
         ("--new_tokens=9000", "--new_tokens=9000 exceed the model's 8192 positions"),
         ("--against=hf", "--against=PEER and --peer_python=FILE go together"),

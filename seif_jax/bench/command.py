@@ -31,7 +31,7 @@ import jax
 import numpy as np
 import psutil
 
-from seif_jax import metrics_log, models
+from seif_jax import length_distribution, metrics_log, models, plan
 from seif_jax.accelerator_detection import native_dtype
 from seif_jax.bench import baselines, roofline
 from seif_jax.bench.baselines import Peer, Repetition
@@ -41,6 +41,7 @@ from seif_jax.errors import UserError
 from seif_jax.model_bundle import ModelBundle, tensors
 from seif_jax.options.bench import BenchOptions
 from seif_jax.run_config import RunConfig
+from seif_jax.tokenizer import Tokenizer
 
 PACKAGES = ("seif_jax", "jax", "jaxlib", "flax", "optax")
 
@@ -56,7 +57,7 @@ def sizes_of(options: BenchOptions) -> WorkloadSizes:
         options.prompt_tokens,
         options.new_tokens,
         options.micro_tokens or samples * (options.prompt_tokens + options.new_tokens),
-        options.lengths,
+        length_distribution.parse(options.lengths) if options.lengths else None,
         options.slots or samples,
     )
 
@@ -76,14 +77,15 @@ def run(options: BenchOptions) -> Result:
             f"--against compares on the CPU, and JAX uses {jax.default_backend()}: set "
             "JAX_PLATFORMS=cpu"
         )
-    bundle = ModelBundle.load(options.model)
+    bundle = load_bundle(options)
     max_positions = bundle.model.config.max_positions
     if options.prompt_tokens + options.new_tokens > max_positions:
         raise UserError(
             f"--prompt_tokens={options.prompt_tokens} and --new_tokens={options.new_tokens} exceed "
             f"the model's {max_positions} positions"
         )
-    model = BenchModel(bundle, options.model, options.dtype or native_dtype())
+    dtype = options.dtype or native_dtype()
+    model = BenchModel(bundle, options.model, not options.random_weights, dtype)
     result: Result = {
         **asdict(options),
         "dtype": model.dtype_name,
@@ -107,6 +109,20 @@ def run(options: BenchOptions) -> Result:
         f"FLOP/s; reached: {result['share_of_limit']:.1%} of {limit}"
     )
     return result
+
+
+def load_bundle(options: BenchOptions) -> ModelBundle:
+    """The model's bundle. If it has random weights: from its config.json alone, with the tokenizer
+    of the embedded model."""
+    if not options.random_weights:
+        return ModelBundle.load(options.model)
+    model, tokenizer = plan.describe(options.model), Tokenizer.load(models.resolve(None))
+    if tokenizer.vocab_size > model.config.vocab:
+        raise UserError(
+            f"--random_weights needs a vocabulary of at least {tokenizer.vocab_size} tokens, those "
+            f"of the embedded model ({options.model} has {model.config.vocab})"
+        )
+    return ModelBundle(model, tokenizer, {})
 
 
 def measure(options: BenchOptions, model: BenchModel) -> Result:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from seif_jax import data, models, sharding, stage_settings
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation
+from seif_jax.length_distribution import Lengths
 from seif_jax.model_bundle import ModelBundle, load_params
-from seif_jax.models import Params
+from seif_jax.models import Model, Params
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io.to_device import ShardingRule, single_device
 from seif_jax.rewards.constraint_writer import instructions
@@ -43,6 +43,7 @@ class BenchModel:
 
     bundle: ModelBundle
     path: str | None  # of its weights, as `models.resolve` takes it
+    has_weights: bool  # False: they are drawn at random
     dtype_name: DType
 
     @property
@@ -57,7 +58,19 @@ class BenchModel:
         return Engine(self.config, self.load(self.dtype), self.dtype)
 
     def load(self, dtype: DTypeLike, rule: ShardingRule = single_device) -> Params:
-        return load_params(self.path, self.bundle.model, dtype, rule=rule)
+        if self.has_weights:
+            return load_params(self.path, self.bundle.model, dtype, rule=rule)
+        return random_params(self.bundle.model, dtype, rule)
+
+
+def random_params(model: Model, dtype: DTypeLike, rule: ShardingRule) -> Params:
+    """Random weights, made on the devices."""
+    shardings = jax.tree.map(lambda x: x.sharding, models.shapes(model, dtype, rule))
+    draw = jax.jit(
+        lambda: jax.tree.map(lambda x: x.astype(dtype), models.init(model, seed=0)),
+        out_shardings=shardings,
+    )
+    return draw()
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class WorkloadSizes:
     prompt_tokens: int
     new_tokens: int  # per sample
     micro_tokens: int  # per forward and backward pass
-    lengths: str  # "skewed": most samples have 50 to 150 new tokens, one in ten has new_tokens
+    lengths: Lengths | None  # of new tokens, at most new_tokens; None: all have new_tokens
     slots: int  # samples decoded together
 
     @property
@@ -81,13 +94,10 @@ class WorkloadSizes:
         return self.prompts * self.group
 
     def new_lengths(self) -> list[int]:
-        """New tokens of each sample of a rollout."""
-        if self.lengths == "fixed":
+        """New tokens of each sample."""
+        if not self.lengths:
             return [self.new_tokens] * self.samples
-        rng = np.random.default_rng(0)
-        is_long = rng.random(self.samples) < 0.1
-        short = np.minimum(rng.integers(50, 151, self.samples), self.new_tokens)
-        return np.where(is_long, self.new_tokens, short).tolist()
+        return self.lengths.draw(self.samples, self.new_tokens, seed=(0,)).tolist()
 
 
 class PlainTokenizer(Tokenizer):

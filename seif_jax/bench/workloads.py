@@ -54,11 +54,10 @@ class Workload:
 
 def forward_flops(config: ModelConfig, prompts: list[list[int]], sizes: WorkloadSizes) -> int:
     """FLOPs of one forward pass over prompts and samples, counted as `bench.command` says."""
-    new_ids = range(sizes.new_tokens - 1)  # nothing follows a sample's last token
-    samples = [ids + [-1 - g for _ in new_ids] for ids in prompts for g in range(sizes.group)]
-    return roofline.forward_flops(
-        config, *roofline.tree_size(samples), sizes.samples * sizes.new_tokens
-    )
+    new = sizes.new_lengths()
+    # Nothing follows a sample's last token.
+    samples = [prompts[i // sizes.group] + [-1 - i] * (n - 1) for i, n in enumerate(new)]
+    return roofline.forward_flops(config, *roofline.tree_size(samples), sum(new))
 
 
 def rollout(model: BenchModel, sizes: WorkloadSizes) -> Workload:
@@ -176,11 +175,14 @@ def update(model: BenchModel, sizes: WorkloadSizes) -> Workload:
     state = learner.start(stage.model.load())
     rng, vocab = np.random.default_rng(0), model.config.vocab
     logp = np.full(sizes.new_tokens, -np.log(vocab), np.float32)
+    lengths = sizes.new_lengths()
     replies = [
-        Reply("", ids, rng.integers(0, vocab, sizes.new_tokens, np.int32), logp, finished=False)
-        for ids in prompts
-        for _ in range(sizes.group)
-    ]
+        Reply(
+            "", prompts[i // sizes.group], rng.integers(0, vocab, n, np.int32), logp[:n],
+            finished=False,
+        )
+        for i, n in enumerate(lengths)
+    ]  # fmt: skip
     scores = [Score(float(reward)) for reward in rng.random(sizes.samples)]
     batch = make_batch(replies, scores, stage.rollout.grouping, sizes.new_tokens)
 
@@ -191,7 +193,7 @@ def update(model: BenchModel, sizes: WorkloadSizes) -> Workload:
 
     return Workload(
         run,
-        tokens=sizes.samples * (sizes.prompt_tokens + sizes.new_tokens),
+        tokens=sizes.samples * sizes.prompt_tokens + sum(lengths),
         flops=3 * forward_flops(model.config, prompts, sizes),
         prompts=prompts,
     )

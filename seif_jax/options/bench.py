@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
+from seif_jax import length_distribution
 from seif_jax.bench import baselines
 from seif_jax.errors import UserError
 from seif_jax.options.shared import DTYPES, DType, add_dtype, add_model, check_at_least
@@ -16,6 +17,8 @@ same run. Prints one JSON object, last, with medians over --repeats.
   seif bench --what=update      gradient and optimizer
   seif bench --what=step        a whole GRPO step: sample, score, reference, update
   seif bench --what=step --against=trl --peer_python=VENV/bin/python
+  seif bench --what=update --model=Qwen/Qwen2.5-1.5B-Instruct --random_weights --prompts=96 \\
+      --group=5 --prompt_tokens=250 --new_tokens=8192 --lengths=1000,0.7 --micro_tokens=16384
 
 With --against another library does the same work on the CPU; the two take turns, repetition by
 repetition: hf (rollout, judge), trl (step), tunix (step), vllm (rollout).
@@ -25,6 +28,12 @@ JAX_COMPILATION_CACHE_DIR=DIR keeps compiled programs; without it every run comp
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add_model(command)
+    command.add_argument(
+        "--random_weights",
+        action="store_true",
+        help="--model is one of the paper's models, or a folder with only a config.json; texts are "
+        "tokenized as for the embedded model",
+    )
     command.add_argument("--what", choices=("rollout", "judge", "update", "step"), required=True)
     command.add_argument("--prompts", type=int, default=4, help="judge: replies (default 4)")
     command.add_argument(
@@ -34,9 +43,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--new_tokens", type=int, default=64, help="default 64")
     command.add_argument(
         "--lengths",
-        choices=("fixed", "skewed"),
-        default="fixed",
-        help="rollout; skewed: most samples have 50 to 150 tokens, one in ten --new_tokens",
+        metavar="MEAN,SIGMA",
+        help="rollout, update: draws the samples' lengths, as in `seif plan`, up to --new_tokens "
+        "(default: all have --new_tokens)",
     )
     command.add_argument(
         "--slots", type=int, help="rollout: samples decoded together (default: all)"
@@ -66,7 +75,8 @@ class BenchOptions:
     prompt_tokens: int
     new_tokens: int
     micro_tokens: int | None
-    lengths: str
+    random_weights: bool
+    lengths: str | None
     slots: int | None
     dtype: DType | None  # None: the devices' native one
     repeats: int
@@ -91,8 +101,19 @@ class BenchOptions:
                 f"--group must be 2 or more with --what={self.what}, which compares the samples of "
                 f"a group (got {self.group})"
             )
-        if self.lengths == "skewed" and (self.what != "rollout" or self.against):
-            raise UserError("--lengths=skewed goes with --what=rollout and without --against")
+        if self.lengths:
+            if self.what not in ("rollout", "update") or self.against:
+                raise UserError(
+                    "--lengths goes with --what=rollout or --what=update and without --against"
+                )
+            mean = length_distribution.parse(self.lengths).mean
+            if mean > self.new_tokens:
+                raise UserError(
+                    f"--lengths: the mean must be at most --new_tokens={self.new_tokens} (got "
+                    f"{mean:g})"
+                )
+        if self.random_weights and self.against:
+            raise UserError("--against=PEER compares models with weights, not --random_weights")
         self._check_peer()
 
     def _check_peer(self) -> None:
