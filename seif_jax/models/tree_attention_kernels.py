@@ -217,10 +217,17 @@ def _row(column: Float[Array, "TILE 1"]) -> Float[Array, "1 TILE"]:
 
 
 def _scores(q: Array, k: Array, ends: Array, i: Array, j: Array) -> Array:
-    """The scores of query tile i and key tile j. ends: those of the keys, [1, TILE]."""
+    """The scores of query tile i and key tile j, by query. ends: those of the keys, [1, TILE]."""
     query, key = (lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis) for axis in (0, 1))
     query, key = query + i * TILE, key + j * TILE
     return jnp.where((key <= query) & (query < ends), _dot(q, k, 1, 1), MASKED)
+
+
+def _scores_by_key(q: Array, k: Array, ends: Array, i: Array, j: Array) -> Array:
+    """The transpose of `_scores`. ends: [TILE, 1]."""
+    key, query = (lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis) for axis in (0, 1))
+    query, key = query + i * TILE, key + j * TILE
+    return jnp.where((key <= query) & (query < ends), _dot(k, q, 1, 1), MASKED)
 
 
 def _loop(runs: Reference, body: Callable[[Array, Any], Any], carry: Any) -> Any:
@@ -280,17 +287,18 @@ def _key_kernel(
     last: Reference, ends: Reference, q: Reference, k: Reference, v: Reference,
     d_out: Reference, norm: Reference, delta: Reference, d_k: Reference, d_v: Reference,
 ) -> None:  # fmt: skip
+    # Scores are by key, so that the queries' norms are rows, as they are stored.
     j, keys, values = pl.program_id(1), k[...], v[...]
-    key_ends = ends[j]
+    key_ends = _column(ends[j].astype(jnp.float32)).astype(jnp.int32)
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         at = pl.ds(i * TILE, TILE)
         queries, cotangent = q[at, :], d_out[at, :]
-        weights = jnp.exp(_scores(queries, keys, key_ends, i, j) - _column(norm[i]))
-        d_scores = weights * (_dot(cotangent, values, 1, 1) - _column(delta[i]))
+        weights = jnp.exp(_scores_by_key(queries, keys, key_ends, i, j) - norm[i])
+        d_scores = weights * (_dot(values, cotangent, 1, 1) - delta[i])
         return (
-            carry[0] + _dot(d_scores.astype(queries.dtype), queries, 0, 0),
-            carry[1] + _dot(weights.astype(cotangent.dtype), cotangent, 0, 0),
+            carry[0] + _dot(d_scores.astype(queries.dtype), queries, 1, 0),
+            carry[1] + _dot(weights.astype(cotangent.dtype), cotangent, 1, 0),
         )
 
     zeros = jnp.zeros(k.shape, jnp.float32)
