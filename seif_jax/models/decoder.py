@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
@@ -19,7 +20,7 @@ from seif_jax.collectives import constrain
 from seif_jax.models import layers
 from seif_jax.models.attention import Visible, causal
 from seif_jax.models.layers import Rope, linear, rms_norm, rotate, weight
-from seif_jax.models.matmul import matmul_input
+from seif_jax.models.matmul import cache_dtype, matmul_input, rounds_partial_sums
 
 # Our names -> Hugging Face's, where `{}` is the layer's index. Both store [out, in]; ours keep
 # heads and head dimensions as two axes. A model has only the weights that its config calls for.
@@ -46,6 +47,9 @@ NAMES = {
 # The projections that are added to the residual stream. Under a mesh with `tensor` they sum over
 # sharded dimensions, the others in their gradients.
 INTO_RESIDUAL = ("o", "down")
+# The widest results by far. On accelerators they have the dtype of matmuls: in float32, writing and
+# reading them would add a third to the time of the MLP.
+GATED = ("gate", "up")
 PROJECTED = "projected"  # the projections' outputs, as policies of jax.checkpoint name them
 
 LayerWeights = Mapping[str, Array]  # one layer's weights by name
@@ -84,8 +88,9 @@ def project(
     c: ModelConfig, w: LayerWeights, name: str, x: Float[Array, "*S I"], dtype: DTypeLike
 ) -> Float[Array, "*S O"]:
     """x through one of a layer's projections, with its LoRA adapter if it has one."""
-    split = "output" if name in INTO_RESIDUAL else "gradient"
-    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, split)
+    is_rounded = name in GATED or (name in INTO_RESIDUAL and rounds_partial_sums())
+    result = cache_dtype(dtype) if is_rounded else jnp.float32
+    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, result)
     if f"{name}_a" in w:
         low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
         out = out + linear(low, w[f"{name}_b"], dtype)
@@ -204,10 +209,11 @@ class Architecture:
     def mlp(
         self, c: ModelConfig, w: LayerWeights, x: Float[Array, "B T D"], dtype: DTypeLike
     ) -> Float[Array, "B T D"]:
-        """The gated MLP."""
+        """The gated MLP; what is not a matmul is computed in float32."""
         x = matmul_input(x, dtype)
-        gate, up = (project(c, w, name, x, dtype) for name in ("gate", "up"))
-        return project(c, w, "down", self.activation(gate) * up, dtype)
+        gate, up = (project(c, w, name, x, dtype).astype(jnp.float32) for name in GATED)
+        hidden = (self.activation(gate) * up).astype(cache_dtype(dtype))
+        return project(c, w, "down", hidden, dtype)
 
 
 LLAMA = Architecture()

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt16
 
 from seif_jax import collectives
-from seif_jax.models.matmul import Split, as_bits, from_bits, matmul
+from seif_jax.models.matmul import as_bits, from_bits, matmul
 
 Params = dict[str, Any]  # a tree of weights: {"embed": [V, D], "layers": {"q": [L, N, H, D], …}, …}
 
@@ -71,11 +71,14 @@ def _take_rows(table: Array, tokens: Int[Array, "*S"]) -> Float[Array, "*S D"]:
 
 
 def linear(
-    x: Float[Array, "*S I"], w: Float[Array, "O I"], dtype: DTypeLike, split: Split = None
+    x: Float[Array, "*S I"],
+    w: Float[Array, "O I"],
+    dtype: DTypeLike,
+    result: DTypeLike = jnp.float32,
 ) -> Float[Array, "*S O"]:
-    """Multiplies x by the transpose of w. Operands are cast to `dtype`; the result is float32.
-    split: see `matmul`."""
-    return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype, split).reshape(*x.shape[:-1], -1)
+    """Multiplies x by the transpose of w. Operands are cast to `dtype`; `result` is that of the
+    result."""
+    return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype, result).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*S D"]:

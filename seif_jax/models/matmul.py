@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -43,9 +43,6 @@ def from_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-Split = Literal["output", "gradient", None]
-
-
 def rounds_partial_sums() -> bool:
     """Whether devices along the mesh axis `tensor` round partial sums to the dtype of matmuls
     before they add them up, which halves the bytes that they exchange. Not on the CPU, where no
@@ -54,8 +51,8 @@ def rounds_partial_sums() -> bool:
 
 
 def matmul_input(x: Float[Array, "*S"], dtype: DTypeLike) -> Float[Array, "*S"]:
-    """The input of several matmuls whose gradients are sums over devices (`split` is "gradient"):
-    cast to `dtype` where partial sums are rounded, so that devices add up one gradient for all."""
+    """The input of several matmuls whose gradients are sums over devices: cast to `dtype` where
+    partial sums are rounded, so that devices add up one gradient for all, in `dtype`."""
     return x.astype(dtype) if rounds_partial_sums() else x
 
 
@@ -64,29 +61,27 @@ def matmul(
     w: Float[Array, "*b p q"],
     axis: int,
     dtype: DTypeLike,
-    split: Split = None,
+    result: DTypeLike = jnp.float32,
 ) -> Float[Array, "*b m _"]:
     """x @ w.T (axis -1) or x @ w (axis -2), batched over the leading axis if there are three.
 
-    axis: the axis of w that is summed over. The operands are cast to `dtype`; sums and the result
-    are float32. Because the casts are inside, float32 master weights get float32 gradients, while
-    every matmul, including those of the backward pass, runs at the speed of `dtype`.
-
-    split: what is a sum over the devices along the mesh axis `tensor`: the output, the gradient of
-    x, or neither. See `rounds_partial_sums`.
+    axis: the axis of w that is summed over. The operands are cast to `dtype`; sums are float32, and
+    so is the result unless `result` says otherwise. The gradient of each operand has the operand's
+    dtype: because the casts are inside, float32 master weights get float32 gradients, while every
+    matmul, including those of the backward pass, runs at the speed of `dtype`.
     """
-    return cast(Array, _matmul(x, w, axis, dtype, split))
+    return cast(Array, _matmul(x, w, axis, dtype, result))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, split: Split) -> Array:
+def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, result: DTypeLike) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = jnp.dtype(cache_dtype(dtype) if batch else dtype)
     x, w = x.astype(dtype), w.astype(dtype)
     dot = partial(
         lax.dot_general,
         precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=result,
     )
     few = not batch and axis == -1 and 1 < len(x) <= FEW_ROWS
     if few and dtype == jnp.float32 and platform() == "cpu":
@@ -95,22 +90,20 @@ def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, split: Split) -> Ar
         columns = dot(w, lax.optimization_barrier(x.T), (((1,), (0,)), ((), ())))
         return lax.optimization_barrier(columns).T
     dimensions = (((x.ndim - 1,), (w.ndim + axis,)), (batch, batch))
-    if split == "output" and rounds_partial_sums():
-        return dot(x, w, dimensions, preferred_element_type=dtype).astype(jnp.float32)
     return dot(x, w, dimensions)
 
 
 def _matmul_forward(
-    x: Array, w: Array, axis: int, dtype: DTypeLike, split: Split
+    x: Array, w: Array, axis: int, dtype: DTypeLike, result: DTypeLike
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x, w, axis, dtype, split), (x, w)
+    return _matmul(x, w, axis, dtype, result), (x, w)
 
 
 def _matmul_backward(
-    axis: int, dtype: DTypeLike, split: Split, saved: tuple[Array, Array], gradient: Array
+    axis: int, dtype: DTypeLike, result: DTypeLike, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    dx = matmul(gradient, w, -3 - axis, dtype, "output" if split == "gradient" else None)
+    dx = matmul(gradient, w, -3 - axis, dtype, cache_dtype(x.dtype))
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 
