@@ -34,11 +34,16 @@ from seif_jax.sampling.recent_tokens import (
 )
 from seif_jax.sampling.weights import Layers, layer
 
+# On GPUs, cuBLAS cannot read a layer's weights inside the stack: XLA would copy nearly all weights
+# at the beginning of every call (11 GiB with 7B parameters on an H200). Triton's matmuls can.
+COMPILER_OPTIONS = {"xla_gpu_cublas_fallback": False}
+
 
 @partial(
     jax.jit,
     static_argnames=("c", "group", "method", "stop_ids", "dtype"),
     donate_argnames="slots",
+    compiler_options=COMPILER_OPTIONS,
 )
 def decode(
     c: ModelConfig,
