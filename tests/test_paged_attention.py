@@ -107,6 +107,8 @@ CASES = {
     "nothing": Case([(1, 0), (2, 0)]),
     "wide heads, many": Case([(2, 45), (1, 16)], R=8, H=128, K=4, T=16),
     "one query head each": Case([(5, 70), (2, 128)], R=1, T=64),
+    "several parts": Case([(1, 1100), (3, 40), (1, 0), (2, 515), (1, 256), (1, 257)], R=3),
+    "a long prefix, in blocks and parts": Case([(30, 900), (2, 33)], R=5, K=1, T=64),
 }
 
 

@@ -3,7 +3,9 @@
 
 On a TPU, the grid runs over groups of pages, so that the pipeline fetches the next group, also that
 of another reader, while one is computed. The sums of all queries stay in VMEM. On a GPU, a program
-computes up to ROWS rows of one reader and key head: it loops over the reader's pages.
+computes up to ROWS rows of one reader and key head for one part of the reader's keys: it loops over
+the part's pages. XLA merges the parts (https://pytorch.org/blog/flash-decoding). Without parts, the
+whole kernel would wait for the program with the most keys.
 
 Rows are pairs of a query and one of the R query heads that share a key head.
 """
@@ -24,7 +26,11 @@ from seif_jax.models.matmul import platform
 PAGES_PER_GROUP = {"tpu": 8}  # by platform, otherwise 1
 ROWS = 64  # of a GPU's program, at most
 LEAST_ROWS = 16  # Triton's smallest matrix product
-GPU_PAGES = 2  # read per iteration
+STAGE_BYTES = 64 << 10  # of the keys and values that a GPU's program reads per iteration, at most
+MAX_PAGES = 4  # that it reads per iteration
+STAGES = 3  # iterations whose reads are under way at a time
+PARTS = 4  # of a reader's keys, at most
+PART_KEYS = 256  # the fewest keys of a part, unless the reader has fewer
 QUERIES = 32  # of a TPU's matrix product, at most
 TILE_ROWS = 8  # float32 rows in a TPU's tile
 LANES = 128  # columns in a TPU's tile
@@ -115,11 +121,14 @@ def attend_on_gpu(
     P, _, T, _ = v.shape
     readers = reads.readers
     rows = min(max(pl.next_power_of_2(most * R), LEAST_ROWS), ROWS)
+    most_keys = len(reads.page) // len(readers.first) * T
+    parts = min(max(most_keys // PART_KEYS, 1), PARTS)
+    pages_at_once = min(max(STAGE_BYTES // (2 * T * H * v.dtype.itemsize), 1), MAX_PAGES)
     options = {}
     if platform() == "gpu":
         from jax.experimental.pallas import triton
 
-        options["compiler_params"] = triton.CompilerParams(num_warps=4, num_stages=3)
+        options["compiler_params"] = triton.CompilerParams(num_warps=4, num_stages=STAGES)
 
     def every(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((size,), lambda r, h, i: (0,))
@@ -129,8 +138,8 @@ def attend_on_gpu(
 
     pages = pl.BlockSpec((P, None, T, H), lambda r, h, i: (0, h, 0, 0))
     top, total, out = pl.pallas_call(
-        partial(_gpu_kernel, rows=rows, group=R),
-        grid=(len(readers.first), K, pl.cdiv(most * R, rows)),
+        partial(_gpu_kernel, rows=rows, group=R, parts=parts, tokens=pages_at_once * T),
+        grid=(len(readers.first), K, pl.cdiv(most * R, rows) * parts),
         in_specs=[
             every(len(reads.page)),
             *[every(len(readers.first))] * 4,
@@ -138,39 +147,55 @@ def attend_on_gpu(
             pages,
             pages,
         ],
-        out_specs=[of_head(B * R), of_head(B * R), of_head(B * R, H)],
+        out_specs=[of_head(parts * B * R), of_head(parts * B * R), of_head(parts * B * R, H)],
         out_shape=[
-            jax.ShapeDtypeStruct((K, B * R, *shape), jnp.float32) for shape in ((), (), (H,))
+            jax.ShapeDtypeStruct((K, parts * B * R, *shape), jnp.float32)
+            for shape in ((), (), (H,))
         ],
         interpret=platform() == "cpu",
         name="paged_attention_kernel",
         **options,
     )(reads.page, *readers, q.reshape(K, B * R, H), k, v)
-    # Rows that read nothing were not written.
-    query = jnp.arange(B)
+    # Rows of a part that has no keys were not written.
+    query, part = jnp.arange(B), jnp.arange(parts)[:, None, None]
     first, stop = readers.first[:, None], (readers.first + readers.queries)[:, None]
-    reading = (first <= query) & (query < stop) & (readers.lengths > 0)[:, None]
-    written = jnp.repeat(jnp.any(reading, axis=0), R)
-    top, total = jnp.where(written, top, MASKED), jnp.where(written, total, 0)
-    out = jnp.where(written[:, None], out, 0)
-    return top.reshape(q.shape[:-1]), total.reshape(q.shape[:-1]), out.reshape(q.shape)
+    keys = part * _part_keys(readers.lengths, parts, pages_at_once * T)[:, None]
+    reading = (first <= query) & (query < stop) & (keys < readers.lengths[:, None])
+    written = jnp.any(reading, axis=1)[:, :, None]  # [parts, B, 1]
+    shape = K, parts, B, R
+    top = jnp.where(written, top.reshape(shape), MASKED)
+    all_top = jnp.max(top, axis=1)
+    scale = jnp.where(written, jnp.exp(top - all_top[:, None]), 0)
+    total = jnp.sum(jnp.where(written, total.reshape(shape), 0) * scale, axis=1)
+    out = jnp.where(written[..., None], out.reshape(*shape, H), 0) * scale[..., None]
+    return all_top, total, jnp.sum(out, axis=1)
+
+
+def _part_keys(length: Int[Array, "*Q"], parts: int, tokens: int) -> Int[Array, "*Q"]:
+    """How many of a reader's keys each part has, a multiple of `tokens`. The last part that has any
+    may have fewer."""
+    keys = jnp.maximum(lax.div(length + (parts - 1), parts), PART_KEYS)
+    return lax.div(keys + (tokens - 1), tokens) * tokens
 
 
 def _gpu_kernel(
     page: Reference, first: Reference, queries: Reference, start: Reference, lengths: Reference,
     q: Reference, k: Reference, v: Reference,
     top: Reference, total: Reference, out: Reference,
-    *, rows: int, group: int,
+    *, rows: int, group: int, parts: int, tokens: int,
 ) -> None:  # fmt: skip
     from jax.experimental.pallas import triton
 
-    reader, block = pl.program_id(0), pl.program_id(2)
+    reader, part = pl.program_id(0), lax.rem(pl.program_id(2), parts)
+    block = lax.div(pl.program_id(2), parts)
     T, H = v.shape[1:]
-    tokens = GPU_PAGES * T
-    length, offset = lengths[reader], start[reader]
+    offset, keys_per_part = start[reader], _part_keys(lengths[reader], parts, tokens)
+    begin = part * keys_per_part
+    length = jnp.minimum(lengths[reader] - begin, keys_per_part)  # of the part
     row = block * rows + jnp.arange(rows)
     is_row = (row < queries[reader] * group) & (length > 0)
-    at = pl.ds(first[reader] * group + block * rows, rows)
+    first_row = first[reader] * group + block * rows
+    at = pl.ds(first_row, rows)
     # The last rows' slice may pass the end of the array; masked rows are not touched.
     x = triton.load(q.at[at, :], mask=is_row[:, None], other=0)
     token, column = (lax.broadcasted_iota(jnp.int32, (tokens, H), axis) for axis in (0, 1))
@@ -178,7 +203,7 @@ def _gpu_kernel(
     def body(i: Array, sums: Sums) -> Sums:
         key = i * tokens + jnp.arange(tokens)
         seen = key < length
-        index = triton.load(page.at[offset + lax.div(key, T)], mask=seen, other=0)
+        index = triton.load(page.at[offset + lax.div(begin + key, T)], mask=seen, other=0)
         at = jnp.broadcast_to(index[:, None], (tokens, H)), lax.rem(token, T), column
         keys, values = (triton.load(y.at[at], mask=seen[:, None], other=0) for y in (k, v))
         return _add_keys(sums, _dot(x, keys, 1), seen[None, :], values)
@@ -188,9 +213,10 @@ def _gpu_kernel(
         jnp.zeros((rows, 1), jnp.float32),
         jnp.zeros((rows, H), jnp.float32),
     )
-    is_block = block * rows < queries[reader] * group
+    is_block = (block * rows < queries[reader] * group) & (length > 0)
     steps = jnp.where(is_block, pl.cdiv(length, tokens), 0)
     sums = lax.fori_loop(0, steps, body, empty)
+    at = pl.ds(part * q.shape[0] + first_row, rows)
     triton.store(top.at[at], jnp.max(sums[0], axis=1), mask=is_row)
     triton.store(total.at[at], jnp.max(sums[1], axis=1), mask=is_row)
     triton.store(out.at[at, :], sums[2], mask=is_row[:, None])
