@@ -51,23 +51,19 @@ def paged(readers: list[tuple[int, int]], K: int, R: int, H: int, dtype: str) ->
     table = rng.permutation(np.arange(1, pages))[: len(readers) * width].reshape(-1, width)
     q = jnp.array(rng.normal(size=(K, sum(queries), R, H)), dtype) * H**-0.5
     k, v = (jnp.array(rng.normal(size=(pages, K, T, H)), dtype) for _ in range(2))
-    arrays = tuple(map(jnp.asarray, (table, lengths, first, queries)))
-    positions = jnp.full(q.shape[1], FAR)
+    table, lengths, first, queries = map(jnp.asarray, (table, lengths, first, queries))
+    positions, most = jnp.full(q.shape[1], FAR), int(max(queries))
 
     @jax.jit
     def by_kernel(q: Any, k: Any, v: Any) -> Any:
-        reads = paged_attention.plan_reads(*arrays, jnp.int32(0))
-        assert paged_attention_kernels.applies(q, v, reads, int(max(queries)))
-        return paged_attention.attend(
-            q, positions, Pages(k, v), reads, int(max(queries)), dtype, causal
-        )
+        reads = paged_attention.plan_reads(table, lengths, first, queries, jnp.int32(0))
+        assert paged_attention_kernels.applies(q, v, reads, most)
+        return paged_attention.attend(q, positions, Pages(k, v), reads, most, dtype, causal)
 
     @jax.jit
     def in_xla(q: Any, k: Any, v: Any) -> Any:
-        reads = paged_attention.plan_reads(*arrays, jnp.int32(0))
-        return paged_attention.attend_in_xla(
-            q, positions, Pages(k, v), reads, int(max(queries)), causal
-        )
+        reads = paged_attention.plan_reads(table, lengths, first, queries, jnp.int32(0))
+        return paged_attention.attend_in_xla(q, positions, Pages(k, v), reads, most, causal)
 
     got = by_kernel(q, k, v)
     wanted = in_xla(*(x.astype(jnp.float32) for x in (q, k, v)))

@@ -20,7 +20,7 @@ from seif_jax.collectives import constrain
 from seif_jax.models import layers
 from seif_jax.models.attention import Visible, causal
 from seif_jax.models.layers import Rope, linear, rms_norm, rotate, weight
-from seif_jax.models.matmul import cache_dtype, matmul_input, rounds_partial_sums
+from seif_jax.models.matmul import matmul_input, rounds_partial_sums, wide_dtype
 
 # Our names -> Hugging Face's, where `{}` is the layer's index. Both store [out, in]; ours keep
 # heads and head dimensions as two axes. A model has only the weights that its config calls for.
@@ -47,9 +47,7 @@ NAMES = {
 # The projections that are added to the residual stream. Under a mesh with `tensor` they sum over
 # sharded dimensions, the others in their gradients.
 INTO_RESIDUAL = ("o", "down")
-# The widest results by far. On accelerators they have the dtype of matmuls: in float32, writing and
-# reading them would add a third to the time of the MLP.
-GATED = ("gate", "up")
+GATED = ("gate", "up")  # their results are the widest by far
 PROJECTED = "projected"  # the projections' outputs, as policies of jax.checkpoint name them
 
 LayerWeights = Mapping[str, Array]  # one layer's weights by name
@@ -88,8 +86,11 @@ def project(
     c: ModelConfig, w: LayerWeights, name: str, x: Float[Array, "*S I"], dtype: DTypeLike
 ) -> Float[Array, "*S O"]:
     """x through one of a layer's projections, with its LoRA adapter if it has one."""
-    is_rounded = name in GATED or (name in INTO_RESIDUAL and rounds_partial_sums())
-    result = cache_dtype(dtype) if is_rounded else jnp.float32
+    result = jnp.float32
+    if name in GATED:
+        result = wide_dtype(dtype)
+    elif name in INTO_RESIDUAL and rounds_partial_sums():
+        result = dtype
     out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, result)
     if f"{name}_a" in w:
         low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
@@ -212,7 +213,7 @@ class Architecture:
         """The gated MLP; what is not a matmul is computed in float32."""
         x = matmul_input(x, dtype)
         gate, up = (project(c, w, name, x, dtype).astype(jnp.float32) for name in GATED)
-        hidden = (self.activation(gate) * up).astype(cache_dtype(dtype))
+        hidden = (self.activation(gate) * up).astype(wide_dtype(dtype))
         return project(c, w, "down", hidden, dtype)
 
 

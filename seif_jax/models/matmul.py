@@ -29,6 +29,12 @@ def cache_dtype(dtype: DTypeLike) -> DTypeLike:
     return jnp.float32 if platform() == "cpu" else dtype
 
 
+def wide_dtype(dtype: DTypeLike) -> DTypeLike:
+    """The dtype that the MLP's wide activations have in memory: `dtype` on GPUs, where XLA writes
+    the result of a matmul to memory before it converts it, and float32 elsewhere."""
+    return dtype if platform() == "gpu" else jnp.float32
+
+
 def as_bits(x: Shaped[Array, "*S"]) -> Shaped[Array, "*S"]:
     """Views a bfloat16 array as uint16 on the CPU; returns any other array unchanged.
 
@@ -103,7 +109,8 @@ def _matmul_backward(
     axis: int, dtype: DTypeLike, result: DTypeLike, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    dx = matmul(gradient, w, -3 - axis, dtype, cache_dtype(x.dtype))
+    is_narrow = rounds_partial_sums() or platform() == "gpu"
+    dx = matmul(gradient, w, -3 - axis, dtype, x.dtype if is_narrow else jnp.float32)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 

@@ -57,7 +57,8 @@ COMMON = (
 AMPERE = "major: 8 feature_extension: NONE"
 HOPPER = "major: 9 feature_extension: ACCELERATED_FEATURES"
 BLACKWELL = "major: 10 feature_extension: ACCELERATED_FEATURES"
-# Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb.
+# Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb; the name and memory of the H200
+# are those of a real one.
 TARGETS = {
     "a100": GpuTarget(
         "NVIDIA A100-SXM4-80GB", AMPERE, 108, 64, 167936, 166912, 2039040000000, 41943040, 1.41,
@@ -68,8 +69,8 @@ TARGETS = {
         84942979072,
     ),
     "h200": GpuTarget(
-        "NVIDIA H200 141GB HBM3e", HOPPER, 132, 128, 233472, 232448, 4800000000000, 52428800, 1.98,
-        151397597184,
+        "NVIDIA H200", HOPPER, 132, 128, 233472, 232448, 4800000000000, 52428800, 1.98,
+        150110000000,
     ),
     "b200": GpuTarget(
         "NVIDIA B200", BLACKWELL, 148, 128, 233472, 232448, 7672320000000, 132644864, 1.965,
