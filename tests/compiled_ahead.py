@@ -47,7 +47,7 @@ def weights(mesh_sizes: dict[str, int], seed: int) -> models.Params:
 def call(engine: Engine, verdicts: bool) -> None:
     """Prompts with a common start, in reads of different sizes; of the samples, few are long."""
     rng = np.random.default_rng(7)
-    start = list(range(3, 43))
+    start = list(range(3, 83 if verdicts else 43))
     lengths = [390] * 5 if verdicts else [150, 170, 390, 30]
     prompts = [start + rng.integers(3, 96, n).tolist() for n in lengths]
     if verdicts:

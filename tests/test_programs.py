@@ -71,7 +71,8 @@ def test_programs_are_compiled_before_a_call(mesh, platform, copies):
     """All that a call surely runs, for every copy of the weights. Smaller numbers of slots only on
     accelerators: on a CPU when the call gets there. Nothing is compiled twice, neither by the
     sessions nor for other weights."""
-    before, after, again = tiny.on_devices(4, "compiled_ahead.py", json.dumps([mesh, platform]))[0]
+    samples, verdicts = tiny.on_devices(4, "compiled_ahead.py", json.dumps([mesh, platform]))
+    before, after, again = samples
     reads = before["copy_rows"]  # programs, one per size
     assert reads >= 2 * copies
     of_prefix = {"prefill": reads + copies, "store": reads + copies, "copy_rows": reads}
@@ -80,10 +81,6 @@ def test_programs_are_compiled_before_a_call(mesh, platform, copies):
     decode = {"decode": copies * len(sizes)} | smaller
     assert after == again == of_prefix | decode
     assert before == (of_prefix | {"decode": 1} if platform == "cpu" else after)
-
-
-@pytest.mark.parametrize("mesh, copies", [({}, 1), ({"data": 2, "tensor": 2}, 2)])
-def test_verdicts_are_compiled_before_a_call(mesh, copies):
-    before, after, again = tiny.on_devices(4, "compiled_ahead.py", json.dumps([mesh, "gpu"]))[1]
+    before, after, again = verdicts
     assert before == after == again
-    assert before["prefill"] == copies and before["next_logp"] >= copies
+    assert before["prefill"] == copies <= before["next_logp"]
