@@ -1,11 +1,12 @@
 """Shows on the display which programs a stage is compiling, and counts them."""
 
-import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Self
 
 import jax
 
 from seif_jax.display import Display
+from seif_jax.metrics_log import CompileTimer
 from seif_jax.run_clock import COMPILED
 
 # The programs that take long to compile, in the order in which a step first runs them: the name
@@ -20,7 +21,7 @@ PROGRAMS = {
 }
 
 
-class Compiles(contextlib.AbstractContextManager["Compiles"]):
+class Compiles(CompileTimer):
     """Listens to JAX's compilation events inside the `with` block.
 
     programs: the keys of PROGRAMS that the stage runs. JAX also reports programs that it reads from
@@ -28,34 +29,50 @@ class Compiles(contextlib.AbstractContextManager["Compiles"]):
     """
 
     def __init__(self, programs: Iterable[str], display: Display):
+        super().__init__()
         self._left = set(programs)  # not compiled yet
+        self._running: list[str] = []  # being compiled, in the order in which they began
         self._display = display
-        self._secs: list[float] = []
 
-    def __enter__(self) -> "Compiles":
+    def __enter__(self) -> Self:
         jax.monitoring.register_scalar_listener(self._begin)
-        jax.monitoring.register_event_duration_secs_listener(self._end)
-        return self
+        return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         jax.monitoring.unregister_scalar_listener(self._begin)
-        jax.monitoring.unregister_event_duration_listener(self._end)
 
-    def take(self) -> dict[str, float]:
-        """Returns metrics of the programs compiled since the last call."""
-        secs, self._secs = self._secs, []
-        return {"host/compiled_programs": len(secs), "secs/compile": sum(secs)}
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the programs compiled since the last call."""
+        programs, secs = self.take()
+        return {"host/compiled_programs": programs, "secs/compile": secs}
 
-    def _begin(self, event: str, value: float, **details: object) -> None:
-        name = str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")
+    def _begin(self, event: str, value: float, **details: str | int) -> None:
+        name = _name(details)
         if event != COMPILED or name not in PROGRAMS:
             return
-        # If the programs before this one were not compiled now, an earlier stage has done it.
         order = list(PROGRAMS)
-        self._left &= {*order[order.index(name) + 1 :]}
-        self._display.compiling(PROGRAMS[name], len(self._left))
+        with self._lock:
+            # If the programs before this one were not compiled, an earlier stage has done it, or
+            # they are being compiled side by side with it.
+            self._left &= {*order[order.index(name) + 1 :]}
+            self._running.append(name)
+            self._show()
 
-    def _end(self, event: str, duration_secs: float, **details: object) -> None:
-        if event == COMPILED:
-            self._secs.append(duration_secs)
-            self._display.compiled(duration_secs)
+    def _end(self, event: str, duration_secs: float, **details: str | int) -> None:
+        if event != COMPILED:
+            return
+        with self._lock:
+            self._display.compiled(self._add(duration_secs))
+            if (name := _name(details)) in self._running:
+                self._running.remove(name)
+            self._show()
+
+    def _show(self) -> None:
+        if self._running:
+            self._display.compiling([PROGRAMS[name] for name in self._running], len(self._left))
+
+
+def _name(details: Mapping[str, str | int]) -> str:
+    """The name of the function that an event is about."""
+    return str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")

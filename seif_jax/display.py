@@ -127,17 +127,23 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._phase = "starting" if name == "total" else name  # "total" begins the step
         self._show_activity(self._phase)
 
-    def compiling(self, program: str, left: int) -> None:
-        """JAX began to compile one of the stage's main programs. At most `left` others follow: the
-        stage may not need all of them. Any of them may be compiled for several shapes."""
-        activity = f"compiling {program}" + f", at most {left} more to come" * (left > 0)
+    def compiling(self, programs: Sequence[str], left: int) -> None:
+        """JAX compiles these of the stage's main programs, side by side if there are several; a
+        program may occur in several shapes. At most `left` others follow: the stage may not need
+        all of them."""
+        names = list(dict.fromkeys(programs))
+        text = ", ".join(names)
+        if len(programs) > 1:
+            text = f"{len(programs)} programs side by side ({text})"
+        activity = f"compiling {text}" + f", at most {left} more to come" * (left > 0)
         self._show_activity(activity)
-        if not self._bars and program not in self._stage.announced:
+        if not self._bars and not self._stage.announced.issuperset(names):
             self._say(f"{self._stage.title}: {activity}")
-        self._stage.announced.add(program)
+        self._stage.announced.update(names)
 
     def compiled(self, secs: float) -> None:
-        """JAX compiled some program, not necessarily an announced one, in `secs`."""
+        """JAX compiled some program, not necessarily an announced one, in `secs`, without the time
+        in which it compiled others that have been counted."""
         self._stage.compile_secs += secs
         self._stage.step_compile_secs += secs
         self._show_activity(self._phase)

@@ -8,7 +8,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, SupportsFloat, SupportsInt, runtime_checkable
+from threading import Lock
+from typing import Any, Protocol, Self, SupportsFloat, SupportsInt, runtime_checkable
 
 import jax
 import numpy as np
@@ -159,20 +160,47 @@ class Phases:
         return {f"secs/{name}": value for name, value in secs.items()}
 
 
-@contextlib.contextmanager
-def compile_secs() -> Iterator[list[float]]:
-    """Collects the seconds of every program that the body compiles or reads from the cache."""
-    secs: list[float] = []
+class CompileTimer(contextlib.AbstractContextManager["CompileTimer"]):
+    """Counts the programs that are compiled, or read from the cache, inside the `with` block, and
+    the wall-clock seconds that this takes. Programs that are compiled side by side, in several
+    threads, share these seconds."""
 
-    def listen(event: str, duration_secs: float, **rest: object) -> None:
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._programs, self._secs = 0, 0.0
+        self._spans: list[tuple[float, float]] = []  # times of compiling: disjoint, in order
+
+    def __enter__(self) -> Self:
+        jax.monitoring.register_event_duration_secs_listener(self._end)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._end)
+
+    def take(self) -> tuple[int, float]:
+        """The number of programs and the seconds since the last call."""
+        with self._lock:
+            taken = self._programs, self._secs
+            self._programs, self._secs = 0, 0.0
+        return taken
+
+    def _end(self, event: str, duration_secs: float, **details: str | int) -> None:
+        """A listener of JAX's events, which are sent by the thread that compiles."""
         if event == COMPILED:
-            secs.append(duration_secs)
+            with self._lock:
+                self._add(duration_secs)
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield secs
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    def _add(self, duration_secs: float) -> float:
+        """Counts a program whose compilation has just ended. Returns the seconds that it adds."""
+        end = time.perf_counter()
+        start, counted = end - duration_secs, 0.0
+        while self._spans and self._spans[-1][1] > start:
+            span = self._spans.pop()
+            start, counted = min(start, span[0]), counted + span[1] - span[0]
+        self._spans.append((start, end))
+        self._programs += 1
+        self._secs += end - start - counted
+        return end - start - counted
 
 
 def trim() -> None:

@@ -187,6 +187,13 @@ def kv_sharding(sharding: Sharding | None) -> Sharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:2]))
 
 
+def output_sharding(weight: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
+    """The sharding of what a program computes from this weight, as a `jax.ShapeDtypeStruct` has it:
+    None if the weight is not committed to its device."""
+    is_committed = not isinstance(weight, jax.Array) or weight.committed
+    return weight.sharding if is_committed else None
+
+
 def replicated_sharding(sharding: Sharding) -> Sharding:
     """The sharding of an array that is replicated on all devices of a weight's sharding."""
     if not isinstance(sharding, NamedSharding):

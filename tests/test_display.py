@@ -50,7 +50,7 @@ def step(display, clock, secs, **numbers):
     display.phase("total")
     display.phase("sample")
     if compiling:
-        display.compiling("decoding", 4)
+        display.compiling(["decoding"], 4)
         display.compiled(compiling)
     clock.now += secs
     display.step(numbers)
@@ -123,7 +123,7 @@ def test_a_program_is_announced_once_in_a_stage(clock):
     for round in (1, 2):
         display.start_stage(round, 2, "instructor", steps=1)
         for program, left in (("prefill", 2), ("prefill", 2), ("decoding", 1), ("gradient", 0)):
-            display.compiling(program, left)
+            display.compiling([program], left)
             display.compiled(1.0)
     rounds = [
         [
@@ -135,6 +135,23 @@ def test_a_program_is_announced_once_in_a_stage(clock):
         for round in (1, 2)
     ]
     assert progress.getvalue().splitlines() == sum(rounds, [])
+
+
+def test_programs_compiled_side_by_side(clock):
+    progress = io.StringIO()
+    display = Display(progress, clock=clock)
+    display.start_stage(2, 3, "follower", steps=1)
+    programs = ["decoding", "decoding", "prefill", "decoding"]
+    for count in (1, 2, 3, 4):
+        display.compiling(programs[:count], 3)
+    display.compiled(2.0)
+    display.compiling(programs[1:], 3)
+    assert progress.getvalue().splitlines() == [
+        "round 2/3 follower: 1 step",
+        "round 2/3 follower: compiling decoding, at most 3 more to come",
+        "round 2/3 follower: compiling 3 programs side by side (decoding, prefill), "
+        "at most 3 more to come",
+    ]
 
 
 def test_a_warning_comes_again_when_its_state_changes(clock):
@@ -184,7 +201,7 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         display.phase("evaluate")
         display.evaluation(0, {"held": 0.25}, {"held": 0.25})
         display.phase("total")
-        display.compiling("decoding", 4)
+        display.compiling(["decoding"], 4)
         assert bar() == "0/3 held 0.250 (compiling decoding, at most 4 more to come)"
         display.compiled(3.0)
         assert bar() == "0/3 held 0.250 (starting)"
@@ -198,7 +215,7 @@ def test_a_terminal_shows_what_goes_on(terminal, clock):
         assert bar() == "2/3 5.0s left reward 0.600 held 0.250 → 0.500"
         display.end_stage({"reward": 0.55, "tokens_per_sec": 9.0})
         display.compiled(1.0)  # restoring a checkpoint compiles before the next stage is shown
-        display.compiling("prefill", 1)
+        display.compiling(["prefill"], 1)
         display.start_stage(1, 2, "generate", steps=1)
         assert bar() == "0/1 (starting)"
     assert [line for line in written() if line and "━" not in line] == [
@@ -236,7 +253,7 @@ def test_the_activity_never_hides_the_steps(monkeypatch, clock, columns):
         display.start_stage(2, 12, "instructor", steps=40)
         numbers = {"reward": 0.4, "tokens_per_sec": 80.0, "format_valid": 0.5, "kl": 0.1}
         step(display, clock, 95, **numbers)
-        display.compiling("log-probabilities", 3)
+        display.compiling(["log-probabilities"], 3)
         assert display._bars
         display._bars.refresh()
     last = progress.getvalue().rsplit("round 2/12 instructor ", 1)[1]

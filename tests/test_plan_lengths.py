@@ -20,7 +20,6 @@ from seif_jax.length_distribution import Lengths, draw_prompts
 from seif_jax.models.matmul import target_platform
 from seif_jax.plan import advice, cost, text
 from seif_jax.plan.chip_specs import Chip, devices_of_part
-from seif_jax.plan.engine_arrays import SessionArrays
 from seif_jax.plan.reads import divided, read_pairs
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.stage_programs import programs
@@ -31,6 +30,8 @@ from seif_jax.sampling.memory import page_count
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill_plan import largest_tree, plan_prefill
+from seif_jax.sampling.session_arrays import SessionArrays
+from seif_jax.sampling.weights import decoding_structs
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
 MEMORY_BYTES = 1 << 30
@@ -172,15 +173,16 @@ def test_a_copy_with_long_samples_takes_fewer_reads():
     )
 
 
-def session_arrays(layers: int, tied: bool = True) -> SessionArrays:
-    """Those of a small model: 3 prompts of 50 tokens, 6 slots."""
+def decode_arguments(layers: int, tied: bool = True) -> tuple[object, ...]:
+    """Those of a small model with 6 slots, as a plan compiles the program."""
     changes = {"num_hidden_layers": layers, "tie_word_embeddings": tied}
     model = models.describe({**tiny.tiny_config(512), **changes})
-    reads = divided(unrelated(np.full(3, 50), np.ones((3, 1), int)), 1, keep_prefix=True)
-    return SessionArrays(
-        model.config, models.shapes(model), jnp.float32, batch_size=6, slots=6, pages=40,
-        table_widths=(1, 3), tree=largest_tree([reads], kernel=False),
-    )  # fmt: skip
+    params = models.shapes(model)
+    arrays = SessionArrays(
+        model.config, params, jnp.float32, batch_size=6, slots=6, pages=40, table_widths=(1, 3)
+    )
+    others = {name: w for name, w in params.items() if name != "layers"}
+    return arrays.of_decode(others, *decoding_structs(params))
 
 
 DECODE_OPTIONS = {
@@ -192,7 +194,7 @@ def test_flops_of_a_decoding_step_counted_by_hand():
     """A dense model whose products can be listed: projections, MLP, logits, attention to recent
     tokens and to pages. Of pages, each iteration reads one for as many queries as a prompt has
     samples. The data decide how many steps there are; one is counted."""
-    traced = decode.trace(*session_arrays(layers=2).of_decode(), **DECODE_OPTIONS)
+    traced = decode.trace(*decode_arguments(layers=2), **DECODE_OPTIONS)
     D, H, heads, kv_heads, mlp, layers, B = 32, 8, 4, 2, 64, 2, 6
     projections = D * (heads + 2 * kv_heads) * H + heads * H * D + 3 * D * mlp
     iterations = 2 * B * 3  # at most: each slot's prompt and its tokens, 3 pages each
@@ -204,7 +206,7 @@ def test_flops_of_a_decoding_step_counted_by_hand():
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_decoding_program_is_extended_to_all_its_layers(tied, monkeypatch):
     """What the program takes with few layers gives what it takes with all of them."""
-    arguments = session_arrays(7, tied).of_decode()
+    arguments = decode_arguments(7, tied)
     assert cost.num_layers(arguments) == 7
     assert cost.num_layers(cost.first_layers(arguments, 4)) == 4
     extended = cost.compile_cost(decode, arguments, DECODE_OPTIONS, [0], data_dependent=True)

@@ -15,8 +15,9 @@ from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
-from seif_jax.sampling.schedule import BLOCK_TOKENS
+from seif_jax.sampling.schedule import BLOCK_TOKENS, first_slots
 from seif_jax.sampling.session import Session
+from seif_jax.sampling.session_arrays import SessionArrays, table_widths
 
 SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
 MODEL = models.describe({**tiny.tiny_config(64), **SHAPE, "max_position_embeddings": 2048})
@@ -67,14 +68,19 @@ def real_sessions(
     params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), models.shapes(MODEL))
     queue = PrefillQueue(len(plan.reads), plan.copies)
     keys = np.zeros((len(limits), 2), np.uint32)
+    arrays = SessionArrays(
+        MODEL.config,
+        params,
+        jnp.float32,
+        batch_size=slots,
+        slots=first_slots(len(limits), slots, group, plan.copies),
+        pages=pages,
+        table_widths=table_widths(int(plan.lengths.max()), max(limits)),
+    )
+    options = {"group": group, "limits": limits, "method": Method(), "stop_ids": ()}
     real = [
-        RecordedSession(
-            MODEL.config, params, jnp.float32, plan, queue, copy, keys, group=group,
-            limits=limits, method=Method(), stop_ids=(), slots=slots, pages=pages,
-            max_prompt_tokens=int(plan.lengths.max()),
-        )
-        for copy in range(plan.copies)
-    ]  # fmt: skip
+        RecordedSession(arrays, plan, queue, copy, keys, **options) for copy in range(plan.copies)
+    ]
     lengths_of: dict[int, int] = {}
 
     def run(copy: int) -> None:

@@ -1,5 +1,7 @@
-"""Few programs: what is compiled while prompts of many lengths are sampled."""
+"""Few programs, compiled ahead: what is compiled while prompts of many lengths are sampled, and
+what before."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -59,3 +61,26 @@ def test_programs_do_not_depend_on_prompts(compiled: Counter[str]) -> None:
     assert sizes == 6
     # The start itself is prefilled, too, and rows after a start have programs of their own.
     assert 2 <= compiled["jit(prefill)"] <= 2 * sizes + 1
+
+
+@pytest.mark.parametrize(
+    "mesh, platform, copies",
+    [({}, "cpu", 1), ({"tensor": 1}, "gpu", 1), ({"tensor": 2}, "gpu", 1), ({"data": 3}, "gpu", 3)],
+)
+def test_programs_are_compiled_before_a_call(mesh, platform, copies):
+    """All that a call surely runs, for every copy of the weights. Smaller numbers of slots only on
+    accelerators: on a CPU when the call gets there. Nothing is compiled twice, neither by the
+    sessions nor for other weights."""
+    samples, verdicts = tiny.on_devices(4, "compiled_ahead.py", json.dumps([mesh, platform]))
+    before, after, again = samples
+    reads = before["copy_rows"]  # programs, one per size
+    assert reads >= 2 * copies
+    of_prefix = {"prefill": reads + copies, "store": reads + copies, "copy_rows": reads}
+    sizes = {1: (12, 6), 3: (6,)}[copies]  # of 24, 12, 6
+    smaller = {"take_slots": len(sizes) - 1} if len(sizes) > 1 else {}
+    decode = {"decode": copies * len(sizes)} | smaller
+    assert after == again == of_prefix | decode
+    assert before == (of_prefix | {"decode": 1} if platform == "cpu" else after)
+    before, after, again = verdicts
+    assert before == after == again
+    assert before["prefill"] == copies <= before["next_logp"]

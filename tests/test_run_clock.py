@@ -21,6 +21,7 @@ from seif_jax.report.page_blocks import Chart, Table
 from seif_jax.report.run_files import open_runs
 from seif_jax.report.section_goodput import section
 from seif_jax.run_clock import CLOCK, KINDS, RunClock
+from seif_jax.sampling.programs import Signature, compile_side_by_side
 
 
 class Now:
@@ -88,6 +89,26 @@ def test_compiling_is_taken_from_the_kind_in_which_it_happens():
     metrics = CLOCK.take()
     assert 0 < metrics["clock/compiling"] < secs and metrics["clock/update"] > 0
     assert metrics["clock/compiling"] + metrics["clock/update"] == pytest.approx(secs, abs=0.05)
+
+
+def test_programs_compiled_side_by_side_count_once():
+    """In other threads, whose seconds add up to more than the time that passes."""
+    signatures = [
+        Signature({"w": jnp.ones(n)}, jax.jit(lambda x: jnp.linalg.svd(x @ x.T + 2.5)[1]), (x,))
+        for n, x in ((n, jax.ShapeDtypeStruct((n, n), jnp.float32)) for n in (13, 14, 15))
+    ]
+    CLOCK.start()
+    start = time.perf_counter()
+    with CLOCK("sampling"), metrics_log.CompileTimer() as timer:
+        compile_side_by_side(signatures)
+        time.sleep(0.1)
+    secs = time.perf_counter() - start
+    metrics = CLOCK.take()
+    assert metrics["clock/compiling"] + metrics["clock/sampling"] == pytest.approx(secs, abs=0.05)
+    assert metrics["clock/sampling"] == pytest.approx(0.1, abs=0.05)
+    assert 0 < metrics["clock/goodput"] < 1
+    programs, compile_secs = timer.take()
+    assert programs >= 3 and 0 < compile_secs < metrics["clock/compiling"]
 
 
 def test_phases_of_a_step_are_kinds():

@@ -134,18 +134,18 @@ def measure(options: BenchOptions, model: BenchModel) -> Result:
         if options.against:
             peer = stack.enter_context(start_peer(options, model, workload, folder))
         peer_versions = peer.ready() if peer else {}
-        compile_secs = stack.enter_context(metrics_log.compile_secs())
+        compiled = stack.enter_context(metrics_log.CompileTimer())
         first = timed(workload.run)
-        compiled = list(compile_secs)
-        log(f"{options.what}: {len(compiled)} programs, ready after {first['step']:.2f} s")
+        programs, compile_secs = compiled.take()
+        log(f"{options.what}: {programs} programs, ready after {first['step']:.2f} s")
         for function in workload.warm_up:
             function()
-        compile_secs.clear()
+        compiled.take()
         ours, theirs = alternate(workload, peer, options.repeats)
         result = {
-            "compiled_programs": len(compiled),
-            "compiled_again": len(compile_secs),  # during the repetitions
-            "compile_secs": sum(compiled),
+            "compiled_programs": programs,
+            "compiled_again": compiled.take()[0],  # during the repetitions
+            "compile_secs": compile_secs,
             "first_secs": first["step"],
             "peak_bytes": roofline.peak_bytes(),
             "flops": workload.flops,

@@ -13,14 +13,15 @@ from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
 from seif_jax.plan.planned_call import PlannedCall
-from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program, shapes_of, without
+from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program, without
 from seif_jax.plan.reads import read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.prefill_plan import attention_pairs
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
-from seif_jax.sampling.session import copy_rows, padded_group, take_slots
+from seif_jax.sampling.session import copy_rows, take_slots
+from seif_jax.sampling.session_arrays import decode_options, max_stored_pages, shapes_of
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
 
@@ -67,9 +68,10 @@ def _processes(mesh: Mesh) -> int:
 
 def _prefill_program(planned: PlannedCall) -> Program:
     calls = planned.slowest(lambda work: len(work.reads))
-    arrays, options = planned.arrays, {"dtype": planned.call.dtype}
+    arguments = planned.config, planned.params, None, shapes_of(planned.tree)
+    options = {"dtype": planned.call.dtype}
     program = planned.program(
-        "prefill", prefill.prefill, arrays.of_prefill(), calls, arrays.session_bytes, options
+        "prefill", prefill.prefill, arguments, calls, planned.session_bytes, options
     )
     return _with_reads(planned, program, 0)
 
@@ -111,37 +113,38 @@ def _store_programs(planned: PlannedCall) -> Iterator[Program]:
     """The programs that copy what a prefill returns: keys and values to pages, and the prompts'
     hidden states to entries."""
     arrays, weights = planned.arrays, {planned.call.weights: device_bytes(planned.params)}
-    session = arrays.session_bytes
-    program = planned.program(
-        "store", store, arrays.of_store(), planned.slowest(lambda work: len(work.reads)),
-        weights | without(session, "pages"), {},
-    )  # fmt: skip
+    session, tree = planned.session_bytes, planned.tree
+    arguments = arrays.of_store(len(tree.tokens), max_stored_pages(tree))
+    calls = planned.slowest(lambda work: len(work.reads))
+    others = weights | without(session, "pages")
+    program = planned.program("store", store, arguments, calls, others, {})
     sizes = [size for reads in planned.reads for size in reads.sizes]
-    mean_share = float(np.mean(sizes)) / len(planned.tree.tokens)
-    moved = 2 * mean_share * device_bytes(arrays.packed_kv)  # XLA's text shows all pages
+    mean_share = float(np.mean(sizes)) / len(tree.tokens)
+    moved = 2 * mean_share * device_bytes(arrays.packed_kv(len(tree.tokens)))
     yield replace(
-        program, counted_call=CountedCall(0.0, moved), smaller_sizes=_read_sizes(planned) - 1
+        program,
+        counted_call=CountedCall(0.0, moved),  # XLA's text shows all pages
+        smaller_sizes=_read_sizes(planned) - 1,
     )
     others = session | {"slots": session["slots"] - device_bytes(arrays.prompt_hidden)}
-    yield planned.program(
-        "copy_rows", copy_rows, arrays.of_copy_rows(), planned.slowest(lambda work: work.copies),
-        weights | others, {},
-    )  # fmt: skip
+    arguments = arrays.of_copy_rows(len(tree.last))
+    calls = planned.slowest(lambda work: work.copies)
+    yield planned.program("copy_rows", copy_rows, arguments, calls, weights | others, {})
 
 
 def _decode_program(planned: PlannedCall) -> Program:
     call, config, arrays = planned.call, planned.config, planned.arrays
     # While samples decode, the next prompts may be read already.
     in_flight = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
-    ahead = {"prompts read ahead": device_bytes(arrays.packed_kv)} if in_flight else {}
+    packed_kv = arrays.packed_kv(len(planned.tree.tokens))
     program = planned.program(
-        "decode", decode, arrays.of_decode(), planned.slowest(lambda work: work.calls), ahead,
-        {
-            "group": padded_group(call.group_size),
-            "method": call.decoding.method.without_temperature,
-            "stop_ids": OPTION_IDS[:1], "dtype": call.dtype,
-        },
-    )  # fmt: skip
+        "decode",
+        decode,
+        arrays.of_decode(*planned.decoding_weights),
+        planned.slowest(lambda work: work.calls),
+        {"prompts read ahead": device_bytes(packed_kv)} if in_flight else {},
+        decode_options(call.group_size, call.decoding.method, OPTION_IDS[:1], call.dtype),
+    )
     tokens = sum(int(lengths.completions.sum()) for lengths in call.lengths)
     pairs = sum(lengths.completion_pairs for lengths in call.lengths)
     reads = (sum(getattr(work, x) for work in planned.sessions) for x in ("kv_read", "kv_needed"))
@@ -161,13 +164,14 @@ def _count_decode(planned: PlannedCall) -> CountedCall:
     """What an average call of the decoding program takes: a step reads all weights, the buffer of
     recent tokens, and the pages of live samples and their prompts."""
     arrays, mean = planned.arrays, planned.mean_work
+    others, layers, _ = planned.decoding_weights
     slot_steps = mean(lambda work: work.slot_steps)
     per_slot = device_bytes(arrays.state.recent) / arrays.slots
     pairs = mean(lambda work: work.score_pairs)
     flops = forward_flops(planned.config, round(slot_steps), round(pairs), round(slot_steps))
     return CountedCall(
         flops / planned.mesh.size,
-        mean(lambda work: work.steps) * device_bytes(arrays.weights)
+        mean(lambda work: work.steps) * device_bytes((others, layers))
         + mean(lambda work: work.pages_read) * planned.page_bytes
         + slot_steps * per_slot,
     )
@@ -182,7 +186,7 @@ def _slot_programs(planned: PlannedCall) -> Iterator[Program]:
     arrays = planned.arrays
     smaller = [size for size in slot_sizes(arrays.batch_size) if size < arrays.slots]
     arguments = arrays.of_take_slots()
-    session = arrays.session_bytes
+    session = planned.session_bytes
     others = session | {"slots": session["slots"] - device_bytes(arguments)}
     others |= {planned.call.weights: device_bytes(planned.params)}
     options = {"size": smaller[0]}

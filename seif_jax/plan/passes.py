@@ -11,7 +11,7 @@ from jaxtyping import Int
 from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
-from seif_jax.plan.program import MeanCall, shapes_of
+from seif_jax.plan.program import MeanCall
 from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
 from seif_jax.rl.batch import MicroBatch
@@ -19,6 +19,7 @@ from seif_jax.rl.learner import Learner, Pass, total_work
 from seif_jax.rl.packing import Work
 from seif_jax.rl.rollout import make_batch
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
+from seif_jax.sampling.session_arrays import shapes_of
 
 Prompts = Int[np.ndarray, "P"]
 Completions = Int[np.ndarray, "P G"]

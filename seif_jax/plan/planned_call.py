@@ -15,7 +15,6 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.matmul import platform
 from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.plan.cost import device_bytes
-from seif_jax.plan.engine_arrays import SessionArrays
 from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes
 from seif_jax.plan.program import Program
@@ -26,7 +25,8 @@ from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill_plan import PromptTree, Reads, largest_tree
 from seif_jax.sampling.schedule import first_slots
-from seif_jax.sampling.session import table_widths
+from seif_jax.sampling.session_arrays import SessionArrays, table_widths
+from seif_jax.sampling.weights import decoding_structs
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,21 @@ class PlannedCall:
             max(work.slots for work in self.sessions),
             max(count for step in self.pages for count, _ in step),
             table_widths(decoding.max_prompt_tokens, decoding.max_tokens),
-            self.tree,
         )
+
+    @property
+    def session_bytes(self) -> Bytes:
+        """Bytes per device of what the largest session keeps from program to program."""
+        state, prompt_hidden = self.arrays.state, self.arrays.prompt_hidden
+        slots = prompt_hidden, state._replace(pages=None)
+        return {"pages": device_bytes(state.pages), "slots": device_bytes(slots)}
+
+    @property
+    def decoding_weights(self) -> tuple[Params, list[Params], jax.ShapeDtypeStruct]:
+        """The weights that a decoding step reads: those of the model, those of its layers, and the
+        embedding."""
+        others = {name: w for name, w in self.params.items() if name != "layers"}
+        return others, *decoding_structs(self.params)
 
     @cached_property
     def steps(self) -> list[list[SessionWork]]:

@@ -6,7 +6,6 @@ from operator import attrgetter
 from typing import TypeVar
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from seif_jax import sharding
@@ -114,8 +113,3 @@ def without(sizes: Bytes, *names: str) -> Bytes:
 def copy_of(tree: Tree) -> Tree:
     """The same shapes, for other arrays."""
     return jax.tree.map(lambda x: x.update(), tree)
-
-
-def shapes_of(tree: Tree) -> Tree:
-    """The host's arrays as `jax.ShapeDtypeStruct`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), tree)

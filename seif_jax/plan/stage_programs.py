@@ -17,12 +17,13 @@ from seif_jax.plan.engine_calls import ROLLOUT, EngineCall, engine_calls, sample
 from seif_jax.plan.engine_programs import engine_programs
 from seif_jax.plan.layout import Bytes, Layout, resident_bytes
 from seif_jax.plan.passes import plan_passes
-from seif_jax.plan.program import Program, copy_of, shapes_of, without
+from seif_jax.plan.program import Program, copy_of, without
 from seif_jax.plan.step_lengths import Draw, draws
 from seif_jax.rl import optim
 from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.learner import Learner
 from seif_jax.run_config import RunConfig
+from seif_jax.sampling.session_arrays import shapes_of
 
 
 def programs(

@@ -57,7 +57,7 @@ def run_stage(
                     stage, learner, state, step_rows, step, phases
                 )
             sample_files.append(samples_path, samples, step)
-            measured |= compiles.take() | checkpoints.take() | CLOCK.take()
+            measured |= compiles.metrics() | checkpoints.take() | CLOCK.take()
             writer.write(info.round, info.name, step, measured)
             display.step(measured)
             guards.warn(display, info.name, measured, stage.rollout.decoding.max_tokens)

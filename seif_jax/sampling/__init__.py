@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from threading import Lock
 
 import jax
@@ -20,12 +21,19 @@ from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.sampling.memory import free_bytes, page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.prefill import next_logp
 from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
+from seif_jax.sampling.programs import (
+    compile_side_by_side,
+    read_signatures,
+    session_signatures,
+)
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session import Session
+from seif_jax.sampling.session_arrays import SessionArrays, decode_options, table_widths
 from seif_jax.sampling.shapes import Ids
 from seif_jax.sharding import gather_local_values, processes_per_copy, replicas
 
@@ -103,6 +111,15 @@ class Engine:
         queue = PrefillQueue(len(plan.reads), plan.copies)
         budget = int(memory * self._free_pages())
         pages = page_count(plan, np.array(limits), batch_size, group, budget, max_prompt_tokens)
+        widths = table_widths(max_prompt_tokens, max(limits))
+        slots = first_slots(total, batch_size, group, plan.copies)
+        arrays = [
+            SessionArrays(self.config, params, self.dtype, batch_size, slots, pages, widths)
+            for params in self.replicas[: plan.copies]
+        ]
+        options = decode_options(group, method, stop_ids, self.dtype)
+        signatures = (session_signatures(x, plan, limits, options) for x in arrays)
+        compile_side_by_side([*chain.from_iterable(signatures)])
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -112,9 +129,7 @@ class Engine:
         def run(copy: int) -> None:
             try:
                 session = Session(
-                    self.config,
-                    self.replicas[copy],
-                    self.dtype,
+                    arrays[copy],
                     plan,
                     queue,
                     copy,
@@ -123,9 +138,6 @@ class Engine:
                     limits=limits,
                     method=method,
                     stop_ids=stop_ids,
-                    slots=batch_size,
-                    pages=pages,
-                    max_prompt_tokens=max_prompt_tokens,
                 )
                 session.run(store)
             finally:
@@ -147,6 +159,12 @@ class Engine:
         plan = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
+        static = {"options": options, "dtype": self.dtype}
+        signatures = (
+            read_signatures(next_logp, self.config, params, plan, static)
+            for params in self.replicas[: plan.copies]
+        )
+        compile_side_by_side([*chain.from_iterable(signatures)])
 
         def run(copy: int) -> None:
             try:

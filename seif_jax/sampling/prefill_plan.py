@@ -181,9 +181,13 @@ def divide(
 
 def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
     """A tree of the shape of the largest read of these calls, or of others with the same goals."""
-    size = max(max(*call.sizes, call.goal) for call in reads)
-    row = np.zeros(size, np.int32)
-    return pack([row], 0, size, kernel)[1]
+    return blank_tree(max(max(*call.sizes, call.goal) for call in reads), kernel)
+
+
+def blank_tree(size: int, kernel: bool, prefix: int = 0) -> PromptTree:
+    """A tree of the shape that every read of `size` tokens after a prefix of this length has."""
+    row = np.zeros(prefix + size, np.int32)
+    return pack([row], prefix, size, kernel)[1]
 
 
 def padded_prefix(length: int) -> int:

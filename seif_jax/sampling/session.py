@@ -8,40 +8,25 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
-from seif_jax.models.decoder import ModelConfig
-from seif_jax.models.layers import Params
-from seif_jax.models.matmul import cache_dtype
-from seif_jax.models.paged_attention import keys_are_transposed, page_tokens
-from seif_jax.models.token_tree import round_up_pow2
+from seif_jax.models.paged_attention import page_tokens
 from seif_jax.sampling.call import Call, Progress
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.decode_arrays import (
-    EMPTY,
-    UNUSED,
-    Prefix,
-    Results,
-    Slots,
-    empty_entries,
-    unpack,
-)
+from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Prefix, Results, empty_entries, unpack
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PrefillPlan
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
-from seif_jax.sampling.prompt_pages import arrays_for, page_structs, store
+from seif_jax.sampling.prompt_pages import arrays_for, store
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
+from seif_jax.sampling.session_arrays import SessionArrays, decode_options, max_stored_pages
 from seif_jax.sampling.weights import decoding_layers, embedding_table
-from seif_jax.sharding import kv_sharding, replicated_sharding, use_mesh_of
-
-MIN_GROUP = 4  # roles with at most this many samples per prompt share a program
+from seif_jax.sharding import use_mesh_of
 
 
 class Session:
@@ -54,9 +39,7 @@ class Session:
 
     def __init__(
         self,
-        config: ModelConfig,
-        params: Params,
-        dtype: DTypeLike,
+        arrays: SessionArrays,
         plan: PrefillPlan,
         queue: PrefillQueue,
         copy: int,
@@ -66,20 +49,23 @@ class Session:
         limits: Sequence[int],
         method: Method,
         stop_ids: tuple[int, ...],
-        slots: int,
-        pages: int,
-        max_prompt_tokens: int,
     ):
-        """copy, group, limits, slots, pages: see `Schedule`. keys: the key data of each sample.
-        max_prompt_tokens: see `Engine.sample`."""
-        self.config, self.params, self.dtype = config, params, dtype
-        self.plan, self.keys, self.method, self.stop_ids = plan, keys, method, stop_ids
+        """copy, group, limits: see `Schedule`. keys: the key data of each sample."""
+        self.config, self.params = arrays.config, arrays.params
+        self.plan, self.keys, self.divisor = plan, keys, method.divisor
+        self.options = decode_options(group, method, stop_ids, arrays.dtype)
         self.schedule = Schedule(
-            plan, queue, copy, group=group, limits=limits, slots=slots, pages=pages
+            plan,
+            queue,
+            copy,
+            group=group,
+            limits=limits,
+            slots=arrays.batch_size,
+            pages=arrays.pages,
         )
-        self.layers = decoding_layers(params["layers"])
-        self.table = embedding_table(params["embed"])
-        self.prefiller = Prefiller(config, params, dtype, plan)
+        self.layers = decoding_layers(self.params["layers"])
+        self.table = embedding_table(self.params["embed"])
+        self.prefiller = Prefiller(self.config, self.params, arrays.dtype, plan)
         self.counters = Counters()
         self.on_sample: OnSample = lambda i, sample: None
         self.tokens: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}  # of unfinished samples
@@ -89,14 +75,13 @@ class Session:
         ] = {}  # by prompt: an array of last hidden states, and the prompt's row there
         self.sent: deque[jax.Array] = deque()  # results of calls that have not been collected
         self.results: Results | None = None  # those that were collected last
-        entries = ENTRIES_PER_SLOT * slots
-        prompt_pages, own_pages = table_widths(max_prompt_tokens, max(limits))
-        self.entries = empty_entries(entries, prompt_pages, own_pages)
-        self.prompt_hidden = self._zeros((entries, config.width))
-        structs = slot_structs(config, params, dtype, self.schedule.slots, entries, pages)
-        self.slots = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), structs)
+        self.entries = empty_entries(arrays.entries, *arrays.table_widths)
+        self.prompt_hidden, self.slots = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+            (arrays.prompt_hidden, arrays.state),
+        )
         self.slots = self.slots._replace(entry=self.slots.entry + EMPTY)
-        length, ids = len(plan.prefix), np.full(prompt_pages, TRASH, np.int32)
+        length, ids = len(plan.prefix), np.full(arrays.table_widths[0], TRASH, np.int32)
         if self.prefiller.prefix:
             pages_of_prefix = self.schedule.prefix_pages
             size = len(pages_of_prefix)
@@ -118,9 +103,8 @@ class Session:
         read = self.plan.pack(n)
         last, kv = self.prefiller.prefill(read.tree)
         prompts = [self.schedule.prompts[i] for i in read.prompts]
-        size = len(read.tree.tokens) // page_tokens() + len(read.tree.last)
         pages, shared = [x.pages for x in prompts], [x.shared for x in prompts]
-        self._store(kv, read.paths, pages, shared, size)
+        self._store(kv, read.paths, pages, shared, max_stored_pages(read.tree))
         self.last = {i: x for i, x in self.last.items() if i in self.schedule.prompts}
         self.last |= {i: (last, row) for row, i in enumerate(read.prompts)}
 
@@ -145,12 +129,13 @@ class Session:
             source.append(row)
         for array, to, source in rows.values():
             padding = [len(arrays.order)] * (len(arrays.order) - len(to))
-            self.prompt_hidden = copy_rows(
-                self.prompt_hidden,
-                array,
-                np.array(to + padding, np.int32),
-                np.array(source + [0] * len(padding), np.int32),
-            )
+            with use_mesh_of(self.params):
+                self.prompt_hidden = copy_rows(
+                    self.prompt_hidden,
+                    array,
+                    np.array(to + padding, np.int32),
+                    np.array(source + [0] * len(padding), np.int32),
+                )
 
     def decode(self, call: Call) -> None:
         """Dispatches a call of the decoding program."""
@@ -174,11 +159,8 @@ class Session:
                 self.slots,
                 np.int32(call.blocks),
                 np.int32(call.idle_below),
-                np.float32(self.method.divisor),
-                group=padded_group(self.schedule.group),
-                method=self.method.without_temperature,
-                stop_ids=self.stop_ids,
-                dtype=self.dtype,
+                np.float32(self.divisor),
+                **self.options,
             )
         packed.copy_to_host_async()
         self.sent.append(packed)
@@ -212,9 +194,10 @@ class Session:
     def keep_slots(self, size: int) -> None:
         """Removes empty slots, so that `size` are left."""
         slots = self.slots
-        entry, age, hidden, recent = take_slots(
-            (slots.entry, slots.age, slots.hidden, slots.recent), size=size
-        )
+        with use_mesh_of(self.params):
+            entry, age, hidden, recent = take_slots(
+                (slots.entry, slots.age, slots.hidden, slots.recent), size=size
+            )
         self.slots = slots._replace(entry=entry, age=age, hidden=hidden, recent=recent)
 
     def _store(
@@ -233,12 +216,6 @@ class Session:
         for i, sample in self.finished:
             self.on_sample(i, sample)
         self.finished = []
-
-    def _zeros(self, shape: tuple[int, ...]) -> jax.Array:
-        """Replicated zeros on the devices of the weights. They are committed to these devices, as
-        the arrays that programs return are; for uncommitted arrays, jit would compile again."""
-        sharding = replicated_sharding(self.params["norm"].sharding)
-        return jnp.zeros(shape, jnp.float32, device=sharding)
 
 
 @partial(jax.jit, donate_argnames="rows")
@@ -267,44 +244,3 @@ def take_slots(
         return x.reshape(-1, count, *x.shape[1:])[:, keep].reshape(-1, *x.shape[1:])
 
     return entry, age, hidden, jax.tree.map(take, recent)
-
-
-def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
-    """The numbers of pages that an entry has room for: those of a prompt, and those of a
-    completion. The first is rounded up to a power of two, so that roles share programs."""
-    return prompt_table_width(max_prompt_tokens), max(pages_for_age(max_tokens), 1)
-
-
-def padded_group(group: int) -> int:
-    """The number of samples per prompt that programs are compiled for."""
-    return max(round_up_pow2(group), MIN_GROUP)
-
-
-def slot_structs(
-    c: ModelConfig, params: Params, dtype: DTypeLike, slots: int, entries: int, pages: int
-) -> Slots:
-    """`Slots` with `jax.ShapeDtypeStruct` as arrays. pages: the number of pages in each layer."""
-    replicated = replicated_sharding(params["norm"].sharding)
-    heads = kv_sharding(params["layers"]["k"].sharding)
-    value = c.kv_heads * slots, recent_tokens(), c.head_dim
-    key = (value[0], *value[:0:-1]) if keys_are_transposed() else value
-
-    def struct(*shape: int, dtype: DTypeLike = jnp.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated)
-
-    def recent() -> Recent:
-        return Recent(
-            *cast(
-                tuple[Array, Array],
-                [jax.ShapeDtypeStruct(x, cache_dtype(dtype), sharding=heads) for x in (key, value)],
-            )
-        )
-
-    per_slot = struct(slots), struct(slots), struct(slots, c.width, dtype=jnp.float32)
-    return Slots(
-        *cast(tuple[Array, Array, Array], per_slot),
-        started=cast(Array, struct(entries, dtype=bool)),
-        recent=[recent() for _ in range(c.layers)],
-        pages=page_structs(c, params, dtype, pages),
-        clock=cast(Array, struct()),
-    )

@@ -1,0 +1,124 @@
+"""The programs of a call, which are compiled side by side before the call begins.
+
+If each program was compiled when a session first calls it, the compilations would follow one
+another, on one core each, and devices would wait.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import cast
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from seif_jax.models.decoder import ModelConfig
+from seif_jax.models.layers import Params
+from seif_jax.models.matmul import platform
+from seif_jax.run_clock import CLOCK
+from seif_jax.sampling.decode import decode
+from seif_jax.sampling.page_needs import pages_for
+from seif_jax.sampling.prefill import Prefix, prefill
+from seif_jax.sampling.prefill_plan import PrefillPlan, blank_tree, padded_prefix
+from seif_jax.sampling.prompt_pages import store
+from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
+from seif_jax.sampling.session import copy_rows, take_slots
+from seif_jax.sampling.session_arrays import (
+    SessionArrays,
+    ints,
+    max_stored_pages,
+    packed_structs,
+    shapes_of,
+)
+from seif_jax.sampling.weights import decoding_layers, embedding_table
+from seif_jax.sharding import use_mesh_of
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A jitted function and what it is called with: arrays, or their shapes and shardings."""
+
+    params: Params  # the function runs under the mesh of these weights
+    function: jax.stages.Wrapped
+    arguments: tuple[object, ...]
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def compile(self) -> None:
+        """Compiles the function, unless that has been done. Later calls with arguments of this
+        signature find the program in JAX's cache."""
+        with use_mesh_of(self.params):
+            self.function.lower(*self.arguments, **self.options).compile()
+
+
+def compile_side_by_side(signatures: Sequence[Signature]) -> None:
+    """Compiles programs in as many threads as there are cores: XLA does not hold Python's GIL. The
+    first ones begin first. Processes that share a copy of the weights pass them in the same order,
+    because XLA may divide its search for fast kernels among them."""
+    with CLOCK("compiling"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(Signature.compile, signatures))
+
+
+def session_signatures(
+    arrays: SessionArrays,
+    plan: PrefillPlan,
+    limits: Sequence[int],
+    options: Mapping[str, object],
+) -> Iterator[Signature]:
+    """The programs of a session: those of all reads of its call, and decoding, which takes longest
+    to compile.
+
+    limits: the maximum number of tokens of each sample. options: see `decode_options`.
+    """
+    params, kernel = arrays.params, plan.kernel
+    weights = params, decoding_layers(params["layers"]), embedding_table(params["embed"])
+    sizes = [replace(arrays, slots=size) for size in likely_slots(arrays, max(limits))]
+    for size in sizes:
+        yield Signature(params, decode, size.of_decode(*weights), options)
+    yield from read_signatures(prefill, arrays.config, params, plan, {"dtype": arrays.dtype})
+    for size in row_sizes(plan):
+        tree = blank_tree(size, kernel)
+        yield Signature(params, store, arrays.of_store(size, max_stored_pages(tree)))
+        yield Signature(params, copy_rows, arrays.of_copy_rows(len(tree.last)))
+    if length := len(plan.prefix):
+        arguments = arrays.of_store(padded_prefix(length), pages_for(length))
+        yield Signature(params, store, arguments)
+    for size, smaller in pairwise(sizes):
+        yield Signature(params, take_slots, size.of_take_slots(), {"size": smaller.slots})
+
+
+def read_signatures(
+    function: jax.stages.Wrapped,
+    config: ModelConfig,
+    params: Params,
+    plan: PrefillPlan,
+    options: Mapping[str, object],
+) -> Iterator[Signature]:
+    """The programs that compute the reads of a plan, and the prefix that comes before them.
+
+    function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
+    """
+    length, prefix, dtype = len(plan.prefix), None, cast(DTypeLike, options["dtype"])
+    if length:
+        size = padded_prefix(length)
+        tree = shapes_of(blank_tree(size, plan.kernel))
+        yield Signature(params, prefill, (config, params, None, tree), {"dtype": dtype})
+        prefix = Prefix(packed_structs(config, params, dtype, size), cast(Array, ints()))
+    for size in row_sizes(plan):
+        tree = shapes_of(blank_tree(size, plan.kernel, length))
+        yield Signature(params, function, (config, params, prefix, tree), options)
+
+
+def row_sizes(plan: PrefillPlan) -> list[int]:
+    """The different sizes of a plan's reads."""
+    return sorted({*plan.sizes}, reverse=True)
+
+
+def likely_slots(arrays: SessionArrays, max_tokens: int) -> list[int]:
+    """The numbers of slots that a session begins with and may be reduced to. On CPUs only the
+    first: others would be compiled at the cost of those that are needed."""
+    if platform() == "cpu" or max_tokens < WORTH_TOKENS:
+        return [arrays.slots]
+    return [size for size in slot_sizes(arrays.batch_size) if size <= arrays.slots]
