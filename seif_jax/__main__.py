@@ -219,7 +219,7 @@ def bench(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from seif_jax import length_distribution, topologies
+    from seif_jax import config_checks, length_distribution, topologies
     from seif_jax.config_file import read_config
 
     if options.topology is not None:
@@ -227,7 +227,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     drawn = None if options.lengths is None else length_distribution.parse(options.lengths)
     config = read_config(options.config, overrides)
     if drawn:
-        length_distribution.check(drawn, config)
+        config_checks.check_mean_length(drawn, config)
     from seif_jax import accelerator_detection
     from seif_jax.plan import plan, text
 

@@ -5,6 +5,7 @@ checks the config against models and data.
 """
 
 from seif_jax.errors import UserError
+from seif_jax.length_distribution import Lengths
 from seif_jax.rewards.user_checks import JUDGE
 from seif_jax.roles import filter, follower, instructor, judger
 from seif_jax.roles.prompts import Prompts, load
@@ -91,4 +92,18 @@ def check_lengths(config: RunConfig, positions: int) -> None:
                 f"config.{name}.max_prompt_tokens={role.max_prompt_tokens} and "
                 f"config.{name}.{limit}={getattr(role, limit)} exceed the model's {positions} "
                 "positions"
+            )
+
+
+def check_mean_length(lengths: Lengths, config: RunConfig) -> None:
+    """Raises UserError if completions of a planned stage cannot have this mean."""
+    stages = [stage for stage in ("instructor", "follower") if stage in config.stages]
+    if "generate" in config.stages or "instructor" in config.stages:
+        stages = list(dict.fromkeys(["instructor", *stages]))
+    for stage in stages:
+        limit = config.trained_role(stage).max_response_tokens
+        if lengths.mean > limit:
+            raise UserError(
+                f"--lengths: the mean must be at most config.{stage}.max_response_tokens={limit} "
+                f"(got {lengths.mean:g})"
             )

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Int
 
 from seif_jax.errors import UserError, shown
-from seif_jax.run_config import RunConfig
 
 MAX_SIGMA = 5.0  # beyond it nearly all lengths are 1 or the limit
 PROMPT_MEAN, PROMPT_SIGMA, SHORTEST_PROMPT = 250.0, 0.75, 30  # tokens
@@ -73,17 +72,3 @@ def parse(text: str) -> Lengths:
             f"of more than 0, at most {MAX_SIGMA:g}, such as 1000,0.7 (got {shown(text)})"
         )
     return Lengths(mean, sigma)
-
-
-def check(lengths: Lengths, config: RunConfig) -> None:
-    """Raises UserError if completions of a planned stage cannot have this mean."""
-    stages = [stage for stage in ("instructor", "follower") if stage in config.stages]
-    if "generate" in config.stages or "instructor" in config.stages:
-        stages = list(dict.fromkeys(["instructor", *stages]))
-    for stage in stages:
-        limit = config.trained_role(stage).max_response_tokens
-        if lengths.mean > limit:
-            raise UserError(
-                f"--lengths: the mean must be at most config.{stage}.max_response_tokens={limit} "
-                f"(got {lengths.mean:g})"
-            )

@@ -3,7 +3,6 @@
 import argparse
 from dataclasses import dataclass
 
-from seif_jax import length_distribution
 from seif_jax.bench import baselines
 from seif_jax.errors import UserError
 from seif_jax.options.shared import DTYPES, DType, add_dtype, add_model, check_at_least
@@ -106,6 +105,8 @@ class BenchOptions:
                 raise UserError(
                     "--lengths goes with --what=rollout or --what=update and without --against"
                 )
+            from seif_jax import length_distribution  # imports numpy, which --help does not need
+
             mean = length_distribution.parse(self.lengths).mean
             if mean > self.new_tokens:
                 raise UserError(
