@@ -31,7 +31,7 @@ class Compiles(CompileTimer):
     def __init__(self, programs: Iterable[str], display: Display):
         super().__init__()
         self._left = set(programs)  # not compiled yet
-        self._running: list[str] = []  # being compiled, in the order in which they began
+        self._running: list[str] = []  # being compiled, in the order in which they started
         self._display = display
 
     def __enter__(self) -> Self:
@@ -53,8 +53,8 @@ class Compiles(CompileTimer):
             return
         order = list(PROGRAMS)
         with self._lock:
-            # If the programs before this one were not compiled, an earlier stage has done it, or
-            # they are being compiled side by side with it.
+            # Programs earlier in the order that were not compiled here were compiled by an earlier
+            # stage, or are compiling in parallel with this one.
             self._left &= {*order[order.index(name) + 1 :]}
             self._running.append(name)
             self._show()
@@ -74,5 +74,5 @@ class Compiles(CompileTimer):
 
 
 def _name(details: Mapping[str, str | int]) -> str:
-    """The name of the function that an event is about."""
+    """The name of the function that the event reports."""
     return str(details.get("fun_name")).removeprefix("jit(").removesuffix(")")

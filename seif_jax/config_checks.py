@@ -96,7 +96,7 @@ def check_lengths(config: RunConfig, positions: int) -> None:
 
 
 def check_mean_length(lengths: Lengths, config: RunConfig) -> None:
-    """Raises UserError if completions of a planned stage cannot have this mean."""
+    """Raises UserError if the mean exceeds the maximum response length of a planned stage."""
     stages = [stage for stage in ("instructor", "follower") if stage in config.stages]
     if "generate" in config.stages or "instructor" in config.stages:
         stages = list(dict.fromkeys(["instructor", *stages]))

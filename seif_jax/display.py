@@ -128,13 +128,12 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._show_activity(self._phase)
 
     def compiling(self, programs: Sequence[str], left: int) -> None:
-        """JAX compiles these of the stage's main programs, side by side if there are several; a
-        program may occur in several shapes. At most `left` others follow: the stage may not need
-        all of them."""
+        """JAX is compiling these of the stage's main programs; a program can occur several times,
+        once per shape. At most `left` others follow: the stage may not need all of them."""
         names = list(dict.fromkeys(programs))
         text = ", ".join(names)
         if len(programs) > 1:
-            text = f"{len(programs)} programs side by side ({text})"
+            text = f"{len(programs)} programs in parallel ({text})"
         activity = f"compiling {text}" + f", at most {left} more to come" * (left > 0)
         self._show_activity(activity)
         if not self._bars and not self._stage.announced.issuperset(names):
@@ -142,8 +141,8 @@ class Display(contextlib.AbstractContextManager["Display"]):
         self._stage.announced.update(names)
 
     def compiled(self, secs: float) -> None:
-        """JAX compiled some program, not necessarily an announced one, in `secs`, without the time
-        in which it compiled others that have been counted."""
+        """JAX finished compiling a program, not necessarily an announced one. secs: its compile
+        time, without time already counted for programs that compiled in parallel."""
         self._stage.compile_secs += secs
         self._stage.step_compile_secs += secs
         self._show_activity(self._phase)

@@ -1,4 +1,4 @@
-"""Lengths of prompts and completions, drawn from a skewed distribution. Imports no JAX."""
+"""Lengths of prompts and completions, drawn from a log-normal distribution. Imports no JAX."""
 
 import math
 from dataclasses import dataclass

@@ -162,13 +162,14 @@ class Phases:
 
 class CompileTimer(contextlib.AbstractContextManager["CompileTimer"]):
     """Counts the programs that are compiled, or read from the cache, inside the `with` block, and
-    the wall-clock seconds that this takes. Programs that are compiled side by side, in several
-    threads, share these seconds."""
+    the wall-clock seconds that this takes. Time in which several threads compile counts once."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._programs, self._secs = 0, 0.0
-        self._spans: list[tuple[float, float]] = []  # times of compiling: disjoint, in order
+        self._spans: list[
+            tuple[float, float]
+        ] = []  # intervals in which something compiled: disjoint, in order
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._end)
@@ -185,13 +186,13 @@ class CompileTimer(contextlib.AbstractContextManager["CompileTimer"]):
         return taken
 
     def _end(self, event: str, duration_secs: float, **details: str | int) -> None:
-        """A listener of JAX's events, which are sent by the thread that compiles."""
+        """Listens to JAX's events, which arrive on the thread that compiles."""
         if event == COMPILED:
             with self._lock:
                 self._add(duration_secs)
 
     def _add(self, duration_secs: float) -> float:
-        """Counts a program whose compilation has just ended. Returns the seconds that it adds."""
+        """Counts a program that has just been compiled. Returns the seconds that this adds."""
         end = time.perf_counter()
         start, counted = end - duration_secs, 0.0
         while self._spans and self._spans[-1][1] > start:

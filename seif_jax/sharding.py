@@ -188,8 +188,8 @@ def kv_sharding(sharding: Sharding | None) -> Sharding | None:
 
 
 def output_sharding(weight: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
-    """The sharding of what a program computes from this weight, as a `jax.ShapeDtypeStruct` has it:
-    None if the weight is not committed to its device."""
+    """The sharding to put into a `jax.ShapeDtypeStruct` for an output that is computed from this
+    weight: None if the weight is not committed to a device."""
     is_committed = not isinstance(weight, jax.Array) or weight.committed
     return weight.sharding if is_committed else None
 

@@ -63,13 +63,13 @@ def call(engine: Engine, verdicts: bool) -> None:
 def counts(mesh_sizes: dict[str, int], verdicts: bool) -> list[dict[str, int]]:
     COMPILED_NOW.clear()
     seen: list[dict[str, int]] = []
-    compile_side_by_side = sampling.compile_side_by_side
+    compile_in_parallel = sampling.compile_in_parallel
 
     def compile_and_count(signatures: Sequence[programs.Signature]) -> None:
-        compile_side_by_side(signatures)
+        compile_in_parallel(signatures)
         seen.append(dict(COMPILED_NOW))
 
-    with mock.patch.object(sampling, "compile_side_by_side", compile_and_count):
+    with mock.patch.object(sampling, "compile_in_parallel", compile_and_count):
         call(Engine(MODEL.config, weights(mesh_sizes, 0), jnp.float32), verdicts)
     seen.append(dict(COMPILED_NOW))
     call(Engine(MODEL.config, weights(mesh_sizes, 1), jnp.float32), verdicts)

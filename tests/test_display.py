@@ -149,7 +149,7 @@ def test_programs_compiled_side_by_side(clock):
     assert progress.getvalue().splitlines() == [
         "round 2/3 follower: 1 step",
         "round 2/3 follower: compiling decoding, at most 3 more to come",
-        "round 2/3 follower: compiling 3 programs side by side (decoding, prefill), "
+        "round 2/3 follower: compiling 3 programs in parallel (decoding, prefill), "
         "at most 3 more to come",
     ]
 

@@ -78,7 +78,7 @@ COMMANDS = {  # with what the message must contain; DIR: a folder with the files
     (*BENCH, "--new_tokens=1"): "--new_tokens must be 2 or more (got 1)",
     (*BENCH, "--group=1"): "--group must be 2 or more with --what=step",
     (*BENCH, "--against=trl"): "--against=PEER and --peer_python=FILE go together",
-    (*BENCH, "--lengths=9,0.5"): "--lengths goes with --what=rollout or --what=update",
+    (*BENCH, "--lengths=9,0.5"): "--lengths needs --what=rollout or --what=update",
     ("plan", "--config=DIR/none.py"): "no such config file",
     (*PLAN, "--topology=v5e:3x5"): "--topology must be a TPU slice (v5e: 2x2, ",
     (*PLAN, "--topology=h100:9"): "N up to 8",

@@ -21,7 +21,7 @@ from seif_jax.report.page_blocks import Chart, Table
 from seif_jax.report.run_files import open_runs
 from seif_jax.report.section_goodput import section
 from seif_jax.run_clock import CLOCK, KINDS, RunClock
-from seif_jax.sampling.programs import Signature, compile_side_by_side
+from seif_jax.sampling.programs import Signature, compile_in_parallel
 
 
 class Now:
@@ -100,7 +100,7 @@ def test_programs_compiled_side_by_side_count_once():
     CLOCK.start()
     start = time.perf_counter()
     with CLOCK("sampling"), metrics_log.CompileTimer() as timer:
-        compile_side_by_side(signatures)
+        compile_in_parallel(signatures)
         time.sleep(0.1)
     secs = time.perf_counter() - start
     metrics = CLOCK.take()

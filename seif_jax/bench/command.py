@@ -85,7 +85,7 @@ def run(options: BenchOptions) -> Result:
             f"the model's {max_positions} positions"
         )
     dtype = options.dtype or native_dtype()
-    model = BenchModel(bundle, options.model, not options.random_weights, dtype)
+    model = BenchModel(bundle, options.model, options.random_weights, dtype)
     result: Result = {
         **asdict(options),
         "dtype": model.dtype_name,
@@ -112,15 +112,16 @@ def run(options: BenchOptions) -> Result:
 
 
 def load_bundle(options: BenchOptions) -> ModelBundle:
-    """The model's bundle. If it has random weights: from its config.json alone, with the tokenizer
-    of the embedded model."""
+    """Loads the model's bundle. With --random_weights, it reads only its config.json and uses the
+    embedded model's tokenizer."""
     if not options.random_weights:
         return ModelBundle.load(options.model)
     model, tokenizer = plan.describe(options.model), Tokenizer.load(models.resolve(None))
     if tokenizer.vocab_size > model.config.vocab:
         raise UserError(
-            f"--random_weights needs a vocabulary of at least {tokenizer.vocab_size} tokens, those "
-            f"of the embedded model ({options.model} has {model.config.vocab})"
+            f"--random_weights: the vocabulary of {options.model} must have at least "
+            f"{tokenizer.vocab_size} tokens, as many as the embedded model's tokenizer (got "
+            f"{model.config.vocab})"
         )
     return ModelBundle(model, tokenizer, {})
 

@@ -43,7 +43,7 @@ class BenchModel:
 
     bundle: ModelBundle
     path: str | None  # of its weights, as `models.resolve` takes it
-    has_weights: bool  # False: they are drawn at random
+    random_weights: bool  # initialized on the device, not loaded
     dtype_name: DType
 
     @property
@@ -58,13 +58,13 @@ class BenchModel:
         return Engine(self.config, self.load(self.dtype), self.dtype)
 
     def load(self, dtype: DTypeLike, rule: ShardingRule = single_device) -> Params:
-        if self.has_weights:
-            return load_params(self.path, self.bundle.model, dtype, rule=rule)
-        return random_params(self.bundle.model, dtype, rule)
+        if self.random_weights:
+            return random_params(self.bundle.model, dtype, rule)
+        return load_params(self.path, self.bundle.model, dtype, rule=rule)
 
 
 def random_params(model: Model, dtype: DTypeLike, rule: ShardingRule) -> Params:
-    """Random weights, made on the devices."""
+    """Initializes random weights on the devices, already sharded."""
     shardings = jax.tree.map(lambda x: x.sharding, models.shapes(model, dtype, rule))
     draw = jax.jit(
         lambda: jax.tree.map(lambda x: x.astype(dtype), models.init(model, seed=0)),

@@ -47,7 +47,7 @@ NAMES = {
 # The projections that are added to the residual stream. Under a mesh with `tensor` they sum over
 # sharded dimensions, the others in their gradients.
 INTO_RESIDUAL = ("o", "down")
-GATED = ("gate", "up")  # their results are the widest by far
+GATED = ("gate", "up")  # their outputs are by far the widest activations
 PROJECTED = "projected"  # the projections' outputs, as policies of jax.checkpoint name them
 
 LayerWeights = Mapping[str, Array]  # one layer's weights by name
@@ -86,12 +86,12 @@ def project(
     c: ModelConfig, w: LayerWeights, name: str, x: Float[Array, "*S I"], dtype: DTypeLike
 ) -> Float[Array, "*S O"]:
     """x through one of a layer's projections, with its LoRA adapter if it has one."""
-    result = jnp.float32
+    out_dtype = jnp.float32
     if name in GATED:
-        result = wide_dtype(dtype)
+        out_dtype = wide_dtype(dtype)
     elif name in INTO_RESIDUAL and rounds_partial_sums():
-        result = dtype
-    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, result)
+        out_dtype = dtype
+    out = linear(x, w[name].reshape(-1, x.shape[-1]), dtype, out_dtype)
     if f"{name}_a" in w:
         low = linear(x, w[f"{name}_a"], dtype) * c.lora_scale
         out = out + linear(low, w[f"{name}_b"], dtype)
@@ -210,7 +210,7 @@ class Architecture:
     def mlp(
         self, c: ModelConfig, w: LayerWeights, x: Float[Array, "B T D"], dtype: DTypeLike
     ) -> Float[Array, "B T D"]:
-        """The gated MLP; what is not a matmul is computed in float32."""
+        """The gated MLP. Everything except the matmuls is computed in float32."""
         x = matmul_input(x, dtype)
         gate, up = (project(c, w, name, x, dtype).astype(jnp.float32) for name in GATED)
         hidden = (self.activation(gate) * up).astype(wide_dtype(dtype))

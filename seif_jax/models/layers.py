@@ -74,11 +74,11 @@ def linear(
     x: Float[Array, "*S I"],
     w: Float[Array, "O I"],
     dtype: DTypeLike,
-    result: DTypeLike = jnp.float32,
+    out_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*S O"]:
-    """Multiplies x by the transpose of w. Operands are cast to `dtype`; `result` is that of the
-    result."""
-    return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype, result).reshape(*x.shape[:-1], -1)
+    """Multiplies x by the transpose of w. Operands are cast to `dtype`; the output has dtype
+    `out_dtype`."""
+    return matmul(x.reshape(-1, w.shape[1]), w, -1, dtype, out_dtype).reshape(*x.shape[:-1], -1)
 
 
 def rms_norm(x: Float[Array, "*S D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*S D"]:

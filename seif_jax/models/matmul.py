@@ -30,8 +30,8 @@ def cache_dtype(dtype: DTypeLike) -> DTypeLike:
 
 
 def wide_dtype(dtype: DTypeLike) -> DTypeLike:
-    """The dtype that the MLP's wide activations have in memory: `dtype` on GPUs, where XLA writes
-    the result of a matmul to memory before it converts it, and float32 elsewhere."""
+    """The dtype in which the MLP's wide activations are stored: `dtype` on GPUs, where XLA writes a
+    matmul's result to memory before converting it, float32 elsewhere."""
     return dtype if platform() == "gpu" else jnp.float32
 
 
@@ -57,8 +57,9 @@ def rounds_partial_sums() -> bool:
 
 
 def matmul_input(x: Float[Array, "*S"], dtype: DTypeLike) -> Float[Array, "*S"]:
-    """The input of several matmuls whose gradients are sums over devices: cast to `dtype` where
-    partial sums are rounded, so that devices add up one gradient for all, in `dtype`."""
+    """The input of several matmuls whose input gradients are partial sums on each device: cast to
+    `dtype` where partial sums are rounded, so that the gradients are added locally and exchanged
+    once, in `dtype`."""
     return x.astype(dtype) if rounds_partial_sums() else x
 
 
@@ -67,27 +68,27 @@ def matmul(
     w: Float[Array, "*b p q"],
     axis: int,
     dtype: DTypeLike,
-    result: DTypeLike = jnp.float32,
+    out_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "*b m _"]:
     """x @ w.T (axis -1) or x @ w (axis -2), batched over the leading axis if there are three.
 
-    axis: the axis of w that is summed over. The operands are cast to `dtype`; sums are float32, and
-    so is the result unless `result` says otherwise. The gradient of each operand has the operand's
-    dtype: because the casts are inside, float32 master weights get float32 gradients, while every
-    matmul, including those of the backward pass, runs at the speed of `dtype`.
+    axis: the axis of w that is summed over. The operands are cast to `dtype`; sums are accumulated
+    in float32, and the output has dtype `out_dtype`. Gradients have the dtypes of the operands:
+    because the casts are inside, float32 master weights get float32 gradients, while every matmul,
+    including those of the backward pass, runs at the speed of `dtype`.
     """
-    return cast(Array, _matmul(x, w, axis, dtype, result))
+    return cast(Array, _matmul(x, w, axis, dtype, out_dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, result: DTypeLike) -> Array:
+def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, out_dtype: DTypeLike) -> Array:
     batch = tuple(range(x.ndim - 2))
     dtype = jnp.dtype(cache_dtype(dtype) if batch else dtype)
     x, w = x.astype(dtype), w.astype(dtype)
     dot = partial(
         lax.dot_general,
         precision=lax.Precision.HIGHEST if dtype == jnp.float32 else None,
-        preferred_element_type=result,
+        preferred_element_type=out_dtype,
     )
     few = not batch and axis == -1 and 1 < len(x) <= FEW_ROWS
     if few and dtype == jnp.float32 and platform() == "cpu":
@@ -100,17 +101,17 @@ def _matmul(x: Array, w: Array, axis: int, dtype: DTypeLike, result: DTypeLike) 
 
 
 def _matmul_forward(
-    x: Array, w: Array, axis: int, dtype: DTypeLike, result: DTypeLike
+    x: Array, w: Array, axis: int, dtype: DTypeLike, out_dtype: DTypeLike
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _matmul(x, w, axis, dtype, result), (x, w)
+    return _matmul(x, w, axis, dtype, out_dtype), (x, w)
 
 
 def _matmul_backward(
-    axis: int, dtype: DTypeLike, result: DTypeLike, saved: tuple[Array, Array], gradient: Array
+    axis: int, dtype: DTypeLike, out_dtype: DTypeLike, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
     x, w = saved
-    is_narrow = rounds_partial_sums() or platform() == "gpu"
-    dx = matmul(gradient, w, -3 - axis, dtype, x.dtype if is_narrow else jnp.float32)
+    dx_dtype = x.dtype if rounds_partial_sums() else wide_dtype(x.dtype)
+    dx = matmul(gradient, w, -3 - axis, dtype, dx_dtype)
     left, right = (gradient, x) if axis == -1 else (x, gradient)
     return dx.astype(x.dtype), outer_sum(left, right, dtype).astype(w.dtype)
 

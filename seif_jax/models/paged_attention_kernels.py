@@ -26,11 +26,11 @@ from seif_jax.models.matmul import platform
 PAGES_PER_GROUP = {"tpu": 8}  # by platform, otherwise 1
 ROWS = 64  # of a GPU's program, at most
 LEAST_ROWS = 16  # Triton's smallest matrix product
-STAGE_BYTES = 64 << 10  # of the keys and values that a GPU's program reads per iteration, at most
-MAX_PAGES = 4  # that it reads per iteration
-STAGES = 3  # iterations whose reads are under way at a time
-PARTS = 4  # of a reader's keys, at most
-PART_KEYS = 256  # the fewest keys of a part, unless the reader has fewer
+STAGE_BYTES = 64 << 10  # keys and values that a GPU program reads per iteration, at most
+MAX_PAGES = 4  # pages that it reads per iteration, at most
+NUM_STAGES = 3  # Triton's software pipelining: iterations in flight
+PARTS = 4  # into which a reader's keys are split, at most
+PART_KEYS = 256  # the smallest part, except for a reader's last one
 QUERIES = 32  # of a TPU's matrix product, at most
 TILE_ROWS = 8  # float32 rows in a TPU's tile
 LANES = 128  # columns in a TPU's tile
@@ -128,7 +128,7 @@ def attend_on_gpu(
     if platform() == "gpu":
         from jax.experimental.pallas import triton
 
-        options["compiler_params"] = triton.CompilerParams(num_warps=4, num_stages=STAGES)
+        options["compiler_params"] = triton.CompilerParams(num_warps=4, num_stages=NUM_STAGES)
 
     def every(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((size,), lambda r, h, i: (0,))
@@ -172,8 +172,8 @@ def attend_on_gpu(
 
 
 def _part_keys(length: Int[Array, "*Q"], parts: int, tokens: int) -> Int[Array, "*Q"]:
-    """How many of a reader's keys each part has, a multiple of `tokens`. The last part that has any
-    may have fewer."""
+    """The number of keys per part, a multiple of `tokens`. The last part that has any may have
+    fewer."""
     keys = jnp.maximum(lax.div(length + (parts - 1), parts), PART_KEYS)
     return lax.div(keys + (tokens - 1), tokens) * tokens
 

@@ -217,14 +217,14 @@ def _row(column: Float[Array, "TILE 1"]) -> Float[Array, "1 TILE"]:
 
 
 def _scores(q: Array, k: Array, ends: Array, i: Array, j: Array) -> Array:
-    """The scores of query tile i and key tile j, by query. ends: those of the keys, [1, TILE]."""
+    """The scores of query tile i and key tile j, [queries, keys]. ends: of the keys, [1, TILE]."""
     query, key = (lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis) for axis in (0, 1))
     query, key = query + i * TILE, key + j * TILE
     return jnp.where((key <= query) & (query < ends), _dot(q, k, 1, 1), MASKED)
 
 
 def _scores_by_key(q: Array, k: Array, ends: Array, i: Array, j: Array) -> Array:
-    """The transpose of `_scores`. ends: [TILE, 1]."""
+    """The same scores, transposed: [keys, queries]. ends: of the keys, [TILE, 1]."""
     key, query = (lax.broadcasted_iota(jnp.int32, (TILE, TILE), axis) for axis in (0, 1))
     query, key = query + i * TILE, key + j * TILE
     return jnp.where((key <= query) & (query < ends), _dot(k, q, 1, 1), MASKED)
@@ -287,9 +287,9 @@ def _key_kernel(
     last: Reference, ends: Reference, q: Reference, k: Reference, v: Reference,
     d_out: Reference, norm: Reference, delta: Reference, d_k: Reference, d_v: Reference,
 ) -> None:  # fmt: skip
-    # Scores are by key, so that the queries' norms are rows, as they are stored.
+    # Scores are [keys, queries], so that the queries' norms are used as rows, as they are stored.
     j, keys, values = pl.program_id(1), k[...], v[...]
-    key_ends = _column(ends[j].astype(jnp.float32)).astype(jnp.int32)
+    key_ends = _column(ends[j].astype(jnp.float32)).astype(jnp.int32)  # exact below 2^24
 
     def body(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         at = pl.ds(i * TILE, TILE)

@@ -30,8 +30,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--random_weights",
         action="store_true",
-        help="--model is one of the paper's models, or a folder with only a config.json; texts are "
-        "tokenized as for the embedded model",
+        help="initialize the weights at random, so that only the config.json of --model is needed; "
+        "uses the embedded model's tokenizer",
     )
     command.add_argument("--what", choices=("rollout", "judge", "update", "step"), required=True)
     command.add_argument("--prompts", type=int, default=4, help="judge: replies (default 4)")
@@ -43,8 +43,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--lengths",
         metavar="MEAN,SIGMA",
-        help="rollout, update: draws the samples' lengths, as in `seif plan`, up to --new_tokens "
-        "(default: all have --new_tokens)",
+        help="rollout, update: draw the lengths of samples as `seif plan` does, at most "
+        "--new_tokens (default: all have --new_tokens)",
     )
     command.add_argument(
         "--slots", type=int, help="rollout: samples decoded together (default: all)"
@@ -101,10 +101,12 @@ class BenchOptions:
                 f"a group (got {self.group})"
             )
         if self.lengths:
-            if self.what not in ("rollout", "update") or self.against:
+            if self.what not in ("rollout", "update"):
                 raise UserError(
-                    "--lengths goes with --what=rollout or --what=update and without --against"
+                    f"--lengths needs --what=rollout or --what=update (got --what={self.what})"
                 )
+            if self.against:
+                raise UserError("--lengths cannot be combined with --against")
             from seif_jax import length_distribution  # imports numpy, which --help does not need
 
             mean = length_distribution.parse(self.lengths).mean
@@ -114,7 +116,7 @@ class BenchOptions:
                     f"{mean:g})"
                 )
         if self.random_weights and self.against:
-            raise UserError("--against=PEER compares models with weights, not --random_weights")
+            raise UserError("--random_weights cannot be combined with --against")
         self._check_peer()
 
     def _check_peer(self) -> None:

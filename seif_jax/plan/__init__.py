@@ -180,9 +180,7 @@ def describe(path: str | None) -> Model:
         else:
             source = models.resolve(path)
     except UserError as error:
-        raise UserError(
-            f"{error}; a folder with its config.json is enough: --config.model=FOLDER"
-        ) from None
+        raise UserError(f"{error}; a folder with its config.json is enough") from None
     if stage := stage_of(source):
         source = run_of(stage.folder).base_model
     is_folder = source.is_dir()

@@ -57,8 +57,8 @@ COMMON = (
 AMPERE = "major: 8 feature_extension: NONE"
 HOPPER = "major: 9 feature_extension: ACCELERATED_FEATURES"
 BLACKWELL = "major: 10 feature_extension: ACCELERATED_FEATURES"
-# Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb; the name and memory of the H200
-# are those of a real one.
+# Source: openxla/xla, xla/backends/gpu/target_config/specs/*.txtpb, except the name and memory of
+# the H200, which were read from a real one.
 TARGETS = {
     "a100": GpuTarget(
         "NVIDIA A100-SXM4-80GB", AMPERE, 108, 64, 167936, 166912, 2039040000000, 41943040, 1.41,

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
 from threading import Lock
 
 import jax
@@ -26,7 +25,7 @@ from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.programs import (
-    compile_side_by_side,
+    compile_in_parallel,
     read_signatures,
     session_signatures,
 )
@@ -104,8 +103,8 @@ class Engine:
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         max_prompt_tokens = max(max_prompt_tokens, *map(len, prompts))
-        slots = first_slots(total, batch_size, group, len(self.replicas))
-        room = room_for_prompts(slots, max_prompt_tokens)
+        most_slots = first_slots(total, batch_size, group, len(self.replicas))
+        room = room_for_prompts(most_slots, max_prompt_tokens)
         self._check_same_call(prompts, key_data, limits)
         plan = self._plan(prompts, max_prompt_tokens, True, room)
         queue = PrefillQueue(len(plan.reads), plan.copies)
@@ -118,8 +117,9 @@ class Engine:
             for params in self.replicas[: plan.copies]
         ]
         options = decode_options(group, method, stop_ids, self.dtype)
-        signatures = (session_signatures(x, plan, limits, options) for x in arrays)
-        compile_side_by_side([*chain.from_iterable(signatures)])
+        compile_in_parallel(
+            signature for x in arrays for signature in session_signatures(x, plan, limits, options)
+        )
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -160,11 +160,11 @@ class Engine:
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
         static = {"options": options, "dtype": self.dtype}
-        signatures = (
-            read_signatures(next_logp, self.config, params, plan, static)
+        compile_in_parallel(
+            signature
             for params in self.replicas[: plan.copies]
+            for signature in read_signatures(next_logp, self.config, params, plan, static)
         )
-        compile_side_by_side([*chain.from_iterable(signatures)])
 
         def run(copy: int) -> None:
             try:

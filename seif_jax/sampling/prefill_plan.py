@@ -180,12 +180,12 @@ def divide(
 
 
 def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
-    """A tree of the shape of the largest read of these calls, or of others with the same goals."""
+    """A tree with the shape of the largest read of these calls, or of others with their goals."""
     return blank_tree(max(max(*call.sizes, call.goal) for call in reads), kernel)
 
 
 def blank_tree(size: int, kernel: bool, prefix: int = 0) -> PromptTree:
-    """A tree of the shape that every read of `size` tokens after a prefix of this length has."""
+    """A tree of zeros with the shape of any read of `size` tokens after a prefix of `prefix`."""
     row = np.zeros(prefix + size, np.int32)
     return pack([row], prefix, size, kernel)[1]
 

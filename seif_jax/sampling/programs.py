@@ -1,11 +1,11 @@
-"""The programs of a call, which are compiled side by side before the call begins.
+"""The programs of a sampling call, compiled in parallel before the call begins.
 
-If each program was compiled when a session first calls it, the compilations would follow one
-another, on one core each, and devices would wait.
+If each were compiled when a session first calls it, they would be compiled one after another while
+the devices wait.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -39,7 +39,7 @@ from seif_jax.sharding import use_mesh_of
 
 @dataclass(frozen=True)
 class Signature:
-    """A jitted function and what it is called with: arrays, or their shapes and shardings."""
+    """A jitted function and its arguments: arrays, or `jax.ShapeDtypeStruct` with shardings."""
 
     params: Params  # the function runs under the mesh of these weights
     function: jax.stages.Wrapped
@@ -53,10 +53,10 @@ class Signature:
             self.function.lower(*self.arguments, **self.options).compile()
 
 
-def compile_side_by_side(signatures: Sequence[Signature]) -> None:
-    """Compiles programs in as many threads as there are cores: XLA does not hold Python's GIL. The
-    first ones begin first. Processes that share a copy of the weights pass them in the same order,
-    because XLA may divide its search for fast kernels among them."""
+def compile_in_parallel(signatures: Iterable[Signature]) -> None:
+    """Compiles programs in one thread per core (XLA releases the GIL), starting in the order given.
+    Processes that share a copy of the weights must pass the same order, because XLA may divide
+    autotuning among them."""
     with CLOCK("compiling"), ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(Signature.compile, signatures))
 
@@ -67,8 +67,8 @@ def session_signatures(
     limits: Sequence[int],
     options: Mapping[str, object],
 ) -> Iterator[Signature]:
-    """The programs of a session: those of all reads of its call, and decoding, which takes longest
-    to compile.
+    """The programs of a session: decoding, which takes longest to compile, and then those of all
+    reads of the call.
 
     limits: the maximum number of tokens of each sample. options: see `decode_options`.
     """
@@ -117,8 +117,8 @@ def row_sizes(plan: PrefillPlan) -> list[int]:
 
 
 def likely_slots(arrays: SessionArrays, max_tokens: int) -> list[int]:
-    """The numbers of slots that a session begins with and may be reduced to. On CPUs only the
-    first: others would be compiled at the cost of those that are needed."""
+    """The numbers of slots that a session starts with and will probably shrink to. On CPUs only the
+    first: compiling the others would delay the programs that are needed."""
     if platform() == "cpu" or max_tokens < WORTH_TOKENS:
         return [arrays.slots]
     return [size for size in slot_sizes(arrays.batch_size) if size <= arrays.slots]

@@ -1,7 +1,7 @@
 """The arrays of a sampling session, as `jax.ShapeDtypeStruct`.
 
-A session allocates them, its programs are compiled for them before it begins, and `seif plan`
-counts what they take.
+A session allocates these arrays, its programs are compiled for them ahead of time, and `seif plan`
+counts their memory.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class SessionArrays:
-    """What a session's programs are called with.
+    """The arrays of a session.
 
-    The methods `of_…` return the arguments of the program of this name. tokens, prompts: for which
-    a packed row has room.
+    Each method `of_PROGRAM` returns the arguments of that program. tokens, prompts: the capacity of
+    a packed row.
     """
 
     config: ModelConfig
@@ -62,8 +62,8 @@ class SessionArrays:
 
     @property
     def prompt_hidden(self) -> jax.ShapeDtypeStruct:
-        """By entry, the final hidden state of a prompt. They are committed to their devices, as the
-        arrays that programs return are; for uncommitted arrays, jit would compile again."""
+        """The final hidden state of each entry's prompt. It is committed to its devices, as the
+        outputs of programs are: for an uncommitted array, jit would compile again."""
         shape, sharding = (self.entries, self.config.width), self.params["norm"].sharding
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated_sharding(sharding))
 
@@ -72,7 +72,7 @@ class SessionArrays:
         return packed_structs(self.config, self.params, self.dtype, tokens)
 
     def of_store(self, tokens: int, pages: int) -> tuple[object, ...]:
-        """pages: that are written in each layer, with padding."""
+        """pages: the number that is written in each layer, padding included."""
         return self.state.pages, self.packed_kv(tokens), ints(pages), ints(pages, page_tokens())
 
     def of_copy_rows(self, prompts: int) -> tuple[object, ...]:
@@ -114,7 +114,7 @@ def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
 
 
 def max_stored_pages(tree: PromptTree) -> int:
-    """The most pages that the prompts of a tree can fill, for which `store` is compiled."""
+    """The most pages that the prompts of a tree can fill; `store` is compiled for this number."""
     return len(tree.tokens) // page_tokens() + len(tree.last)
 
 

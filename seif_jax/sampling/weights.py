@@ -20,7 +20,8 @@ Layers = LayerWeights | list[LayerWeights]  # stacked, or one set of arrays per 
 def decoding_layers(stacked: LayerWeights) -> Layers:
     """The stacked weights; on the CPU a list with a view of each layer.
 
-    XLA for GPUs and TPUs reads a slice of a stack where it is. XLA for the CPU copies it.
+    On TPUs, and on GPUs with Triton's matmuls (see `decode.COMPILER_OPTIONS`), XLA reads a slice of
+    the stack in place. On CPUs it copies the slice.
     """
     if platform() != "cpu":
         return stacked
