@@ -167,9 +167,8 @@ class CompileTimer(contextlib.AbstractContextManager["CompileTimer"]):
     def __init__(self) -> None:
         self._lock = Lock()
         self._programs, self._secs = 0, 0.0
-        self._spans: list[
-            tuple[float, float]
-        ] = []  # intervals in which something compiled: disjoint, in order
+        # Intervals in which something compiled: disjoint, in order.
+        self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._end)

@@ -17,7 +17,7 @@ from seif_jax.sampling.prefill_plan import PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.schedule import BLOCK_TOKENS, first_slots
 from seif_jax.sampling.session import Session
-from seif_jax.sampling.session_arrays import SessionArrays, table_widths
+from seif_jax.sampling.session_arrays import SessionArrays, decode_options, table_widths
 
 SHAPE = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
 MODEL = models.describe({**tiny.tiny_config(64), **SHAPE, "max_position_embeddings": 2048})
@@ -77,9 +77,10 @@ def real_sessions(
         pages=pages,
         table_widths=table_widths(int(plan.lengths.max()), max(limits)),
     )
-    options = {"group": group, "limits": limits, "method": Method(), "stop_ids": ()}
+    options = decode_options(group, Method(), (), jnp.float32)
+    settings = {"group": group, "limits": limits, "temperature": 1.0, "options": options}
     real = [
-        RecordedSession(arrays, plan, queue, copy, keys, **options) for copy in range(plan.copies)
+        RecordedSession(arrays, plan, queue, copy, keys, **settings) for copy in range(plan.copies)
     ]
     lengths_of: dict[int, int] = {}
 

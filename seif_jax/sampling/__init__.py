@@ -136,8 +136,8 @@ class Engine:
                     key_data,
                     group=group,
                     limits=limits,
-                    method=method,
-                    stop_ids=stop_ids,
+                    temperature=method.divisor,
+                    options=options,
                 )
                 session.run(store)
             finally:

@@ -1,9 +1,9 @@
 """One call of the sampler on one copy of the weights: the arrays and programs of a schedule."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from seif_jax.models.paged_attention import page_tokens
 from seif_jax.sampling.call import Call, Progress
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Prefix, Results, empty_entries, unpack
-from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PrefillPlan
@@ -24,7 +23,7 @@ from seif_jax.sampling.prompt_pages import arrays_for, store
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
-from seif_jax.sampling.session_arrays import SessionArrays, decode_options, max_stored_pages
+from seif_jax.sampling.session_arrays import SessionArrays, max_stored_pages
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
 
@@ -47,13 +46,13 @@ class Session:
         *,
         group: int,
         limits: Sequence[int],
-        method: Method,
-        stop_ids: tuple[int, ...],
+        temperature: float,
+        options: Mapping[str, Any],
     ):
-        """copy, group, limits: see `Schedule`. keys: the key data of each sample."""
+        """copy, group, limits: see `Schedule`. keys: the key data of each sample. temperature: see
+        `decode`. options: see `decode_options`."""
         self.config, self.params = arrays.config, arrays.params
-        self.plan, self.keys, self.divisor = plan, keys, method.divisor
-        self.options = decode_options(group, method, stop_ids, arrays.dtype)
+        self.plan, self.keys, self.temperature, self.options = plan, keys, temperature, options
         self.schedule = Schedule(
             plan,
             queue,
@@ -159,7 +158,7 @@ class Session:
                 self.slots,
                 np.int32(call.blocks),
                 np.int32(call.idle_below),
-                np.float32(self.divisor),
+                np.float32(self.temperature),
                 **self.options,
             )
         packed.copy_to_host_async()
