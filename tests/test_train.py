@@ -117,6 +117,17 @@ def test_the_tree_is_each_sequence_by_itself(micro_tokens, count):
     np.testing.assert_allclose(learner.logp(PARAMS, BATCH)[inside], LOGP[inside], atol=1e-5)
 
 
+def test_all_completions_may_be_shorter_than_allowed():
+    """The batch has columns for its longest completion, 6 tokens, where 9 are allowed."""
+    learner, inside = make_learner(max_response_tokens=9), BATCH.mask()
+    logp = learner.logp(PARAMS, BATCH)
+    assert logp.shape == BATCH.completions.shape
+    np.testing.assert_allclose(logp[inside], LOGP[inside], atol=1e-5)
+    found, _ = tiny.gradient(learner, PARAMS, BATCH, False)
+    expected, _ = tiny.gradient(shared_learner(100, LOSS), PARAMS, BATCH, False)
+    close(found, expected, atol=1e-6)
+
+
 def test_the_policy_starts_at_its_reference():
     reference = shared_learner(100, LOSS).logp(PARAMS, BATCH)
     _, _, metrics = step(replace(BATCH, ref_logp=reference), on_policy=True)

@@ -137,7 +137,8 @@ class Learner:
             for parts in self.passes(batch):
                 logp = sharding.to_host(self.packed_logp(weights, self.place(parts).packed))
                 for part, rows in zip(parts, logp, strict=True):
-                    result[part.sample_ids, : rows.shape[1]] = rows[part.rows]
+                    # Rows have room for completions of the maximum length.
+                    result[part.sample_ids] = rows[part.rows, : result.shape[1]]
         return result
 
     def update(
