@@ -33,11 +33,12 @@ def open_log(path: Path) -> Iterator[TextIO]:
     make_folder(path.parent)
     with os_errors(path):
         file = path.open("a", encoding="utf-8", buffering=1)
-    handler, before = _LogHandler(file), faulthandler.is_enabled()
+    handler, before, hook = _LogHandler(file), faulthandler.is_enabled(), sys.unraisablehook
     handler.setFormatter(logging.Formatter(FORMAT))
     for logger in (LOGGER, logging.getLogger()):
         logger.addHandler(handler)
     faulthandler.enable(file)
+    sys.unraisablehook = _log_unraisable
     try:
         yield file
     except BaseException as error:
@@ -46,9 +47,20 @@ def open_log(path: Path) -> Iterator[TextIO]:
     finally:
         for logger in (LOGGER, logging.getLogger()):
             logger.removeHandler(handler)
+        sys.unraisablehook = hook
         faulthandler.disable()
         if before and sys.__stderr__:
             faulthandler.enable(sys.__stderr__)
         with contextlib.suppress(OSError):  # the last line may not fit on the disk
             file.close()
             storage.upload(path)
+
+
+def _log_unraisable(error: "sys.UnraisableHookArgs") -> None:
+    """Logs an error that no code can handle, which Python would show with its traceback.
+
+    When a save fails, Orbax closes its event loop, and each later write of TensorStore's threads
+    causes such an error. The user needs only the first one, which is raised.
+    """
+    reason = error.exc_value or error.exc_type()
+    LOGGER.error("%s", error.err_msg or "error in a callback", exc_info=reason)

@@ -37,28 +37,30 @@ def test_five_cases(tmp_path):
         ("kill", 1),
     ]
     assert all(case["problem"] == "" for case in cases)
-    reference = json.loads((tmp_path / "reference.json").read_text())
+    reference = json.loads((tmp_path / "reference_1.json").read_text())
     assert len(reference["contents"]) > 20 and reference["operations"] > 100
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     written = b"".join(path.read_bytes() for path in files) + done.stderr.encode()
-    assert (tmp_path / "reference" / "config.json").exists()
+    assert (tmp_path / "reference_1" / "config.json").exists()
     for secret in secrets.values():
         assert secret.encode() not in written
 
 
 @pytest.mark.parametrize(
-    ("code", "err", "problem"),
+    ("code", "err", "aborts", "problem"),
     [
-        (0, "", ""),
-        (-9, "", ""),
-        (2, "seif run: x: No space left on device\n", ""),
-        (1, "Traceback (most recent call last):\n", "a traceback"),
-        (1, "", "no line"),
-        (-11, "", "ended by signal 11"),
+        (0, "", False, ""),
+        (-9, "", False, ""),
+        (2, "seif run: x: No space left on device\n", False, ""),
+        (1, "Traceback (most recent call last):\n", False, "a traceback"),
+        (1, "", False, "no line"),
+        (-11, "", True, "ended by signal 11"),
+        (-6, "", True, ""),
+        (-6, "", False, "ended by signal 6"),
     ],
 )
-def test_what_is_a_clear_end(code, err, problem):
-    assert runpy.run_path(str(TOOL))["unclear"](code, err) == problem
+def test_what_is_a_clear_end(code, err, aborts, problem):
+    assert runpy.run_path(str(TOOL))["unclear"](code, err, aborts) == problem
 
 
 def test_a_difference_is_named():

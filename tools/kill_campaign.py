@@ -13,6 +13,11 @@ other measurements are left out.
     disk         the disk, a small tmpfs, becomes full; it is enlarged before the command is
                  repeated (needs root)
     clock        time.time jumps by up to 30 days, backward or forward
+    damage       after SIGKILL, a file of a checkpoint gets a flipped bit, loses its end or is
+                 removed; if the run refuses to go on, the file is restored and the command repeated
+    peer         one of two processes gets SIGKILL or SIGSTOP; the other one must end by itself
+    store        the run's folder is in a server of S3's API, which for some requests answers 503,
+                 sends no answer, or closes the connection (needs moto and boto3)
 
 Case i of a kind depends only on --seed, the kind and i. Cases that FOLDER/cases.jsonl has are not
 repeated. The runs are forked from this process, so that they need not import modules again, and
@@ -22,53 +27,53 @@ FOLDER/table.md and table.json. Exits with 1 if a case failed.
 
 import argparse
 import atexit
-import builtins
 import contextlib
-import errno
 import hashlib
 import importlib
-import io
-import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
+from kill_faults import KINDS, Fault, Measured, free_port, unmount, watch
 
-WHAT = ("kill", "term", "files", "disk", "clock")
 SMALL = (
     "data.limit=2",
     "generate.prompts=2",
     "generate.filter=False",
     "eval.sets.held.last=1",
     "eval.every_steps=1",
+    "distributed.heartbeat_secs=20",
 )
 MEASURED = ("secs/", "clock/", "tokens_per_sec", "host/")  # metrics that differ between equal runs
 HANGS_SECS = 1200  # a run that takes longer counts as hung
 # Files in the campaign's folder that the forked runs write.
 CONTENTS, COUNT, SECS, MODULES = "contents.json", "operations.txt", "secs.txt", "modules.txt"
-SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
-OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
-DAY = 86400
-Fault = Callable[[Path], None]  # installs a fault in the child, given the run's folder
+OUTCOMES = {  # of a case, and the heading of its column in the table
+    "went on": "went on, identical",
+    "stopped": "stopped, then identical",
+    "too late": "ended before the fault",
+    "FAILED": "failed",
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=5, help="cases, divided among the kinds")
-    parser.add_argument("--what", default=",".join(WHAT[:3]), help=f"of {', '.join(WHAT)}")
+    parser.add_argument("--what", default="kill,term,files", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="starts no case after them"
@@ -77,8 +82,8 @@ def main() -> int:
     args = parser.parse_args()
     kinds = args.what.split(",")
     for kind in kinds:
-        if kind not in WHAT:
-            parser.error(f"--what must be some of: {', '.join(WHAT)} (got {kind!r})")
+        if kind not in KINDS:
+            parser.error(f"--what must be some of: {', '.join(KINDS)} (got {kind!r})")
     folder = Path(args.out or tempfile.mkdtemp(prefix="kill_campaign_")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
@@ -97,7 +102,7 @@ def main() -> int:
 
 
 class Campaign:
-    """The results of the reference run, and the outcomes of the cases that are done."""
+    """The results of the reference runs, and the outcomes of the cases that are done."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -106,9 +111,8 @@ class Campaign:
         cases = [json.loads(line) for line in lines]
         self.done = {(case["what"], case["number"]): case for case in cases if case["seed"] == seed}
         if not (folder / "place" / "config.py").exists():
-            self._forked(self._make_config)
+            self._forked([self._make_config])
         import_modules(folder / MODULES)
-        self.reference = self._reference()
 
     def _make_config(self) -> int:
         import tiny_run
@@ -119,14 +123,18 @@ class Campaign:
         config.rename(place / "config.py")
         return 0
 
-    def _reference(self) -> dict[str, Any]:
-        """What an undisturbed run computes, and its CPU seconds, file operations and bytes."""
-        path = self.folder / "reference.json"
+    def reference(self, processes: int) -> dict[str, Any]:
+        """What an undisturbed run computes, and its CPU seconds, file operations and bytes. Another
+        number of processes rounds sums in another order, so it has its own reference."""
+        name = f"reference_{processes}"
+        path = self.folder / f"{name}.json"
         if not path.exists():
-            for name in ("compile", "reference"):  # the first fills the folder of programs
-                workdir = self.folder / name
+            for run in ("compile", name):  # the first fills the folder of programs
+                workdir = self.folder / run
                 shutil.rmtree(workdir, ignore_errors=True)
-                code, err = self.run(workdir, count_operations)
+                count = count_operations(self.folder)
+                fault = Fault(str(workdir), "", install=count, processes=processes)
+                code, err, _ = self.run(fault)
                 if code:
                     raise SystemExit(f"the reference run failed:\n{err}")
                 import_modules(self.folder / MODULES)
@@ -135,7 +143,7 @@ class Campaign:
                 "secs": float((self.folder / SECS).read_text()),
                 "operations": int((self.folder / COUNT).read_text()),
                 "bytes": sum(file.stat().st_size for file in files),
-                "contents": json.loads((self.folder / CONTENTS).read_text()),
+                "contents": self.contents(fault),
             }
             path.write_text(json.dumps(reference))
         return json.loads(path.read_text())
@@ -147,110 +155,118 @@ class Campaign:
         unmount(disk)
         shutil.rmtree(disk, ignore_errors=True)
         disk.mkdir()
-        workdir = disk / "case"
-        fault, at_secs, detail = self._fault(kind, rng, disk)
-        sent = SIGNALS.get(kind)
-        first, err = self.run(workdir, fault, at_secs, sent)
-        line = err.strip().splitlines()[-1] if first > 0 and err.strip() else ""
-        problem, tries, code = unclear(first, err), 0, first
-        if kind == "disk":
-            subprocess.run(["mount", "-o", "remount,size=1G", str(disk)], check=True)
-        while code and not problem:
-            code, err = self.run(workdir)
-            tries += 1
-            problem = f"the run after the fault ends with {code}" if code else ""
-        problem = problem or difference(
-            self.reference["contents"], json.loads((self.folder / CONTENTS).read_text())
-        )
-        stopped = "stopped with one line" if first > 0 else "identical"
-        case = {"what": kind, "number": number, "seed": self.seed, "fault": detail, "exit": first}
-        case |= {"outcome": "FAILED" if problem else stopped, "problem": problem, "line": line}
+        reference = self.reference(2 if kind == "peer" else 1)
+        measured = Measured(*(reference[name] for name in Measured._fields))
+        with KINDS[kind](rng, disk, measured) as fault:
+            first, err, happened = self.run(fault)
+            line = err.strip().splitlines()[-1] if first > 0 and err.strip() else ""
+            problem, code = unclear(first, err, fault.aborts), first
+            again = replace(fault, install=None, sent=None)
+            for between in fault.between:
+                if not code or problem:
+                    break
+                between()
+                code, err, _ = self.run(again)
+                problem = unclear(code, err, aborts=False)
+            if code and not problem:
+                problem = f"the last run ends with {code}"
+            problem = problem or difference(reference["contents"], self.contents(fault))
+        stopped = "stopped" if first else "went on" if happened else "too late"
+        case = {"what": kind, "number": number, "seed": self.seed, "fault": fault.detail}
+        case |= {"exit": first, "outcome": "FAILED" if problem else stopped}
+        case |= {"problem": problem, "line": line}
         if problem:
             (self.folder / f"failed_{kind}_{number}.txt").write_text(err)
-        unmount(disk)
         with self.results.open("a") as file:
             file.write(json.dumps(case) + "\n")
         self.done[kind, number] = case
         print(json.dumps(case), file=sys.stderr, flush=True)
 
-    def _fault(self, kind: str, rng: random.Random, disk: Path) -> tuple[Fault | None, float, str]:
-        """The fault to install in the child, the CPU seconds after which it gets a signal, and a
-        description. For `disk`, mounts the disk."""
-        if kind in ("kill", "term"):
-            secs = rng.uniform(0, self.reference["secs"])
-            return None, secs, f"after {secs:.2f} s of CPU time"
-        if kind == "files":
-            k = rng.randint(1, self.reference["operations"])
-            dies = rng.random() < 0.5
-            effect = "kills" if dies else "fails"
-            return fail_at(k, dies), 0, f"operation {k} {effect}"
-        if kind == "disk":
-            size = int(rng.uniform(0.1, 1.0) * self.reference["bytes"])
-            mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-            subprocess.run(mounted, check=True)
-            return None, 0, f"{size} bytes"
-        jump, call = rng.uniform(-30, 30) * DAY, rng.randint(1, 200)
-        return clock_jump(call, jump), 0, f"{jump / DAY:.1f} days at call {call}"
-
-    def run(
-        self,
-        workdir: Path,
-        fault: Fault | None = None,
-        at_secs: float = 0.0,
-        sent: signal.Signals | None = None,
-    ) -> tuple[int, str]:
-        """Runs the command in a child process. Returns its exit code (the negative number of the
-        signal, if one ended it) and what it printed."""
-        command = ["run", f"--config={self.folder / 'place' / 'config.py'}", f"--workdir={workdir}"]
+    def run(self, fault: Fault) -> tuple[int, str, bool]:
+        """Runs the command in child processes. Returns its exit code (the negative number of the
+        signal, if one ended it; of the victim of a signal only if no other failed), what it
+        printed, and whether the fault's signal, if any, was sent."""
+        config = self.folder / "place" / "config.py"
+        command = ["run", f"--config={config}", f"--workdir={fault.workdir}"]
         command += [f"--config.{change}" for change in SMALL]
+        joins = [f"--coordinator=localhost:{free_port()}", f"--processes={fault.processes}"]
 
-        def child() -> int:
+        def body(process: int) -> int:
             from seif_jax.__main__ import main
 
-            if fault:
-                fault(workdir)
-            code = main(command)
-            if code == 0:
-                write_contents(workdir, self.folder / CONTENTS)
-            return code
+            os.environ.update(fault.variables)
+            if fault.install:
+                fault.install(fault.workdir)
+            return main(command + [*joins, f"--process={process}"] * (fault.processes > 1))
 
-        return self._forked(child, at_secs, sent)
+        return self._forked([lambda i=i: body(i) for i in range(fault.processes)], fault)
+
+    def contents(self, fault: Fault) -> dict[str, str]:
+        """What a finished run has computed. What is in a store is downloaded again."""
+
+        def body() -> int:
+            from seif_jax import storage
+
+            os.environ.update(fault.variables, XDG_CACHE_HOME=str(self.folder / "disk" / "again"))
+            write_contents(storage.local(fault.workdir), self.folder / CONTENTS)
+            return 0
+
+        code, err, _ = self._forked([body])
+        if code:
+            raise SystemExit(f"the results of {fault.workdir} cannot be read:\n{err}")
+        return json.loads((self.folder / CONTENTS).read_text())
 
     def _forked(
-        self, body: Callable[[], int], at_secs: float = 0.0, sent: signal.Signals | None = None
-    ) -> tuple[int, str]:
-        log = self.folder / "stderr.txt"
+        self, bodies: list[Callable[[], int]], fault: Fault | None = None
+    ) -> tuple[int, str, bool]:
+        """Runs each body in a child process of its own; see `run`."""
+        logs = [self.folder / f"stderr_{i}.txt" for i in range(len(bodies))]
+        running = {
+            self._fork(body, log): i for i, (body, log) in enumerate(zip(bodies, logs, strict=True))
+        }
+        pids, codes = [*running], [0] * len(bodies)
+        sent, victim = (fault.sent, fault.victim) if fault else (None, 0)
+        deadline = time.monotonic() + HANGS_SECS
+        while running:
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+                elif sent and running[pid] == victim and cpu_secs(pid) >= fault.at_secs:
+                    os.kill(pid, sent)
+                    sent = None
+            if fault and fault.sent == signal.SIGSTOP and [*running] == [pids[victim]]:
+                os.kill(pids[victim], signal.SIGKILL)  # nothing else ends a stopped process
+            if time.monotonic() > deadline:
+                for pid in running:
+                    os.kill(pid, signal.SIGABRT)
+            time.sleep(0.02)
+        others = [code for i, code in enumerate(codes) if code and i != victim]
+        code = (others or [codes[victim]])[0]
+        happened = not (fault and fault.sent and sent)
+        return code, "".join(log.read_text(errors="replace") for log in logs), happened
+
+    def _fork(self, body: Callable[[], int], log: Path) -> int:
+        """Starts a child process; returns its number."""
         pid = os.fork()
         if pid == 0:
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
             sys.exit(body())
-        begun = time.monotonic()
-        while True:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
-            if sent and cpu_secs(pid) >= at_secs:
-                os.kill(pid, sent)
-                sent = None
-            if time.monotonic() - begun > HANGS_SECS:
-                os.kill(pid, signal.SIGABRT)
-            time.sleep(0.02)
-        return os.waitstatus_to_exitcode(status), log.read_text()
+        return pid
 
     def table(self) -> str:
         """The outcomes by kind, as Markdown. Also writes table.md and table.json."""
-        outcomes = ("identical", "stopped with one line", "FAILED")
         counts = {
             kind: [
                 sum(c["outcome"] == outcome and c["what"] == kind for c in self.done.values())
-                for outcome in outcomes
+                for outcome in OUTCOMES
             ]
             for kind in dict.fromkeys(case["what"] for case in self.done.values())
         }
-        rows = ["| fault | cases | identical | stopped with one line, then identical | failed |"]
-        rows.append("|---|---|---|---|---|")
+        rows = [f"| fault | cases | {' | '.join(OUTCOMES.values())} |"]
+        rows.append("|---" * (2 + len(OUTCOMES)) + "|")
         rows += [
             f"| {kind} | {sum(numbers)} | {' | '.join(map(str, numbers))} |"
             for kind, numbers in counts.items()
@@ -276,14 +292,11 @@ def cpu_secs(pid: int) -> float:
     return times.user + times.system
 
 
-def unmount(disk: Path) -> None:
-    if os.path.ismount(disk):
-        subprocess.run(["umount", str(disk)], check=True)
+def unclear(code: int, err: str, aborts: bool) -> str:
+    """What is wrong with how a run with a fault ended; "" if nothing is.
 
-
-def unclear(code: int, err: str) -> str:
-    """What is wrong with how a run with a fault ended; "" if nothing is."""
-    if code in (0, -signal.SIGKILL, -signal.SIGTERM):
+    aborts: whether JAX may have ended it, because another process had ended."""
+    if code in (0, -signal.SIGKILL, -signal.SIGTERM) or (aborts and code == -signal.SIGABRT):
         return ""
     if code < 0:
         return f"ended by signal {-code}"
@@ -325,57 +338,20 @@ def difference(expected: object, actual: object) -> str:
     return f"differs: {', '.join(names)}" if names else ""
 
 
-def watch(workdir: Path, before: Callable[[str], None]) -> None:
-    """Calls `before(name)` before each operation of Python that changes a file in a folder."""
+def count_operations(folder: Path) -> Callable[[str], None]:
+    """Counts the operations of a run's process on files, and writes the number to the folder, with
+    the CPU seconds and the modules of the process."""
 
-    def watched(name: str, function: Callable[..., object]) -> Callable[..., object]:
-        def operation(path: object, *args: object, **kwargs: object) -> object:
-            mode = str(args[0] if args else kwargs.get("mode", "r"))
-            writes = name != "open" or set("wax+") & set(mode)
-            if writes and (name == "fsync" or str(path).startswith(str(workdir))):
-                before(name)
-            return function(path, *args, **kwargs)
+    def install(workdir: str) -> None:
+        names: list[str] = []
+        watch(workdir, names.append)
 
-        return operation
+        def write() -> None:
+            (folder / COUNT).write_text(str(len(names)))
+            (folder / SECS).write_text(str(time.process_time()))
+            (folder / MODULES).write_text("\n".join(sys.modules))
 
-    for name in OPERATIONS:
-        setattr(os, name, watched(name, getattr(os, name)))
-    io.open = builtins.open = watched("open", builtins.open)
-
-
-def count_operations(workdir: Path) -> None:
-    names: list[str] = []
-    watch(workdir, names.append)
-
-    def write() -> None:
-        folder = workdir.parent
-        (folder / COUNT).write_text(str(len(names)))
-        (folder / SECS).write_text(str(time.process_time()))
-        (folder / MODULES).write_text("\n".join(sys.modules))
-
-    atexit.register(write)
-
-
-def fail_at(k: int, dies: bool) -> Fault:
-    """At the k-th operation, the process is killed (`dies`), or the operation fails with an
-    input/output error."""
-    count = itertools.count(1)
-
-    def before(name: str) -> None:
-        if next(count) == k:
-            if dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    return lambda workdir: watch(workdir, before)
-
-
-def clock_jump(call: int, secs: float) -> Fault:
-    """From the given call of time.time on, the clock is wrong by `secs`."""
-
-    def install(workdir: Path) -> None:
-        count, right = itertools.count(1), time.time
-        time.time = lambda: right() + (secs if next(count) >= call else 0.0)
+        atexit.register(write)
 
     return install
 

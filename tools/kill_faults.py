@@ -1,0 +1,305 @@
+"""The faults that kill_campaign.py gives to runs, one function per kind.
+
+Each is a context manager that draws a fault with `rng`. disk: an empty folder for the run.
+"""
+
+import builtins
+import contextlib
+import errno
+import io
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
+DAY = 86400
+SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
+
+
+class Measured(NamedTuple):
+    """What the reference run took."""
+
+    secs: float  # of CPU time, per process
+    operations: int  # on files, by Python
+    bytes: int  # of all its files
+
+
+@dataclass
+class Fault:
+    """A fault of one case."""
+
+    workdir: str  # of the run: a folder or a URL
+    detail: str  # for the results; `between` may add to it
+    install: Callable[[str], None] | None = None  # called in the run's process before it begins
+    sent: signal.Signals | None = None  # sent to process `victim` after `at_secs` of CPU time
+    at_secs: float = 0.0
+    victim: int = 0
+    processes: int = 1
+    aborts: bool = False  # whether JAX may end a process that does not get the signal
+    # One call before each repetition of the command.
+    between: tuple[Callable[[], None], ...] = (lambda: None,)
+    variables: dict[str, str] = field(default_factory=dict)  # of the run's environment
+
+
+Kind = Callable[[random.Random, Path, Measured], contextlib.AbstractContextManager[Fault]]
+
+
+@contextlib.contextmanager
+def sigkill(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    yield _signal(rng, disk, measured, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def sigterm(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    yield _signal(rng, disk, measured, signal.SIGTERM)
+
+
+def _signal(
+    rng: random.Random, disk: Path, measured: Measured, sent: signal.Signals, earliest: float = 0.0
+) -> Fault:
+    secs = rng.uniform(earliest, 1) * measured.secs
+    detail = f"after {secs:.2f} s of CPU time"
+    return Fault(str(disk / "case"), detail, sent=sent, at_secs=secs)
+
+
+@contextlib.contextmanager
+def files(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    k = rng.randint(1, measured.operations)
+    dies = rng.random() < 0.5
+    detail = f"operation {k} {'kills' if dies else 'fails'}"
+    yield Fault(str(disk / "case"), detail, install=fail_at(k, dies))
+
+
+@contextlib.contextmanager
+def full_disk(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    size = int(rng.uniform(0.1, 1.0) * measured.bytes)
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    subprocess.run(mounted, check=True)
+    enlarged = ["mount", "-o", "remount,size=1G", str(disk)]
+    parent = os.getpid()
+    try:
+        yield Fault(
+            str(disk / "case"),
+            f"{size} bytes",
+            between=(lambda: subprocess.run(enlarged, check=True) and None,),
+        )
+    finally:
+        if os.getpid() == parent:  # not in the runs, which leave this function, too
+            unmount(disk)
+
+
+@contextlib.contextmanager
+def clock(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    jump, call = rng.uniform(-30, 30) * DAY, rng.randint(1, 200)
+    detail = f"{jump / DAY:.1f} days at call {call}"
+    yield Fault(str(disk / "case"), detail, install=clock_jump(call, jump))
+
+
+@contextlib.contextmanager
+def damage(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    fault = _signal(rng, disk, measured, signal.SIGKILL, earliest=0.4)
+    copy, draw = disk / "copy", rng.random()
+    how = rng.choice((flip_bit, cut, remove))
+    damaged: list[Path] = []
+
+    def damages() -> None:
+        folders = sorted(Path(fault.workdir).rglob("checkpoints/*"))
+        found = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
+        if not found:
+            fault.detail += ", no checkpoint yet"
+            return
+        path = found[int(draw * len(found))]
+        fault.detail += f", {how.__name__} {path.relative_to(fault.workdir)}"
+        shutil.copyfile(path, copy)
+        how(path, rng)
+        damaged.append(path)
+
+    def restores() -> None:
+        for path in damaged:
+            shutil.copyfile(copy, path)
+
+    fault.between = (damages, restores)
+    yield fault
+
+
+@contextlib.contextmanager
+def peer(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    fault = _signal(rng, disk, measured, rng.choice((signal.SIGKILL, signal.SIGSTOP)))
+    fault.processes, fault.victim, fault.aborts = 2, rng.randint(0, 1), True
+    assert fault.sent
+    fault.detail = f"process {fault.victim} gets {fault.sent.name} {fault.detail}"
+    yield fault
+
+
+@contextlib.contextmanager
+def store(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+    how = rng.choice(("503", "silent", "closed"))
+    # A client repeats a request up to 10 times, so only longer faults stop a run.
+    count = rng.randint(1, 4) if how == "silent" else rng.choice((1, 5, 25))
+    first = rng.randint(1, 2 * measured.operations)
+    with s3_server(how) as (variables, faulty):
+        faulty[:] = first, first + count
+
+        def mend() -> None:
+            faulty[:] = 0, 0
+
+        yield Fault(
+            "s3://bucket/case",
+            f"requests {first} to {first + count - 1}: {how}",
+            between=(mend,),
+            variables={**variables, "XDG_CACHE_HOME": str(disk)},
+        )
+
+
+KINDS: dict[str, Kind] = {
+    "kill": sigkill,
+    "term": sigterm,
+    "files": files,
+    "disk": full_disk,
+    "clock": clock,
+    "damage": damage,
+    "peer": peer,
+    "store": store,
+}
+
+
+def flip_bit(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def cut(path: Path, rng: random.Random) -> None:
+    """Removes the end of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randint(0, max(len(content) - 1, 0))])
+
+
+def remove(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def watch(workdir: str, before: Callable[[str], None]) -> None:
+    """Calls `before(name)` before each operation of Python that changes a file in a folder."""
+
+    def watched(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def operation(path: object, *args: object, **kwargs: object) -> object:
+            mode = str(args[0] if args else kwargs.get("mode", "r"))
+            writes = name != "open" or set("wax+") & set(mode)
+            if writes and (name == "fsync" or str(path).startswith(workdir)):
+                before(name)
+            return function(path, *args, **kwargs)
+
+        return operation
+
+    for name in OPERATIONS:
+        setattr(os, name, watched(name, getattr(os, name)))
+    io.open = builtins.open = watched("open", builtins.open)
+
+
+def fail_at(k: int, dies: bool) -> Callable[[str], None]:
+    """At the k-th operation, the process is killed (`dies`), or the operation fails with an
+    input/output error."""
+    count = itertools.count(1)
+
+    def before(name: str) -> None:
+        if next(count) == k:
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    return lambda workdir: watch(workdir, before)
+
+
+def clock_jump(call: int, secs: float) -> Callable[[str], None]:
+    """From the given call of time.time on, the clock is wrong by `secs`."""
+
+    def install(workdir: str) -> None:
+        count, right = itertools.count(1), time.time
+        time.time = lambda: right() + (secs if next(count) >= call else 0.0)
+
+    return install
+
+
+def unmount(disk: Path) -> None:
+    if os.path.ismount(disk):
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
+    """A server of S3's API in a process of its own, with the bucket `bucket`.
+
+    Yields the variables by which it is found, and the numbers of the first faulty request and of
+    the next one without a fault, counted from 1. Both may be changed while the server runs.
+    """
+    import boto3
+
+    port, faulty = free_port(), multiprocessing.get_context("fork").Array("l", [0, 0])
+    parent, pid = os.getpid(), os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            _serve_s3(port, how, faulty)
+        os._exit(1)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        client = boto3.client(
+            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                client.create_bucket(Bucket="bucket")
+                break
+            except Exception:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        yield {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **keys}, faulty
+    finally:
+        if os.getpid() == parent:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _serve_s3(port: int, how: str, faulty: Any) -> None:
+    import logging
+
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import run_simple
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app, count = DomainDispatcherApplication(create_backend_app), itertools.count(1)
+
+    def with_faults(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        first, end = faulty[:]
+        if not first <= next(count) < end:
+            return app(environ, start)
+        if how == "silent":
+            time.sleep(SILENT_SECS)
+        if how == "503":
+            start("503 Slow Down", [("Content-Length", "0")])
+        else:
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        return []
+
+    run_simple("127.0.0.1", port, with_faults, threaded=True)
