@@ -71,6 +71,8 @@ class Writer:
         line |= {name: _number(value) for name, value in metrics.items()}
         append_text(self.path, dumps(line) + "\n")  # a kill loses no finished step
         storage.upload(self.path)
+        for log in RunPaths(self.path.parent).logs.glob("*.log"):  # of all processes
+            storage.upload(log)
         self.written = True
         self._show([line])
 

@@ -63,4 +63,4 @@ def _log_unraisable(error: "sys.UnraisableHookArgs") -> None:
     causes such an error. The user needs only the first one, which is raised.
     """
     reason = error.exc_value or error.exc_type()
-    LOGGER.error("%s", error.err_msg or "error in a callback", exc_info=reason)
+    LOGGER.error("%s %r", error.err_msg or "Exception ignored in", error.object, exc_info=reason)

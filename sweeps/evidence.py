@@ -3,14 +3,14 @@
     seif sweep --config=evidence_cpu --sweep=evidence --workdir=DIR --launcher=local \
         --config.data.seeds=FILE
 
-Twelve runs, in the order of their importance. The Follower takes 36 steps in each of them.
+Twelve runs, in the order of their importance. The Follower takes 24 steps in each of them.
 """
 
 ARMS = {
     "full": {},  # three rounds, rules and then the last round's Follower judge
     "no_evolution": {"stages": ("generate", "follower")},  # the Instructor is never trained
     "random_verdicts": {"reward.checks": ("judge",), "judger.mode": "random"},  # the floor
-    "one_round": {"rounds": 1, "instructor.steps": 12, "follower.steps": 36},  # no alternation
+    "one_round": {"rounds": 1, "instructor.steps": 9, "follower.steps": 24},  # no alternation
     "learnability": {"instructor.reward": "learnability", "answer.samples": 4},
     "rules_only": {"reward.checks": ("ifeval",)},
 }

@@ -19,7 +19,7 @@ def test_five_cases(tmp_path):
         "WANDB_API_KEY": "wandb-secret-0123456789",
         "AWS_SECRET_ACCESS_KEY": "aws+secret/0123456789",
     }
-    command = [sys.executable, str(TOOL), "--kills=5", "--what=kill,files,term,clock"]
+    command = [sys.executable, str(TOOL), "--kills=5", "--what=kill,files,term,clock,damage"]
     done = subprocess.run(
         [*command, f"--out={tmp_path}"],
         env={**os.environ, **secrets, "JAX_PLATFORMS": "cpu"},
@@ -34,7 +34,7 @@ def test_five_cases(tmp_path):
         ("files", 0),
         ("term", 0),
         ("clock", 0),
-        ("kill", 1),
+        ("damage", 0),
     ]
     assert all(case["problem"] == "" for case in cases)
     reference = json.loads((tmp_path / "reference_1.json").read_text())

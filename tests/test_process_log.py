@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import sys
 
 import pytest
 from mounts import mounted
@@ -57,3 +58,16 @@ def test_a_full_disk_is_no_error_of_the_log(tmp_path, capfd):
         logging.getLogger("seif_jax").info("x" * 100_000)
         logging.getLogger("seif_jax").info("x")
     assert capfd.readouterr() == ("", "")
+
+
+def test_errors_that_no_code_can_handle_are_only_logged(tmp_path, capfd):
+    class Broken:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    before = sys.unraisablehook
+    with open_log(tmp_path / "log"):
+        Broken()
+    assert sys.unraisablehook == before
+    assert capfd.readouterr() == ("", "")
+    assert "RuntimeError: Event loop is closed" in (tmp_path / "log").read_text()

@@ -65,8 +65,11 @@ def test_a_run_is_killed_and_goes_on_on_another_machine(kind, finished, place, t
             model = "round_2/follower/hf/model.safetensors"
             assert (root / model).read_bytes() == (finished / model).read_bytes()
             assert list((root / "tensorboard").iterdir())
+            log = (root / "logs" / "process_0.log").read_text()
+            assert log.count("devices: ") == 2  # of the killed run, too
             if kind == "gs":
                 reads_models_and_reports(url, capsys)
+                evaluates(url, tmp_path, capsys)
 
 
 def reads_models_and_reports(url, capsys):
@@ -90,6 +93,22 @@ def reads_models_and_reports(url, capsys):
     )
     assert main(["generate", f"--model={kind}://bucket/none", "--prompt=x"]) == 2
     assert f"seif generate: {kind}://bucket/none: no such file" in capsys.readouterr().err
+
+
+def evaluates(url, tmp_path, capsys):
+    """A model in a store, with its replies and scores in the store, read by another machine."""
+    row = {"prompt": "Hi.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    out = f"{url.partition(':')[0]}://bucket/scores"
+    options = [f"--model={url}/round_1/follower", "--suite=ifeval", f"--out={out}"]
+    options += [f"--data={tmp_path / 'rows.jsonl'}", "--max_tokens=2", "--json"]
+    assert main(["evaluate", *options]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "four"))
+        patch.setattr(storage, "_copies", [])
+        assert json.loads((storage.local(out) / "scores.json").read_text()) == shown
+        assert (storage.local(out) / "responses.parquet").exists()
 
 
 def test_two_processes_share_a_local_copy(place, tmp_path):

@@ -1,4 +1,4 @@
-"""The faults that kill_campaign.py gives to runs, one function per kind.
+"""The faults that tools/kill_campaign.py gives to runs, one function per kind.
 
 Each is a context manager that draws a fault with `rng`. disk: an empty folder for the run.
 """
@@ -284,7 +284,7 @@ def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
 def _serve_s3(port: int, how: str, faulty: Any) -> None:
     import logging
 
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
