@@ -57,10 +57,11 @@ def open_log(path: Path) -> Iterator[TextIO]:
 
 
 def _log_unraisable(error: "sys.UnraisableHookArgs") -> None:
-    """Logs an error that no code can handle, which Python would show with its traceback.
+    """Logs an exception that cannot be raised, such as one in `__del__`, instead of printing it.
 
-    When a save fails, Orbax closes its event loop, and each later write of TensorStore's threads
-    causes such an error. The user needs only the first one, which is raised.
+    After a failed save, TensorStore's threads cause one per pending write, because Orbax has closed
+    its event loop. The error of the save itself is raised as usual.
     """
-    reason = error.exc_value or error.exc_type()
-    LOGGER.error("%s %r", error.err_msg or "Exception ignored in", error.object, exc_info=reason)
+    exception = error.exc_value or error.exc_type()
+    message = error.err_msg or "Exception ignored in"
+    LOGGER.error("%s %r", message, error.object, exc_info=exception)

@@ -26,8 +26,8 @@ DAY = 86400
 SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
 
 
-class Measured(NamedTuple):
-    """What the reference run took."""
+class ReferenceTotals(NamedTuple):
+    """What the reference run took and wrote."""
 
     secs: float  # of CPU time, per process
     operations: int  # on files, by Python
@@ -39,59 +39,63 @@ class Fault:
     """A fault of one case."""
 
     workdir: str  # of the run: a folder or a URL
-    detail: str  # for the results; `between` may add to it
+    detail: str  # for the results; `before_repeat` may add to it
     install: Callable[[str], None] | None = None  # called in the run's process before it begins
-    sent: signal.Signals | None = None  # sent to process `victim` after `at_secs` of CPU time
+    to_send: signal.Signals | None = None  # to process `victim` after `at_secs` of CPU time
     at_secs: float = 0.0
     victim: int = 0
     processes: int = 1
-    aborts: bool = False  # whether JAX may end a process that does not get the signal
-    # One call before each repetition of the command.
-    between: tuple[Callable[[], None], ...] = (lambda: None,)
+    may_abort: bool = False  # whether JAX may end the process that does not get the signal
+    # The command is repeated once after each of these calls, until it succeeds.
+    before_repeat: tuple[Callable[[], None], ...] = (lambda: None,)
     variables: dict[str, str] = field(default_factory=dict)  # of the run's environment
 
 
-Kind = Callable[[random.Random, Path, Measured], contextlib.AbstractContextManager[Fault]]
+Kind = Callable[[random.Random, Path, ReferenceTotals], contextlib.AbstractContextManager[Fault]]
 
 
 @contextlib.contextmanager
-def sigkill(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    yield _signal(rng, disk, measured, signal.SIGKILL)
+def sigkill(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    yield _signal(rng, disk, totals, signal.SIGKILL)
 
 
 @contextlib.contextmanager
-def sigterm(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    yield _signal(rng, disk, measured, signal.SIGTERM)
+def sigterm(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    yield _signal(rng, disk, totals, signal.SIGTERM)
 
 
 def _signal(
-    rng: random.Random, disk: Path, measured: Measured, sent: signal.Signals, earliest: float = 0.0
+    rng: random.Random,
+    disk: Path,
+    totals: ReferenceTotals,
+    sent: signal.Signals,
+    earliest: float = 0.0,
 ) -> Fault:
-    secs = rng.uniform(earliest, 1) * measured.secs
+    secs = rng.uniform(earliest, 1) * totals.secs
     detail = f"after {secs:.2f} s of CPU time"
-    return Fault(str(disk / "case"), detail, sent=sent, at_secs=secs)
+    return Fault(str(disk / "case"), detail, to_send=sent, at_secs=secs)
 
 
 @contextlib.contextmanager
-def files(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    k = rng.randint(1, measured.operations)
+def files(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    k = rng.randint(1, totals.operations)
     dies = rng.random() < 0.5
     detail = f"operation {k} {'kills' if dies else 'fails'}"
     yield Fault(str(disk / "case"), detail, install=fail_at(k, dies))
 
 
 @contextlib.contextmanager
-def full_disk(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    size = int(rng.uniform(0.1, 1.0) * measured.bytes)
-    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
-    subprocess.run(mounted, check=True)
-    enlarged = ["mount", "-o", "remount,size=1G", str(disk)]
+def full_disk(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    size = int(rng.uniform(0.1, 1.0) * totals.bytes)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    subprocess.run(mount, check=True)
+    enlarge = ["mount", "-o", "remount,size=1G", str(disk)]
     parent = os.getpid()
     try:
         yield Fault(
             str(disk / "case"),
             f"{size} bytes",
-            between=(lambda: subprocess.run(enlarged, check=True) and None,),
+            before_repeat=(lambda: subprocess.run(enlarge, check=True) and None,),
         )
     finally:
         if os.getpid() == parent:  # not in the runs, which leave this function, too
@@ -99,20 +103,20 @@ def full_disk(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fa
 
 
 @contextlib.contextmanager
-def clock(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+def clock(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
     jump, call = rng.uniform(-30, 30) * DAY, rng.randint(1, 200)
     detail = f"{jump / DAY:.1f} days at call {call}"
     yield Fault(str(disk / "case"), detail, install=clock_jump(call, jump))
 
 
 @contextlib.contextmanager
-def damage(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    fault = _signal(rng, disk, measured, signal.SIGKILL, earliest=0.4)
+def damage(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    fault = _signal(rng, disk, totals, signal.SIGKILL, earliest=0.4)
     copy, draw = disk / "copy", rng.random()
     how = rng.choice((flip_bit, cut, remove))
     damaged: list[Path] = []
 
-    def damages() -> None:
+    def damage_file() -> None:
         folders = sorted(Path(fault.workdir).rglob("checkpoints/*"))
         found = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
         if not found:
@@ -124,29 +128,29 @@ def damage(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault
         how(path, rng)
         damaged.append(path)
 
-    def restores() -> None:
+    def restore_file() -> None:
         for path in damaged:
             shutil.copyfile(copy, path)
 
-    fault.between = (damages, restores)
+    fault.before_repeat = (damage_file, restore_file)
     yield fault
 
 
 @contextlib.contextmanager
-def peer(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
-    fault = _signal(rng, disk, measured, rng.choice((signal.SIGKILL, signal.SIGSTOP)))
-    fault.processes, fault.victim, fault.aborts = 2, rng.randint(0, 1), True
-    assert fault.sent
-    fault.detail = f"process {fault.victim} gets {fault.sent.name} {fault.detail}"
+def peer(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
+    fault = _signal(rng, disk, totals, rng.choice((signal.SIGKILL, signal.SIGSTOP)))
+    fault.processes, fault.victim, fault.may_abort = 2, rng.randint(0, 1), True
+    assert fault.to_send
+    fault.detail = f"process {fault.victim} gets {fault.to_send.name} {fault.detail}"
     yield fault
 
 
 @contextlib.contextmanager
-def store(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]:
+def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
     how = rng.choice(("503", "silent", "closed"))
     # A client repeats a request up to 10 times, so only longer faults stop a run.
     count = rng.randint(1, 4) if how == "silent" else rng.choice((1, 5, 25))
-    first = rng.randint(1, 2 * measured.operations)
+    first = rng.randint(1, 2 * totals.operations)
     with s3_server(how) as (variables, faulty):
         faulty[:] = first, first + count
 
@@ -156,7 +160,7 @@ def store(rng: random.Random, disk: Path, measured: Measured) -> Iterator[Fault]
         yield Fault(
             "s3://bucket/case",
             f"requests {first} to {first + count - 1}: {how}",
-            between=(mend,),
+            before_repeat=(mend,),
             variables={**variables, "XDG_CACHE_HOME": str(disk)},
         )
 

@@ -47,7 +47,7 @@ def test_five_cases(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "err", "aborts", "problem"),
+    ("code", "err", "may_abort", "problem"),
     [
         (0, "", False, ""),
         (-9, "", False, ""),
@@ -59,8 +59,8 @@ def test_five_cases(tmp_path):
         (-6, "", False, "ended by signal 6"),
     ],
 )
-def test_what_is_a_clear_end(code, err, aborts, problem):
-    assert runpy.run_path(str(TOOL))["unclear"](code, err, aborts) == problem
+def test_what_is_a_clear_end(code, err, may_abort, problem):
+    assert runpy.run_path(str(TOOL))["unclear"](code, err, may_abort) == problem
 
 
 def test_a_difference_is_named():

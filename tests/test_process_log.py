@@ -60,7 +60,7 @@ def test_a_full_disk_is_no_error_of_the_log(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_errors_that_no_code_can_handle_are_only_logged(tmp_path, capfd):
+def test_exceptions_that_cannot_be_raised_are_only_logged(tmp_path, capfd):
     class Broken:
         def __del__(self):
             raise RuntimeError("Event loop is closed")

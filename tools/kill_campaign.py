@@ -15,10 +15,12 @@ other measurements are left out.
     clock        time.time jumps by up to 30 days, backward or forward
     damage       after SIGKILL, a file of a checkpoint gets a flipped bit, loses its end or is
                  removed; if the run refuses to go on, the file is restored and the command repeated
-    peer         one of two processes gets SIGKILL or SIGSTOP; the other one must end by itself
+    peer         one of two processes gets SIGKILL or SIGSTOP; the other one must end, by an
+                 error or because JAX aborts it
     store        the run's folder is in a server of S3's API, which for some requests answers 503,
                  sends no answer, or closes the connection (needs moto and boto3)
 
+A fault that comes after the end of its run has no effect, and counts as one that the run survived.
 Case i of a kind depends only on --seed, the kind and i. Cases that FOLDER/cases.jsonl has are not
 repeated. The runs are forked from this process, so that they need not import modules again, and
 share a folder of compiled programs. Prints a table of the outcomes, which is also written to
@@ -47,7 +49,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
-from kill_faults import KINDS, Fault, Measured, free_port, unmount, watch
+from kill_faults import KINDS, Fault, ReferenceTotals, free_port, unmount, watch
 
 SMALL = (
     "data.limit=2",
@@ -57,14 +59,18 @@ SMALL = (
     "eval.every_steps=1",
     "distributed.heartbeat_secs=20",
 )
-MEASURED = ("secs/", "clock/", "tokens_per_sec", "host/")  # metrics that differ between equal runs
+TIMING_METRICS = (
+    "secs/",
+    "clock/",
+    "tokens_per_sec",
+    "host/",
+)  # metrics that differ between equal runs
 HANGS_SECS = 1200  # a run that takes longer counts as hung
 # Files in the campaign's folder that the forked runs write.
 CONTENTS, COUNT, SECS, MODULES = "contents.json", "operations.txt", "secs.txt", "modules.txt"
 OUTCOMES = {  # of a case, and the heading of its column in the table
     "went on": "went on, identical",
     "stopped": "stopped, then identical",
-    "too late": "ended before the fault",
     "FAILED": "failed",
 }
 
@@ -75,7 +81,7 @@ def main() -> int:
     parser.add_argument("--what", default="kill,term,files", help=f"of {', '.join(KINDS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="starts no case after them"
+        "--seconds", type=float, default=float("inf"), help="start no new case after them"
     )
     parser.add_argument("--out", help="a folder for runs and results; default: a temporary one")
     args = parser.parse_args()
@@ -133,7 +139,7 @@ class Campaign:
                 shutil.rmtree(workdir, ignore_errors=True)
                 count = count_operations(self.folder)
                 fault = Fault(str(workdir), "", install=count, processes=processes)
-                code, err, _ = self.run(fault)
+                code, err = self.run(fault)
                 if code:
                     raise SystemExit(f"the reference run failed:\n{err}")
                 import_modules(self.folder / MODULES)
@@ -155,22 +161,22 @@ class Campaign:
         shutil.rmtree(disk, ignore_errors=True)
         disk.mkdir()
         reference = self.reference(2 if kind == "peer" else 1)
-        measured = Measured(*(reference[name] for name in Measured._fields))
-        with KINDS[kind](rng, disk, measured) as fault:
-            first, err, happened = self.run(fault)
+        totals = ReferenceTotals(*(reference[name] for name in ReferenceTotals._fields))
+        with KINDS[kind](rng, disk, totals) as fault:
+            first, err = self.run(fault)
             line = err.strip().splitlines()[-1] if first > 0 and err.strip() else ""
-            problem, code = unclear(first, err, fault.aborts), first
-            again = replace(fault, install=None, sent=None)
-            for between in fault.between:
+            problem, code = unclear(first, err, fault.may_abort), first
+            again = replace(fault, install=None, to_send=None)
+            for prepare in fault.before_repeat:
                 if not code or problem:
                     break
-                between()
-                code, err, _ = self.run(again)
-                problem = unclear(code, err, aborts=False)
+                prepare()
+                code, err = self.run(again)
+                problem = unclear(code, err, may_abort=False)
             if code and not problem:
                 problem = f"the last run ends with {code}"
             problem = problem or difference(reference["contents"], self.contents(fault))
-        stopped = "stopped" if first else "went on" if happened else "too late"
+        stopped = "stopped" if first else "went on"
         case = {"what": kind, "number": number, "seed": self.seed, "fault": fault.detail}
         case |= {"exit": first, "outcome": "FAILED" if problem else stopped}
         case |= {"problem": problem, "line": line}
@@ -181,10 +187,9 @@ class Campaign:
         self.done[kind, number] = case
         print(json.dumps(case), file=sys.stderr, flush=True)
 
-    def run(self, fault: Fault) -> tuple[int, str, bool]:
-        """Runs the command in child processes. Returns its exit code (the negative number of the
-        signal, if one ended it; of the victim of a signal only if no other failed), what it
-        printed, and whether the fault's signal, if any, was sent."""
+    def run(self, fault: Fault) -> tuple[int, str]:
+        """Runs the command in child processes. Returns what they printed, and the exit code of the
+        first one that failed (-N if signal N ended it); the victim's only if no other failed."""
         config = self.folder / "place" / "config.py"
         command = ["run", f"--config={config}", f"--workdir={fault.workdir}"]
         command += [f"--config.{change}" for change in SMALL]
@@ -201,7 +206,7 @@ class Campaign:
         return self._forked([lambda i=i: body(i) for i in range(fault.processes)], fault)
 
     def contents(self, fault: Fault) -> dict[str, str]:
-        """What a finished run has computed. What is in a store is downloaded again."""
+        """What a finished run has computed, downloaded again if it is in a store."""
 
         def body() -> int:
             from seif_jax import storage
@@ -210,31 +215,30 @@ class Campaign:
             write_contents(storage.local(fault.workdir), self.folder / CONTENTS)
             return 0
 
-        code, err, _ = self._forked([body])
-        if code:
-            raise SystemExit(f"the results of {fault.workdir} cannot be read:\n{err}")
-        return json.loads((self.folder / CONTENTS).read_text())
+        code, err = self._forked([body])
+        return {"error": err} if code else json.loads((self.folder / CONTENTS).read_text())
 
     def _forked(
         self, bodies: list[Callable[[], int]], fault: Fault | None = None
-    ) -> tuple[int, str, bool]:
+    ) -> tuple[int, str]:
         """Runs each body in a child process of its own; see `run`."""
         logs = [self.folder / f"stderr_{i}.txt" for i in range(len(bodies))]
         running = {
             self._fork(body, log): i for i, (body, log) in enumerate(zip(bodies, logs, strict=True))
         }
         pids, codes = [*running], [0] * len(bodies)
-        sent, victim = (fault.sent, fault.victim) if fault else (None, 0)
+        pending, victim = (fault.to_send, fault.victim) if fault else (None, 0)
         deadline = time.monotonic() + HANGS_SECS
         while running:
             for pid in list(running):
                 ended, status = os.waitpid(pid, os.WNOHANG)
                 if ended:
                     codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
-                elif sent and running[pid] == victim and cpu_secs(pid) >= fault.at_secs:
-                    os.kill(pid, sent)
-                    sent = None
-            if fault and fault.sent == signal.SIGSTOP and [*running] == [pids[victim]]:
+                elif pending and running[pid] == victim and cpu_secs(pid) >= fault.at_secs:
+                    os.kill(pid, pending)
+                    pending = None
+            stopped = fault and fault.to_send == signal.SIGSTOP and not pending
+            if stopped and [*running] == [pids[victim]]:
                 os.kill(pids[victim], signal.SIGKILL)  # nothing else ends a stopped process
             if time.monotonic() > deadline:
                 for pid in running:
@@ -242,8 +246,7 @@ class Campaign:
             time.sleep(0.02)
         others = [code for i, code in enumerate(codes) if code and i != victim]
         code = (others or [codes[victim]])[0]
-        happened = not (fault and fault.sent and sent)
-        return code, "".join(log.read_text(errors="replace") for log in logs), happened
+        return code, "".join(log.read_text(errors="replace") for log in logs)
 
     def _fork(self, body: Callable[[], int], log: Path) -> int:
         """Starts a child process; returns its number."""
@@ -291,11 +294,11 @@ def cpu_secs(pid: int) -> float:
     return times.user + times.system
 
 
-def unclear(code: int, err: str, aborts: bool) -> str:
+def unclear(code: int, err: str, may_abort: bool) -> str:
     """What is wrong with how a run with a fault ended; "" if nothing is.
 
-    aborts: whether JAX may have ended it, because another process had ended."""
-    if code in (0, -signal.SIGKILL, -signal.SIGTERM) or (aborts and code == -signal.SIGABRT):
+    may_abort: whether JAX may have ended it, because another process had ended."""
+    if code in (0, -signal.SIGKILL, -signal.SIGTERM) or (may_abort and code == -signal.SIGABRT):
         return ""
     if code < 0:
         return f"ended by signal {-code}"
@@ -313,7 +316,7 @@ def write_contents(workdir: Path, path: Path) -> None:
 
     digests: dict[str, str] = {}
     for i, line in enumerate(metrics_log.read(workdir / "metrics.jsonl")):
-        kept = {key: value for key, value in line.items() if not key.startswith(MEASURED)}
+        kept = {key: value for key, value in line.items() if not key.startswith(TIMING_METRICS)}
         digests[f"metrics, line {i}"] = json.dumps(kept, sort_keys=True)
     for file in sorted(workdir.rglob("*.parquet")):
         rows = repr(pq.read_table(file).to_pylist())

@@ -137,7 +137,7 @@ class Learner:
             for parts in self.passes(batch):
                 logp = sharding.to_host(self.packed_logp(weights, self.place(parts).packed))
                 for part, rows in zip(parts, logp, strict=True):
-                    # Rows have room for completions of the maximum length.
+                    # Rows are padded to max_response_tokens, the batch to its longest completion.
                     result[part.sample_ids] = rows[part.rows, : result.shape[1]]
         return result
 
