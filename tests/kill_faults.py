@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import stores
+from ports import free_port
+
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
 DAY = 86400
 SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
@@ -48,6 +51,7 @@ class Fault:
     may_abort: bool = False  # whether JAX may end the process that does not get the signal
     # The command is repeated once after each of these calls, until it succeeds.
     before_repeat: tuple[Callable[[], None], ...] = (lambda: None,)
+    before_reading: Callable[[], None] = lambda: None  # called if the results cannot be read
     variables: dict[str, str] = field(default_factory=dict)  # of the run's environment
 
 
@@ -133,6 +137,7 @@ def damage(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[
             shutil.copyfile(copy, path)
 
     fault.before_repeat = (damage_file, restore_file)
+    fault.before_reading = restore_file  # the checkpoint of a stage that the run needs no more
     yield fault
 
 
@@ -241,12 +246,6 @@ def unmount(disk: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
-
-
 @contextlib.contextmanager
 def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
     """A server of S3's API in a process of its own, with the bucket `bucket`.
@@ -254,8 +253,6 @@ def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
     Yields the variables by which it is found, and the numbers of the first faulty request and of
     the next one without a fault, counted from 1. Both may be changed while the server runs.
     """
-    import boto3
-
     port, faulty = free_port(), multiprocessing.get_context("fork").Array("l", [0, 0])
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
@@ -263,22 +260,13 @@ def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
             _serve_s3(port, how, faulty)
         os._exit(1)
     try:
-        url = f"http://127.0.0.1:{port}"
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-        client = boto3.client(
-            "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )  # fmt: skip
         deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.create_bucket(Bucket="bucket")
+        while time.monotonic() < deadline:
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", port)).close()
                 break
-            except Exception:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        yield {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **keys}, faulty
+            time.sleep(0.1)
+        yield stores.s3_bucket(f"http://127.0.0.1:{port}"), faulty
     finally:
         if os.getpid() == parent:
             os.kill(pid, signal.SIGKILL)

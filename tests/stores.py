@@ -36,23 +36,28 @@ def server(kind: str) -> Iterator[dict[str, str]]:
         finally:
             gs.stop()
     else:
-        moto, boto3 = pytest.importorskip("moto.server"), pytest.importorskip("boto3")
+        moto = pytest.importorskip("moto.server")
         s3 = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         s3.start()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         try:
             host, port = s3.get_host_and_port()
-            url = f"http://{host}:{port}"
-            keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-            client = boto3.client(
-                "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
-                aws_secret_access_key="test",
-            )  # fmt: skip
-            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                client.create_bucket(Bucket="bucket")
-            yield {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **keys}
+            yield s3_bucket(f"http://{host}:{port}")
         finally:
             s3.stop()
+
+
+def s3_bucket(url: str) -> dict[str, str]:
+    """Creates the bucket `bucket` in a server. Returns the variables by which it is found."""
+    boto3 = pytest.importorskip("boto3")
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )  # fmt: skip
+    with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="bucket")
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    return {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1", **keys}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_run
 import xla_flags
+from ports import free_port
 
 from seif_jax import metrics_log, sample_files
 from seif_jax.__main__ import main
@@ -84,12 +84,6 @@ def run(options, rest):
 __main__.COMMANDS["run"] = run
 sys.exit(__main__.main(["run", "--config=x", "--workdir=x", *sys.argv[1:]]))
 """
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def python(*arguments, devices=1):

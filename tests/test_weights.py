@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import xla_flags
 from checkpoints import MemorySource, describe, source
+from ports import free_port
 
 from seif_jax import models
 from seif_jax.errors import UserError
@@ -113,14 +113,11 @@ def loaded(tmp_path_factory):
     """What two processes of four devices say of loading a checkpoint of 256 MB (loading.py)."""
     folder = tmp_path_factory.mktemp("loaded")
     loading.write(folder / "model")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     script = [
         sys.executable,
         str(Path(__file__).parent / "loading.py"),
         str(folder / "model"),
-        str(port),
+        str(free_port()),
     ]
     flags = xla_flags.with_devices(4)
     variables = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -14,7 +14,8 @@ other measurements are left out.
                  repeated (needs root)
     clock        time.time jumps by up to 30 days, backward or forward
     damage       after SIGKILL, a file of a checkpoint gets a flipped bit, loses its end or is
-                 removed; if the run refuses to go on, the file is restored and the command repeated
+                 removed; the file is restored if the run refuses to go on, or if it needs that
+                 checkpoint no more
     peer         one of two processes gets SIGKILL or SIGSTOP; the other one must end, by an
                  error or because JAX aborts it
     store        the run's folder is in a server of S3's API, which for some requests answers 503,
@@ -49,7 +50,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import psutil
-from kill_faults import KINDS, Fault, ReferenceTotals, free_port, unmount, watch
+from kill_faults import KINDS, Fault, ReferenceTotals, unmount, watch
+from ports import free_port
 
 SMALL = (
     "data.limit=2",
@@ -175,7 +177,12 @@ class Campaign:
                 problem = unclear(code, err, may_abort=False)
             if code and not problem:
                 problem = f"the last run ends with {code}"
-            problem = problem or difference(reference["contents"], self.contents(fault))
+            if not problem:
+                contents = self.contents(fault)
+                if "error" in contents:
+                    fault.before_reading()
+                    contents = self.contents(fault)
+                problem = difference(reference["contents"], contents)
         stopped = "stopped" if first else "went on"
         case = {"what": kind, "number": number, "seed": self.seed, "fault": fault.detail}
         case |= {"exit": first, "outcome": "FAILED" if problem else stopped}
