@@ -309,9 +309,7 @@ def unclear(code: int, err: str, may_abort: bool) -> str:
         return ""
     if code < 0:
         return f"ended by signal {-code}"
-    if "Traceback" in err and not may_abort:  # a process cannot know why its peer is silent
-        return "a traceback"
-    return "" if err.strip() else "no line"
+    return "a traceback" if "Traceback" in err else "" if err.strip() else "no line"
 
 
 def write_contents(workdir: Path, path: Path) -> None:
