@@ -31,6 +31,7 @@ TrainingTemperature = Annotated[float, Range(0.01, 10)]  # a policy that is trai
 Devices = Annotated[int, Range(1, 10**6, (-1,))]
 Epochs = Annotated[tuple[Annotated[int, Range(1, 1000)], ...], AtLeast(1)]
 DType = Literal["bfloat16", "float32"]
+Remat = Literal["full", "dots", "none"]
 Stage = Literal["instructor", "generate", "follower"]
 CheckName = Annotated[str, OneOf(BUILT_IN, functions=True)]
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -231,7 +232,7 @@ class RunConfig:
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     # What the backward pass recomputes: the whole layer ("full"), all but matmuls ("dots") or
     # nothing ("none"). Recomputing saves memory and costs time.
-    remat: Literal["full", "dots", "none"] = "full"
+    remat: Remat = "full"
     scan_weights: bool = True  # refuses weight files that contain NaN or infinity
     rounds: Annotated[int, Range(1, 999)] = 3
     stages: Annotated[tuple[Stage, ...], AtLeast(1)] = STAGES  # of every round, in this order

@@ -8,7 +8,9 @@ JSON object
 """
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,12 +48,15 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
     return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
 
 
-def copied_layers(decode: Program, temporaries: int) -> dict[str, int]:
-    """Bytes of the layers' weights (`layers`), and by how much more memory decoding uses for
-    temporaries if it reads them in a stack, as in a run, and not one by one (`copied`).
+def copied_layers(decode: Program) -> dict[str, int]:
+    """Bytes of the layers' weights (`layers`), and how many of them decoding copies (`copied`)."""
+    copied = copied_on_tpu(decode) if platform() == "tpu" else copied_on_gpu(decode)
+    return {"layers": device_bytes(decode.arguments[2]), "copied": copied}
 
-    temporaries: their bytes if it reads the layers one by one.
-    """
+
+def copied_on_tpu(decode: Program) -> int:
+    """By how much more memory decoding uses for temporaries if it reads the layers in a stack, as
+    in a run, and not one by one."""
     config, params, layers, *others = decode.arguments
     assert isinstance(layers, list)
 
@@ -61,11 +66,39 @@ def copied_layers(decode: Program, temporaries: int) -> dict[str, int]:
             sharding = sharding.update(spec=PartitionSpec(None, *sharding.spec))
         return layer.update(shape=(len(layers), *layer.shape), sharding=sharding)
 
-    stacked = jax.tree.map(stack, layers[0])
-    in_run = replace(decode, arguments=(config, params, stacked, *others))
-    memory = shrunk.trace(in_run).lower().compile().memory_analysis()
-    copied = memory.temp_size_in_bytes - temporaries
-    return {"layers": device_bytes(stacked), "copied": copied}
+    in_run = replace(decode, arguments=(config, params, jax.tree.map(stack, layers[0]), *others))
+    memory = (
+        shrunk.trace(p).lower().compile().memory_analysis().temp_size_in_bytes
+        for p in (in_run, decode)
+    )
+    return next(memory) - next(memory)
+
+
+def copied_on_gpu(decode: Program) -> int:
+    """Bytes of the arrays with the dimensions of a weight that decoding writes."""
+    layers: Any = decode.arguments[2]
+    matrices = {
+        dimensions(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(layers) if x.ndim > 1
+    }
+    program = hlo.parse(shrunk.trace(decode).lower().compile().as_text())
+    results = (
+        x.result
+        for name, instructions in program.computations.items()
+        if name not in program.fused
+        for x in instructions
+        if x.opcode in ("fusion", "copy", "slice", "dynamic-slice", "transpose")
+    )
+    arrays = (array for result in results for array in hlo.ARRAY.findall(result))
+    shapes = (
+        (int(bits or 8), tuple(map(int, dims.split(",")))) for bits, dims, _ in arrays if dims
+    )
+    return sum(
+        math.prod(shape) * bits // 8 for bits, shape in shapes if dimensions(shape) in matrices
+    )
+
+
+def dimensions(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted(n for n in shape if n > 1))
 
 
 def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, Any]:
@@ -96,8 +129,7 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
                 "weights": device_bytes(p.arguments[0]),
             }
             if p.name == "rollout: decode":
-                temporaries = compiled.memory_analysis().temp_size_in_bytes
-                results[p.name] |= copied_layers(p, temporaries)
+                results[p.name] |= copied_layers(p)
             if p.name == "gradient":
                 needed = needed_bytes(p, model.config, sizes, platform() == "tpu")
                 results[p.name]["needed"] = needed

@@ -284,3 +284,11 @@ def test_prompts_have_their_length(model_folder):
         assert plain.encode_chat(chat) == ids
     with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
         inputs.passages(base.tokenizer, 90_000, 4)
+
+
+def test_remat_reaches_the_learner():
+    bundle = ModelBundle.load(None)
+    model = inputs.BenchModel(bundle, None, random_weights=True, dtype_name="float32")
+    sizes = inputs.WorkloadSizes(2, 3, 12, 40, 99, None, 6, remat="dots")
+    stage, _ = inputs.training_stage(model, sizes)
+    assert stage.learner.remat == "dots"

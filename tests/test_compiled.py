@@ -95,10 +95,10 @@ def test_only_gradients_cross_slices(compiled):
 
 
 def test_decoding_copies_no_layers(compiled):
-    """It reads them in the stack of all layers; GPUs copy one or two of a layer's matrices."""
+    """It reads them in the memory that holds all layers."""
     (programs,) = (programs for case, programs in compiled.items() if case.endswith(DECODE))
     decode = programs["rollout: decode"]
-    assert decode["copied"] <= 0.25 * decode["layers"]
+    assert decode["copied"] <= 0.05 * decode["layers"]
 
 
 def test_the_learner_on_the_devices_of_this_machine():

@@ -29,7 +29,7 @@ def test_views_on_the_cpu(dtype):
 
 
 def test_stacked_layers_give_the_same_samples(monkeypatch):
-    """As on GPUs and TPUs."""
+    """As on TPUs."""
     model = models.describe(tiny.tiny_config(96))
     params = models.init(model, 4)
 

@@ -59,6 +59,7 @@ def sizes_of(options: BenchOptions) -> WorkloadSizes:
         options.micro_tokens or samples * (options.prompt_tokens + options.new_tokens),
         length_distribution.parse(options.lengths) if options.lengths else None,
         options.slots or samples,
+        options.remat,
     )
 
 

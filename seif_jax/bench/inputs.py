@@ -23,7 +23,7 @@ from seif_jax.rewards.score import Score
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.roles import judger
 from seif_jax.roles.reply_format import Message
-from seif_jax.run_config import DType, RunConfig
+from seif_jax.run_config import DType, Remat, RunConfig
 from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine
 from seif_jax.tokenizer import Tokenizer
@@ -88,6 +88,7 @@ class WorkloadSizes:
     micro_tokens: int  # per forward and backward pass
     lengths: Lengths | None  # of new tokens, at most new_tokens; None: all have new_tokens
     slots: int  # samples decoded together
+    remat: Remat = "full"  # what the backward pass recomputes
 
     @property
     def samples(self) -> int:
@@ -188,7 +189,7 @@ def training_stage(model: BenchModel, sizes: WorkloadSizes) -> tuple[Stage, list
     token ids of these prompts."""
     tokenizer = PlainTokenizer(model.bundle.tokenizer)
     prompts = passages(tokenizer, sizes.prompts, sizes.prompt_tokens)
-    config = RunConfig(dtype=model.dtype_name, sample_batch=sizes.samples)
+    config = RunConfig(dtype=model.dtype_name, sample_batch=sizes.samples, remat=sizes.remat)
     role = replace(
         config.follower,
         rollout_prompts=sizes.prompts,

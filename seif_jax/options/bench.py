@@ -2,10 +2,13 @@
 
 import argparse
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from seif_jax.bench import baselines
 from seif_jax.errors import UserError
 from seif_jax.options.shared import DTYPES, DType, add_dtype, add_model, check_at_least
+
+Remat = Literal["full", "dots", "none"]  # the values of config.remat
 
 DESCRIPTION = """\
 Measures one part of training and compares it with the machine's limits, which are measured in the
@@ -50,6 +53,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--slots", type=int, help="rollout: samples decoded together (default: all)"
     )
     command.add_argument("--micro_tokens", type=int, help="tokens per backward pass (default: all)")
+    command.add_argument(
+        "--remat",
+        choices=get_args(Remat),
+        default="full",
+        help="update, step: what the backward pass recomputes, as config.remat (default full)",
+    )
     add_dtype(command)
     command.add_argument("--repeats", type=int, default=5, help="default 5, after one to warm up")
     command.add_argument(
@@ -74,6 +83,7 @@ class BenchOptions:
     prompt_tokens: int
     new_tokens: int
     micro_tokens: int | None
+    remat: Remat
     random_weights: bool
     lengths: str | None
     slots: int | None

@@ -34,17 +34,11 @@ from seif_jax.sampling.recent_tokens import (
 )
 from seif_jax.sampling.weights import Layers, layer
 
-# On GPUs, cuBLAS cannot read a layer's slice of the stacked weights in place, so XLA would copy
-# nearly all weights at the start of every call (11 GiB for 7B parameters on an H200). Triton's
-# matmuls can.
-COMPILER_OPTIONS = {"xla_gpu_cublas_fallback": False}
-
 
 @partial(
     jax.jit,
     static_argnames=("c", "group", "method", "stop_ids", "dtype"),
     donate_argnames="slots",
-    compiler_options=COMPILER_OPTIONS,
 )
 def decode(
     c: ModelConfig,

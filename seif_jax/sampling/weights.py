@@ -3,12 +3,12 @@
 Decoding is unrolled over layers, as a scan would copy every weight in every step.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import jax
-import numpy as np
 from jaxtyping import Array, Shaped
 
+from seif_jax import array_views
 from seif_jax.models.decoder import LayerWeights
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, platform
@@ -18,12 +18,9 @@ Layers = LayerWeights | list[LayerWeights]  # stacked, or one set of arrays per 
 
 
 def decoding_layers(stacked: LayerWeights) -> Layers:
-    """The stacked weights; on the CPU a list with a view of each layer.
-
-    On TPUs, and on GPUs with Triton's matmuls (see `decode.COMPILER_OPTIONS`), XLA reads a slice of
-    the stack in place. On CPUs it copies the slice.
-    """
-    if platform() != "cpu":
+    """The stacked weights on TPUs, where XLA reads a slice of the stack in place; elsewhere, where
+    it would copy the slice in every step, a list with a view of each layer."""
+    if platform() == "tpu":
         return stacked
     count = len(jax.tree.leaves(stacked)[0])
     return [{name: _layer_view(w, i) for name, w in stacked.items()} for i in range(count)]
@@ -36,10 +33,9 @@ def layer(layers: Layers, i: int) -> LayerWeights:
 
 def embedding_table(embed: Shaped[Array, "V D"]) -> Shaped[Array, "V D"]:
     """The embedding in the form of `as_bits`, in the same memory."""
-    dtype = jax.eval_shape(as_bits, embed).dtype
-    if dtype == embed.dtype:
+    if jax.eval_shape(as_bits, embed).dtype == embed.dtype:
         return embed
-    return _view(embed, embed.shape, embed.sharding, lambda x: x.view(dtype))
+    return array_views.of_shards(embed, embed.shape, embed.sharding, array_views.as_unsigned)
 
 
 def decoding_structs(params: Params) -> tuple[list[Params], jax.ShapeDtypeStruct]:
@@ -54,21 +50,10 @@ def decoding_structs(params: Params) -> tuple[list[Params], jax.ShapeDtypeStruct
 
 
 def _layer_view(stacked: Shaped[Array, "L *S"], i: int) -> Shaped[Array, "*S"]:
-    return _view(stacked, stacked.shape[1:], layer_sharding(stacked.sharding), lambda x: x[i])
+    view, sharding = partial(array_views.row, i=i), layer_sharding(stacked.sharding)
+    return array_views.of_shards(stacked, stacked.shape[1:], sharding, view)
 
 
 def _layer_struct(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = stacked.sharding and layer_sharding(stacked.sharding)
     return jax.ShapeDtypeStruct(stacked.shape[1:], stacked.dtype, sharding=sharding)
-
-
-def _view(
-    array: jax.Array,
-    shape: tuple[int, ...],
-    sharding: jax.sharding.Sharding,
-    view: Callable[[np.ndarray], np.ndarray],
-) -> jax.Array:
-    """The array, of this shape and sharding, that consists of a view of each shard of an array on
-    CPU devices. jax copies a view only if its memory is not aligned to 64 bytes."""
-    shards = [jax.device_put(view(np.asarray(x.data)), x.device) for x in array.addressable_shards]
-    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
