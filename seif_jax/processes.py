@@ -7,6 +7,7 @@ read files; only the first one writes them.
 import contextlib
 import os
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ from seif_jax.jax_private import num_scheduled_processes
 from seif_jax.run_clock import CLOCK
 
 SHUTDOWN_SECS = 30
+
+# What Gloo (CPUs), NCCL (GPUs) and gRPC say if the process at the other end has gone.
+PEER_GONE = re.compile(
+    r"(closed|reset) by peer|broken pipe|remote process exit|socket closed", re.IGNORECASE
+)
 
 T = TypeVar("T")
 
@@ -67,12 +73,12 @@ def together(
     except BaseException as error:
         if jax.process_count() == 1 or isinstance(error, Stopped):  # all processes stop
             raise
-        code = exit_code(error)
-        if code is None:
+        code, reason = exit_code(error), one_line(error)
+        if code is None and PEER_GONE.search(reason):
+            reason = f"another process has ended ({reason})"  # the log has the traceback
+        elif code is None:
             traceback.print_exc()
-            reason = f"{type(error).__name__}; has another process ended?"
-        else:
-            reason = one_line(error)
+            reason = type(error).__name__
         print(
             f"seif: {name()} stops, and so do all processes of the run: {reason}",
             file=sys.stderr,

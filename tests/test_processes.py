@@ -252,7 +252,9 @@ def test_a_process_that_dies_or_pauses_ends_the_other(what, messages, heartbeat_
     if heartbeat_secs == 5:
         assert "unhealthy (stopped sending heartbeats):\n1\n" in err
     else:
-        assert "process 0 of 2 stops, and so do all processes of the run: " in err
+        stops = "seif: process 0 of 2 stops, and so do all processes of the run: "
+        assert f"{stops}another process has ended (" in err
+        assert "Traceback" not in err
 
 
 def test_one_process_that_is_told_to_stop_stops_both():
