@@ -236,15 +236,15 @@ def cut(
     since many small reads are slower than a few large ones.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
-    starts, before = np.arange(len(new)), totals[:-1] - repeated
+    count, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
     last = np.minimum(
         np.searchsorted(totals, before + read_tokens(), side="right"),
         np.searchsorted(page_totals, page_totals[:-1] - shared_pages + max_pages, side="right"),
     )
     last = np.maximum(last - 1, starts + 1)
-    last = np.minimum(last, np.minimum(starts + max_prompts(sizes[-1]), len(new)))
-    cost, end = np.zeros(len(new) + 1, int), np.zeros(len(new), int)  # from each prompt on
-    for start in reversed(starts):
+    last = np.minimum(last, np.minimum(starts + max_prompts(sizes[-1]), count))
+    cost, end = np.zeros(count + 1, int), np.zeros(count, int)  # from each prompt on
+    for start in reversed(range(count)):
         ends = np.arange(last[start], start, -1)  # longest first: argmin prefers it
         tokens = totals[ends] - before[start]
         rows = padded_sizes(tokens, ends - start, sizes)
@@ -254,7 +254,7 @@ def cut(
         best = np.argmin(costs)
         cost[start], end[start] = costs[best], ends[best]
     cuts = [0]
-    while cuts[-1] < len(new):
+    while cuts[-1] < count:
         cuts.append(int(end[cuts[-1]]))
     return cuts
 
