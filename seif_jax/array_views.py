@@ -1,7 +1,7 @@
-"""Arrays in the memory of another array. JAX has slices, which are copies, but no views.
+"""Views: arrays that share the memory of another array, which JAX does not offer.
 
 An array exports a description of its memory through DLPack (https://dmlc.github.io/dlpack). Here,
-the description is changed to that of a part before JAX imports it.
+the description is changed to that of a part, or of another dtype, before JAX imports it.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ class _Tensor(ctypes.Structure):
         ("dtype_code", ctypes.c_uint8),
         ("dtype_bits", ctypes.c_uint8),
         ("dtype_lanes", ctypes.c_uint16),
-        ("shape", ctypes.c_void_p),  # to 64-bit integers, as strides
+        ("shape", ctypes.c_void_p),  # pointer to int64s, like strides
         ("strides", ctypes.c_void_p),  # or null
         ("byte_offset", ctypes.c_uint64),
     )
@@ -43,7 +43,7 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes
 class _Edited:
     """An array whose description is changed when it is exported."""
 
-    array: Any  # on one device; `jax.Array` does not declare its methods of DLPack
+    array: Any  # on one device; `jax.Array` does not declare its DLPack methods
     edit: Callable[[_Tensor], None]
 
     def __dlpack_device__(self) -> object:
@@ -91,5 +91,5 @@ def of_shards(
 
 
 def _on(device: Device, view: Array) -> Array:
-    """The view as an array of this device. DLPack has only one CPU device, JAX may have several."""
+    """The view as an array of this device: DLPack has one CPU device, JAX may have several."""
     return view if view.device == device else jax.device_put(np.asarray(view), device)

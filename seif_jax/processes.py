@@ -25,8 +25,8 @@ from seif_jax.run_clock import CLOCK
 
 SHUTDOWN_SECS = 30
 
-# What Gloo (CPUs), NCCL (GPUs) and gRPC say if the process at the other end has gone.
-PEER_GONE = re.compile(
+# What Gloo (CPUs), NCCL (GPUs) and gRPC say, usually because another process has ended.
+CONNECTION_LOST = re.compile(
     r"(closed|reset) by peer|broken pipe|remote process exit|socket closed", re.IGNORECASE
 )
 
@@ -74,8 +74,9 @@ def together(
         if jax.process_count() == 1 or isinstance(error, Stopped):  # all processes stop
             raise
         code, reason = exit_code(error), one_line(error)
-        if code is None and PEER_GONE.search(reason):
-            reason = f"another process has ended ({reason})"  # the log has the traceback
+        if code is None and CONNECTION_LOST.search(reason):
+            # The traceback is only in this process's log.
+            reason = f"lost the connection to another process ({reason})"
         elif code is None:
             traceback.print_exc()
             reason = type(error).__name__

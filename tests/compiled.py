@@ -49,14 +49,14 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
 
 
 def copied_layers(decode: Program) -> dict[str, int]:
-    """Bytes of the layers' weights (`layers`), and how many of them decoding copies (`copied`)."""
+    """Bytes of the layers' weights (`layers`), and how many of these decoding copies (`copied`)."""
     copied = copied_on_tpu(decode) if platform() == "tpu" else copied_on_gpu(decode)
     return {"layers": device_bytes(decode.arguments[2]), "copied": copied}
 
 
 def copied_on_tpu(decode: Program) -> int:
-    """By how much more memory decoding uses for temporaries if it reads the layers in a stack, as
-    in a run, and not one by one."""
+    """The extra temporary memory that decoding uses if it reads the layers in a stack, as in a run,
+    and not one by one."""
     config, params, layers, *others = decode.arguments
     assert isinstance(layers, list)
 
@@ -75,10 +75,12 @@ def copied_on_tpu(decode: Program) -> int:
 
 
 def copied_on_gpu(decode: Program) -> int:
-    """Bytes of the arrays with the dimensions of a weight that decoding writes."""
+    """Bytes that decoding writes to arrays with the dimensions of a weight matrix."""
     layers: Any = decode.arguments[2]
     matrices = {
-        dimensions(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(layers) if x.ndim > 1
+        sorted_dimensions(x.sharding.shard_shape(x.shape))
+        for x in jax.tree.leaves(layers)
+        if x.ndim > 1
     }
     program = hlo.parse(shrunk.trace(decode).lower().compile().as_text())
     results = (
@@ -93,11 +95,13 @@ def copied_on_gpu(decode: Program) -> int:
         (int(bits or 8), tuple(map(int, dims.split(",")))) for bits, dims, _ in arrays if dims
     )
     return sum(
-        math.prod(shape) * bits // 8 for bits, shape in shapes if dimensions(shape) in matrices
+        math.prod(shape) * bits // 8
+        for bits, shape in shapes
+        if sorted_dimensions(shape) in matrices
     )
 
 
-def dimensions(shape: Sequence[int]) -> tuple[int, ...]:
+def sorted_dimensions(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted(n for n in shape if n > 1))
 
 

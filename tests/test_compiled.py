@@ -95,7 +95,7 @@ def test_only_gradients_cross_slices(compiled):
 
 
 def test_decoding_copies_no_layers(compiled):
-    """It reads them in the memory that holds all layers."""
+    """The compiled program does not write copies of the layers' weights."""
     (programs,) = (programs for case, programs in compiled.items() if case.endswith(DECODE))
     decode = programs["rollout: decode"]
     assert decode["copied"] <= 0.05 * decode["layers"]

@@ -253,7 +253,7 @@ def test_a_process_that_dies_or_pauses_ends_the_other(what, messages, heartbeat_
         assert "unhealthy (stopped sending heartbeats):\n1\n" in err
     else:
         stops = "seif: process 0 of 2 stops, and so do all processes of the run: "
-        assert f"{stops}another process has ended (" in err
+        assert f"{stops}lost the connection to another process (" in err
         assert "Traceback" not in err
 
 

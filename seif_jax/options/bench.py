@@ -57,7 +57,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--remat",
         choices=get_args(Remat),
         default="full",
-        help="update, step: what the backward pass recomputes, as config.remat (default full)",
+        help="update, step: what the backward pass recomputes, like config.remat (default full)",
     )
     add_dtype(command)
     command.add_argument("--repeats", type=int, default=5, help="default 5, after one to warm up")

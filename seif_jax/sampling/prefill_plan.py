@@ -68,7 +68,7 @@ class Reads:
     prefix_tokens: int  # of the start that all prompts share, computed once for all reads
     reads: list[list[int]]  # the indices of each read's prompts
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
-    goal: int  # tokens per read that the division aims at, a multiple of the unit of sizes
+    goal: int  # an equal share of tokens for every read, a multiple of the unit of sizes
     copies: int  # the number of copies of the weights that process the reads
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
@@ -161,8 +161,8 @@ def divide(
     goal = round_up(goal, sizes) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
-    size_goal = goal if copies > 1 else read_tokens()  # several copies shall get equal shares
-    cuts = cut(new, repeated, size_goal, sizes, pages, shared_pages, max_read_pages)
+    cut_goal = goal if copies > 1 else read_tokens()  # only several copies need equal shares
+    cuts = cut(new, repeated, cut_goal, sizes, pages, shared_pages, max_read_pages)
     if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
     tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
@@ -231,28 +231,30 @@ def cut(
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
     number that it does share; they are computed again if a read starts at this prompt. pages,
-    shared_pages: that these two fill. The cuts are those with the lowest total cost. A read costs
-    the tokens of its padded row, those beyond `goal` twice, and as many as the smallest row has,
-    since many small reads are slower than a few large ones.
+    shared_pages: the pages that `new` and `repeated` fill. The cuts are those with the lowest total
+    cost. A read costs the tokens of its padded row, those beyond `goal` again (in the smallest row,
+    only real ones), and a fixed charge of one smallest row, since many small reads are slower than
+    a few large ones.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     count, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
-    last = np.minimum(
+    latest_end = np.minimum(
         np.searchsorted(totals, before + read_tokens(), side="right"),
         np.searchsorted(page_totals, page_totals[:-1] - shared_pages + max_pages, side="right"),
     )
-    last = np.maximum(last - 1, starts + 1)
-    last = np.minimum(last, np.minimum(starts + max_prompts(sizes[-1]), count))
-    cost, end = np.zeros(count + 1, int), np.zeros(count, int)  # from each prompt on
+    latest_end = np.maximum(latest_end - 1, starts + 1)
+    latest_end = np.minimum(latest_end, np.minimum(starts + max_prompts(sizes[-1]), count))
+    # The lowest cost of the reads from each prompt on, and where the first of them ends.
+    least_cost, end = np.zeros(count + 1, int), np.zeros(count, int)
     for start in reversed(range(count)):
-        ends = np.arange(last[start], start, -1)  # longest first: argmin prefers it
+        ends = np.arange(latest_end[start], start, -1)  # longest first: argmin prefers it
         tokens = totals[ends] - before[start]
         rows = padded_sizes(tokens, ends - start, sizes)
         # If the goal is below the smallest size, copies shall still get equal shares.
         excess = np.maximum(np.where(rows > sizes[0], rows, tokens) - goal, 0)
-        costs = rows + excess + sizes[0] + cost[ends]
+        costs = rows + excess + sizes[0] + least_cost[ends]
         best = np.argmin(costs)
-        cost[start], end[start] = costs[best], ends[best]
+        least_cost[start], end[start] = costs[best], ends[best]
     cuts = [0]
     while cuts[-1] < count:
         cuts.append(int(end[cuts[-1]]))

@@ -18,8 +18,8 @@ Layers = LayerWeights | list[LayerWeights]  # stacked, or one set of arrays per 
 
 
 def decoding_layers(stacked: LayerWeights) -> Layers:
-    """The stacked weights on TPUs, where XLA reads a slice of the stack in place; elsewhere, where
-    it would copy the slice in every step, a list with a view of each layer."""
+    """On TPUs, the stacked weights, as XLA reads slices of them in place. Elsewhere XLA would copy
+    each slice in every step, so a list with a view of each layer."""
     if platform() == "tpu":
         return stacked
     count = len(jax.tree.leaves(stacked)[0])
