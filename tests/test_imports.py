@@ -56,6 +56,7 @@ LEVELS = [
     {
         "accelerator_detection",
         "array_digests",
+        "array_views",
         "chat_template",
         "collectives",
         "processes",

@@ -161,8 +161,8 @@ def divide(
     goal = round_up(goal, sizes) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
-    cut_goal = goal if copies > 1 else read_tokens()  # only several copies need equal shares
-    cuts = cut(new, repeated, cut_goal, sizes, pages, shared_pages, max_read_pages)
+    equal_share = goal if copies > 1 else 0
+    cuts = cut(new, repeated, equal_share, sizes, pages, shared_pages, max_read_pages)
     if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
     tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
@@ -219,7 +219,7 @@ def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> li
 def cut(
     new: Int[np.ndarray, "n"],
     repeated: Int[np.ndarray, "n"],
-    goal: int,
+    share: int,
     sizes: Sequence[int],
     pages: Int[np.ndarray, "n"],
     shared_pages: Int[np.ndarray, "n"],
@@ -231,10 +231,13 @@ def cut(
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
     number that it does share; they are computed again if a read starts at this prompt. pages,
-    shared_pages: the pages that `new` and `repeated` fill. The cuts are those with the lowest total
-    cost. A read costs the tokens of its padded row, those beyond `goal` again (in the smallest row,
-    only real ones), and a fixed charge of one smallest row, since many small reads are slower than
-    a few large ones.
+    shared_pages: the pages that `new` and `repeated` fill. share: an equal share of tokens for
+    every read, if there are several copies of the weights, or 0.
+
+    The cuts are those with the lowest total cost. Without shares, a read costs the tokens of its
+    padded row and a fixed charge of one smallest row, since many small reads are slower than a few
+    large ones. With shares, it costs the repeated tokens, those missing to the share, and those by
+    which the padded row exceeds it.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     count, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
@@ -250,9 +253,13 @@ def cut(
         ends = np.arange(latest_end[start], start, -1)  # longest first: argmin prefers it
         tokens = totals[ends] - before[start]
         rows = padded_sizes(tokens, ends - start, sizes)
-        # If the goal is below the smallest size, copies shall still get equal shares.
-        excess = np.maximum(np.where(rows > sizes[0], rows, tokens) - goal, 0)
-        costs = rows + excess + sizes[0] + least_cost[ends]
+        if share:
+            # If the share is below the smallest size, copies shall still get equal shares.
+            computed = np.where(rows > sizes[0], rows, tokens)
+            costs = np.maximum(computed, share) - np.minimum(tokens, share) + repeated[start]
+        else:
+            costs = rows + sizes[0]
+        costs = costs + least_cost[ends]
         best = np.argmin(costs)
         least_cost[start], end[start] = costs[best], ends[best]
     cuts = [0]
