@@ -68,7 +68,7 @@ class Reads:
     prefix_tokens: int  # of the start that all prompts share, computed once for all reads
     reads: list[list[int]]  # the indices of each read's prompts
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
-    goal: int  # an equal share of tokens for every read, a multiple of the unit of sizes
+    goal: int  # tokens per read that the division aims at, a multiple of the unit of sizes
     copies: int  # the number of copies of the weights that process the reads
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
@@ -161,8 +161,7 @@ def divide(
     goal = round_up(goal, sizes) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
-    equal_share = goal if copies > 1 else 0
-    cuts = cut(new, repeated, equal_share, sizes, pages, shared_pages, max_read_pages)
+    cuts = cut(new, repeated, goal, sizes, pages, shared_pages, max_read_pages)
     if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
     tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
@@ -219,52 +218,39 @@ def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> li
 def cut(
     new: Int[np.ndarray, "n"],
     repeated: Int[np.ndarray, "n"],
-    share: int,
+    goal: int,
     sizes: Sequence[int],
     pages: Int[np.ndarray, "n"],
     shared_pages: Int[np.ndarray, "n"],
     max_pages: int,
 ) -> list[int]:
-    """Cuts a list of prompts into reads, which are padded to `sizes`. A read has at most
-    `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and no more prompts
-    than a row has room for. Returns the index of the first prompt of each read, followed by n.
+    """Cuts a list of prompts into reads of about `goal` tokens each, which are padded to `sizes`. A
+    read has at most `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and
+    no more prompts than a row has room for. Returns the index of the first prompt of each read,
+    followed by n.
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
     number that it does share; they are computed again if a read starts at this prompt. pages,
-    shared_pages: the pages that `new` and `repeated` fill. share: an equal share of tokens for
-    every read, if there are several copies of the weights, or 0.
-
-    The cuts are those with the lowest total cost. Without shares, a read costs the tokens of its
-    padded row and a fixed charge of one smallest row, since many small reads are slower than a few
-    large ones. With shares, it costs the repeated tokens, those missing to the share, and those by
-    which the padded row exceeds it.
+    shared_pages: that these two fill. Each read ends where the cost is lowest. The cost is the sum
+    of the repeated tokens, the tokens missing to `goal`, and the tokens by which the padded row
+    exceeds `goal`.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
-    count, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
-    latest_end = np.minimum(
-        np.searchsorted(totals, before + read_tokens(), side="right"),
-        np.searchsorted(page_totals, page_totals[:-1] - shared_pages + max_pages, side="right"),
-    )
-    latest_end = np.maximum(latest_end - 1, starts + 1)
-    latest_end = np.minimum(latest_end, np.minimum(starts + max_prompts(sizes[-1]), count))
-    # The lowest cost of the reads from each prompt on, and where the first of them ends.
-    least_cost, end = np.zeros(count + 1, int), np.zeros(count, int)
-    for start in reversed(range(count)):
-        ends = np.arange(latest_end[start], start, -1)  # longest first: argmin prefers it
-        tokens = totals[ends] - before[start]
-        rows = padded_sizes(tokens, ends - start, sizes)
-        if share:
-            # If the share is below the smallest size, copies shall still get equal shares.
-            computed = np.where(rows > sizes[0], rows, tokens)
-            costs = np.maximum(computed, share) - np.minimum(tokens, share) + repeated[start]
-        else:
-            costs = rows + sizes[0]
-        costs = costs + least_cost[ends]
-        best = np.argmin(costs)
-        least_cost[start], end[start] = costs[best], ends[best]
     cuts = [0]
-    while cuts[-1] < count:
-        cuts.append(int(end[cuts[-1]]))
+    while (start := cuts[-1]) < len(new):
+        before = totals[start] - repeated[start]
+        last_pages = page_totals[start] - shared_pages[start] + max_pages
+        end = np.searchsorted(totals, before + read_tokens(), side="right")
+        end = min(end, np.searchsorted(page_totals, last_pages, side="right")) - 1
+        end = min(max(int(end), start + 1), start + max_prompts(sizes[-1]), len(new))
+        ends = np.arange(end, start, -1)  # longest first, so argmin prefers it among equal costs
+        tokens = totals[ends] - before
+        rows = padded_sizes(tokens, ends - start, sizes)
+        # If the goal is below the smallest size, copies shall still get equal shares.
+        cost = np.maximum(np.where(rows > sizes[0], rows, tokens), goal)
+        cost -= np.minimum(tokens, goal)
+        cost += np.append(repeated, 0)[ends]
+        cuts.append(int(ends[np.argmin(cost)]))
     return cuts
 
 
