@@ -48,13 +48,16 @@ def needed_bytes(learner: Program, config: ModelConfig, mesh: dict[str, int], tp
     return gathered_and_reduced * (fsdp - 1) / fsdp + 2 * config.layers * activations * summed_bytes
 
 
-def copied_layers(decode: Program) -> dict[str, int]:
+def copied_layers(decode: Program, compiled: Any, program: hlo.HloProgram) -> dict[str, int]:
     """Bytes of the layers' weights (`layers`), and how many of these decoding copies (`copied`)."""
-    copied = copied_on_tpu(decode) if platform() == "tpu" else copied_on_gpu(decode)
+    if platform() == "tpu":
+        copied = copied_on_tpu(decode, compiled)
+    else:
+        copied = copied_on_gpu(decode, program)
     return {"layers": device_bytes(decode.arguments[2]), "copied": copied}
 
 
-def copied_on_tpu(decode: Program) -> int:
+def copied_on_tpu(decode: Program, compiled: Any) -> int:
     """The extra temporary memory that decoding uses if it reads the layers in a stack, as in a run,
     and not one by one."""
     config, params, layers, *others = decode.arguments
@@ -67,14 +70,14 @@ def copied_on_tpu(decode: Program) -> int:
         return layer.update(shape=(len(layers), *layer.shape), sharding=sharding)
 
     in_run = replace(decode, arguments=(config, params, jax.tree.map(stack, layers[0]), *others))
-    memory = (
-        shrunk.trace(p).lower().compile().memory_analysis().temp_size_in_bytes
-        for p in (in_run, decode)
+    stacked, by_layer = (
+        x.memory_analysis().temp_size_in_bytes
+        for x in (shrunk.trace(in_run).lower().compile(), compiled)
     )
-    return next(memory) - next(memory)
+    return stacked - by_layer
 
 
-def copied_on_gpu(decode: Program) -> int:
+def copied_on_gpu(decode: Program, program: hlo.HloProgram) -> int:
     """Bytes that decoding writes to arrays with the dimensions of a weight matrix."""
     layers: Any = decode.arguments[2]
     matrices = {
@@ -82,7 +85,6 @@ def copied_on_gpu(decode: Program) -> int:
         for x in jax.tree.leaves(layers)
         if x.ndim > 1
     }
-    program = hlo.parse(shrunk.trace(decode).lower().compile().as_text())
     results = (
         x.result
         for name, instructions in program.computations.items()
@@ -133,7 +135,7 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
                 "weights": device_bytes(p.arguments[0]),
             }
             if p.name == "rollout: decode":
-                results[p.name] |= copied_layers(p)
+                results[p.name] |= copied_layers(p, compiled, program)
             if p.name == "gradient":
                 needed = needed_bytes(p, model.config, sizes, platform() == "tpu")
                 results[p.name]["needed"] = needed

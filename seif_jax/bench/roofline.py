@@ -16,9 +16,8 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.sampling.shapes import shared_length
 
 COPY_BYTES = 1 << 30  # far beyond any cache
-ADDITIONS = {
-    "cpu": 1
-}  # per call, by platform; elsewhere, one takes about as long as starting a call
+# Per call, by platform. On accelerators, one addition takes about as long as starting a call.
+ADDITIONS = {"cpu": 1}
 OTHER_ADDITIONS = 32
 SIDES = {"cpu": (1024, 2048, 4096)}  # of square matrices, by platform; the best one counts
 OTHER_SIDES = (8192, 16384)
