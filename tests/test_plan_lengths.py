@@ -160,6 +160,28 @@ def test_pages_of_a_call_that_could_use_millions():
     assert page_count(reads, limits, 64, 1, budget=1000, max_prompt_tokens=8000) == 960
 
 
+@pytest.mark.parametrize("length, slots", [(12_000, 128), (5000, 64), (300, 64)])
+def test_long_prompts_do_not_leave_slots_idle_if_there_is_memory(length, slots):
+    call = unrelated(np.full(2 * slots, length), np.full((2 * slots, 1), 600))
+    limits = np.full(2 * slots, 600)
+    with target_platform("gpu"):
+        reads = divided(call, 1, keep_prefix=True)
+        pages = page_count(reads, limits, slots, 1, budget=10**9, max_prompt_tokens=12_288)
+        (work,) = sessions(call, reads, limits, slots, pages)
+    assert work.evicted == 0
+    assert 2 * slots * 600 >= 0.95 * work.slot_steps
+
+
+def test_a_few_long_prompts_do_not_change_the_number_of_pages():
+    """Because programs are compiled for this number."""
+    counts = set()
+    for long in range(4):
+        call = unrelated(np.repeat([300, 6000], [60 - long, long]), np.full((60, 5), 500))
+        reads = divided(call, 1, keep_prefix=True)
+        counts.add(page_count(reads, np.full(300, 500), 64, 5, 10**9, max_prompt_tokens=8000))
+    assert len(counts) == 1
+
+
 def test_a_copy_with_long_samples_takes_fewer_reads():
     """The copy that takes the first read has two prompts with long samples."""
     completions = np.where(np.isin(np.arange(24), (0, 2))[:, None], 400, 10)

@@ -104,7 +104,7 @@ class Schedule:
         """Reads prompts and gives entries to waiting samples. Returns whether there are entries."""
         while True:
             self._start_waiting(arrays)
-            if len(self.entries) + len(self.waiting) >= self.slots + self.slots // 2:
+            if len(self.entries) + len(self.waiting) >= ready_samples(self.slots):
                 break
             if not self._read(arrays):
                 break
@@ -289,6 +289,11 @@ def first_slots(samples: int, slots: int, group: int, copies: int) -> int:
     samples evenly."""
     share = -(-(samples // group) // copies) * group
     return min(size for size in slot_sizes(slots) if size >= min(share, slots))
+
+
+def ready_samples(slots: int) -> int:
+    """The number of samples, decoding or waiting, from which on no further prompts are read."""
+    return slots + slots // 2
 
 
 def slot_sizes(slots: int) -> list[int]:
