@@ -26,8 +26,7 @@ from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.schedule import first_slots, ready_samples
 
-# By platform: there is always room for a prompt of this length in every slot. It is shorter on
-# CPUs, to save the host's memory.
+# By platform: see `typical_prompt_pages`. Shorter on CPUs, to save the host's memory.
 TYPICAL_PROMPT_TOKENS = {"cpu": 128}
 OTHER_TYPICAL_PROMPT_TOKENS = 512
 
@@ -58,8 +57,8 @@ def page_count(
     """The number of pages that a call of `Engine.sample` uses in each copy of the weights.
 
     Programs are compiled for this number, so it does not depend on the lengths of the prompts
-    unless they need more than `room_for_prompts`. budget: the number of pages that fit into memory,
-    which is not exceeded. limits: the maximum number of tokens of each sample.
+    unless they are far longer than usual. budget: the number of pages that fit into memory, which
+    is not exceeded. limits: the maximum number of tokens of each sample.
     slots: see `Schedule`. group: samples per prompt. max_prompt_tokens: see `Engine.sample`. Raises
     UserError if the prefix, the largest read of prompts and the longest sample do not fit together.
     """
@@ -75,9 +74,11 @@ def page_count(
     available = max(budget // step * step, smallest)
     slots = first_slots(len(limits), slots, group, reads.copies)
     longest = pages_for_age(int(limits.max()))
+    prompts = room_for_prompts(slots, max_prompt_tokens)
     by_read = [read_pages(reads, n) for n in range(len(reads.reads))]
-    prefilled = sum(by_read) * ready_samples(slots) // len(limits) + max(by_read)
-    prompts = max(room_for_prompts(slots, max_prompt_tokens), min(prefilled, sum(by_read)))
+    if sum(by_read) > 2 * typical_prompt_pages() * len(limits):
+        # So long that slots would be idle. (Otherwise, samples below their limits leave room.)
+        prompts = max(prompts, sum(by_read) * ready_samples(slots) // len(limits) + max(by_read))
     # The 1 is the page TRASH.
     useful = 1 + pages_for(max_prompt_tokens) + prompts + ENTRIES_PER_SLOT * slots * longest
     return min(available, round_up_pow2(max(useful, smallest)))
@@ -85,8 +86,12 @@ def page_count(
 
 def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
     """The number of pages for prompts in a copy of the weights that begins a call with this many
-    slots: enough if every slot has another prompt of TYPICAL_PROMPT_TOKENS. A read of several
-    prompts has no more pages than this."""
-    typical = TYPICAL_PROMPT_TOKENS.get(platform(), OTHER_TYPICAL_PROMPT_TOKENS)
+    slots, unless the prompts of a call are far longer than usual. A read of several prompts has at
+    most as many."""
     longest = pages_for(max_prompt_tokens)
-    return max(slots * min(pages_for(typical), longest), longest)
+    return max(slots * min(typical_prompt_pages(), longest), longest)
+
+
+def typical_prompt_pages() -> int:
+    """The pages of a prompt of usual length, for which there is room in every slot."""
+    return pages_for(TYPICAL_PROMPT_TOKENS.get(platform(), OTHER_TYPICAL_PROMPT_TOKENS))

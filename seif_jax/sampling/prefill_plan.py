@@ -161,7 +161,8 @@ def divide(
     goal = round_up(goal, sizes) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
-    cuts = cut(new, repeated, goal, sizes, pages, shared_pages, max_read_pages)
+    most_prompts = min(max_prompts(sizes[-1]), max(len(new) // copies, 1))
+    cuts = cut(new, repeated, goal, sizes, pages, shared_pages, max_read_pages, most_prompts)
     if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
     tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
@@ -223,34 +224,37 @@ def cut(
     pages: Int[np.ndarray, "n"],
     shared_pages: Int[np.ndarray, "n"],
     max_pages: int,
+    most_prompts: int,
 ) -> list[int]:
-    """Cuts a list of prompts into reads of about `goal` tokens each, which are padded to `sizes`. A
-    read has at most `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and
-    no more prompts than a row has room for. Returns the index of the first prompt of each read,
-    followed by n.
+    """Cuts a list of prompts into reads, which are padded to `sizes`. A read has at most
+    `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and at most
+    `most_prompts` prompts. Returns the index of the first prompt of each read, followed by n.
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
     number that it does share; they are computed again if a read starts at this prompt. pages,
-    shared_pages: that these two fill. Each read ends where the cost is lowest. The cost is the sum
-    of the repeated tokens, the tokens missing to `goal`, and the tokens by which the padded row
-    exceeds `goal`.
+    shared_pages: the pages that these two fill. The cuts are those with the lowest total cost. A
+    read costs the tokens of its row; those of the smallest row, because many small reads take
+    longer than a few large ones; and twice the tokens above `goal`, so that copies of the weights
+    get equal work.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
-    cuts = [0]
-    while (start := cuts[-1]) < len(new):
-        before = totals[start] - repeated[start]
-        last_pages = page_totals[start] - shared_pages[start] + max_pages
-        end = np.searchsorted(totals, before + read_tokens(), side="right")
-        end = min(end, np.searchsorted(page_totals, last_pages, side="right")) - 1
-        end = min(max(int(end), start + 1), start + max_prompts(sizes[-1]), len(new))
-        ends = np.arange(end, start, -1)  # longest first, so argmin prefers it among equal costs
-        tokens = totals[ends] - before
+    n, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
+    last_pages = page_totals[:-1] - shared_pages + max_pages
+    latest = np.searchsorted(totals, before + read_tokens(), side="right") - 1
+    latest = np.minimum(latest, np.searchsorted(page_totals, last_pages, side="right") - 1)
+    latest = np.minimum(np.maximum(latest, starts + 1), np.minimum(starts + most_prompts, n))
+    # The lowest cost of all reads from each prompt on, and where the first of them ends.
+    lowest, end = np.zeros(n + 1, int), np.zeros(n, int)
+    for start in reversed(range(n)):
+        ends = np.arange(latest[start], start, -1)  # longest first: argmin prefers it if costs tie
+        tokens = totals[ends] - before[start]
         rows = padded_sizes(tokens, ends - start, sizes)
-        # If the goal is below the smallest size, copies shall still get equal shares.
-        cost = np.maximum(np.where(rows > sizes[0], rows, tokens), goal)
-        cost -= np.minimum(tokens, goal)
-        cost += np.append(repeated, 0)[ends]
-        cuts.append(int(ends[np.argmin(cost)]))
+        costs = rows + sizes[0] + 2 * np.maximum(tokens - goal, 0) + lowest[ends]
+        best = np.argmin(costs)
+        lowest[start], end[start] = costs[best], ends[best]
+    cuts = [0]
+    while cuts[-1] < n:
+        cuts.append(int(end[cuts[-1]]))
     return cuts
 
 
