@@ -48,7 +48,7 @@ def call(engine: Engine, verdicts: bool) -> None:
     """Prompts with a common start, in reads of different sizes; of the samples, few are long."""
     rng = np.random.default_rng(7)
     start = list(range(3, 83 if verdicts else 43))
-    lengths = [390] * 5 if verdicts else [150, 170, 390, 30]
+    lengths = [390] * 5 if verdicts else [150, 300, 100, 20]
     prompts = [start + rng.integers(3, 96, n).tolist() for n in lengths]
     if verdicts:
         engine.next_logp(prompts, (5, 9, 11))

@@ -88,7 +88,7 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
         plan = plan_prefill(prompts, copies, keep_prefix)
     check(prompts, plan)
     assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
-    assert len({*plan.sizes}) <= 6
+    assert len({*plan.sizes}) <= 4
 
 
 @settings(max_examples=40, deadline=None)
@@ -136,6 +136,15 @@ def judged(seed: int, mean: float, sigma: float, instructions: int = 96) -> list
     return prompts
 
 
+def slowest_copy(plan: PrefillPlan) -> float:
+    """The tokens that the slowest copy of the weights reads, relative to the mean, if every copy
+    takes the next read when it has finished one."""
+    busy = [0] * plan.copies
+    for size in plan.sizes:
+        busy[busy.index(min(busy))] += size
+    return max(busy) / (sum(busy) / plan.copies)
+
+
 @pytest.mark.parametrize("copies, bound", [(1, 1.2), (8, 1.3)])
 @pytest.mark.parametrize("mean, sigma", workload.SETTINGS)
 def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, accelerator):
@@ -145,7 +154,8 @@ def test_prompts_of_the_judger_at_scale(mean, sigma, copies, bound, accelerator)
         plan = plan_prefill(judged(seed, mean, sigma, 96 if copies > 1 else 48), copies)
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
         waste.append(plan.computed_tokens / plan.distinct_tokens)
-    assert len(shapes) <= 6
+        assert slowest_copy(plan) <= 1.2
+    assert len(shapes) <= 4
     assert max(waste) <= bound
 
 
@@ -159,10 +169,11 @@ def test_prompts_of_a_rollout_at_scale(copies, accelerator):
         prompts = [[7] * 40 + rng.integers(9, 50_000, n).tolist() for n in lengths]
         plan = plan_prefill(prompts, copies)
         assert [i for read in plan.reads for i in read] == list(range(384))
-        assert len(plan.reads) >= 8 * (copies > 1) * copies / 2
+        assert len(plan.reads) >= (copies > 1) * 2 * copies
+        assert slowest_copy(plan) <= 1.2
         assert plan.computed_tokens <= 1.3 * plan.distinct_tokens
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}
-    assert len(shapes) <= 6
+    assert len(shapes) <= 4
 
 
 def test_planning_takes_linear_time():

@@ -2,7 +2,7 @@
 
 Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
 into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
-row of tokens. Planning and packing take time linear in the number of tokens. Rows have one of six
+row of tokens. Planning and packing take time linear in the number of tokens. Rows have one of four
 sizes, because each size is compiled.
 """
 
@@ -30,7 +30,7 @@ OTHER_READ_TOKENS = 1 << 14
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
 TOKENS_PER_PROMPT = 16  # a row has room for one prompt per so many tokens, up to READ_PROMPTS
 # The sizes of rows, as shares of the largest.
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
 # With several copies of the weights, each copy gets about READS_PER_COPY reads. It gets fewer, but
 # at least one, if reads would be shorter than MIN_READ_TOKENS, too short to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
@@ -158,7 +158,7 @@ def divide(
         goal = max(share // READS_PER_COPY, min(share, MIN_READ_TOKENS), 1)
     sizes = row_sizes(max(max_prompt_tokens, int(lengths.max())))
     goal = min(goal, read_tokens())
-    goal = round_up(goal, sizes) if goal > sizes[0] else goal
+    goal = max(size for size in sizes if size <= 2 * goal) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
     most_prompts = min(max_prompts(sizes[-1]), max(len(new) // copies, 1))
@@ -234,8 +234,8 @@ def cut(
     number that it does share; they are computed again if a read starts at this prompt. pages,
     shared_pages: the pages that these two fill. The cuts are those with the lowest total cost. A
     read costs the tokens of its row; those of the smallest row, because many small reads take
-    longer than a few large ones; and twice the tokens above `goal`, so that copies of the weights
-    get equal work.
+    longer than a few large ones; and once more the tokens above `goal`, so that copies of the
+    weights get equal work.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     n, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
@@ -249,7 +249,7 @@ def cut(
         ends = np.arange(latest[start], start, -1)  # longest first: argmin prefers it if costs tie
         tokens = totals[ends] - before[start]
         rows = padded_sizes(tokens, ends - start, sizes)
-        costs = rows + sizes[0] + 2 * np.maximum(tokens - goal, 0) + lowest[ends]
+        costs = rows + sizes[0] + np.maximum(tokens - goal, 0) + lowest[ends]
         best = np.argmin(costs)
         lowest[start], end[start] = costs[best], ends[best]
     cuts = [0]
