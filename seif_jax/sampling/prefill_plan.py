@@ -2,8 +2,8 @@
 
 Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
 into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
-row of tokens. Planning and packing take time linear in the number of tokens. Rows have one of four
-sizes, because each size is compiled.
+row of tokens. Planning and packing take time linear in the number of tokens. Rows have few sizes,
+because each size is compiled.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ READ_TOKENS = {"cpu": 1 << 12}
 OTHER_READ_TOKENS = 1 << 14
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
 TOKENS_PER_PROMPT = 16  # a row has room for one prompt per so many tokens, up to READ_PROMPTS
-# The sizes of rows, as shares of the largest.
+# The sizes of rows, as shares of READ_TOKENS. A longer prompt has a row of its own.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
 # With several copies of the weights, each copy gets about READS_PER_COPY reads. It gets fewer, but
 # at least one, if reads would be shorter than MIN_READ_TOKENS, too short to keep a device busy.
@@ -264,10 +264,10 @@ def read_tokens() -> int:
 
 
 def row_sizes(max_prompt_tokens: int) -> list[int]:
-    """The sizes of rows of tokens, from small to large."""
-    largest = round_up_pow2(max(read_tokens(), max_prompt_tokens))
+    """The sizes of rows of tokens, from small to large. The largest has room for every prompt."""
     unit = TOKENS[0]
-    return sorted({max(-(-int(share * largest) // unit), 1) * unit for share in SHARES})
+    shares = {max(-(-int(share * read_tokens()) // unit), 1) * unit for share in SHARES}
+    return sorted(shares | {round_up_pow2(max(read_tokens(), max_prompt_tokens, unit))})
 
 
 def padded_sizes(
