@@ -18,7 +18,7 @@ from types import FrameType
 from seif_jax import storage
 from seif_jax.errors import UserError, os_error
 from seif_jax.json_io import dumps
-from seif_jax.storage import TEMPORARY
+from seif_jax.object_store import TEMPORARY
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
-from seif_jax import storage
+from seif_jax import object_store, storage
 
 KINDS = ("gs", "s3")
 
@@ -67,7 +67,7 @@ def machine(variables: dict[str, str], cache: os.PathLike[str] | str) -> Iterato
         for name, value in {**variables, "XDG_CACHE_HOME": str(cache)}.items():
             patch.setenv(name, value)
         patch.setattr(storage, "_copies", [])
-        patch.setattr(storage, "_systems", {})
+        patch.setattr(object_store, "_systems", {})
         yield
         for copy in storage._copies:
             if copy.lock:

@@ -75,6 +75,7 @@ LEVELS = [
         "length_distribution",
         "model_names",
         "number_format",
+        "object_store",
         "unicode_text",
         "options",
         "process_log",

@@ -8,7 +8,7 @@ import sys
 import pytest
 import stores
 
-from seif_jax import files, storage
+from seif_jax import files, object_store, storage
 from seif_jax.errors import UserError, one_line
 
 
@@ -42,7 +42,7 @@ def elsewhere(store, tmp_path):
     return read
 
 
-def location(url: str) -> storage.Location:
+def location(url: str) -> object_store.Location:
     parsed = storage.parse(url)
     assert parsed
     return parsed
@@ -76,7 +76,7 @@ def test_a_folder_is_replaced_as_a_whole(url, elsewhere, monkeypatch):
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/b": "2", "model/sub/c": "3"}
     write(a="1", d="4")
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/d": "4"}
-    monkeypatch.setattr(storage, "_upload", lambda files: 1 / 0)  # killed after its first request
+    monkeypatch.setattr(storage, "upload_files", lambda files: 1 / 0)  # killed after its first request
     with pytest.raises(ZeroDivisionError):
         write(e="5")
     assert elsewhere(url) == {}
@@ -87,8 +87,8 @@ def test_an_interrupted_deletion_leaves_no_part(url, elsewhere, monkeypatch):
     with files.atomic_path(folder / "1") as temporary:
         files.write_text(temporary / "a", "1")
         files.write_text(temporary / "b", "2")
-    delete = storage._delete
-    monkeypatch.setattr(storage, "_delete", lambda locations: (delete(locations[:1]), 1 / 0))
+    delete = storage.delete_files
+    monkeypatch.setattr(storage, "delete_files", lambda locations: (delete(locations[:1]), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         files.remove(folder / "1")
     monkeypatch.undo()
@@ -99,11 +99,11 @@ def test_what_a_killed_upload_left_is_removed(url, store, tmp_path):
         folder = files.output_folder(url)
         files.write_text(folder / "kept", "1")
         files.write_text(folder / "2" / "part", "1")
-        storage._mark(location(f"{url}/2"))
+        object_store.mark_incomplete(location(f"{url}/2"))
     with stores.machine(store[1], tmp_path / "second"):
         folder = files.output_folder(url)
         assert sorted(path.name for path in folder.iterdir()) == ["kept"]
-        assert storage._list(location(url)).keys() == {"kept"}
+        assert object_store.list_files(location(url)).keys() == {"kept"}
 
 
 def test_a_restart_has_what_the_store_has(url, store, tmp_path):
@@ -212,7 +212,7 @@ def test_errors_of_one_line(url, monkeypatch):
 )
 def test_what_a_store_answers(error, kind, message):
     with pytest.raises(kind) as raised:
-        with storage._errors(storage.Location("s3", "b/x")):
+        with object_store.store_errors(object_store.Location("s3", "b/x")):
             raise error
     line = one_line(raised.value)
     assert message in line and "\n" not in line
@@ -231,7 +231,7 @@ def test_a_folder_is_written_by_one_process_of_a_machine(url):
 
 def test_local_paths_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(storage, "_file_system", None)  # no store is asked
+    monkeypatch.setattr(object_store, "_file_system", None)  # no store is asked
     assert storage.local("~/x") == tmp_path / "x"
     assert files.output_folder(str(tmp_path)) == tmp_path
     files.write_json(tmp_path / "a" / "b.json", {"c": 1})

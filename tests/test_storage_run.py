@@ -14,7 +14,7 @@ import stores
 from test_processes import joined
 from test_run import assert_same_run
 
-from seif_jax import metrics_log, storage
+from seif_jax import metrics_log, object_store, storage
 from seif_jax.__main__ import main
 from seif_jax.model_bundle import ModelBundle, load_params
 
@@ -34,7 +34,7 @@ def kill_after(command: list[str], url: str, name: str) -> None:
     process = subprocess.Popen([sys.executable, "-m", "seif_jax", *command])
     location, deadline = storage.parse(url), time.monotonic() + 600
     assert location
-    while not any(key.startswith(name) for key in storage._list(location)):
+    while not any(key.startswith(name) for key in object_store.list_files(location)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)

@@ -31,8 +31,8 @@ READ_PROMPTS = 1 << 8  # limit on the prompts in one read
 TOKENS_PER_PROMPT = 16  # a row has room for one prompt per so many tokens, up to READ_PROMPTS
 # The sizes of rows, as shares of READ_TOKENS. A longer prompt has a row of its own.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
-# With several copies of the weights, READS_PER_COPY reads per copy are aimed at: fewer, but at least
-# one, if reads would be shorter than MIN_READ_TOKENS, too short to keep a device busy.
+# With several copies of the weights, the goal is READS_PER_COPY reads per copy. There are fewer,
+# but at least one, if reads would have less than MIN_READ_TOKENS, too few to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
 
 UNLIMITED = np.iinfo(np.int32).max
