@@ -71,8 +71,7 @@ class Writer:
         line |= {name: _number(value) for name, value in metrics.items()}
         append_text(self.path, dumps(line) + "\n")  # a kill loses no finished step
         storage.upload(self.path)
-        for log in RunPaths(self.path.parent).logs.glob("*.log"):  # of all processes
-            storage.upload(log)
+        storage.upload_changed(RunPaths(self.path.parent).logs.glob("*.log"))  # of all processes
         self.written = True
         self._show([line])
 
@@ -125,8 +124,7 @@ class Writer:
                         event = Event(wall_time=time.time(), step=global_step, summary=summary)
                         self._board.write_event(event)
             self._board.flush()
-            for path in self.folder.glob(EVENTS):
-                storage.upload(path)
+            storage.upload_changed(self.folder.glob(EVENTS))
 
 
 class Phases:

@@ -48,6 +48,7 @@ class LocalCopy:
 
 
 _copies: list[LocalCopy] = []  # those that this process has opened
+_uploaded: dict[Path, tuple[int, int]] = {}  # by `upload_changed`: size and time since then
 
 
 def everything(name: str) -> bool:
@@ -142,6 +143,22 @@ def upload(path: Path) -> None:
             delete_files([location / PARTIAL])
         else:
             upload_files([(path, location)])
+
+
+def upload_changed(paths: Iterable[Path]) -> None:
+    """Uploads files in an open folder, in no order: those that have changed since this function
+    uploaded them."""
+    sizes = {path: path.stat().st_size for path in paths if _written(path)}
+    changed = {
+        path: location
+        for path, size in sizes.items()
+        if (location := _written(path)) and _uploaded.get(path) != (size, path.stat().st_mtime_ns)
+    }
+    if not changed:
+        return
+    with store_errors(next(iter(changed.values()))):
+        upload_files(list(changed.items()))
+    _uploaded.update((path, (sizes[path], path.stat().st_mtime_ns)) for path in changed)
 
 
 def upload_new(folder: Path, names: Iterable[str]) -> None:

@@ -63,6 +63,27 @@ def test_every_change_is_in_the_store_at_once(url, elsewhere):
     assert elsewhere(url) == {}
 
 
+def test_only_changed_files_are_uploaded(url, elsewhere, monkeypatch):
+    folder = files.output_folder(url)
+    folder.mkdir(parents=True)
+    logs, uploaded = [folder / name for name in "abc"], []
+    upload_files = storage.upload_files
+
+    def counted(files):
+        uploaded.append({path.name for path, _ in files})
+        upload_files(files)
+
+    monkeypatch.setattr(storage, "upload_files", counted)
+    for text, changed in [("1", "abc"), ("2", "b"), ("", ""), ("3", "ca")]:
+        for log in logs:
+            if log.name in changed:
+                with log.open("a") as file:
+                    file.write(text)
+        storage.upload_changed(logs)
+    assert uploaded == [{*"abc"}, {"b"}, {*"ca"}]
+    assert elsewhere(url) == {"a": "13", "b": "12", "c": "13"}
+
+
 def test_a_folder_is_replaced_as_a_whole(url, elsewhere, monkeypatch):
     folder = files.output_folder(url)
 
@@ -76,7 +97,9 @@ def test_a_folder_is_replaced_as_a_whole(url, elsewhere, monkeypatch):
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/b": "2", "model/sub/c": "3"}
     write(a="1", d="4")
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/d": "4"}
-    monkeypatch.setattr(storage, "upload_files", lambda files: 1 / 0)  # killed after its first request
+    monkeypatch.setattr(
+        storage, "upload_files", lambda files: 1 / 0
+    )  # killed after its first request
     with pytest.raises(ZeroDivisionError):
         write(e="5")
     assert elsewhere(url) == {}
