@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 PARTIAL = ".seif-partial"  # the name of an object that marks its folder as incomplete
-TEMPORARY = ".seif-"  # part of the names of files and folders that are never uploaded
+TEMPORARY = ".seif-"  # part of the names of temporary files and folders
 THREADS = 16  # files that are transferred at a time
-# The times of objects in S3 are whole seconds, so an object younger than this may change again
-# without a change of its time.
+# The times of objects in S3 are whole seconds, so an object may change without a change of its time
+# if it is very young. One younger than this, which allows for wrong clocks, is downloaded again.
 SETTLED_SECS = 60
-RETRY_SECS = 60  # how long requests to Google Cloud Storage are repeated
-SIGN_IN_SECS = 2  # the same for the first request, which finds out whether there are credentials
+RETRY_SECS = 60  # how long requests to Google Cloud Storage are retried
+CREDENTIALS_SECS = 2  # the same for the request that looks for credentials
 S3_ATTEMPTS = 10  # of a request to S3; the pause doubles after each attempt
 _URL = re.compile(r"(gs|s3):/{1,2}([^/]+)(?:/+(.*))?")  # pathlib turns // into /
 _DENIED = re.compile(
@@ -81,13 +81,13 @@ def parse(path: str | Path) -> Location | None:
 
 
 def file_info(location: Location) -> "FileInfo":
-    """What the store knows about an object; also if there is none."""
+    """The store's information about an object. Its type is NotFound if there is no such object."""
     return _file_system(location.scheme).get_file_info(location.key)
 
 
 def list_files(location: Location) -> "dict[str, FileInfo]":
     """The files in a folder and its subfolders, by their paths in it. Raises UserError if there is
-    no such bucket."""
+    no such bucket, or if a name cannot be a local path."""
     from pyarrow.fs import FileSelector
 
     system = _file_system(location.scheme)
@@ -114,23 +114,23 @@ def _check_bucket(location: Location) -> None:
 
 
 def incomplete_folders(names: Iterable[str]) -> set[PurePosixPath]:
-    """The folders whose upload has not ended."""
+    """The folders that are marked as incomplete: their upload or deletion has not ended."""
     paths = map(PurePosixPath, names)
     return {path.parent for path in paths if path.name == PARTIAL}
 
 
-def complete_files(names: "dict[str, FileInfo]") -> "dict[str, FileInfo]":
-    """Those in no folder whose upload has not ended."""
-    incomplete = incomplete_folders(names)
+def complete_files(infos: "dict[str, FileInfo]") -> "dict[str, FileInfo]":
+    """The files that are not in an incomplete folder."""
+    incomplete = incomplete_folders(infos)
     return {
         name: info
-        for name, info in names.items()
+        for name, info in infos.items()
         if incomplete.isdisjoint(PurePosixPath(name).parents)
     }
 
 
 def download_files(files: "list[tuple[Location, Path, FileInfo]]") -> None:
-    """Downloads objects to local paths, unless these have the same size and time."""
+    """Downloads objects, except those whose local file has the object's size and time already."""
 
     def one(location: Location, path: Path, info: "FileInfo") -> None:
         if path.is_dir():
@@ -221,7 +221,7 @@ def _file_system(scheme: str) -> "FileSystem":
 
 
 def _google(retry_secs: float) -> "FileSystem":
-    """Google Cloud Storage. Requests are repeated for `retry_secs`."""
+    """Google Cloud Storage. Requests are retried for `retry_secs`."""
     from pyarrow.fs import GcsFileSystem
 
     host = os.environ.get("STORAGE_EMULATOR_HOST")  # also read by Google's libraries
@@ -234,21 +234,23 @@ def _google(retry_secs: float) -> "FileSystem":
     )
 
 
-def sign_in(location: Location) -> None:
-    """Raises UserError at once if there are no credentials for Google Cloud Storage, whose library
-    repeats the search for them like any other request. Other errors are left to later requests."""
+def check_credentials(location: Location) -> None:
+    """Raises UserError within seconds if there are no credentials for Google Cloud Storage, whose
+    library would retry the search for them for RETRY_SECS. Ignores all other errors: later requests
+    report them."""
     if location.scheme != "gs" or location.scheme in _systems:
         return
     try:
         with store_errors(location):
-            _google(SIGN_IN_SECS).get_file_info(location.bucket.key)
+            _google(CREDENTIALS_SECS).get_file_info(location.bucket.key)
     except (OSError, TimeoutError):
         return
 
 
 @contextlib.contextmanager
 def store_errors(location: Location) -> Iterator[None]:
-    """Turns the errors of a store into a UserError or, for the network, a ConnectionError."""
+    """Turns errors of a store into a UserError (access denied, or nothing there) or ConnectionError
+    (all others). A TimeoutError and errors of the local disk are raised as they are."""
     try:
         yield
     except (ConnectionError, TimeoutError):
@@ -260,6 +262,6 @@ def store_errors(location: Location) -> Iterator[None]:
             raise UserError(f"{location}: {reason} ({text[:200]})") from error
         if isinstance(error, FileNotFoundError) and not error.filename:
             raise UserError(f"{location}: no such bucket, file or folder") from error
-        if error.errno is not None and error.filename:  # of the local disk
+        if error.errno is not None and error.filename:  # an error of the local disk
             raise
         raise ConnectionError(f"{location}: {text[:300]}") from error

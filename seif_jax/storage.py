@@ -2,9 +2,9 @@
 
 In a store, objects cannot be appended to, renamed or locked, and most libraries read only local
 files. So every command works on local copies. `local` downloads what is read. `open_folder`
-downloads a folder that will be written to, and `files` uploads every change of this copy at once
-and in order. At any moment, the store therefore holds what a disk would hold if the command were
-killed then.
+downloads a folder that will be written to. Every change that the module `files` makes to this copy
+is uploaded before the next one is made. At any moment, the store therefore holds what a disk would
+hold if the command were killed then.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from seif_jax.object_store import (
     PARTIAL,
     TEMPORARY,
     Location,
+    check_credentials,
     complete_files,
     delete_files,
     download_files,
@@ -31,7 +32,6 @@ from seif_jax.object_store import (
     list_files,
     mark_incomplete,
     parse,
-    sign_in,
     store_errors,
     upload_files,
 )
@@ -48,7 +48,7 @@ class LocalCopy:
 
 
 _copies: list[LocalCopy] = []  # those that this process has opened
-_uploaded: dict[Path, tuple[int, int]] = {}  # by `upload_changed`: size and time since then
+_uploaded: dict[Path, tuple[int, int]] = {}  # by `upload_changed`: size before, time after it
 
 
 def everything(name: str) -> bool:
@@ -61,7 +61,7 @@ def local(path: str | Path, wanted: Callable[[str], bool] = everything) -> Path:
 
     A file or folder in a store is downloaded to the user's cache, unless the copy there is current.
     wanted: says for the name of a file in a folder whether to download it. If there is nothing at
-    the URL, there is nothing at the local path. Raises UserError if the store cannot be read.
+    the URL, there is nothing at the local path. For errors, see `store_errors`.
     """
     location = parse(path)
     if not location:
@@ -69,7 +69,7 @@ def local(path: str | Path, wanted: Callable[[str], bool] = everything) -> Path:
     if opened := _opened(location):
         return opened
     root = _cache("downloads", location.key, location)
-    sign_in(location)
+    check_credentials(location)
     with store_errors(location):
         info = file_info(location)
         if info.is_file:
@@ -85,15 +85,15 @@ def open_folder(path: str | Path) -> Path:
     """Returns the local copy of a folder in a store, which need not exist yet. Changes that are
     made to the copy with `files` are uploaded. A local path is returned as it is.
 
-    Raises UserError if another command on this machine has opened the folder, or if the store
-    cannot be read.
+    Raises UserError if another command on this machine has opened the folder. For other errors, see
+    `store_errors`.
     """
     location = parse(path)
     if not location:
         return Path(path)
     if opened := _opened(location):
         return opened
-    sign_in(location)
+    check_credentials(location)
     root = _root(location)
     lock = _lock(_lock_path(root), location)
     _restore(location, root)
@@ -102,8 +102,8 @@ def open_folder(path: str | Path) -> Path:
 
 
 def join_folder(path: str | Path, opened: str) -> Path:
-    """Does in the other processes of a command what `open_folder` does in the first one. All of
-    them share the local copy. opened: what `token` returns in the first process.
+    """The counterpart of `open_folder` for the other processes of a command: they use the local
+    copy that the first process has opened. opened: what `token` returns in the first process.
 
     Raises UserError if this process does not see the first one's disk.
     """
@@ -121,22 +121,23 @@ def join_folder(path: str | Path, opened: str) -> Path:
 
 
 def token(path: str | Path) -> str:
-    """A text that identifies the process that has opened a folder, and that only processes with
-    the same disk can read; "" for a local path."""
+    """A string that identifies the process that has opened a folder, and that only processes with
+    the same disk can read; "" for a local path, or if nobody has opened the folder."""
     location = parse(path)
     lock = location and _lock_path(_root(location))
     return lock.read_text() if lock and lock.exists() else ""
 
 
 def upload(path: Path) -> None:
-    """Uploads a new or changed file or folder if `path` is in an open folder."""
+    """Uploads a new or changed file or folder if `path` is in an open folder. What a folder no
+    longer contains is deleted from the store."""
     location = _written(path)
     if not location:
         return
     with store_errors(location):
         if path.is_dir():
             names = {file.relative_to(path).as_posix(): file for file in _files(path)}
-            old = list_files(location).keys() - names.keys()
+            old = list_files(location).keys() - names.keys() - {PARTIAL}
             mark_incomplete(location)
             upload_files([(file, location / name) for name, file in names.items()])
             delete_files([location / name for name in old])
@@ -146,8 +147,8 @@ def upload(path: Path) -> None:
 
 
 def upload_changed(paths: Iterable[Path]) -> None:
-    """Uploads files in an open folder, in no order: those that have changed since this function
-    uploaded them."""
+    """Uploads those of these files that are new or have changed since this function uploaded them,
+    in no particular order. Files that are not in an open folder are ignored."""
     sizes = {path: path.stat().st_size for path in paths if _written(path)}
     changed = {
         path: location
@@ -162,8 +163,9 @@ def upload_changed(paths: Iterable[Path]) -> None:
 
 
 def upload_new(folder: Path, names: Iterable[str]) -> None:
-    """Uploads the named folders in `folder` that are not in the store yet. Then deletes all folders
-    with other names from the store. Folders of the same name must have the same content."""
+    """Uploads the named folders in `folder` that are not in the store yet. Then deletes everything
+    else in `folder` from the store, except incomplete folders. A folder that the store has already
+    must have the same content as the local one: it is not compared."""
     location, names = _written(folder), set(names)
     if not location:
         return
@@ -238,7 +240,7 @@ def _lock(path: Path, location: Location) -> TextIO:
     except BlockingIOError:
         file.close()
         raise UserError(
-            f"{location} is in use by another process; wait for it to end, or give another folder"
+            f"{location} is in use by another process; wait until it ends, or choose another folder"
         ) from None
     except OSError:  # a file system without locks
         pass

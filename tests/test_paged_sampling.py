@@ -53,7 +53,7 @@ def sample(
     group = len(limits) // len(prompts)
 
     def page_count(reads, limits, slots, group, budget, max_prompt_tokens):
-        smallest, largest = pages_needed(reads, limits, slots, group)
+        smallest, largest = pages_needed(reads, limits, slots)
         return largest if spare_pages is None else min(smallest + spare_pages, largest)
 
     with mock.patch.object(sampling, "page_count", page_count):

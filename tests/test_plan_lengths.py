@@ -118,7 +118,7 @@ def simulated(call: CallLengths, copies: int = 1, slots: int = 2) -> list[Sessio
     """Sessions with as many pages as they can use."""
     reads = divided(call, copies, keep_prefix=True)
     group, limits = call.completions.shape[1], np.full(call.completions.size, 1000)
-    _, pages = pages_needed(reads, limits, slots, group)
+    _, pages = pages_needed(reads, limits, slots)
     return sessions(call, reads, limits, slots, pages)
 
 
@@ -156,7 +156,7 @@ def test_pages_of_a_call_that_could_use_millions():
     call = unrelated(np.full(20_000, 8000), np.full((20_000, 1), 500))
     reads = divided(call, 1, keep_prefix=True)
     limits = np.full(20_000, 500)
-    assert pages_needed(reads, limits, 64, 1)[1] > 2_000_000
+    assert pages_needed(reads, limits, 64)[1] > 2_000_000
     assert page_count(reads, limits, 64, 1, budget=1000, max_prompt_tokens=8000) == 960
 
 

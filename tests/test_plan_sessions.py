@@ -122,7 +122,7 @@ def test_simulated_sessions_do_what_real_ones_do(
     assert (reads.reads, reads.sizes) == (plan.reads, plan.sizes)
     assert plan.prefix_tokens == prefix and len(plan.reads) >= copies
     limits = completions.ravel()
-    fewest, most = pages_needed(plan, limits, slots, group)
+    fewest, most = pages_needed(plan, limits, slots)
     pages = fewest + round(spare * (most - fewest))
     real = real_sessions(plan, limits.tolist(), group, slots, pages)
     simulated = sessions(call, reads, limits, slots, pages)

@@ -90,12 +90,13 @@ class PlannedCall:
         return [[self._pages(*share) for share in step] for step in self.shares]
 
     def _pages(self, lengths: CallLengths, reads: Reads) -> tuple[int, str | None]:
-        decoding = self.call.decoding
-        arguments = reads, self.limits(lengths), decoding.batch_size, self.call.group_size
+        decoding, limits = self.call.decoding, self.limits(lengths)
+        slots, longest = decoding.batch_size, decoding.max_prompt_tokens
+        budget, group = self.page_budget, self.call.group_size
         try:
-            return page_count(*arguments, self.page_budget, decoding.max_prompt_tokens), None
+            return page_count(reads, limits, slots, group, budget, longest), None
         except UserError as error:
-            smallest, _ = pages_needed(*arguments)
+            smallest, _ = pages_needed(reads, limits, slots)
             return smallest, str(error)
 
     @property

@@ -28,7 +28,7 @@ from seif_jax.sampling.schedule import first_slots, ready_samples
 
 # By platform: see `typical_prompt_pages`. Shorter on CPUs, to save the host's memory.
 TYPICAL_PROMPT_TOKENS = {"cpu": 128}
-OTHER_TYPICAL_PROMPT_TOKENS = 512
+DEFAULT_TYPICAL_PROMPT_TOKENS = 512
 
 
 def page_bytes(c: ModelConfig, params: Params, dtype: DTypeLike) -> int:
@@ -54,30 +54,33 @@ def page_count(
     budget: int,
     max_prompt_tokens: int,
 ) -> int:
-    """The number of pages that a call of `Engine.sample` uses in each copy of the weights.
+    """The number of pages that a call of `Engine.sample` allocates in each copy of the weights.
 
     Programs are compiled for this number, so it does not depend on the lengths of the prompts
     unless they are far longer than usual. budget: the number of pages that fit into memory, which
-    is not exceeded. limits: the maximum number of tokens of each sample.
-    slots: see `Schedule`. group: samples per prompt. max_prompt_tokens: see `Engine.sample`. Raises
-    UserError if the prefix, the largest read of prompts and the longest sample do not fit together.
+    is not exceeded. limits: the maximum number of tokens of each sample. slots: see `Schedule`.
+    group: samples per prompt. max_prompt_tokens: see `Engine.sample`.
+
+    Raises UserError if the prefix, the largest read of prompts and the longest sample do not fit
+    together.
     """
-    smallest, _ = pages_needed(reads, limits, slots, group)
+    smallest, _ = pages_needed(reads, limits, slots)
     if smallest > budget:
         size = page_tokens()
         raise UserError(
-            f"sample_memory leaves room for the keys and values of {budget * size:,} tokens, but a "
-            f"sample of {limits.max():,} tokens and the prompts read with its own need "
+            f"sample_memory has room for the keys and values of {budget * size:,} tokens, but a "
+            f"sample of {limits.max():,} tokens and the prompts that are prefilled together need "
             f"{smallest * size:,}"
         )
-    step = 1 << max(budget.bit_length() - 4, 0)  # free memory varies a little between calls
+    # Rounded down, because free memory varies a little between calls.
+    step = 1 << max(budget.bit_length() - 4, 0)
     available = max(budget // step * step, smallest)
     slots = first_slots(len(limits), slots, group, reads.copies)
     longest = pages_for_age(int(limits.max()))
     prompts = room_for_prompts(slots, max_prompt_tokens)
     by_read = [read_pages(reads, n) for n in range(len(reads.reads))]
     if sum(by_read) > 2 * typical_prompt_pages() * len(limits):
-        # So long that slots would be idle. (Otherwise, samples below their limits leave room.)
+        # So long that slots would be idle. (Shorter prompts fit into what short samples leave.)
         prompts = max(prompts, sum(by_read) * ready_samples(slots) // len(limits) + max(by_read))
     # The 1 is the page TRASH.
     useful = 1 + pages_for(max_prompt_tokens) + prompts + ENTRIES_PER_SLOT * slots * longest
@@ -94,4 +97,4 @@ def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
 
 def typical_prompt_pages() -> int:
     """The pages of a prompt of usual length, for which there is room in every slot."""
-    return pages_for(TYPICAL_PROMPT_TOKENS.get(platform(), OTHER_TYPICAL_PROMPT_TOKENS))
+    return pages_for(TYPICAL_PROMPT_TOKENS.get(platform(), DEFAULT_TYPICAL_PROMPT_TOKENS))

@@ -47,11 +47,9 @@ def read_pages(reads: Reads, n: int) -> int:
     return sum(count - shared for count, shared in prompt_pages(reads, n))
 
 
-def pages_needed(
-    reads: Reads, limits: Int[np.ndarray, "n"], slots: int, group: int
-) -> tuple[int, int]:
-    """The smallest number of pages with which a call can be sampled, and the largest number that it
-    can use."""
+def pages_needed(reads: Reads, limits: Int[np.ndarray, "n"], slots: int) -> tuple[int, int]:
+    """The smallest number of pages with which a call can be sampled (those of the prefix, the
+    largest read and one sample of maximum length), and the largest number that it can use."""
     longest = pages_for_age(int(limits.max()))
     by_read = [read_pages(reads, n) for n in range(len(reads.reads))]
     # The page TRASH, and the pages of the prefix.

@@ -24,15 +24,15 @@ from seif_jax.models.xla_attention import TilePairs, plan_tiles
 from seif_jax.sampling.shapes import TOKENS, Ids, round_up
 
 MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
-# Limit on the tokens of several prompts in one read, to bound its memory. CPUs are busy with less.
+# Limit on the tokens of several prompts in one read, to bound its memory. Fewer keep CPUs busy.
 READ_TOKENS = {"cpu": 1 << 12}
-OTHER_READ_TOKENS = 1 << 14
+DEFAULT_READ_TOKENS = 1 << 14
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
-TOKENS_PER_PROMPT = 16  # a row has room for one prompt per so many tokens, up to READ_PROMPTS
-# The sizes of rows, as shares of READ_TOKENS. A longer prompt has a row of its own.
+TOKENS_PER_PROMPT = 16  # a row has room for one prompt per this many tokens, up to READ_PROMPTS
+# The sizes of rows, as shares of `read_tokens()`. If prompts may be longer, there is one more size.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
 # With several copies of the weights, the goal is READS_PER_COPY reads per copy. There are fewer,
-# but at least one, if reads would have less than MIN_READ_TOKENS, too few to keep a device busy.
+# but at least one, if reads would have fewer than MIN_READ_TOKENS, too few to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
 
 UNLIMITED = np.iinfo(np.int32).max
@@ -49,7 +49,7 @@ class PromptTree:
     positions: Int[Array, "N"]  # for the rotary embedding, counted from the start of the prompt
     ends: Int[Array, "N"]  # one past each token's last descendant; 0 for padding
     tiles: TilePairs | tree_attention_kernels.TileRuns  # the attention scores to compute
-    last: Int[Array, "B"]  # the last token of each prompt; arbitrary for padding
+    last: Int[Array, "B"]  # where each prompt's last token is in the row; 0 for padding
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,19 @@ class Read:
 
 @dataclass(frozen=True)
 class Reads:
-    """How the prompts of a call are divided into reads, which depends on their lengths alone."""
+    """How the prompts of a call are divided into reads. This depends on lengths alone: of the
+    prompts and of their common starts."""
 
-    prefix_tokens: int  # of the start that all prompts share, computed once for all reads
+    prefix_tokens: int  # of the start that all prompts share, which each copy computes once, or 0
     reads: list[list[int]]  # the indices of each read's prompts
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
-    goal: int  # tokens per read that the division aims at, a multiple of the unit of sizes
-    copies: int  # the number of copies of the weights that process the reads
+    goal: int  # tokens per read that the division aims at: a size of rows, or less than all sizes
+    copies: int  # the number of copies of the weights that get reads
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
-    shared: Int[np.ndarray, "n"]  # leading tokens that each shares with the one before it, if any
+    shared: Int[
+        np.ndarray, "n"
+    ]  # leading tokens that each shares with the one before it in the reads
 
     @property
     def computed_tokens(self) -> int:
@@ -122,7 +125,8 @@ def plan_prefill(
 
 
 def prefix_length(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:
-    """The number of tokens at the start of all prompts that are computed once for all reads.
+    """The length of the start that all prompts share and that is computed separately. It is 0 if
+    that is shorter than MIN_STEM, or there is only one prompt.
 
     shared: the number of leading tokens that each prompt shares with the one before it.
     """
@@ -140,7 +144,7 @@ def divide(
     max_prompt_tokens: int = 0,
     max_read_pages: int = UNLIMITED,
 ) -> Reads:
-    """Divides prompts into reads, from their lengths alone.
+    """Divides prompts into reads, from their lengths and those of their common starts.
 
     order: the index of each prompt; the other arguments are in this order. shared: the number of
     leading tokens that each prompt shares with the one before it. distinct: see `Reads`. copies:
@@ -181,12 +185,13 @@ def divide(
 
 
 def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
-    """A tree with the shape of the largest read of these calls, or of others with their goals."""
+    """A tree with the shape of the largest read that these calls, or others with the same goals,
+    can have."""
     return blank_tree(max(max(*call.sizes, call.goal) for call in reads), kernel)
 
 
 def blank_tree(size: int, kernel: bool, prefix: int = 0) -> PromptTree:
-    """A tree of zeros with the shape of any read of `size` tokens after a prefix of `prefix`."""
+    """A tree of one prompt, with the shape of all reads of `size` tokens after a prefix."""
     row = np.zeros(prefix + size, np.int32)
     return pack([row], prefix, size, kernel)[1]
 
@@ -228,14 +233,16 @@ def cut(
 ) -> list[int]:
     """Cuts a list of prompts into reads, which are padded to `sizes`. A read has at most
     `read_tokens` tokens and `max_pages` pages, unless it is a single prompt, and at most
-    `most_prompts` prompts. Returns the index of the first prompt of each read, followed by n.
+    `most_prompts` prompts. Returns the index of the first prompt of each read, followed by the
+    number of prompts.
 
     new: the number of tokens of each prompt that the prompt before it does not share. repeated: the
-    number that it does share; they are computed again if a read starts at this prompt. pages,
-    shared_pages: the pages that these two fill. The cuts are those with the lowest total cost. A
-    read costs the tokens of its row; those of the smallest row, because many small reads take
-    longer than a few large ones; and once more the tokens above `goal`, so that copies of the
-    weights get equal work.
+    number that it does share beyond the prefix, which are computed again if a read starts at this
+    prompt. pages, shared_pages: the numbers of pages that its new and its repeated tokens fill.
+
+    The cuts are those with the lowest total cost. The cost of a read is the size of its row, plus
+    that of the smallest row, because many small reads take longer than a few large ones, plus the
+    number of its tokens above `goal`, so that copies of the weights get equal work.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     n, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
@@ -260,7 +267,7 @@ def cut(
 
 def read_tokens() -> int:
     """The largest number of tokens of several prompts in one read."""
-    return READ_TOKENS.get(platform(), OTHER_READ_TOKENS)
+    return READ_TOKENS.get(platform(), DEFAULT_READ_TOKENS)
 
 
 def row_sizes(max_prompt_tokens: int) -> list[int]:
