@@ -130,7 +130,7 @@ def test_random_lengths_memory_and_orders(seed, prompts, group, slots, spare, in
 
 def test_a_sample_that_does_not_fit_is_refused():
     engine = Engine(MODEL.config, PARAMS, jnp.float32)
-    with pytest.raises(UserError, match=r"sample_memory leaves room .* need [\d,]+$"):
+    with pytest.raises(UserError, match=r"sample_memory has room .* need [\d,]+$"):
         engine.sample(
             [[5, 6]], row_keys(jax.random.key(0), [0]), group=1, max_tokens=10_000,
             method=Method(), stop_ids=(), batch_size=4, memory=1e-9,

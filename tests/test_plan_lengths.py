@@ -117,7 +117,7 @@ def test_what_the_judgers_prompts_share():
 def simulated(call: CallLengths, copies: int = 1, slots: int = 2) -> list[SessionWork]:
     """Sessions with as many pages as they can use."""
     reads = divided(call, copies, keep_prefix=True)
-    group, limits = call.completions.shape[1], np.full(call.completions.size, 1000)
+    limits = np.full(call.completions.size, 1000)
     _, pages = pages_needed(reads, limits, slots)
     return sessions(call, reads, limits, slots, pages)
 
@@ -316,7 +316,7 @@ def test_too_little_memory_for_the_longest_sample(model, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     reasons = {x["program"]: x["refusal"] for x in result["does_not_fit"]}
     reason = reasons["follower rollout: decode"]
-    assert "sample_memory leaves room for the keys and values of" in reason
+    assert "sample_memory has room for the keys and values of" in reason
     assert f"DOES NOT FIT: follower rollout: decode, {reason};" in "\n".join(text.lines(result))
 
 
