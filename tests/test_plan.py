@@ -219,7 +219,11 @@ def test_the_knob_that_makes_a_program_fit(model):
     layout = plan.Layout(
         config, shape, jax.devices()[:1], partial(chip_specs.devices_of_part, None)
     )
-    for size, expected in ((14e6, "config.sample_batch=8 would fit it: 0.01 GiB"), (1e6, None)):
+    for size, expected in (
+        (14e6, "config.sample_memory=0.6 would fit it: 0.01 GiB"),
+        (11.5e6, "config.sample_batch=8 would fit it: 0.01 GiB"),
+        (1e6, None),
+    ):
         stage_programs = plan.programs(config, layout, int(size))
         [decode] = [p for p in stage_programs if p.name == "rollout: decode"]
         bad = compiler(decode, Chip(size, 1e10, 1e11, 1e9))
