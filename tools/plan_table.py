@@ -64,7 +64,7 @@ PAIRS = (
     Pair("deepseek_r1_qwen3_8b", "v6e:8x8", f"mesh.tensor=4 mesh.sequence=4 {batches(16, 8)}"),
     Pair("deepseek_r1_qwen3_8b", "h100:8", "mesh.tensor=4", "0.9"),
     Pair("deepseek_r1_qwen_14b", "v5p:4x4x4"),
-    Pair("deepseek_r1_qwen_14b", "v6e:8x16", f"mesh.sequence=4 {batches(8, 4)}"),
+    Pair("deepseek_r1_qwen_14b", "v6e:8x16", f"mesh.tensor=8 mesh.sequence=4 {batches(8, 4)}"),
     Pair("deepseek_r1_qwen_14b", "h100:2x8", "mesh.tensor=8 mesh.sequence=2", "0.9"),
 )
 PAIR_COLUMNS = ("model", "topology", "mesh")
