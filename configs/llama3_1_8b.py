@@ -2,16 +2,17 @@
 
     seif run --config=configs/llama3_1_8b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned with `seif plan --topology=v5p:2x4x4` before the sampler had pages, not run: on 32 chips of
-95 GiB all programs fit, the largest (instructor, answers: prefill) takes 74.6 GiB. Where every
-prompt and sample has the greatest length, a step takes at least 33 minutes for the Instructor, 24
-for the Follower. Mesh and batches are chosen for that slice; docs/plan.md has others.
+Planned with `seif plan --topology=v5p:2x4x4`, not run: on 32 chips of 95 GiB all programs fit, the
+largest (follower, judge: store) takes 81.0 GiB. If every prompt and sample has the greatest length,
+a step takes at least 22 minutes for the Instructor and 16 for the Follower; at a mean of 1,000
+tokens per response, at least 111 and 71 seconds. Mesh and batches are chosen for that slice;
+docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 XLA_CLIENT_MEM_FRACTION=0.9 and --config.mesh.tensor=4: the largest program (follower, rollout:
-prefill) takes 60.3 of the 71.2 GiB that JAX may allocate on a GPU, and a step takes at least 61
-minutes for the Instructor, 44 for the Follower; at a mean of 1,000 tokens per response, at least
-186 and 132 seconds.
+prefill) takes 60.0 of the 71.2 GiB that JAX may allocate on a GPU. If every prompt and sample has
+the greatest length, a step takes at least 63 minutes for the Instructor and 46 for the Follower; at
+a mean of 1,000 tokens per response, at least 187 and 133 seconds.
 """
 
 from default import Config

@@ -2,16 +2,18 @@
 
     seif run --config=configs/qwen2_5_1_5b.py --workdir=DIR --config.data.seeds=SEEDS.parquet
 
-Planned with `seif plan --topology=v5e:4x8` before the sampler had pages, not run: on 32 chips of 16
-GiB all programs fit, the largest (instructor, answers: prefill) takes 12.9 GiB. Where every prompt
-and sample has the greatest length, a step takes at least 21 minutes for the Instructor, 15 for the
-Follower. Mesh and batches are chosen for that slice; docs/plan.md has others.
+Planned with `seif plan --topology=v5e:4x8`, not run: on 32 chips of 16 GiB all programs fit, the
+largest (instructor, answers: prefill) takes 14.5 GiB. If every prompt and sample has the greatest
+length, a step takes at least 18 minutes for the Instructor and 13 for the Follower; at a mean of
+1,000 tokens per response, at least 91 and 60 seconds. Mesh and batches are chosen for that slice;
+docs/plan.md has others.
 
 On NVIDIA GPUs: one node of eight H100 80GB (`--topology=h100:8`, planned as well, not run) with
 --config.mesh.sequence=1 --config.sample_batch=256 --config.filter.batch_size=128
---config.judger.batch_size=128: the largest program (instructor, rollout: prefill) takes 49.7 of the
-59.3 GiB that JAX may allocate on a GPU, and a step takes at least 11 minutes for the Instructor, 8
-for the Follower; at a mean of 1,000 tokens per response, at least 29 and 20 seconds.
+--config.judger.batch_size=128: the largest program (instructor, rollout: prefill) takes 49.3 of the
+59.3 GiB that JAX may allocate on a GPU. If every prompt and sample has the greatest length, a step
+takes at least 12 minutes for the Instructor and 8 for the Follower; at a mean of 1,000 tokens per
+response, at least 29 and 20 seconds.
 """
 
 from default import Config
