@@ -149,17 +149,18 @@ def upload(path: Path) -> None:
 def upload_changed(paths: Iterable[Path]) -> None:
     """Uploads those of these files that are new or have changed since this function uploaded them,
     in no particular order. Files that are not in an open folder are ignored."""
-    sizes = {path: path.stat().st_size for path in paths if _written(path)}
-    changed = {
-        path: location
-        for path, size in sizes.items()
-        if (location := _written(path)) and _uploaded.get(path) != (size, path.stat().st_mtime_ns)
-    }
-    if not changed:
-        return
-    with store_errors(next(iter(changed.values()))):
-        upload_files(list(changed.items()))
-    _uploaded.update((path, (sizes[path], path.stat().st_mtime_ns)) for path in changed)
+    changed: list[tuple[Path, Location]] = []
+    sizes: dict[Path, int] = {}
+    for path in paths:
+        if location := _written(path):
+            stat = path.stat()
+            if _uploaded.get(path) != (stat.st_size, stat.st_mtime_ns):
+                changed.append((path, location))
+                sizes[path] = stat.st_size
+    if changed:
+        with store_errors(changed[0][1]):
+            upload_files(changed)
+    _uploaded.update((path, (size, path.stat().st_mtime_ns)) for path, size in sizes.items())
 
 
 def upload_new(folder: Path, names: Iterable[str]) -> None:

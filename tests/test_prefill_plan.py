@@ -169,7 +169,7 @@ def test_prompts_of_a_rollout_at_scale(copies, accelerator):
         prompts = [[7] * 40 + rng.integers(9, 50_000, n).tolist() for n in lengths]
         plan = plan_prefill(prompts, copies)
         assert [i for read in plan.reads for i in read] == list(range(384))
-        assert len(plan.reads) >= (copies > 1) * 2 * copies
+        assert len(plan.reads) >= 8 * (copies > 1) * copies / 2
         assert slowest_copy(plan) <= 1.2
         assert plan.computed_tokens <= 1.3 * plan.distinct_tokens
         shapes |= {shape_of(plan, n) for n in range(len(plan.reads))}

@@ -97,9 +97,8 @@ def test_a_folder_is_replaced_as_a_whole(url, elsewhere, monkeypatch):
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/b": "2", "model/sub/c": "3"}
     write(a="1", d="4")
     assert elsewhere(url) == {"model/sub/a": "1", "model/sub/d": "4"}
-    monkeypatch.setattr(
-        storage, "upload_files", lambda files: 1 / 0
-    )  # killed after its first request
+    # Killed after its first request.
+    monkeypatch.setattr(storage, "upload_files", lambda files: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(e="5")
     assert elsewhere(url) == {}
