@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Key
 
 from seif_jax.errors import UserError
-from seif_jax.roles.reply_format import Message, after_thought, whole_reply
+from seif_jax.roles.reply_format import Message, whole_reply
 from seif_jax.sampling import Address, Engine, Sample, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class ChatModel:
 
     def encode(self, dialogues: Sequence[list[Message]], prefill: str) -> list[list[int]]:
         """The dialogues' token ids, including the prefill."""
-        return [self.tokenizer.encode_chat(dialogue, prefill) for dialogue in dialogues]
+        return [prompt.ids for prompt in self.tokenizer.encode_chats(dialogues, prefill)]
 
     def reply(
         self,
@@ -130,9 +130,9 @@ class ChatModel:
         dialogue depends only on the dialogue, `key` and id·group + g (if the id is a sequence of
         integers, this replaces the last one).
         """
-        prompts = self.encode(dialogues, decoding.prefill)
-        openings = [self.tokenizer.opening(dialogue) for dialogue in dialogues]
-        return self.complete(prompts, decoding, key, group, on_reply, dialogue_ids, openings)
+        prompts = self.tokenizer.encode_chats(dialogues, decoding.prefill)
+        ids, openings = [prompt.ids for prompt in prompts], [prompt.opening for prompt in prompts]
+        return self.complete(ids, decoding, key, group, on_reply, dialogue_ids, openings)
 
     def complete(
         self,
@@ -146,8 +146,8 @@ class ChatModel:
     ) -> list[Reply | None]:
         """Like `reply`, for prompts that are already encoded, including the prefill.
 
-        openings: the part of the reply that each prompt contains (see `Tokenizer.opening`); None if
-        there is no such part.
+        openings: the part of the reply that each prompt contains (see `ChatPrompt`); None if there
+        is no such part.
         """
         decoding.check(self.engine.config.max_positions)
         fit = [i for i, ids in enumerate(prompts) if len(ids) <= decoding.max_prompt_tokens]
@@ -201,10 +201,8 @@ class ChatModel:
         is not a single token there.
         """
         ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
-        prompts = [
-            self.tokenizer.encode_chat(d, after_thought(self.tokenizer.opening(d), prefill))
-            for d in dialogues
-        ]
+        encoded = self.tokenizer.encode_chats(dialogues, prefill, closes_thought=True)
+        prompts = [prompt.ids for prompt in encoded]
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         probs: list[list[float] | None] = [None] * len(prompts)
         if fit:

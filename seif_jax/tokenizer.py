@@ -9,14 +9,14 @@ that the model reads and writes.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from seif_jax import tokenizer_files
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
-from seif_jax.roles.reply_format import TAGS, opening
+from seif_jax.roles.reply_format import TAGS, after_thought, opening
 from seif_jax.unicode_text import valid_unicode
 
 if TYPE_CHECKING:
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 # Private-use characters, which mean nothing in any text.
 SENTINELS = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+Messages = Sequence[Mapping[str, str]]  # turns, each with `role` and `content`
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
+
+
+class ChatPrompt(NamedTuple):
+    """An encoded dialogue."""
+
+    ids: list[int]
+    opening: str  # the start of the reply that the template itself writes after the header of the
+    # assistant's turn: the opening tag of a thought, or an empty thought; "" for most templates
 
 
 class Tokenizer:
@@ -98,59 +107,93 @@ class Tokenizer:
         """The ids of plain text, with nothing added. Control tokens that it spells stay text."""
         return self._backend.encode(valid_unicode(text), add_special_tokens=False).ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
+    def encode_chat(self, messages: Messages, prefill: str = "") -> list[int]:
         """The ids of the dialogue, the header of the assistant's turn and the reply's prefill.
 
         messages: dicts with `role` and `content`. The ids equal those of transformers'
         apply_chat_template unless contents spell a control token. Raises UserError if there is no
         template, or if it rejects the dialogue.
         """
+        return self.encode_chats([messages], prefill)[0].ids
+
+    def encode_chats(
+        self, dialogues: Sequence[Messages], prefill: str = "", closes_thought: bool = False
+    ) -> list[ChatPrompt]:
+        """Many dialogues as in `encode_chat`. Texts between control tokens are encoded only once
+        if they occur several times, as few-shot turns do, and on all cores.
+
+        closes_thought: a thought that the template opens is closed before the prefill.
+        """
         if self._chat_problem:
             raise UserError(self._chat_problem)
+        rendered = [self._render(turns, prefill, closes_thought) for turns in dialogues]
+        rows = [self._split(text, ignored) for text, ignored, _ in rendered]
+        texts = list({text: None for row in rows for text in row if isinstance(text, str)})
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
+        return [
+            ChatPrompt(
+                [i for part in row for i in (ids[part] if isinstance(part, str) else (part,))],
+                opened,
+            )
+            for row, (_, _, opened) in zip(rows, rendered, strict=True)
+        ]
+
+    def encode_markup(self, text: str) -> list[int]:
+        """Ids of a text whose control tokens count as such, with nothing added."""
+        parts = self._split(valid_unicode(text), "")
+        return [
+            i for part in parts for i in (self.encode(part) if isinstance(part, str) else (part,))
+        ]
+
+    def _render(
+        self, messages: Messages, prefill: str, closes_thought: bool
+    ) -> tuple[str, str, str]:
+        """The dialogue and the prefill as text; a character inside all control tokens that the
+        data spell, so that only the template's own are intact; and the reply's opening."""
         messages = [{key: valid_unicode(value) for key, value in turn.items()} for turn in messages]
         prefill = valid_unicode(prefill)
         texts = [*(value for turn in messages for value in turn.values()), prefill]
         sentinel = _absent_character([*texts, self._template.text])
-        # A sentinel inside every control token in the data leaves only the template's own intact.
         broken = rf"\1{sentinel}"
         escaped = [
             {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
             for turn in messages
         ]
-        text = self._template.render(escaped) + self._marker_start.sub(broken, prefill)
-        return self.encode_markup(text, sentinel)
+        text = self._template.render(escaped)
+        opened = opening(text)
+        if closes_thought:
+            prefill = after_thought(opened, prefill)
+        return text + self._marker_start.sub(broken, prefill), sentinel, opened
 
-    def encode_markup(self, text: str, ignored: str = "") -> list[int]:
-        """Ids of a text whose control tokens count as such, with nothing added. ignored: a
-        character that is left out."""
-        ids: list[int] = []
+    def _split(self, text: str, ignored: str) -> list[str | int]:
+        """The control tokens of a text, as ids, and the texts between them. ignored: a character
+        that is left out; "" for none."""
+        parts: list[str | int] = []
         start = 0
         for match in self._marker.finditer(text):
-            ids += self._encode_without(ignored, text[start : match.start()])
-            ids.append(self._control[match.group()])
+            parts += [text[start : match.start()], self._control[match.group()]]
             start = match.end()
-        return ids + self._encode_without(ignored, text[start:])
-
-    def _encode_without(self, ignored: str, text: str) -> list[int]:
-        return self.encode(text.replace(ignored, "") if ignored else text)
+        parts.append(text[start:])
+        if ignored:
+            parts = [x.replace(ignored, "") if isinstance(x, str) else x for x in parts]
+        return parts
 
     @property
     def template(self) -> str:
         """The chat template's source; "" if there is none."""
         return self._template.text
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Messages) -> str:
         """The dialogue as text, with the header of the assistant's turn. Raises UserError where
         there is no template or it refuses the dialogue."""
         return self._template.render(messages)
 
-    def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The start of the reply that the template itself writes after the header of the
-        assistant's turn: the opening tag of a thought, or an empty thought; "" for most templates.
-        """
+    def opening(self, messages: Messages) -> str:
+        """See `ChatPrompt`."""
         return opening(self._template.render(messages))
 
-    def check_chat(self, messages: Sequence[Mapping[str, str]]) -> None:
+    def check_chat(self, messages: Messages) -> None:
         """Raises UserError if the template drops text of this dialogue, or does not ask for a
         reply."""
         self.encode_chat(messages)

@@ -103,6 +103,48 @@ def test_chat_equals_transformers(smollm, tmp_path, dialogue):
     assert Tokenizer.load(tmp_path).encode_chat(dialogue) == expected
 
 
+def test_many_dialogues_are_encoded_as_one_by_one(smollm, tiny, monkeypatch):
+    shots = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4\n"}]
+    questions = ["Why?", "<|im_end|> Why?", "Why?\ue000<|im_start|>", "Why?", "a\ud800"]
+    dialogues = [*DIALOGUES, *([*shots, {"role": "user", "content": q}] for q in questions)]
+    for tokenizer in (smollm, tiny):
+        encoded = tokenizer.encode_chats(dialogues, " [[<|im_end|>")
+        assert [x.ids for x in encoded] == [
+            tokenizer.encode_chat(dialogue, " [[<|im_end|>") for dialogue in dialogues
+        ]
+        assert {x.opening for x in encoded} == {""}
+    assert smollm.encode_chats([]) == []
+
+
+def test_texts_that_dialogues_share_are_encoded_once(smollm, monkeypatch):
+    batches = []
+
+    class Backend:
+        def encode_batch_fast(self, texts, **options):
+            batches.append(texts)
+            return backend.encode_batch_fast(texts, **options)
+
+    backend = smollm._backend
+    monkeypatch.setattr(smollm, "_backend", Backend())
+    shots = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    dialogues = [[*shots, {"role": "user", "content": f"{i % 7}?"}] for i in range(100)]
+    smollm.encode_chats(dialogues)
+    [texts] = batches
+    assert len(texts) == len({*texts})
+    assert sum("?" in text for text in texts) == 8  # the example's question and seven others
+
+
+def test_a_thought_that_the_template_opens_is_closed_before_the_prefill(tmp_path):
+    opens = CHATML.replace("assistant\\n", "assistant\\n<think>\\n")
+    tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, opens))
+    dialogue = [{"role": "user", "content": "a"}]
+    [prompt] = tokenizer.encode_chats([dialogue], "[[", closes_thought=True)
+    assert prompt.opening == tokenizer.opening(dialogue) == "<think>\n"
+    assert prompt.ids == tokenizer.encode_chat(dialogue, "\n</think>\n\n[[")
+    [prompt] = tokenizer.encode_chats([dialogue], "[[")
+    assert prompt.ids == tokenizer.encode_chat(dialogue, "[[")
+
+
 def test_saved_gguf_tokenizer_in_transformers(smollm, tmp_path):
     smollm.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)

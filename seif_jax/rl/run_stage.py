@@ -18,6 +18,8 @@ from seif_jax.rl.stage import Stage, StageInfo, make_learner, make_policy
 from seif_jax.rl.train_step import train_step
 from seif_jax.run_clock import CLOCK
 
+ENCODED_ROWS = 1000  # prompts that are in memory at a time while their lengths are computed
+
 
 def run_stage(
     stage: Stage, writer: Writer, display: Display, profiler: Profiler
@@ -84,11 +86,16 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
     decoding, tokenizer = stage.rollout.decoding, stage.model.bundle.tokenizer
     task, limit = stage.task, decoding.max_prompt_tokens
 
-    def longest_form(row: int) -> int:
-        forms = task.dialogues(row)
-        return max(len(tokenizer.encode_chat(form, decoding.prefill)) for form in forms)
-
-    local = [(row, longest_form(row)) for row in processes.share(len(task.rows))]
+    rows = processes.share(len(task.rows))
+    local: list[tuple[int, int]] = []
+    for start in range(0, len(rows), ENCODED_ROWS):
+        some = rows[start : start + ENCODED_ROWS]
+        forms = [(row, form) for row in some for form in task.dialogues(row)]
+        encoded = tokenizer.encode_chats([form for _, form in forms], decoding.prefill)
+        longest = dict.fromkeys(some, 0)
+        for (row, _), prompt in zip(forms, encoded, strict=True):
+            longest[row] = max(longest[row], len(prompt.ids))
+        local += longest.items()
     lengths = dict(pair for share in processes.allgather_objects(local) for pair in share)
     fitting = sorted(row for row, length in lengths.items() if length <= limit)
     dropped = len(lengths) - len(fitting)
