@@ -1,11 +1,12 @@
-"""SmolLM2-135M-Instruct evolves for three rounds on one GPU: evidence_cpu.py with larger batches.
+"""SmolLM2-135M-Instruct evolves for three rounds on one GPU: evidence_cpu.py at a larger size.
 
-    seif sweep --config=evidence_gpu --sweep=evidence --workdir=DIR --launcher=local --jobs=8 \
+    seif sweep --config=evidence_gpu --sweep=evidence --workdir=DIR --launcher=local --jobs=4 \
         --config.data.seeds=FILE --config.eval.suites=ifeval=FILE,ifbench=FILE
 
-Eight runs at a time share the GPU if XLA_CLIENT_MEM_FRACTION=0.11. The numbers of steps and of
-updates are those of evidence_cpu.py; a step has 192 samples instead of 36. IFEval and IFBench are
-scored after every round, with greedy replies.
+With XLA_CLIENT_MEM_FRACTION=0.2, four runs fit on the GPU at once. The numbers of steps and updates
+are those of evidence_cpu.py; a step has 192 samples (24 x 8) instead of 24 (Instructor) or 36
+(Follower), replies may be longer, and there are 768 seed questions. With --config.eval.suites as
+above, IFEval and IFBench are scored after every round, with greedy replies.
 """
 
 from default import Config

@@ -201,7 +201,7 @@ class ChatModel:
         is not a single token there.
         """
         ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
-        encoded = self.tokenizer.encode_chats(dialogues, prefill, closes_thought=True)
+        encoded = self.tokenizer.encode_chats(dialogues, prefill, close_thought=True)
         prompts = [prompt.ids for prompt in encoded]
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
         probs: list[list[float] | None] = [None] * len(prompts)

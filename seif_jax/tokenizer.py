@@ -16,7 +16,8 @@ import numpy as np
 from seif_jax import tokenizer_files
 from seif_jax.chat_template import ChatSettings, ChatTemplate
 from seif_jax.errors import UserError
-from seif_jax.roles.reply_format import TAGS, after_thought, opening
+from seif_jax.roles import reply_format
+from seif_jax.roles.reply_format import TAGS
 from seif_jax.unicode_text import valid_unicode
 
 if TYPE_CHECKING:
@@ -31,11 +32,14 @@ PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
 
 
 class ChatPrompt(NamedTuple):
-    """An encoded dialogue."""
+    """An encoded dialogue.
+
+    opening: the start of the reply that the template itself writes after the header of the
+    assistant's turn: the opening tag of a thought, or an empty thought; "" for most templates.
+    """
 
     ids: list[int]
-    opening: str  # the start of the reply that the template itself writes after the header of the
-    # assistant's turn: the opening tag of a thought, or an empty thought; "" for most templates
+    opening: str
 
 
 class Tokenizer:
@@ -117,67 +121,58 @@ class Tokenizer:
         return self.encode_chats([messages], prefill)[0].ids
 
     def encode_chats(
-        self, dialogues: Sequence[Messages], prefill: str = "", closes_thought: bool = False
+        self, dialogues: Sequence[Messages], prefill: str = "", close_thought: bool = False
     ) -> list[ChatPrompt]:
-        """Many dialogues as in `encode_chat`. Texts between control tokens are encoded only once
-        if they occur several times, as few-shot turns do, and on all cores.
+        """Encodes many dialogues, each as `encode_chat` does.
 
-        closes_thought: a thought that the template opens is closed before the prefill.
+        Each distinct text between control tokens is encoded once (few-shot turns repeat), on all
+        cores. close_thought: whether to close a thought that the template opens before the prefill.
         """
         if self._chat_problem:
             raise UserError(self._chat_problem)
-        rendered = [self._render(turns, prefill, closes_thought) for turns in dialogues]
-        rows = [self._split(text, ignored) for text, ignored, _ in rendered]
-        texts = list({text: None for row in rows for text in row if isinstance(text, str)})
+        rendered = [self._render(messages, prefill, close_thought) for messages in dialogues]
+        texts = list({x: None for parts, _ in rendered for x in parts if isinstance(x, str)})
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = {text: encoding.ids for text, encoding in zip(texts, encodings, strict=True)}
-        return [
-            ChatPrompt(
-                [i for part in row for i in (ids[part] if isinstance(part, str) else (part,))],
-                opened,
-            )
-            for row, (_, _, opened) in zip(rows, rendered, strict=True)
-        ]
+        return [ChatPrompt(_join(parts, ids), opening) for parts, opening in rendered]
 
     def encode_markup(self, text: str) -> list[int]:
         """Ids of a text whose control tokens count as such, with nothing added."""
-        parts = self._split(valid_unicode(text), "")
-        return [
-            i for part in parts for i in (self.encode(part) if isinstance(part, str) else (part,))
-        ]
+        parts = self._split(valid_unicode(text))
+        return _join(parts, {part: self.encode(part) for part in parts if isinstance(part, str)})
 
     def _render(
-        self, messages: Messages, prefill: str, closes_thought: bool
-    ) -> tuple[str, str, str]:
-        """The dialogue and the prefill as text; a character inside all control tokens that the
-        data spell, so that only the template's own are intact; and the reply's opening."""
+        self, messages: Messages, prefill: str, close_thought: bool
+    ) -> tuple[list[str | int], str]:
+        """The parts (see `_split`) of the dialogue with the prefill, and the reply's opening."""
         messages = [{key: valid_unicode(value) for key, value in turn.items()} for turn in messages]
         prefill = valid_unicode(prefill)
         texts = [*(value for turn in messages for value in turn.values()), prefill]
         sentinel = _absent_character([*texts, self._template.text])
+        # A sentinel inside every control token in the data leaves only the template's own intact.
         broken = rf"\1{sentinel}"
         escaped = [
             {key: self._marker_start.sub(broken, value) for key, value in turn.items()}
             for turn in messages
         ]
         text = self._template.render(escaped)
-        opened = opening(text)
-        if closes_thought:
-            prefill = after_thought(opened, prefill)
-        return text + self._marker_start.sub(broken, prefill), sentinel, opened
+        opening = reply_format.opening(text)
+        if close_thought:
+            prefill = reply_format.after_thought(opening, prefill)
+        return self._split(text + self._marker_start.sub(broken, prefill), sentinel), opening
 
-    def _split(self, text: str, ignored: str) -> list[str | int]:
-        """The control tokens of a text, as ids, and the texts between them. ignored: a character
-        that is left out; "" for none."""
+    def _split(self, text: str, sentinel: str = "") -> list[str | int]:
+        """The control tokens of a text, as ids, and the texts between them, without the
+        sentinel."""
         parts: list[str | int] = []
         start = 0
         for match in self._marker.finditer(text):
             parts += [text[start : match.start()], self._control[match.group()]]
             start = match.end()
         parts.append(text[start:])
-        if ignored:
-            parts = [x.replace(ignored, "") if isinstance(x, str) else x for x in parts]
-        return parts
+        if not sentinel:
+            return parts
+        return [part.replace(sentinel, "") if isinstance(part, str) else part for part in parts]
 
     @property
     def template(self) -> str:
@@ -190,8 +185,8 @@ class Tokenizer:
         return self._template.render(messages)
 
     def opening(self, messages: Messages) -> str:
-        """See `ChatPrompt`."""
-        return opening(self._template.render(messages))
+        """The opening of the reply to this dialogue (see `ChatPrompt`)."""
+        return reply_format.opening(self._template.render(messages))
 
     def check_chat(self, messages: Messages) -> None:
         """Raises UserError if the template drops text of this dialogue, or does not ask for a
@@ -218,6 +213,14 @@ class Tokenizer:
         except UserError as error:
             return [], str(error)
         return self._backend.encode(text, add_special_tokens=False).ids, ""
+
+
+def _join(parts: Sequence[str | int], ids: Mapping[str, list[int]]) -> list[int]:
+    """The ids of the parts, with those of each text."""
+    joined: list[int] = []
+    for part in parts:
+        joined += ids[part] if isinstance(part, str) else (part,)
+    return joined
 
 
 def _absent_character(texts: Sequence[str]) -> str:

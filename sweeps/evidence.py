@@ -3,8 +3,8 @@
     seif sweep --config=evidence_cpu --sweep=evidence --workdir=DIR --launcher=local \
         --config.data.seeds=FILE
 
-The runs are in the order of their importance. The Follower takes 24 steps in each of them. On a
-GPU, use --config=evidence_gpu, which has larger batches.
+The Follower takes 24 steps in each run. On a GPU, use --config=evidence_gpu, which has larger
+batches.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ ARMS = {
     "one_round": {"rounds": 1, "instructor.steps": 9, "follower.steps": 24},  # no alternation
     "learnability": {"instructor.reward": "learnability", "answer.samples": 4},
     "rules_only": {"reward.checks": ("ifeval",)},
-    # Against the collapse to one phrase that the full arm shows:
+    # Two attempts to prevent the full arm's collapse to one phrase:
     "high_kl": {"grpo.kl_coef": 0.2},
     "other_examples": {"instructor.prompts": str(EXAMPLES)},
 }

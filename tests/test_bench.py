@@ -281,7 +281,7 @@ def test_prompts_have_their_length(model_folder):
     plain = inputs.PlainTokenizer(base.tokenizer)
     for ids in prompts:
         chat = [{"role": "user", "content": base.tokenizer.decode(ids)}]
-        assert plain.encode_chat(chat) == ids
+        assert plain.encode_chats([chat]) == [(ids, "")]
     with pytest.raises(UserError, match="make no 90000 prompts of 4 tokens"):
         inputs.passages(base.tokenizer, 90_000, 4)
 

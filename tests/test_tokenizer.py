@@ -103,7 +103,7 @@ def test_chat_equals_transformers(smollm, tmp_path, dialogue):
     assert Tokenizer.load(tmp_path).encode_chat(dialogue) == expected
 
 
-def test_many_dialogues_are_encoded_as_one_by_one(smollm, tiny, monkeypatch):
+def test_a_batch_of_dialogues_is_encoded_like_each_alone(smollm, tiny):
     shots = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4\n"}]
     questions = ["Why?", "<|im_end|> Why?", "Why?\ue000<|im_start|>", "Why?", "a\ud800"]
     dialogues = [*DIALOGUES, *([*shots, {"role": "user", "content": q}] for q in questions)]
@@ -119,13 +119,13 @@ def test_many_dialogues_are_encoded_as_one_by_one(smollm, tiny, monkeypatch):
 def test_texts_that_dialogues_share_are_encoded_once(smollm, monkeypatch):
     batches = []
 
-    class Backend:
+    class CountingBackend:
         def encode_batch_fast(self, texts, **options):
             batches.append(texts)
             return backend.encode_batch_fast(texts, **options)
 
     backend = smollm._backend
-    monkeypatch.setattr(smollm, "_backend", Backend())
+    monkeypatch.setattr(smollm, "_backend", CountingBackend())
     shots = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
     dialogues = [[*shots, {"role": "user", "content": f"{i % 7}?"}] for i in range(100)]
     smollm.encode_chats(dialogues)
@@ -138,7 +138,7 @@ def test_a_thought_that_the_template_opens_is_closed_before_the_prefill(tmp_path
     opens = CHATML.replace("assistant\\n", "assistant\\n<think>\\n")
     tokenizer = Tokenizer.load(tiny_tokenizer(tmp_path, opens))
     dialogue = [{"role": "user", "content": "a"}]
-    [prompt] = tokenizer.encode_chats([dialogue], "[[", closes_thought=True)
+    [prompt] = tokenizer.encode_chats([dialogue], "[[", close_thought=True)
     assert prompt.opening == tokenizer.opening(dialogue) == "<think>\n"
     assert prompt.ids == tokenizer.encode_chat(dialogue, "\n</think>\n\n[[")
     [prompt] = tokenizer.encode_chats([dialogue], "[[")

@@ -1,6 +1,6 @@
 """The inputs of benchmarks: texts of exact lengths, dialogues for the Judger, a stage to train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from seif_jax.roles.reply_format import Message
 from seif_jax.run_config import DType, Remat, RunConfig
 from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine
-from seif_jax.tokenizer import Tokenizer
+from seif_jax.tokenizer import ChatPrompt, Messages, Tokenizer
 
 JUDGER_SHOTS = RunConfig().judger.shots
 REPLIES_PER_INSTRUCTION = 4  # that are judged, as in a rollout
@@ -108,11 +108,11 @@ class PlainTokenizer(Tokenizer):
         vars(self).update(vars(tokenizer))
         self.stop_ids = ()
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
-        return self.encode("".join(turn["content"] for turn in messages) + prefill)
-
-    def opening(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return ""
+    def encode_chats(
+        self, dialogues: Sequence[Messages], prefill: str = "", close_thought: bool = False
+    ) -> list[ChatPrompt]:
+        texts = ["".join(turn["content"] for turn in turns) + prefill for turns in dialogues]
+        return [ChatPrompt(self.encode(text), "") for text in texts]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from seif_jax.rl.stage import Stage, StageInfo, make_learner, make_policy
 from seif_jax.rl.train_step import train_step
 from seif_jax.run_clock import CLOCK
 
-ENCODED_ROWS = 1000  # prompts that are in memory at a time while their lengths are computed
+ROWS_PER_BATCH = 1000  # rows whose prompts are encoded together; bounds memory
 
 
 def run_stage(
@@ -88,12 +88,12 @@ def prompts_that_fit(stage: Stage, display: Display) -> list[int]:
 
     rows = processes.share(len(task.rows))
     local: list[tuple[int, int]] = []
-    for start in range(0, len(rows), ENCODED_ROWS):
-        some = rows[start : start + ENCODED_ROWS]
-        forms = [(row, form) for row in some for form in task.dialogues(row)]
-        encoded = tokenizer.encode_chats([form for _, form in forms], decoding.prefill)
-        longest = dict.fromkeys(some, 0)
-        for (row, _), prompt in zip(forms, encoded, strict=True):
+    for start in range(0, len(rows), ROWS_PER_BATCH):
+        batch = rows[start : start + ROWS_PER_BATCH]
+        pairs = [(row, dialogue) for row in batch for dialogue in task.dialogues(row)]
+        encoded = tokenizer.encode_chats([dialogue for _, dialogue in pairs], decoding.prefill)
+        longest = dict.fromkeys(batch, 0)
+        for (row, _), prompt in zip(pairs, encoded, strict=True):
             longest[row] = max(longest[row], len(prompt.ids))
         local += longest.items()
     lengths = dict(pair for share in processes.allgather_objects(local) for pair in share)
