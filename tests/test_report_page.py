@@ -224,6 +224,7 @@ def test_charts_say_in_words_and_numbers_what_they_show(opened):
     assert unnamed == 0
     chart = opened.locator("#follower-reward")
     chart.get_by_text("Numbers").click()
+    chart.locator("tbody tr").first.wait_for()
     assert chart.locator("tbody tr").count() == 8  # two rounds of four steps
     headings = opened.evaluate(
         "[...document.querySelectorAll('h1, h2, h3')].map(h => Number(h.tagName[1]))"

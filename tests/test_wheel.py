@@ -78,18 +78,21 @@ def installed(wheel):
     return run
 
 
+def tracked(folder):
+    """The files of a folder that git tracks, by their paths in the clone."""
+    command = ["git", "-C", ROOT, "ls-files", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_it_has_the_package_with_configs_and_sweeps_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.name == f"seif_jax-{__version__}-py3-none-any.whl"
     tops = {name.split("/")[0] for name in names}
     assert tops == {"seif_jax", f"seif_jax-{__version__}.dist-info"}
     for kind in ("configs", "sweeps"):
-        files = {f"seif_jax/assets/{kind}/{path.name}" for path in (ROOT / kind).glob("*.py")}
+        files = {f"seif_jax/assets/{path}" for path in tracked(kind)}
         assert files == {name for name in names if name.startswith(f"seif_jax/assets/{kind}/")}
-    tracked = subprocess.run(
-        ["git", "-C", ROOT, "ls-files", "seif_jax"], capture_output=True, text=True
-    ).stdout.split()
-    assert {*tracked} <= {*names}
+    assert {*tracked("seif_jax")} <= {*names}
     assert not [name for name in names if name.endswith(".pyc")]
 
 
