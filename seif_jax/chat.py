@@ -109,10 +109,6 @@ class ChatModel:
         """The number of processes that share a copy of the weights. They make the same calls."""
         return self.engine.processes_per_copy
 
-    def encode(self, dialogues: Sequence[list[Message]], prefill: str) -> list[list[int]]:
-        """The dialogues' token ids, including the prefill."""
-        return [prompt.ids for prompt in self.tokenizer.encode_chats(dialogues, prefill)]
-
     def reply(
         self,
         dialogues: Sequence[list[Message]],

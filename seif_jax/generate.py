@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, prompts: Sequence[str]) -> None:
     else:
         dialogues = [[{"role": "user", "content": prompt}] for prompt in prompts]
         tokenizer.check_chat(dialogues[0])
-        ids = [tokenizer.encode_chat(dialogue) for dialogue in dialogues]
+        ids = [prompt.ids for prompt in tokenizer.encode_chats(dialogues)]
     check_lengths(prompts, ids, positions, options.max_tokens)
     kind = dtype(options.dtype or accelerator_detection.native_dtype())
     params = load_params(options.model, base.model, kind, options.scan)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from seif_jax import tokenizer_files
-from seif_jax.chat_template import ChatSettings, ChatTemplate
+from seif_jax.chat_template import ChatSettings, ChatTemplate, Dialogue
 from seif_jax.errors import UserError
 from seif_jax.roles import reply_format
 from seif_jax.roles.reply_format import TAGS
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CONTROL_SHAPE = re.compile(r"<[|\uff5c][^<>]*[|\uff5c]>")  # U+FF5C is DeepSeek's full-width bar
 # Private-use characters, which mean nothing in any text.
 SENTINELS = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
-Messages = Sequence[Mapping[str, str]]  # turns, each with `role` and `content`
 PROBE = [{"role": "user", "content": "Say  hello 12 times,\n\nplease. "}]
 
 
@@ -111,7 +110,7 @@ class Tokenizer:
         """The ids of plain text, with nothing added. Control tokens that it spells stay text."""
         return self._backend.encode(valid_unicode(text), add_special_tokens=False).ids
 
-    def encode_chat(self, messages: Messages, prefill: str = "") -> list[int]:
+    def encode_chat(self, messages: Dialogue, prefill: str = "") -> list[int]:
         """The ids of the dialogue, the header of the assistant's turn and the reply's prefill.
 
         messages: dicts with `role` and `content`. The ids equal those of transformers'
@@ -121,7 +120,7 @@ class Tokenizer:
         return self.encode_chats([messages], prefill)[0].ids
 
     def encode_chats(
-        self, dialogues: Sequence[Messages], prefill: str = "", close_thought: bool = False
+        self, dialogues: Sequence[Dialogue], prefill: str = "", close_thought: bool = False
     ) -> list[ChatPrompt]:
         """Encodes many dialogues, each as `encode_chat` does.
 
@@ -142,7 +141,7 @@ class Tokenizer:
         return _join(parts, {part: self.encode(part) for part in parts if isinstance(part, str)})
 
     def _render(
-        self, messages: Messages, prefill: str, close_thought: bool
+        self, messages: Dialogue, prefill: str, close_thought: bool
     ) -> tuple[list[str | int], str]:
         """The parts (see `_split`) of the dialogue with the prefill, and the reply's opening."""
         messages = [{key: valid_unicode(value) for key, value in turn.items()} for turn in messages]
@@ -179,16 +178,16 @@ class Tokenizer:
         """The chat template's source; "" if there is none."""
         return self._template.text
 
-    def render(self, messages: Messages) -> str:
+    def render(self, messages: Dialogue) -> str:
         """The dialogue as text, with the header of the assistant's turn. Raises UserError where
         there is no template or it refuses the dialogue."""
         return self._template.render(messages)
 
-    def opening(self, messages: Messages) -> str:
+    def opening(self, messages: Dialogue) -> str:
         """The opening of the reply to this dialogue (see `ChatPrompt`)."""
         return reply_format.opening(self._template.render(messages))
 
-    def check_chat(self, messages: Messages) -> None:
+    def check_chat(self, messages: Dialogue) -> None:
         """Raises UserError if the template drops text of this dialogue, or does not ask for a
         reply."""
         self.encode_chat(messages)

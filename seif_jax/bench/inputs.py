@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from seif_jax import data, models, sharding, stage_settings
+from seif_jax.chat_template import Dialogue
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Evaluation
 from seif_jax.length_distribution import Lengths
@@ -26,7 +27,7 @@ from seif_jax.roles.reply_format import Message
 from seif_jax.run_config import DType, Remat, RunConfig
 from seif_jax.run_paths import StagePaths
 from seif_jax.sampling import Engine
-from seif_jax.tokenizer import ChatPrompt, Messages, Tokenizer
+from seif_jax.tokenizer import ChatPrompt, Tokenizer
 
 JUDGER_SHOTS = RunConfig().judger.shots
 REPLIES_PER_INSTRUCTION = 4  # that are judged, as in a rollout
@@ -109,7 +110,7 @@ class PlainTokenizer(Tokenizer):
         self.stop_ids = ()
 
     def encode_chats(
-        self, dialogues: Sequence[Messages], prefill: str = "", close_thought: bool = False
+        self, dialogues: Sequence[Dialogue], prefill: str = "", close_thought: bool = False
     ) -> list[ChatPrompt]:
         texts = ["".join(turn["content"] for turn in turns) + prefill for turns in dialogues]
         return [ChatPrompt(self.encode(text), "") for text in texts]

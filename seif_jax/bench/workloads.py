@@ -101,7 +101,7 @@ def judge(model: BenchModel, sizes: WorkloadSizes) -> Workload:
     tokenizer, engine = model.bundle.tokenizer, model.engine()
     dialogues = judger_dialogues(tokenizer, sizes)
     chat_model = ChatModel(engine, tokenizer)
-    prompts = chat_model.encode(dialogues, PREFILL)
+    prompts = [prompt.ids for prompt in tokenizer.encode_chats(dialogues, PREFILL)]
     longest, max_positions = max(map(len, prompts)), model.config.max_positions
     if longest > max_positions:
         raise UserError(f"a dialogue of {longest} tokens exceeds {max_positions} positions")
