@@ -14,7 +14,7 @@ from smollm2 import get_config as smollm2
 def get_config() -> Config:
     c = smollm2()
     c.rounds = 2
-    c.sample_batch = 18
+    c.sample_batch = 12
     c.data.limit = 10
     role = c.instructor
     role.rollout_prompts = role.optimizer_prompts = 6
@@ -23,6 +23,7 @@ def get_config() -> Config:
     role = c.follower
     role.rollout_prompts = role.optimizer_prompts = 3
     role.group_size, role.max_response_tokens = 4, 48
+    c.instructor.micro_tokens = c.follower.micro_tokens = 3072  # one pass per update
     c.generate.prompts, c.generate.temperature = 10, 0.5
     c.judger.batch_size = 48
     c.checkpoint.every_steps = 100

@@ -8,6 +8,7 @@ what it needs from other devices.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
@@ -111,6 +112,8 @@ def per_slice(function: Callable[Arguments, Result], sharded: int) -> Callable[A
         )
         return mapped(*arguments)
 
+    inner = function.func if isinstance(function, partial) else function
+    stacked.__name__ = inner.__name__  # JAX gives this name to the program
     return stacked
 
 

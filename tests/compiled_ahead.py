@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from seif_jax import models, sampling, sharding
+from seif_jax import compilation, models, sampling, sharding
 from seif_jax.metrics_log import COMPILED
 from seif_jax.sampling import Engine, prefill_plan, programs, row_keys
 from seif_jax.sampling.methods import Method
@@ -65,7 +65,7 @@ def counts(mesh_sizes: dict[str, int], verdicts: bool) -> list[dict[str, int]]:
     seen: list[dict[str, int]] = []
     compile_in_parallel = sampling.compile_in_parallel
 
-    def compile_and_count(signatures: Sequence[programs.Signature]) -> None:
+    def compile_and_count(signatures: Sequence[compilation.Signature]) -> None:
         compile_in_parallel(signatures)
         seen.append(dict(COMPILED_NOW))
 

@@ -1,10 +1,12 @@
 """Run by test_sharding.py with eight devices of the CPU: losses and greedy tokens on a mesh.
+What the learner compiles ahead is all that it runs.
 
 usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
 """
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import tiny
 
 from seif_jax import models, sharding
+from seif_jax.metrics_log import COMPILED
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig
@@ -31,6 +34,14 @@ CONFIG = LearnerConfig(
 )
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 8, 2
+NAMES = ("gradient", "completion_logp", "change")
+COMPILED_NOW: Counter[str] = Counter()  # how many programs of these names
+
+
+def count(event: str, duration_secs: float, **details: str | int) -> None:
+    name = str(details.get("fun_name"))[len("jit(") : -1]
+    if event == COMPILED and name in NAMES:
+        COMPILED_NOW[name] += 1
 
 
 def batch(step: int) -> Batch:
@@ -59,11 +70,17 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
     learner = Learner(MODEL.config, mesh, shapes, CONFIG, temperature=1.0, updates=STEPS)
     state = learner.start(start)
     losses, norms = [], []
+    COMPILED_NOW.clear()
     for step in range(STEPS):
-        sampled = batch(step)
-        reference = learner.logp(learner.policy(state.params), sampled)
+        sampled, policy = batch(step), learner.policy(state.params)
+        before = COMPILED_NOW.total()
+        learner.compile(state, [sampled], [policy])
+        ahead = COMPILED_NOW.total() - before
+        assert bool(ahead) == (step == 0), COMPILED_NOW
+        reference = learner.logp(policy, sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
         state, update = learner.update(state, sampled, on_policy=True)
+        assert COMPILED_NOW.total() == before + ahead, "compiled during the update"
         losses.append(update.metrics["loss"])
         norms.append(update.metrics["grad_norm"])
     engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)
@@ -81,6 +98,7 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
         "tokens": [sample.tokens.tolist() for sample in samples],
         "verdicts": verdicts.tolist(),
         "replicas": len(engine.replicas),
+        "compiled": dict(COMPILED_NOW),
         "held": on_one_device / sum(x.nbytes for x in arrays),
     }
 
@@ -92,4 +110,5 @@ def sizes_of(text: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
+    jax.monitoring.register_event_duration_secs_listener(count)
     print(json.dumps({text: run(sizes_of(text)) for text in sys.argv[1:]}))

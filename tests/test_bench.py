@@ -200,7 +200,10 @@ def test_an_interpreter_that_is_not_there(tmp_path):
             "--random_weights --what=rollout --against=hf --peer_python=x",
             "--random_weights cannot be",
         ),
-        ("--lengths=9,0.5 --against=hf --peer_python=x", "--lengths cannot be combined with"),
+        (
+            "--lengths=9,0.5 --against=hf --peer_python=x",
+            "only vllm can sample completions of different lengths (got hf)",
+        ),
         ("--micro_tokens=0", "--micro_tokens must be 1 or more"),
         ("--new_tokens=9000", "--new_tokens=9000 exceed the model's 8192 positions"),
         ("--against=hf", "--against=PEER and --peer_python=FILE go together"),

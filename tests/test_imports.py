@@ -59,6 +59,7 @@ LEVELS = [
         "array_views",
         "chat_template",
         "collectives",
+        "compilation",
         "processes",
         "sharding",
         "signals",

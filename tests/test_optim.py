@@ -140,3 +140,12 @@ def test_the_update_writes_over_the_state():
     places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(now) if x.ndim]
     after, _, _ = optim.make_update(OPTIMIZER, 1.0)(now, jax.tree.map(jnp.ones_like, params))
     assert [x.unsafe_buffer_pointer() for x in jax.tree.leaves(after) if x.ndim] == places
+
+
+def test_stages_share_the_programs_of_equal_optimizers():
+    """A constant learning rate does not depend on the number of updates, the others do."""
+    for schedule, shared in {"constant": True, "linear": False, "cosine": False}.items():
+        config = replace(CONFIG, schedule=schedule)
+        one, other = (optim.make_change(optim.make_optimizer(config, n)) for n in (3, 40))
+        assert (one is other) == shared, schedule
+        assert optim.make_change(optim.make_optimizer(config, 3)) is one

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import synthetic_run
 
 from seif_jax import metrics_log, run_clock
+from seif_jax.compilation import Signature, compile_in_parallel
 from seif_jax.display import Display
 from seif_jax.metrics_log import Phases, Writer
 from seif_jax.options import parser
@@ -21,7 +23,6 @@ from seif_jax.report.page_blocks import Chart, Table
 from seif_jax.report.run_files import open_runs
 from seif_jax.report.section_goodput import section
 from seif_jax.run_clock import CLOCK, KINDS, RunClock
-from seif_jax.sampling.programs import Signature, compile_in_parallel
 
 
 class Now:
@@ -94,7 +95,7 @@ def test_compiling_is_taken_from_the_kind_in_which_it_happens():
 def test_programs_compiled_side_by_side_count_once():
     """In other threads, whose seconds add up to more than the time that passes."""
     signatures = [
-        Signature({"w": jnp.ones(n)}, jax.jit(lambda x: jnp.linalg.svd(x @ x.T + 2.5)[1]), (x,))
+        Signature(nullcontext, jax.jit(lambda x: jnp.linalg.svd(x @ x.T + 2.5)[1]), (x,))
         for n, x in ((n, jax.ShapeDtypeStruct((n, n), jnp.float32)) for n in (13, 14, 15))
     ]
     CLOCK.start()

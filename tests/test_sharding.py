@@ -33,6 +33,8 @@ def test_every_mesh_trains_and_samples_as_one_device(found, mesh):
     np.testing.assert_allclose(other["norm"], one["norm"], rtol=1e-4)
     np.testing.assert_allclose(other["verdicts"], one["verdicts"], atol=1e-4)
     assert other["tokens"] == one["tokens"]
+    # Compiled before they are called, once each, under the names that the display knows.
+    assert other["compiled"]["gradient"] == other["compiled"]["completion_logp"] == 1
     assert len({x for row in one["tokens"] for x in row}) > 5
 
 

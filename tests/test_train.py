@@ -16,7 +16,7 @@ from seif_jax.models.tree_forward import REMAT_POLICIES, completion_logp
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig, Update, step_metrics
-from seif_jax.rl.optim import OptimizerConfig
+from seif_jax.rl.optim import OptimizerConfig, TrainState
 from seif_jax.rl.packing import RowLimits, pack
 from seif_jax.rl.train_step import optimizer_batches
 from seif_jax.sampling import Engine
@@ -269,6 +269,11 @@ def test_metrics_of_a_step():
 class Scaled(Learner):
     """Has log-probabilities that are the tokens, scaled by the only weight."""
 
+    def compile(self, state, batches, weights):
+        assert [float(x["scale"]) for x in weights] == [2.0][: len(batches) > 1] + [3.0][
+            : self.config.loss.kl_coef > 0
+        ]
+
     def logp(self, weights, batch):
         return batch.completions * np.asarray(weights["scale"])
 
@@ -281,7 +286,12 @@ def test_log_probabilities_are_computed_where_they_are_needed(prompts, kl_coef):
     policy, reference = ({"scale": jnp.float32(x)} for x in (2.0, 3.0))
     bare = replace(BATCH, old_logp=np.zeros((8, 6)), ref_logp=np.zeros((8, 6)))
     batches = optimizer_batches(
-        learner, bare, prompts, policy, lambda: Engine(C, reference, jnp.float32)
+        learner,
+        TrainState({}, {}),
+        bare,
+        prompts,
+        policy,
+        lambda: Engine(C, reference, jnp.float32),
     )
     assert [len(part.prompts) for part in batches] == [prompts] * (4 // prompts)
     tokens = np.split(BATCH.completions, 4 // prompts)

@@ -244,6 +244,7 @@ def start_peer(options: BenchOptions, model: BenchModel, workload: Workload, fol
         "texts": [model.bundle.tokenizer.decode(ids) for ids in workload.prompts],
         "group": options.group,
         "new_tokens": options.new_tokens,
+        "lengths": sizes_of(options).new_lengths(),
         "dtype": dtype_of_peer(options, model),
         "threads": psutil.cpu_count(),
         "batch_size": FULL_BATCH,

@@ -47,7 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--lengths",
         metavar="MEAN,SIGMA",
         help="rollout, update: draw the lengths of samples as `seif plan` does, at most "
-        "--new_tokens (default: all have --new_tokens)",
+        "--new_tokens (default: all have --new_tokens); --against: vllm only",
     )
     command.add_argument(
         "--slots", type=int, help="rollout: samples decoded together (default: all)"
@@ -115,8 +115,11 @@ class BenchOptions:
                 raise UserError(
                     f"--lengths needs --what=rollout or --what=update (got --what={self.what})"
                 )
-            if self.against:
-                raise UserError("--lengths cannot be combined with --against")
+            if self.against not in (None, *baselines.WITH_LENGTHS):
+                raise UserError(
+                    f"--lengths: with --against, only {' and '.join(baselines.WITH_LENGTHS)} can "
+                    f"sample completions of different lengths (got {self.against})"
+                )
             from seif_jax import length_distribution  # imports numpy, which --help does not need
 
             mean = length_distribution.parse(self.lengths).mean

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from seif_jax import metrics_log, sharding
 from seif_jax.collectives import per_slice
+from seif_jax.compilation import Signature, compile_in_parallel
 from seif_jax.models import Params, lora
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.token_tree import PackedBatch
@@ -130,6 +131,27 @@ class Learner:
         """The weights to sample from. Frozen weights are shared, not copied."""
         return lora.join(self.frozen, self.cast(params))
 
+    def compile(
+        self, state: TrainState, batches: Sequence[Batch], weights: Sequence[Params] = ()
+    ) -> None:
+        """Compiles in parallel what `update` will run on each of these optimizer batches, and
+        `logp` with each of these weights."""
+        compile_in_parallel(self._signatures(state, batches, weights))
+        metrics_log.trim()  # frees the compiler's memory before the peak of memory use
+
+    def _signatures(
+        self, state: TrainState, batches: Sequence[Batch], weights: Sequence[Params]
+    ) -> Iterator[Signature]:
+        signature = partial(Signature, partial(jax.set_mesh, self.mesh))
+        for batch in batches:
+            for parts in islice(self.passes(batch), 1):  # the others have the same shapes
+                micros, totals = self.place(parts), self.totals(batch)
+                arguments = state.params, self.frozen, micros, np.bool_(True), totals
+                yield signature(self.gradient, arguments)
+                for policy in weights:
+                    yield signature(self.packed_logp, (policy, micros.packed))
+        yield from optim.change_signatures(self.optimizer, state)
+
     def logp(self, weights: Params, batch: Batch) -> Float[np.ndarray, "B C"]:
         """Log-probabilities of the batch's completions; 0 for samples that are not trained on."""
         result = np.zeros_like(batch.ref_logp)
@@ -169,10 +191,7 @@ class Learner:
         with jax.set_mesh(self.mesh):
             for parts in self.passes(batch):
                 micros = self.place(parts)
-                arguments = (params, self.frozen, micros, np.bool_(on_policy), totals)
-                self.gradient.lower(*arguments).compile()
-                metrics_log.trim()  # frees the compiler's memory before the peak of memory use
-                result = self.gradient(*arguments)
+                result = self.gradient(params, self.frozen, micros, np.bool_(on_policy), totals)
                 total = result if total is None else self.add(total, result)
                 del result
                 work += total_work(parts)

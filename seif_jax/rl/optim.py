@@ -1,9 +1,10 @@
 """The optimizer: AdamW with a learning-rate schedule, gradient clipping, skipping of bad steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from seif_jax.compilation import Signature
 from seif_jax.config_types import look_up
 from seif_jax.models import Params
 from seif_jax.rl import quantized_adam
@@ -51,7 +53,15 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """AdamW as in torch: every weight decays, norms included. updates: in all steps."""
+    """AdamW as in torch: every weight decays, norms included. updates: in all steps.
+
+    Stages with equal optimizers get the same object, so that they share its compiled programs.
+    """
+    return _make_optimizer(config, 0 if config.schedule == "constant" else updates)
+
+
+@cache
+def _make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
     return optax.chain(
         quantized_adam.adam(config.b1, config.b2, config.eps, config.moments),
         optax.add_decayed_weights(config.weight_decay),
@@ -97,6 +107,7 @@ def _all_finite(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), params)
 
 
+@cache
 def make_change(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
     """The jitted update of one weight: (weight, its optimizer state, gradient, factor of the
     gradient) to the new weight and state, in the buffers of the old ones."""
@@ -111,6 +122,18 @@ def make_change(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
         return optax.apply_updates(weight, step), opt_state
 
     return jax.jit(change, donate_argnums=(0, 1))
+
+
+def change_signatures(
+    optimizer: optax.GradientTransformation, state: TrainState
+) -> Iterator[Signature]:
+    """The programs of `make_update`."""
+    change, weights = make_change(optimizer), jax.tree.leaves(state.params)
+    opt_states = jax.tree.structure(state.params).flatten_up_to(state.opt_state)
+    scale = jax.ShapeDtypeStruct((), np.float32)
+    for weight, opt_state in zip(weights, opt_states, strict=True):
+        gradient = jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=weight.sharding)
+        yield Signature(nullcontext, change, (weight, opt_state, gradient, scale))
 
 
 def make_update(

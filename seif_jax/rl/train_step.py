@@ -48,6 +48,7 @@ def train_step(
         with phases("reference"):
             batches = optimizer_batches(
                 learner,
+                state,
                 sampled.batch,
                 stage.batching.optimizer_prompts,
                 policy.engine.params,
@@ -88,21 +89,25 @@ def prompt_waste(name: str, tokens: PromptTokens) -> dict[str, float]:
 
 def optimizer_batches(
     learner: Learner,
+    state: TrainState,
     batch: Batch,
     prompts_per_update: int,
     policy: Params,
     reference: Callable[[], Engine],
 ) -> list[Batch]:
     """Splits a rollout into optimizer batches and adds the log-probabilities that the loss needs.
+    Before that, it compiles the programs that this and the updates need.
 
     Those of the policy are computed from the second batch on; for the first batch, the forward pass
     of its update computes them. Those of the reference are computed only with a KL penalty.
     """
     prompts = np.arange(len(batch.prompts))
     starts = range(0, len(prompts), prompts_per_update)
-    first, *later = [batch.take(prompts[i : i + prompts_per_update]) for i in starts]
-    later = [replace(part, old_logp=learner.logp(policy, part)) for part in later]
-    if not learner.config.loss.kl_coef:
-        return [first, *later]
-    weights = reference().params
-    return [replace(part, ref_logp=learner.logp(weights, part)) for part in (first, *later)]
+    parts = [batch.take(prompts[i : i + prompts_per_update]) for i in starts]
+    reference_weights = [reference().params] if learner.config.loss.kl_coef else []
+    learner.compile(state, parts, [policy] * (len(parts) > 1) + reference_weights)
+    first, *later = parts
+    parts = [first, *(replace(part, old_logp=learner.logp(policy, part)) for part in later)]
+    for weights in reference_weights:
+        parts = [replace(part, ref_logp=learner.logp(weights, part)) for part in parts]
+    return parts

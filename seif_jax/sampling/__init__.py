@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
+from seif_jax.compilation import compile_in_parallel
 from seif_jax.errors import RunError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
@@ -24,11 +25,7 @@ from seif_jax.sampling.prefill import next_logp
 from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
-from seif_jax.sampling.programs import (
-    compile_in_parallel,
-    read_signatures,
-    session_signatures,
-)
+from seif_jax.sampling.programs import read_signatures, session_signatures
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session import Session

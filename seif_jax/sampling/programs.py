@@ -1,13 +1,8 @@
-"""The programs of a sampling call, compiled in parallel before the call begins.
+"""The programs of a sampling call, which are compiled in parallel before the call begins."""
 
-If each were compiled when a session first calls it, they would be compiled one after another while
-the devices wait.
-"""
-
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -15,10 +10,10 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from seif_jax.compilation import Signature
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import platform
-from seif_jax.run_clock import CLOCK
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.page_needs import pages_for
 from seif_jax.sampling.prefill import Prefix, prefill
@@ -37,30 +32,6 @@ from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
 
 
-@dataclass(frozen=True)
-class Signature:
-    """A jitted function and its arguments: arrays, or `jax.ShapeDtypeStruct` with shardings."""
-
-    params: Params  # the function runs under the mesh of these weights
-    function: jax.stages.Wrapped
-    arguments: tuple[object, ...]
-    options: Mapping[str, object] = field(default_factory=dict)
-
-    def compile(self) -> None:
-        """Compiles the function, unless that has been done. Later calls with arguments of this
-        signature find the program in JAX's cache."""
-        with use_mesh_of(self.params):
-            self.function.lower(*self.arguments, **self.options).compile()
-
-
-def compile_in_parallel(signatures: Iterable[Signature]) -> None:
-    """Compiles programs in one thread per core (XLA releases the GIL), starting in the order given.
-    Processes that share a copy of the weights must pass the same order, because XLA may divide
-    autotuning among them."""
-    with CLOCK("compiling"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(Signature.compile, signatures))
-
-
 def session_signatures(
     arrays: SessionArrays,
     plan: PrefillPlan,
@@ -73,20 +44,21 @@ def session_signatures(
     limits: the maximum number of tokens of each sample. options: see `decode_options`.
     """
     params, kernel = arrays.params, plan.kernel
+    signature = partial(Signature, partial(use_mesh_of, params))
     weights = params, decoding_layers(params["layers"]), embedding_table(params["embed"])
     sizes = [replace(arrays, slots=size) for size in likely_slots(arrays, max(limits))]
     for size in sizes:
-        yield Signature(params, decode, size.of_decode(*weights), options)
+        yield signature(decode, size.of_decode(*weights), options)
     yield from read_signatures(prefill, arrays.config, params, plan, {"dtype": arrays.dtype})
     for size in row_sizes(plan):
         tree = blank_tree(size, kernel)
-        yield Signature(params, store, arrays.of_store(size, max_stored_pages(tree)))
-        yield Signature(params, copy_rows, arrays.of_copy_rows(len(tree.last)))
+        yield signature(store, arrays.of_store(size, max_stored_pages(tree)))
+        yield signature(copy_rows, arrays.of_copy_rows(len(tree.last)))
     if length := len(plan.prefix):
         arguments = arrays.of_store(padded_prefix(length), pages_for(length))
-        yield Signature(params, store, arguments)
+        yield signature(store, arguments)
     for size, smaller in pairwise(sizes):
-        yield Signature(params, take_slots, size.of_take_slots(), {"size": smaller.slots})
+        yield signature(take_slots, size.of_take_slots(), {"size": smaller.slots})
 
 
 def read_signatures(
@@ -101,14 +73,15 @@ def read_signatures(
     function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
     """
     length, prefix, dtype = len(plan.prefix), None, cast(DTypeLike, options["dtype"])
+    signature = partial(Signature, partial(use_mesh_of, params))
     if length:
         size = padded_prefix(length)
         tree = shapes_of(blank_tree(size, plan.kernel))
-        yield Signature(params, prefill, (config, params, None, tree), {"dtype": dtype})
+        yield signature(prefill, (config, params, None, tree), {"dtype": dtype})
         prefix = Prefix(packed_structs(config, params, dtype, size), cast(Array, ints()))
     for size in row_sizes(plan):
         tree = shapes_of(blank_tree(size, plan.kernel, length))
-        yield Signature(params, function, (config, params, prefix, tree), options)
+        yield signature(function, (config, params, prefix, tree), options)
 
 
 def row_sizes(plan: PrefillPlan) -> list[int]:

@@ -7,7 +7,8 @@ and then for every `wait()` that is True does the work once and says `secs`, `to
 The spec's keys:
   model       a Hugging Face folder            what        rollout, judge or step
   prompts     token ids of each prompt         texts       the same as text
-  group       samples per prompt               new_tokens  of each sample, never fewer
+  group       samples per prompt               new_tokens  the most of a sample
+  lengths     new tokens of each sample, never fewer (all `new_tokens` except with vLLM)
   dtype       float32, bfloat16 or autocast    threads     to be used
   batch_size  judge: prompts in a forward pass
   kl_coef, learning_rate                       folder      for whatever the peer writes

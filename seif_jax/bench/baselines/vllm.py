@@ -20,14 +20,12 @@ def run(spec, say, wait):
         seed=0,
     )
 
+    settings = [
+        vllm.SamplingParams(temperature=1.0, max_tokens=n, min_tokens=n, ignore_eos=True)
+        for n in spec["lengths"]
+    ]
+
     def sample():
-        """Samples at temperature 1, never stopped."""
-        settings = vllm.SamplingParams(
-            temperature=1.0,
-            max_tokens=spec["new_tokens"],
-            min_tokens=spec["new_tokens"],
-            ignore_eos=True,
-        )
         out = model.generate(prompts, settings, use_tqdm=False)
         return sum(len(sampled.token_ids) for request in out for sampled in request.outputs)
 
