@@ -2,8 +2,8 @@
 
     bash launch/quickstart.sh
 
-Hardware: a CPU. Measured on 2 shared Xeon cores (2026-11-25): 8m19s and 5.0 GB, about two minutes
-of it for compiling. Expected result: the table in the README. The run shows every stage and writes
+Hardware: a CPU. Measured on 2 shared AMD cores (2026-11-27): 2m44s and 4.9 GB, a quarter of the
+time for compiling. Expected result: the table in the README. The run shows every stage and writes
 samples to read, but it is far too short to learn much; configs/follower_rules.py learns.
 """
 

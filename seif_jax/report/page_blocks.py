@@ -59,6 +59,7 @@ Block = Chart | Table | Note
 @dataclass(frozen=True)
 class Section:
     id: str
+    link: str  # the text of the link to it, at the top of the page
     title: str
     lead: str
     blocks: Sequence[Block]

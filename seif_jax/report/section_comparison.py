@@ -52,7 +52,7 @@ def section(runs: Sequence[RunFiles]) -> Section:
         "Runs that differ in their seed alone are one curve: the mean over seeds, within a band of "
         "one standard deviation (n − 1)."
     )
-    return Section("compare", "How do runs and schedules compare?", lead, blocks, roles)
+    return Section("compare", "Seeds", "How do runs and schedules compare?", lead, blocks, roles)
 
 
 def flat(config: Row, prefix: str = "") -> dict[str, str]:

@@ -23,7 +23,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
         "time before a line of metrics belongs to its stage; the time between a kill and the next "
         "start is not counted."
     )
-    return Section("goodput", "Where did the time go?", lead, blocks)
+    return Section("goodput", "Time", "Where did the time go?", lead, blocks)
 
 
 def run_secs(run: RunFiles) -> dict[str, float]:

@@ -45,7 +45,9 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
         "What the Instructor wrote for the seed questions, and what came of it. Harder is what the "
         "Follower meets less often before it is trained; longer is not."
     )
-    return Section("instructions", "Do instructions get harder, and stay sane?", lead, blocks)
+    return Section(
+        "instructions", "Instructions", "Do instructions get harder, and stay sane?", lead, blocks
+    )
 
 
 def difficulty(runs: Sequence[RunFiles]) -> Chart | None:

@@ -31,7 +31,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
         "agreement beyond chance: 1 is perfect, 0 is what a Judger reaches that says yes as often "
         "as this one but does not read."
     )
-    return Section("trust", "Can the reward be trusted?", lead, blocks, roles)
+    return Section("trust", "Trust", "Can the reward be trusted?", lead, blocks, roles)
 
 
 def stage_counts(counts: Sequence[StageCounts], role: str) -> list[StageCounts]:

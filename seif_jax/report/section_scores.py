@@ -56,7 +56,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
             blocks += of_run([time_chart(run)], run.name, len(runs) > 1)
     blocks.append(time_table(runs))
     lead = "The models after each round, what each round measured, and what it cost."
-    return Section("scores", "How good are the models?", lead, blocks)
+    return Section("scores", "Results", "How good are the models?", lead, blocks)
 
 
 def evaluations(counts: Sequence[StageCounts]) -> Scores:

@@ -56,7 +56,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
         "Every training step of a role, round after round. A round's instructions are new and "
         "usually harder, so rewards compare within a round, not between rounds."
     )
-    return Section("health", "Is the loop healthy?", lead, blocks, roles)
+    return Section("health", "Health", "Is the loop healthy?", lead, blocks, roles)
 
 
 def x_of(steps: Sequence[Metrics]) -> list[int]:

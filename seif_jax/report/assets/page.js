@@ -53,7 +53,7 @@
     note: (block) => el("p", { class: `note block ${block.kind}` }, block.text),
   };
 
-  function section({ id, title, lead, blocks, roles, runs }) {
+  function section({ id, link, title, lead, blocks, roles, runs }) {
     const made = blocks.map((block) => [block, makers[block.type](block)]);
     const chosen = { role: roles[0], run: runs[0] };
     const choose = (what) => {
@@ -62,7 +62,7 @@
         element.hidden = ["role", "run"].some((key) => block[key] && block[key] !== chosen[key]);
     };
     choose({});
-    return el("section", { id, "aria-labelledby": `${id}-title` },
+    return el("section", { id, "data-link": link, "aria-labelledby": `${id}-title` },
       el("div", { class: "head" },
         el("div", null, el("h2", { id: `${id}-title` }, title), el("p", { class: "lead" }, lead)),
         runs.length > 1 ? runSelect(title, runs, choose) : null,
@@ -83,13 +83,8 @@
         el("span", null, role[0].toUpperCase() + role.slice(1)))));
   }
 
-  const SHORT = {
-    scores: "Results", health: "Health", trust: "Trust", instructions: "Instructions",
-    compare: "Seeds", samples: "Samples",
-  };
-
   function navigation(sections) {
-    const links = new Map(sections.map((each) => [each, el("a", { href: `#${each.id}` }, SHORT[each.id])]));
+    const links = new Map(sections.map((each) => [each, el("a", { href: `#${each.id}` }, each.dataset.link)]));
     document.getElementById("nav").append(...links.values());
     const observer = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {

@@ -183,7 +183,7 @@
     const button = (text, values) => el("button", { type: "button", onclick: () => preset(values) }, text);
     form.addEventListener("change", apply);
     form.addEventListener("submit", (event) => event.preventDefault());
-    const section = el("section", { id: "samples", "aria-labelledby": "samples-title" },
+    const section = el("section", { id: "samples", "data-link": "Samples", "aria-labelledby": "samples-title" },
       el("div", { class: "head" }, el("div", null, el("h2", { id: "samples-title" }, "Read the samples"),
         el("p", { class: "lead" }, "A reward sees constraints and nothing else. What else happened is in the replies."))),
       el("div", { class: "card" }, form),
