@@ -2,9 +2,9 @@
 
     bash launch/quickstart.sh
 
-Hardware: a CPU. Measured on 2 shared AMD cores (2026-11-27): 2m44s and 4.9 GB, a quarter of the
-time for compiling. Expected result: the table in the README. The run shows every stage and writes
-samples to read, but it is far too short to learn much; configs/follower_rules.py learns.
+Hardware: a CPU. Measured on 2 shared AMD cores (2026-11-27): 2m44s, a quarter of it spent
+compiling, and 4.9 GB. Expected result: the table in the README. The run shows every stage and
+writes samples to read, but it is far too short to learn much; configs/follower_rules.py learns.
 """
 
 from default import Config

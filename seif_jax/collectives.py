@@ -84,7 +84,7 @@ def shard_map(
 
 def per_slice(function: Callable[Arguments, Result], sharded: int) -> Callable[Arguments, Result]:
     """Makes every slice compute the function with its own part of one argument. Results are stacked
-    on a new leading axis, which is sharded over slices. With a single slice, this returns the
+    on a new leading axis, which is sharded over slices. With a single slice, it calls the
     function itself.
 
     sharded: the index of the argument, whose arrays are sharded over slices on their leading axis.

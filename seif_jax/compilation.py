@@ -1,26 +1,30 @@
 """Compiles programs in parallel, ahead of their first call.
 
-If each were compiled when it is first called, they would be compiled one after another while the
-devices wait.
+If each were compiled on its first call, they would be compiled one after another while the devices
+wait.
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from seif_jax.run_clock import CLOCK
+from seif_jax.sharding import use_mesh
+
+ARRAYS = jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic
 
 
 @dataclass(frozen=True)
 class Signature:
     """A jitted function and its arguments: arrays, or `jax.ShapeDtypeStruct` with shardings."""
 
-    context: Callable[[], AbstractContextManager[object]]  # of its calls, which sets the mesh
+    mesh: Mesh | None  # that is set when the function is called
     function: jax.stages.Wrapped
     arguments: tuple[object, ...]
     options: Mapping[str, object] = field(default_factory=dict)
@@ -28,25 +32,28 @@ class Signature:
     def compile(self) -> None:
         """Compiles the function, unless that has been done. Later calls with arguments of this
         signature find the program in JAX's cache."""
-        with self.context():
+        with use_mesh(self.mesh):
             self.function.lower(*self.arguments, **self.options).compile()
 
     def key(self) -> tuple[Hashable, ...]:
-        """Equal for equal programs."""
+        """Signatures with equal keys have the same program."""
         leaves, structure = jax.tree.flatten((self.arguments, dict(self.options)))
-        return self.function, structure, *map(_leaf_key, leaves)
-
-
-def _leaf_key(leaf: Any) -> Hashable:
-    if not hasattr(leaf, "shape"):
-        return leaf  # a static argument
-    return leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)
+        return self.mesh, self.function, structure, *map(_leaf_key, leaves)
 
 
 def compile_in_parallel(signatures: Iterable[Signature]) -> None:
     """Compiles programs in one thread per core (XLA releases the GIL), starting in the order given.
-    Equal signatures are compiled once. Processes whose devices work together must pass the same
-    order, because XLA may divide autotuning among them."""
+    Those with the same key are compiled once. Processes whose devices work together must pass
+    signatures in the same order, because XLA may divide autotuning among them."""
+    different: dict[Hashable, Signature] = {}
+    for signature in signatures:
+        different.setdefault(signature.key(), signature)
     with CLOCK("compiling"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        different = {signature.key(): signature for signature in signatures}
         list(pool.map(Signature.compile, different.values()))
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    if not isinstance(leaf, ARRAYS):
+        return leaf  # a static argument
+    attributes = (getattr(leaf, name, None) for name in ("sharding", "committed", "weak_type"))
+    return leaf.shape, leaf.dtype, *attributes

@@ -273,10 +273,18 @@ def replicas(params: Tree) -> list[Tree]:
 
 def use_mesh_of(params: PyTree[jax.Array]) -> AbstractContextManager[object]:
     """A context in which programs run under the mesh of these weights, if they have one."""
+    return use_mesh(mesh_of(params))
+
+
+def mesh_of(params: PyTree[jax.Array]) -> Mesh | None:
+    """The mesh of these weights, if they have one."""
     sharding = jax.tree.leaves(params)[0].sharding
-    if not isinstance(sharding, NamedSharding):
-        return nullcontext()
-    return jax.set_mesh(cast(Mesh, sharding.mesh))
+    return cast(Mesh, sharding.mesh) if isinstance(sharding, NamedSharding) else None
+
+
+def use_mesh(mesh: Mesh | None) -> AbstractContextManager[object]:
+    """A context in which programs run under this mesh, if there is one."""
+    return jax.set_mesh(mesh) if mesh else nullcontext()
 
 
 def gather_local_values(

@@ -1,5 +1,5 @@
 """Run by test_sharding.py with eight devices of the CPU: losses and greedy tokens on a mesh.
-What the learner compiles ahead is all that it runs.
+`Learner.compile` compiles the programs in NAMES; none is compiled later.
 
 usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
 """
@@ -74,13 +74,13 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
     for step in range(STEPS):
         sampled, policy = batch(step), learner.policy(state.params)
         before = COMPILED_NOW.total()
-        learner.compile(state, [sampled], [policy])
+        learner.compile(state, [(sampled, [policy])])
         ahead = COMPILED_NOW.total() - before
         assert bool(ahead) == (step == 0), COMPILED_NOW
         reference = learner.logp(policy, sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
         state, update = learner.update(state, sampled, on_policy=True)
-        assert COMPILED_NOW.total() == before + ahead, "compiled during the update"
+        assert COMPILED_NOW.total() == before + ahead, "compiled later"
         losses.append(update.metrics["loss"])
         norms.append(update.metrics["grad_norm"])
     engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)

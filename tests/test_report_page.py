@@ -89,7 +89,6 @@ def test_every_chart_is_drawn_at_every_width_in_both_themes(opened):
     assert opened.evaluate("document.documentElement.scrollWidth") == width
 
 
-@pytest.mark.parametrize("opened", [(1280, "dark"), (1280, "light")], indirect=True)
 def test_every_section_has_a_link(opened):
     links = opened.locator("#nav a")
     assert all(text.strip() for text in links.all_inner_texts())
@@ -99,6 +98,7 @@ def test_every_section_has_a_link(opened):
     ]
 
 
+@pytest.mark.parametrize("opened", [(1280, "dark"), (1280, "light")], indirect=True)
 def test_the_theme_is_the_systems_until_it_is_chosen(opened, request):
     dark = opened.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     colours = {True: "rgb(13, 15, 20)", False: "rgb(246, 246, 249)"}

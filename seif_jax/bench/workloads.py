@@ -188,7 +188,7 @@ def update(model: BenchModel, sizes: WorkloadSizes) -> Workload:
 
     def run() -> None:
         nonlocal state
-        learner.compile(state, [batch])
+        learner.compile(state, [(batch, [])])
         state, _ = learner.update(state, batch, on_policy=True)
         jax.block_until_ready(state)
 

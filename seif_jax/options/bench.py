@@ -47,7 +47,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--lengths",
         metavar="MEAN,SIGMA",
         help="rollout, update: draw the lengths of samples as `seif plan` does, at most "
-        "--new_tokens (default: all have --new_tokens); --against: vllm only",
+        "--new_tokens (default: all have --new_tokens); with --against, only for vllm",
     )
     command.add_argument(
         "--slots", type=int, help="rollout: samples decoded together (default: all)"

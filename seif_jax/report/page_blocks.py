@@ -59,7 +59,7 @@ Block = Chart | Table | Note
 @dataclass(frozen=True)
 class Section:
     id: str
-    link: str  # the text of the link to it, at the top of the page
+    link: str  # its label in the navigation bar
     title: str
     lead: str
     blocks: Sequence[Block]

@@ -4,7 +4,7 @@ A batch is packed into micro-batches of equal shape. One pass computes one micro
 data-parallel group of devices, and gradients are summed over passes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -131,25 +131,25 @@ class Learner:
         """The weights to sample from. Frozen weights are shared, not copied."""
         return lora.join(self.frozen, self.cast(params))
 
-    def compile(
-        self, state: TrainState, batches: Sequence[Batch], weights: Sequence[Params] = ()
-    ) -> None:
-        """Compiles in parallel what `update` will run on each of these optimizer batches, and
-        `logp` with each of these weights."""
-        compile_in_parallel(self._signatures(state, batches, weights))
+    def compile(self, state: TrainState, batches: Iterable[tuple[Batch, Sequence[Params]]]) -> None:
+        """Compiles in parallel the large programs that the next calls will run: `update` on each
+        optimizer batch, and before it `logp` with each of the weights that come with the batch."""
+        compile_in_parallel(self._signatures(state, batches))
         metrics_log.trim()  # frees the compiler's memory before the peak of memory use
 
     def _signatures(
-        self, state: TrainState, batches: Sequence[Batch], weights: Sequence[Params]
+        self, state: TrainState, batches: Iterable[tuple[Batch, Sequence[Params]]]
     ) -> Iterator[Signature]:
-        signature = partial(Signature, partial(jax.set_mesh, self.mesh))
-        for batch in batches:
-            for parts in islice(self.passes(batch), 1):  # the others have the same shapes
-                micros, totals = self.place(parts), self.totals(batch)
-                arguments = state.params, self.frozen, micros, np.bool_(True), totals
-                yield signature(self.gradient, arguments)
-                for policy in weights:
-                    yield signature(self.packed_logp, (policy, micros.packed))
+        signature = partial(Signature, self.mesh)
+        for batch, weights in batches:
+            parts = next(self.passes(batch), None)  # the other passes have the same shapes
+            if parts is None:
+                continue  # nothing is trained on
+            micros, totals = self.place(parts), self.totals(batch)
+            arguments = state.params, self.frozen, micros, np.bool_(True), totals
+            yield signature(self.gradient, arguments)
+            for of_logp in weights:
+                yield signature(self.packed_logp, (of_logp, micros.packed))
         yield from optim.change_signatures(self.optimizer, state)
 
     def logp(self, weights: Params, batch: Batch) -> Float[np.ndarray, "B C"]:

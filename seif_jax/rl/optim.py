@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -57,6 +56,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
 
     Stages with equal optimizers get the same object, so that they share its compiled programs.
     """
+    # A constant learning rate does not depend on the number of updates.
     return _make_optimizer(config, 0 if config.schedule == "constant" else updates)
 
 
@@ -127,13 +127,13 @@ def make_change(optimizer: optax.GradientTransformation) -> jax.stages.Wrapped:
 def change_signatures(
     optimizer: optax.GradientTransformation, state: TrainState
 ) -> Iterator[Signature]:
-    """The programs of `make_update`."""
+    """The updates of the single weights by `make_update`."""
     change, weights = make_change(optimizer), jax.tree.leaves(state.params)
     opt_states = jax.tree.structure(state.params).flatten_up_to(state.opt_state)
     scale = jax.ShapeDtypeStruct((), np.float32)
     for weight, opt_state in zip(weights, opt_states, strict=True):
         gradient = jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=weight.sharding)
-        yield Signature(nullcontext, change, (weight, opt_state, gradient, scale))
+        yield Signature(None, change, (weight, opt_state, gradient, scale))
 
 
 def make_update(

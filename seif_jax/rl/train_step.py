@@ -96,18 +96,19 @@ def optimizer_batches(
     reference: Callable[[], Engine],
 ) -> list[Batch]:
     """Splits a rollout into optimizer batches and adds the log-probabilities that the loss needs.
-    Before that, it compiles the programs that this and the updates need.
 
     Those of the policy are computed from the second batch on; for the first batch, the forward pass
-    of its update computes them. Those of the reference are computed only with a KL penalty.
+    of its update computes them. Those of the reference are computed only with a KL penalty. Before
+    all this, the programs for it and for the updates are compiled.
     """
     prompts = np.arange(len(batch.prompts))
     starts = range(0, len(prompts), prompts_per_update)
-    parts = [batch.take(prompts[i : i + prompts_per_update]) for i in starts]
-    reference_weights = [reference().params] if learner.config.loss.kl_coef else []
-    learner.compile(state, parts, [policy] * (len(parts) > 1) + reference_weights)
-    first, *later = parts
-    parts = [first, *(replace(part, old_logp=learner.logp(policy, part)) for part in later)]
-    for weights in reference_weights:
-        parts = [replace(part, ref_logp=learner.logp(weights, part)) for part in parts]
-    return parts
+    first, *later = [batch.take(prompts[i : i + prompts_per_update]) for i in starts]
+    references = [reference().params] if learner.config.loss.kl_coef else []
+    learner.compile(
+        state, [(first, references), *((part, [policy, *references]) for part in later)]
+    )
+    later = [replace(part, old_logp=learner.logp(policy, part)) for part in later]
+    if not references:
+        return [first, *later]
+    return [replace(part, ref_logp=learner.logp(references[0], part)) for part in (first, *later)]

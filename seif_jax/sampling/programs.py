@@ -1,4 +1,4 @@
-"""The programs of a sampling call, which are compiled in parallel before the call begins."""
+"""The programs of a sampling call, which are compiled in parallel when it begins."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from seif_jax.sampling.session_arrays import (
     shapes_of,
 )
 from seif_jax.sampling.weights import decoding_layers, embedding_table
-from seif_jax.sharding import use_mesh_of
+from seif_jax.sharding import mesh_of
 
 
 def session_signatures(
@@ -44,7 +44,7 @@ def session_signatures(
     limits: the maximum number of tokens of each sample. options: see `decode_options`.
     """
     params, kernel = arrays.params, plan.kernel
-    signature = partial(Signature, partial(use_mesh_of, params))
+    signature = partial(Signature, mesh_of(params))
     weights = params, decoding_layers(params["layers"]), embedding_table(params["embed"])
     sizes = [replace(arrays, slots=size) for size in likely_slots(arrays, max(limits))]
     for size in sizes:
@@ -73,7 +73,7 @@ def read_signatures(
     function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
     """
     length, prefix, dtype = len(plan.prefix), None, cast(DTypeLike, options["dtype"])
-    signature = partial(Signature, partial(use_mesh_of, params))
+    signature = partial(Signature, mesh_of(params))
     if length:
         size = padded_prefix(length)
         tree = shapes_of(blank_tree(size, plan.kernel))

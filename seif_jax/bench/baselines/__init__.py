@@ -22,7 +22,7 @@ MEASURES = {  # the workloads that each peer supports
     "tunix": ("step",),
     "vllm": ("rollout",),
 }
-WITH_LENGTHS = ("vllm",)  # can give each sample its own length
+WITH_LENGTHS = ("vllm",)  # peers that can give each sample its own length
 DTYPES = {"trl": "autocast", "tunix": "float32"}  # their defaults; others use --dtype
 LAST_BYTES = 20_000  # of a peer's log, searched for the reason why it ended
 

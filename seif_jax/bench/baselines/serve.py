@@ -7,8 +7,8 @@ and then for every `wait()` that is True does the work once and says `secs`, `to
 The spec's keys:
   model       a Hugging Face folder            what        rollout, judge or step
   prompts     token ids of each prompt         texts       the same as text
-  group       samples per prompt               new_tokens  the most of a sample
-  lengths     new tokens of each sample, never fewer (all `new_tokens` except with vLLM)
+  group       samples per prompt               new_tokens  maximum per sample
+  lengths     new tokens of each sample; all are `new_tokens` unless WITH_LENGTHS has the peer
   dtype       float32, bfloat16 or autocast    threads     to be used
   batch_size  judge: prompts in a forward pass
   kl_coef, learning_rate                       folder      for whatever the peer writes
