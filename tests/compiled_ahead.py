@@ -7,7 +7,6 @@ total after it, and in total after a second call with other weights. Then the sa
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from unittest import mock
 
@@ -17,20 +16,13 @@ import numpy as np
 import tiny
 
 from seif_jax import compilation, models, sampling, sharding
-from seif_jax.metrics_log import COMPILED
 from seif_jax.sampling import Engine, prefill_plan, programs, row_keys
 from seif_jax.sampling.methods import Method
 
 MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
 NAMES = ("prefill", "store", "copy_rows", "decode", "take_slots", "next_logp")
 GROUP, SLOTS = 3, 24
-COMPILED_NOW: Counter[str] = Counter()
-
-
-def count(event: str, duration_secs: float, **details: str | int) -> None:
-    name = str(details.get("fun_name"))[len("jit(") : -1]
-    if event == COMPILED and name in NAMES:
-        COMPILED_NOW[name] += 1
+COMPILED_NOW = tiny.count_compiled(NAMES)
 
 
 def weights(mesh_sizes: dict[str, int], seed: int) -> models.Params:
@@ -78,7 +70,6 @@ def counts(mesh_sizes: dict[str, int], verdicts: bool) -> list[dict[str, int]]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    jax.monitoring.register_event_duration_secs_listener(count)
     mesh_sizes, platform = json.loads(sys.argv[1])
     with (
         mock.patch.object(programs, "platform", lambda: platform),

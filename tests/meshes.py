@@ -6,7 +6,6 @@ usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
 
 import json
 import sys
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import tiny
 
 from seif_jax import models, sharding
-from seif_jax.metrics_log import COMPILED
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig
@@ -35,13 +33,7 @@ CONFIG = LearnerConfig(
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 8, 2
 NAMES = ("gradient", "completion_logp", "change")
-COMPILED_NOW: Counter[str] = Counter()  # how many programs of these names
-
-
-def count(event: str, duration_secs: float, **details: str | int) -> None:
-    name = str(details.get("fun_name"))[len("jit(") : -1]
-    if event == COMPILED and name in NAMES:
-        COMPILED_NOW[name] += 1
+COMPILED_NOW = tiny.count_compiled(NAMES)
 
 
 def batch(step: int) -> Batch:
@@ -110,5 +102,4 @@ def sizes_of(text: str) -> dict[str, int]:
 
 if __name__ == "__main__":
     tiny.collect_garbage_rarely()
-    jax.monitoring.register_event_duration_secs_listener(count)
     print(json.dumps({text: run(sizes_of(text)) for text in sys.argv[1:]}))

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import xla_flags
 from gguf import GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from seif_jax.metrics_log import COMPILED
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.learner import Learner
 from seif_jax.sampling import Sample
@@ -148,6 +150,19 @@ def collect_garbage_rarely() -> None:
     """Tracing allocates so many objects that a fifth of its time goes into garbage collection."""
     gc.freeze()  # what is imported stays
     gc.set_threshold(20_000, 50, 100)
+
+
+def count_compiled(names: Container[str]) -> Counter[str]:
+    """How often programs of these names are compiled, from now until the process ends."""
+    counts: Counter[str] = Counter()
+
+    def count(event: str, duration_secs: float, **details: str | int) -> None:
+        name = str(details.get("fun_name"))[len("jit(") : -1]
+        if event == COMPILED and name in names:
+            counts[name] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return counts
 
 
 def one_part(tree: Any) -> Any:
