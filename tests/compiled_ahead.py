@@ -40,7 +40,7 @@ def call(engine: Engine, verdicts: bool) -> None:
     """Prompts with a common start, in reads of different sizes; of the samples, few are long."""
     rng = np.random.default_rng(7)
     start = list(range(3, 83 if verdicts else 43))
-    lengths = [390] * 5 if verdicts else [150, 300, 100, 20]
+    lengths = [390] * 5 if verdicts else [150, 300, 100, 70]
     prompts = [start + rng.integers(3, 96, n).tolist() for n in lengths]
     if verdicts:
         engine.next_logp(prompts, (5, 9, 11))

@@ -8,7 +8,7 @@ import pytest
 from seif_jax.models.attention import causal
 from seif_jax.models.packed_attention import attend
 from seif_jax.models.xla_attention import Keys
-from seif_jax.sampling.prefill_plan import padded_prefix, plan_prefill
+from seif_jax.sampling.prefill_plan import plan_prefill, prefix_size
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -29,7 +29,7 @@ def test_values(kernel, shots):
     plan = plan_prefill(prompts, kernel=kernel)
     tree, size, prefix = plan.pack(0).tree, plan.sizes[0], len(plan.prefix)
     assert prefix == shots and len(plan.reads) == 1
-    before = padded_prefix(prefix)
+    before = prefix_size()
     shapes = (1, size, 6, 8), (1, before + size, 2, 8), (1, before + size, 2, 8)
     q, k, v = (jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes)
     ends = np.concatenate([np.where(np.arange(before) < prefix, size, 0), tree.ends])

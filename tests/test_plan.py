@@ -22,6 +22,7 @@ from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
 from seif_jax.sampling.prefill_plan import attention_pairs, plan_prefill
+from seif_jax.sampling.session_arrays import prefix_structs
 from seif_jax.sampling.shapes import SIZES, round_up
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -56,9 +57,9 @@ def test_operations_are_those_that_are_counted():
     expected = roofline.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
     assert cost.count_flops(traced.jaxpr.jaxpr) == expected
     tree = plan_prefill([[i] * 1000 for i in range(5)]).pack(0).tree
-    traced = prefill.prefill.trace(
-        model.config, models.shapes(model), None, tree, dtype=jnp.float32
-    )
+    shapes = models.shapes(model)
+    prefix = prefix_structs(model.config, shapes, jnp.float32)
+    traced = prefill.prefill.trace(model.config, shapes, prefix, tree, dtype=jnp.float32)
     pairs = attention_pairs(tree)
     expected = roofline.forward_flops(model.config, len(tree.tokens), pairs, 0)
     assert cost.count_flops(traced.jaxpr.jaxpr, pairs) == expected
@@ -208,7 +209,7 @@ def test_the_judgers_own_devices_hold_its_weights_alone(planned):
     resident = planned["resident"]
     assert resident["judge: verdicts"] == []
     trained = ["follower", "master weights", "moments"]
-    assert resident["rollout: decode"] == sorted(trained)
+    assert resident["rollout: decode"] == sorted([*trained, "prefix"])
     assert resident["log-probabilities"] == trained  # the policy is an argument
 
 

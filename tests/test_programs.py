@@ -59,8 +59,7 @@ def test_programs_do_not_depend_on_prompts(compiled: Counter[str]) -> None:
     assert compiled["jit(decode)"] == 1  # limits are too short for fewer slots to be worth it
     sizes = len(row_sizes(LONGEST))
     assert sizes == 4
-    # The start itself is prefilled, too, and rows after a start have programs of their own.
-    assert 2 <= compiled["jit(prefill)"] <= 2 * sizes + 1
+    assert 2 <= compiled["jit(prefill)"] <= sizes
 
 
 @pytest.mark.parametrize(
@@ -83,4 +82,5 @@ def test_programs_are_compiled_before_a_call(mesh, platform, copies):
     assert before == (of_prefix | {"decode": 1} if platform == "cpu" else after)
     before, after, again = verdicts
     assert before == after == again
-    assert before["prefill"] == copies <= before["next_logp"]
+    # The prefix is read by a program that the samples' prompts have needed, too.
+    assert "prefill" not in before and copies <= before["next_logp"]

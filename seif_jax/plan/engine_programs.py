@@ -21,7 +21,7 @@ from seif_jax.sampling.prefill_plan import attention_pairs
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
-from seif_jax.sampling.session_arrays import decode_options, max_stored_pages, shapes_of
+from seif_jax.sampling.session_arrays import decode_options, shapes_of
 
 OPTION_IDS = (0, 1)  # of tokens; which ones they are changes no shape
 
@@ -68,12 +68,16 @@ def _processes(mesh: Mesh) -> int:
 
 def _prefill_program(planned: PlannedCall) -> Program:
     calls = planned.slowest(lambda work: len(work.reads))
-    arguments = planned.config, planned.params, None, shapes_of(planned.tree)
-    options = {"dtype": planned.call.dtype}
+    others, options = without(planned.session_bytes, "prefix"), {"dtype": planned.call.dtype}
     program = planned.program(
-        "prefill", prefill.prefill, arguments, calls, planned.session_bytes, options
+        "prefill", prefill.prefill, _arguments(planned), calls, others, options
     )
     return _with_reads(planned, program, 0)
+
+
+def _arguments(planned: PlannedCall) -> tuple[object, ...]:
+    """Those of a program that reads prompts."""
+    return planned.config, planned.params, planned.prefix, shapes_of(planned.tree)
 
 
 def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
@@ -114,7 +118,7 @@ def _store_programs(planned: PlannedCall) -> Iterator[Program]:
     hidden states to entries."""
     arrays, weights = planned.arrays, {planned.call.weights: device_bytes(planned.params)}
     session, tree = planned.session_bytes, planned.tree
-    arguments = arrays.of_store(len(tree.tokens), max_stored_pages(tree))
+    arguments = arrays.of_store(len(tree.tokens))
     calls = planned.slowest(lambda work: len(work.reads))
     others = weights | without(session, "pages")
     program = planned.program("store", store, arguments, calls, others, {})
@@ -127,7 +131,7 @@ def _store_programs(planned: PlannedCall) -> Iterator[Program]:
         smaller_sizes=_read_sizes(planned) - 1,
     )
     others = session | {"slots": session["slots"] - device_bytes(arrays.prompt_hidden)}
-    arguments = arrays.of_copy_rows(len(tree.last))
+    arguments = arrays.of_copy_rows(len(tree.tokens))
     calls = planned.slowest(lambda work: work.copies)
     yield planned.program("copy_rows", copy_rows, arguments, calls, weights | others, {})
 
@@ -137,12 +141,13 @@ def _decode_program(planned: PlannedCall) -> Program:
     # While samples decode, the next prompts may be read already.
     in_flight = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
     packed_kv = arrays.packed_kv(len(planned.tree.tokens))
+    ahead = {"prompts read ahead": device_bytes(packed_kv)} if in_flight else {}
     program = planned.program(
         "decode",
         decode,
         arrays.of_decode(*planned.decoding_weights),
         planned.slowest(lambda work: work.calls),
-        {"prompts read ahead": device_bytes(packed_kv)} if in_flight else {},
+        {"prefix": planned.session_bytes["prefix"]} | ahead,
         decode_options(call.group_size, call.decoding.method, OPTION_IDS[:1], call.dtype),
     )
     tokens = sum(int(lengths.completions.sum()) for lengths in call.lengths)
@@ -200,7 +205,7 @@ def _verdict_program(planned: PlannedCall) -> Program:
     program = planned.program(
         "verdicts",
         prefill.next_logp,
-        (planned.config, planned.params, None, shapes_of(planned.tree)),
+        _arguments(planned),
         float(np.mean(calls)),
         {},
         {"options": OPTION_IDS, "dtype": planned.call.dtype},

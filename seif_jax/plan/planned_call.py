@@ -23,9 +23,10 @@ from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.page_needs import pages_needed
+from seif_jax.sampling.prefill import PrefixKV
 from seif_jax.sampling.prefill_plan import PromptTree, Reads, largest_tree
 from seif_jax.sampling.schedule import first_slots
-from seif_jax.sampling.session_arrays import SessionArrays, table_widths
+from seif_jax.sampling.session_arrays import SessionArrays, prefix_structs, table_widths
 from seif_jax.sampling.weights import decoding_structs
 
 
@@ -132,7 +133,16 @@ class PlannedCall:
         """Bytes per device of what the largest session keeps from program to program."""
         state, prompt_hidden = self.arrays.state, self.arrays.prompt_hidden
         slots = prompt_hidden, state._replace(pages=None)
-        return {"pages": device_bytes(state.pages), "slots": device_bytes(slots)}
+        return {
+            "pages": device_bytes(state.pages),
+            "slots": device_bytes(slots),
+            "prefix": device_bytes(self.prefix),
+        }
+
+    @property
+    def prefix(self) -> PrefixKV:
+        """An input of every program that reads prompts."""
+        return prefix_structs(self.config, self.params, self.call.dtype)
 
     @property
     def decoding_weights(self) -> tuple[Params, list[Params], jax.ShapeDtypeStruct]:

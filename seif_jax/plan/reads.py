@@ -49,4 +49,4 @@ def _pairs(
         if rows:
             row[:common] = rows[-1][:common]
         rows.append(row)
-    return attention_pairs(pack(rows, prefix, size, kernel)[1], prefix)
+    return attention_pairs(pack(rows, prefix, size, kernel)[1])

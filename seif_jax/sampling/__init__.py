@@ -167,7 +167,7 @@ class Engine:
             try:
                 prefiller = Prefiller(self.config, self.replicas[copy], self.dtype, plan)
                 while (n := queue.take(copy)) is not None:
-                    queue.advance(copy, 1)
+                    queue.advance(copy, plan.sizes[n])
                     read = plan.pack(n)
                     logp = prefiller.next_logp(read.tree, options)
                     result[read.prompts] = logp[: len(read.prompts)]

@@ -26,16 +26,16 @@ class PackedKV(NamedTuple):
     v: Float[Array, "L N K H"]
 
 
-class Prefix(NamedTuple):
-    """The keys and values of the prefix that all prompts share."""
+class PrefixKV(NamedTuple):
+    """The keys and values of the prefix that all prompts share, P tokens with padding."""
 
     kv: PackedKV
-    length: Int[Array, ""]  # without padding
+    length: Int[Array, ""]  # without padding; may be 0
 
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def prefill(
-    c: ModelConfig, params: Params, prefix: Prefix | None, tree: PromptTree, *, dtype: DTypeLike
+    c: ModelConfig, params: Params, prefix: PrefixKV, tree: PromptTree, *, dtype: DTypeLike
 ) -> tuple[Float[Array, "B D"], PackedKV]:
     """Computes a tree of prompts that follow the prefix.
 
@@ -49,7 +49,7 @@ def prefill(
 def next_logp(
     c: ModelConfig,
     params: Params,
-    prefix: Prefix | None,
+    prefix: PrefixKV,
     tree: PromptTree,
     *,
     options: tuple[int, ...],
@@ -63,33 +63,29 @@ def next_logp(
 
 
 def _read(
-    c: ModelConfig, params: Params, prefix: Prefix | None, tree: PromptTree, dtype: DTypeLike
+    c: ModelConfig, params: Params, prefix: PrefixKV, tree: PromptTree, dtype: DTypeLike
 ) -> tuple[Float[Array, "B D"], PackedKV]:
     model = c.architecture
-    size = 0 if prefix is None else prefix.kv.k.shape[1]
-    length = 0 if prefix is None else prefix.length
-    before = jnp.arange(size)
+    before = jnp.arange(prefix.kv.k.shape[1])
     keys = Keys(
         jnp.concatenate([before, tree.positions]),
-        jnp.concatenate([jnp.where(before < length, len(tree.tokens), 0), tree.ends]),
+        jnp.concatenate([jnp.where(before < prefix.length, len(tree.tokens), 0), tree.ends]),
     )
     rope = model.rope(c, tree.positions[None])
 
     def layer(
-        x: Float[Array, "1 N D"], scanned: tuple[LayerWeights, PackedKV | None]
+        x: Float[Array, "1 N D"], scanned: tuple[LayerWeights, PackedKV]
     ) -> tuple[Float[Array, "1 N D"], PackedKV]:
         w, cached = jax.tree.map(from_bits, scanned)
 
         def attend_with_prefix(q: Array, k: Array, v: Array) -> tuple[Array, PackedKV]:
             new = PackedKV(*(y[0].astype(cache_dtype(dtype)) for y in (k, v)))
-            parts = [new] if cached is None else [cached, new]
-            k, v = (jnp.concatenate(y)[None] for y in zip(*parts, strict=True))
+            k, v = (jnp.concatenate(y)[None] for y in zip(cached, new, strict=True))
             return attend(q, k, v, keys, tree.tiles, dtype, model.visible), new
 
         return model.layer(c, w, x, rope, attend_with_prefix, dtype)
 
     x = model.embed(c, params["embed"], tree.tokens[None])
-    scanned = params["layers"], None if prefix is None else prefix.kv
-    x, kv = lax.scan(layer, x, jax.tree.map(as_bits, scanned))
+    x, kv = lax.scan(layer, x, jax.tree.map(as_bits, (params["layers"], prefix.kv)))
     last = jnp.take(x[0], tree.last, axis=0)
     return model.norm(c, last, params["norm"]), kv

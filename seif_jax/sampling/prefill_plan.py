@@ -4,6 +4,10 @@ Prompts are ordered so that those with the longest common starts are adjacent, a
 into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
 row of tokens. Planning and packing take time linear in the number of tokens. Rows have few sizes,
 because each size is compiled.
+
+The start that all prompts share, the prefix, is computed first. Its keys and values are an input of
+every read, with as many tokens as the smallest row, so that programs do not depend on its length.
+If it is longer, each read has the rest in its tree.
 """
 
 from collections.abc import Sequence
@@ -21,7 +25,7 @@ from seif_jax.models.packed_attention import plan_kernel_tiles
 from seif_jax.models.paged_attention import page_tokens
 from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.models.xla_attention import TilePairs, plan_tiles
-from seif_jax.sampling.shapes import TOKENS, Ids, round_up
+from seif_jax.sampling.shapes import Ids
 
 MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
 # Limit on the tokens of several prompts in one read, to bound its memory. Fewer keep CPUs busy.
@@ -31,6 +35,10 @@ READ_PROMPTS = 1 << 8  # limit on the prompts in one read
 TOKENS_PER_PROMPT = 16  # a row has room for one prompt per this many tokens, up to READ_PROMPTS
 # The sizes of rows, as shares of `read_tokens()`. If prompts may be longer, there is one more size.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
+ROW_UNIT = 64  # tokens; all sizes are multiples of it
+# A prefix of less than this share of the smallest row, in which it is computed, would cost more
+# than it saves.
+MIN_PREFIX_SHARE = 1 / 16
 # With several copies of the weights, the goal is READS_PER_COPY reads per copy. There are fewer,
 # but at least one, if reads would have fewer than MIN_READ_TOKENS, too few to keep a device busy.
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
@@ -66,7 +74,7 @@ class Reads:
     """How the prompts of a call are divided into reads. This depends on lengths alone: of the
     prompts and of their common starts."""
 
-    prefix_tokens: int  # of the start that all prompts share, which each copy computes once, or 0
+    prefix_tokens: int  # of the prefix, which each copy computes once; 0: there is none
     reads: list[list[int]]  # the indices of each read's prompts
     sizes: list[int]  # tokens per read, with padding; there are few different sizes
     goal: int  # tokens per read that the division aims at: a size of rows, or less than all sizes
@@ -80,7 +88,8 @@ class Reads:
     @property
     def computed_tokens(self) -> int:
         """Tokens that all copies compute, including padding and starts computed more than once."""
-        return self.copies * padded_prefix(self.prefix_tokens) + sum(self.sizes)
+        prefix = prefix_size() if self.prefix_tokens else 0
+        return self.copies * prefix + sum(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class PrefillPlan(Reads):
     """The reads of a call, with the tokens of its prompts."""
 
     rows: list[Row]  # the tokens of each prompt
-    prefix: Row  # the start that all prompts share; may be empty
+    prefix: Row  # may be empty
     kernel: bool  # whether a kernel computes attention
 
     def pack(self, n: int) -> Read:
@@ -115,7 +124,7 @@ def plan_prefill(
     shared = shared_lengths([rows[i] for i in order])
     lengths = np.array([len(row) for row in rows])
     distinct = int(lengths.sum() - shared.sum())
-    order = by_family(order, shared < prefix_length(lengths, shared) + MIN_STEM)
+    order = by_family(order, shared < common_start(lengths, shared) + MIN_STEM)
     shared = shared_lengths([rows[i] for i in order])
     options = copies, keep_prefix, max_prompt_tokens, max_read_pages
     reads = divide(order, lengths[order], shared, distinct, *options)
@@ -124,14 +133,18 @@ def plan_prefill(
     )
 
 
-def prefix_length(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:
-    """The length of the start that all prompts share and that is computed separately. It is 0 if
-    that is shorter than MIN_STEM, or there is only one prompt.
+def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:
+    """The number of leading tokens that all prompts share and that at least one token of each
+    follows. It is 0 if there is only one prompt.
 
     shared: the number of leading tokens that each prompt shares with the one before it.
     """
-    length = int(min(*shared[1:], lengths.min() - 1)) if len(lengths) > 1 else 0
-    return length if length >= MIN_STEM else 0
+    return int(min(*shared[1:], lengths.min() - 1)) if len(lengths) > 1 else 0
+
+
+def prefix_size() -> int:
+    """The tokens of the row in which a prefix is computed, with padding: those of the smallest."""
+    return row_sizes(0)[0]
 
 
 def divide(
@@ -153,7 +166,8 @@ def divide(
     prompt in any call that shares programs with this one; 0: in this call. max_read_pages: limit on
     the pages of several prompts in one read.
     """
-    prefix = prefix_length(lengths, shared)
+    start, size = common_start(lengths, shared), prefix_size()
+    prefix = min(start, size) if start >= max(size * MIN_PREFIX_SHARE, MIN_STEM) else 0
     repeated = np.maximum(shared - prefix, 0)
     new = lengths - prefix - repeated
     goal = distinct - prefix
@@ -170,12 +184,15 @@ def divide(
     if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
         new[0], prefix = new[0] + prefix, 0
     tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
+    rows = padded_sizes(tokens, np.diff(cuts), sizes)
+    # Copies take the largest reads first, so that they finish at about the same time.
+    queue = np.argsort(-rows if copies > 1 else np.zeros_like(rows), kind="stable")
     lengths_by_prompt, shared_by_prompt = np.zeros((2, len(lengths)), int)
     lengths_by_prompt[order], shared_by_prompt[order] = lengths, shared
     return Reads(
         prefix,
-        [list(order[a:b]) for a, b in pairwise(cuts)],
-        padded_sizes(tokens, np.diff(cuts), sizes).tolist(),
+        [list(order[cuts[n] : cuts[n + 1]]) for n in queue],
+        rows[queue].tolist(),
         goal,
         min(copies, len(tokens)),
         distinct,
@@ -190,15 +207,9 @@ def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
     return blank_tree(max(max(*call.sizes, call.goal) for call in reads), kernel)
 
 
-def blank_tree(size: int, kernel: bool, prefix: int = 0) -> PromptTree:
-    """A tree of one prompt, with the shape of all reads of `size` tokens after a prefix."""
-    row = np.zeros(prefix + size, np.int32)
-    return pack([row], prefix, size, kernel)[1]
-
-
-def padded_prefix(length: int) -> int:
-    """The size of the row in which a prefix is read."""
-    return round_up(length, TOKENS) if length else 0
+def blank_tree(size: int, kernel: bool) -> PromptTree:
+    """A tree of one prompt, with the shape of all reads of `size` tokens."""
+    return pack([np.zeros(size, np.int32)], 0, size, kernel)[1]
 
 
 def shared_lengths(rows: Sequence[Row]) -> Int[np.ndarray, "n"]:
@@ -242,7 +253,7 @@ def cut(
 
     The cuts are those with the lowest total cost. The cost of a read is the size of its row, plus
     that of the smallest row, because many small reads take longer than a few large ones, plus the
-    number of its tokens above `goal`, so that copies of the weights get equal work.
+    the number of its tokens above `goal`, so that copies of the weights get equal work.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     n, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
@@ -272,9 +283,9 @@ def read_tokens() -> int:
 
 def row_sizes(max_prompt_tokens: int) -> list[int]:
     """The sizes of rows of tokens, from small to large. The largest has room for every prompt."""
-    unit = TOKENS[0]
-    shares = {max(-(-int(share * read_tokens()) // unit), 1) * unit for share in SHARES}
-    return sorted(shares | {round_up_pow2(max(read_tokens(), max_prompt_tokens, unit))})
+    units = (-(-int(share * read_tokens()) // ROW_UNIT) for share in SHARES)
+    shares = {max(count, 1) * ROW_UNIT for count in units}
+    return sorted(shares | {round_up_pow2(max(read_tokens(), max_prompt_tokens, ROW_UNIT))})
 
 
 def padded_sizes(
@@ -306,18 +317,15 @@ def pack(rows: Sequence[Row], prefix: int, size: int, kernel: bool) -> tuple[lis
         last[n], count = path[depth - 1], new.stop
     ends[path[prefix:depth]] = count
     if kernel:
-        tiles = plan_kernel_tiles(ends, prefix, padded_prefix(prefix))
+        tiles = plan_kernel_tiles(ends, prefix, prefix_size())
     else:
-        tiles = plan_tiles(ends, count, prefix, padded_prefix(prefix))
+        tiles = plan_tiles(ends, count, prefix, prefix_size())
     arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends))
     return paths, PromptTree(*arrays, tiles, cast(Array, last))
 
 
-def attention_pairs(tree: PromptTree, prefix: int = 0) -> int:
-    """The pairs of a query and a key for which attention computes a score, in each head.
-
-    prefix: the tokens of the prefix that the tree follows.
-    """
+def attention_pairs(tree: PromptTree) -> int:
+    """The pairs of a query and a key for which attention computes a score, in each head."""
     if isinstance(tree.tiles, tree_attention_kernels.TileRuns):
         return tree_attention_kernels.computed_pairs(tree.tiles)
-    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens), padded_prefix(prefix))
+    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens), prefix_size())

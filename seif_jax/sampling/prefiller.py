@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.sampling.prefill import PackedKV, Prefix, next_logp, prefill
-from seif_jax.sampling.prefill_plan import PrefillPlan, PromptTree, pack, padded_prefix
+from seif_jax.sampling.prefill import PackedKV, PrefixKV, next_logp, prefill
+from seif_jax.sampling.prefill_plan import PrefillPlan, PromptTree, pack, prefix_size
+from seif_jax.sampling.session_arrays import prefix_structs, zeros
 from seif_jax.sharding import use_mesh_of
 
 
@@ -20,11 +21,15 @@ class Prefiller:
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: PrefillPlan):
         """Prefills the prefix, if there is one."""
         self.config, self.params, self.dtype = config, params, dtype
-        self.prefix: Prefix | None = None
-        if length := len(plan.prefix):
-            _, tree = pack([plan.prefix], 0, padded_prefix(length), plan.kernel)
+        self._follow(zeros(prefix_structs(config, params, dtype).kv), 0)
+        if plan.prefix_tokens:
+            _, tree = pack([plan.prefix], 0, prefix_size(), plan.kernel)
             _, kv = self.prefill(tree)
-            self.prefix = Prefix(kv, cast(jax.Array, np.array(length, np.int32)))
+            self._follow(kv, plan.prefix_tokens)
+
+    def _follow(self, kv: PackedKV, length: int) -> None:
+        """Lets the next trees follow this prefix."""
+        self.prefix = PrefixKV(kv, cast(jax.Array, np.array(length, np.int32)))
 
     def prefill(self, tree: PromptTree) -> tuple[Float[jax.Array, "B D"], PackedKV]:
         """The final hidden state of each prompt's last token, and all keys and values."""

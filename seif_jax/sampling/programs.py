@@ -8,24 +8,20 @@ from typing import cast
 
 import jax
 from jax.typing import DTypeLike
-from jaxtyping import Array
 
 from seif_jax.compilation import Signature
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import platform
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.page_needs import pages_for
-from seif_jax.sampling.prefill import Prefix, prefill
-from seif_jax.sampling.prefill_plan import PrefillPlan, blank_tree, padded_prefix
+from seif_jax.sampling.prefill import prefill
+from seif_jax.sampling.prefill_plan import PrefillPlan, blank_tree, prefix_size
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
 from seif_jax.sampling.session_arrays import (
     SessionArrays,
-    ints,
-    max_stored_pages,
-    packed_structs,
+    prefix_structs,
     shapes_of,
 )
 from seif_jax.sampling.weights import decoding_layers, embedding_table
@@ -43,7 +39,7 @@ def session_signatures(
 
     limits: the maximum number of tokens of each sample. options: see `decode_options`.
     """
-    params, kernel = arrays.params, plan.kernel
+    params = arrays.params
     signature = partial(Signature, mesh_of(params))
     weights = params, decoding_layers(params["layers"]), embedding_table(params["embed"])
     sizes = [replace(arrays, slots=size) for size in likely_slots(arrays, max(limits))]
@@ -51,12 +47,10 @@ def session_signatures(
         yield signature(decode, size.of_decode(*weights), options)
     yield from read_signatures(prefill, arrays.config, params, plan, {"dtype": arrays.dtype})
     for size in row_sizes(plan):
-        tree = blank_tree(size, kernel)
-        yield signature(store, arrays.of_store(size, max_stored_pages(tree)))
-        yield signature(copy_rows, arrays.of_copy_rows(len(tree.last)))
-    if length := len(plan.prefix):
-        arguments = arrays.of_store(padded_prefix(length), pages_for(length))
-        yield signature(store, arguments)
+        yield signature(store, arrays.of_store(size))
+        yield signature(copy_rows, arrays.of_copy_rows(size))
+    if plan.prefix_tokens:
+        yield signature(store, arrays.of_store(prefix_size()))
     for size, smaller in pairwise(sizes):
         yield signature(take_slots, size.of_take_slots(), {"size": smaller.slots})
 
@@ -72,16 +66,14 @@ def read_signatures(
 
     function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
     """
-    length, prefix, dtype = len(plan.prefix), None, cast(DTypeLike, options["dtype"])
-    signature = partial(Signature, mesh_of(params))
-    if length:
-        size = padded_prefix(length)
+    dtype = cast(DTypeLike, options["dtype"])
+    prefix = prefix_structs(config, params, dtype)
+    programs = [(function, size, options) for size in row_sizes(plan)]
+    if plan.prefix_tokens:
+        programs.append((prefill, prefix_size(), {"dtype": dtype}))
+    for program, size, static in programs:
         tree = shapes_of(blank_tree(size, plan.kernel))
-        yield signature(prefill, (config, params, None, tree), {"dtype": dtype})
-        prefix = Prefix(packed_structs(config, params, dtype, size), cast(Array, ints()))
-    for size in row_sizes(plan):
-        tree = shapes_of(blank_tree(size, plan.kernel, length))
-        yield signature(function, (config, params, prefix, tree), options)
+        yield Signature(mesh_of(params), program, (config, params, prefix, tree), static)
 
 
 def row_sizes(plan: PrefillPlan) -> list[int]:

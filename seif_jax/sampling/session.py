@@ -23,7 +23,7 @@ from seif_jax.sampling.prompt_pages import arrays_for, store
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
-from seif_jax.sampling.session_arrays import SessionArrays, max_stored_pages
+from seif_jax.sampling.session_arrays import SessionArrays, max_stored_pages, zeros
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
 
@@ -75,17 +75,13 @@ class Session:
         self.sent: deque[jax.Array] = deque()  # results of calls that have not been collected
         self.results: Results | None = None  # those that were collected last
         self.entries = empty_entries(arrays.entries, *arrays.table_widths)
-        self.prompt_hidden, self.slots = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
-            (arrays.prompt_hidden, arrays.state),
-        )
+        self.prompt_hidden, self.slots = zeros((arrays.prompt_hidden, arrays.state))
         self.slots = self.slots._replace(entry=self.slots.entry + EMPTY)
-        length, ids = len(plan.prefix), np.full(arrays.table_widths[0], TRASH, np.int32)
-        if self.prefiller.prefix:
-            pages_of_prefix = self.schedule.prefix_pages
-            size = len(pages_of_prefix)
-            self._store(self.prefiller.prefix.kv, [np.arange(length)], [pages_of_prefix], [0], size)
-            ids[:size] = pages_of_prefix
+        length, ids = plan.prefix_tokens, np.full(arrays.table_widths[0], TRASH, np.int32)
+        if length:
+            pages = self.schedule.prefix_pages
+            self._store(self.prefiller.prefix.kv, [np.arange(length)], [pages], [0])
+            ids[: len(pages)] = pages
         self.prefix = Prefix(*cast(tuple[Array, Array], (np.int32(length), ids)))
 
     def run(self, on_sample: OnSample) -> None:
@@ -103,7 +99,7 @@ class Session:
         last, kv = self.prefiller.prefill(read.tree)
         prompts = [self.schedule.prompts[i] for i in read.prompts]
         pages, shared = [x.pages for x in prompts], [x.shared for x in prompts]
-        self._store(kv, read.paths, pages, shared, max_stored_pages(read.tree))
+        self._store(kv, read.paths, pages, shared)
         self.last = {i: x for i, x in self.last.items() if i in self.schedule.prompts}
         self.last |= {i: (last, row) for row, i in enumerate(read.prompts)}
 
@@ -205,9 +201,8 @@ class Session:
         paths: list[Int[np.ndarray, "_"]],
         pages: list[list[int]],
         shared: list[int],
-        size: int,
     ) -> None:
-        arrays = arrays_for(paths, pages, shared, size)
+        arrays = arrays_for(paths, pages, shared, max_stored_pages(kv.k.shape[1]))
         with use_mesh_of(self.params):
             self.slots = self.slots._replace(pages=store(self.slots.pages, kv, *arrays))
 

@@ -22,8 +22,8 @@ from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
-from seif_jax.sampling.prefill import PackedKV
-from seif_jax.sampling.prefill_plan import PromptTree
+from seif_jax.sampling.prefill import PackedKV, PrefixKV
+from seif_jax.sampling.prefill_plan import max_prompts, prefix_size
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sharding import kv_sharding, output_sharding, replicated_sharding
@@ -37,8 +37,8 @@ Tree = TypeVar("Tree")
 class SessionArrays:
     """The arrays of a session.
 
-    Each method `of_PROGRAM` returns the arguments of that program. tokens, prompts: the capacity of
-    a packed row.
+    Each method `of_PROGRAM` returns the arguments of that program. tokens: of a packed row, with
+    padding.
     """
 
     config: ModelConfig
@@ -71,12 +71,13 @@ class SessionArrays:
         """What a prefill of a row of tokens returns."""
         return packed_structs(self.config, self.params, self.dtype, tokens)
 
-    def of_store(self, tokens: int, pages: int) -> tuple[object, ...]:
-        """pages: the number that is written in each layer, padding included."""
+    def of_store(self, tokens: int) -> tuple[object, ...]:
+        pages = max_stored_pages(tokens)
         return self.state.pages, self.packed_kv(tokens), ints(pages), ints(pages, page_tokens())
 
-    def of_copy_rows(self, prompts: int) -> tuple[object, ...]:
-        shape, sharding = (prompts, self.config.width), output_sharding(self.params["norm"])
+    def of_copy_rows(self, tokens: int) -> tuple[object, ...]:
+        shape = max_prompts(tokens), self.config.width
+        sharding = output_sharding(self.params["norm"])
         last = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
         return self.prompt_hidden, last, ints(self.entries), ints(self.entries)
 
@@ -113,9 +114,9 @@ def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
     return prompt_table_width(max_prompt_tokens), max(pages_for_age(max_tokens), 1)
 
 
-def max_stored_pages(tree: PromptTree) -> int:
-    """The most pages that the prompts of a tree can fill; `store` is compiled for this number."""
-    return len(tree.tokens) // page_tokens() + len(tree.last)
+def max_stored_pages(tokens: int) -> int:
+    """The most pages that the prompts of a row can fill; `store` is compiled for this number."""
+    return tokens // page_tokens() + max_prompts(tokens)
 
 
 def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> PackedKV:
@@ -127,6 +128,11 @@ def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int
         sharding = output_sharding(params["layers"]["k"])
     struct = jax.ShapeDtypeStruct(shape, cache_dtype(dtype), sharding=sharding)
     return PackedKV(*cast(tuple[Array, Array], (struct, struct.update())))
+
+
+def prefix_structs(c: ModelConfig, params: Params, dtype: DTypeLike) -> PrefixKV:
+    """The prefix that is an input of every read."""
+    return PrefixKV(packed_structs(c, params, dtype, prefix_size()), cast(Array, ints()))
 
 
 def slot_structs(
@@ -157,6 +163,11 @@ def slot_structs(
         pages=page_structs(c, params, dtype, pages),
         clock=cast(Array, struct()),
     )
+
+
+def zeros(structs: Tree) -> Tree:
+    """Arrays of zeros with these shapes, dtypes and shardings."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), structs)
 
 
 def shapes_of(tree: Tree) -> Tree:
