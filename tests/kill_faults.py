@@ -26,6 +26,7 @@ from ports import free_port
 
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
 DAY = 86400
+ENDLESS = 1 << 30  # requests to a store
 SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
 
 
@@ -153,8 +154,9 @@ def peer(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fa
 @contextlib.contextmanager
 def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
     how = rng.choice(("503", "silent", "closed"))
-    # A client repeats a request up to 10 times, so only longer faults stop a run.
-    count = rng.randint(1, 4) if how == "silent" else rng.choice((1, 5, 25))
+    # A client repeats a request up to 10 times, so only longer faults stop a run. The longest ends
+    # when the command is repeated.
+    count = rng.choice((1, 2, 4, ENDLESS) if how == "silent" else (1, 5, 25, ENDLESS))
     first = rng.randint(1, 2 * totals.operations)
     with s3_server(how) as (variables, faulty):
         faulty[:] = first, first + count
@@ -164,7 +166,7 @@ def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[F
 
         yield Fault(
             "s3://bucket/case",
-            f"requests {first} to {first + count - 1}: {how}",
+            f"{'all' if count == ENDLESS else count} requests from number {first} on: {how}",
             before_repeat=(mend,),
             variables={**variables, "XDG_CACHE_HOME": str(disk)},
         )
