@@ -168,6 +168,7 @@ def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[F
             "s3://bucket/case",
             f"{'all' if count == ENDLESS else count} requests from number {first} on: {how}",
             before_repeat=(mend,),
+            before_reading=mend,  # a fault that lasts may begin when the run has ended
             variables={**variables, "XDG_CACHE_HOME": str(disk)},
         )
 
@@ -281,7 +282,7 @@ def _serve_s3(port: int, how: str, faulty: Any) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import run_simple
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     app, count = DomainDispatcherApplication(create_backend_app), itertools.count(1)
 
     def with_faults(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
