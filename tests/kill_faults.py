@@ -26,7 +26,7 @@ from ports import free_port
 
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
 DAY = 86400
-ENDLESS = 1 << 30  # requests to a store
+ENDLESS = 1 << 30  # requests to a store: the fault lasts until it is mended
 SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
 
 
@@ -154,8 +154,8 @@ def peer(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fa
 @contextlib.contextmanager
 def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[Fault]:
     how = rng.choice(("503", "silent", "closed"))
-    # A client repeats a request up to 10 times, so only longer faults stop a run. The longest ends
-    # when the command is repeated.
+    # A client repeats a request up to 10 times, so only longer faults stop a run. An endless one
+    # lasts until the command is repeated.
     count = rng.choice((1, 2, 4, ENDLESS) if how == "silent" else (1, 5, 25, ENDLESS))
     first = rng.randint(1, 2 * totals.operations)
     with s3_server(how) as (variables, faulty):
@@ -168,7 +168,7 @@ def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[F
             "s3://bucket/case",
             f"{'all' if count == ENDLESS else count} requests from number {first} on: {how}",
             before_repeat=(mend,),
-            before_reading=mend,  # a fault that lasts may begin when the run has ended
+            before_reading=mend,  # an endless fault may begin only after the run has ended
             variables={**variables, "XDG_CACHE_HOME": str(disk)},
         )
 

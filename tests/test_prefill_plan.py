@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from seif_jax.models import packed_attention, tree_attention_kernels
 from seif_jax.models.matmul import target_platform
 from seif_jax.models.xla_attention import TilePairs, tile_side
+from seif_jax.plan.reads import calls_of_slowest_copy
 from seif_jax.sampling import prefill_plan
+from seif_jax.sampling.page_needs import read_pages
 from seif_jax.sampling.prefill_plan import (
     PrefillPlan,
     attention_pairs,
     largest_tree,
+    max_stored_pages,
     plan_prefill,
     prefix_size,
 )  # fmt: skip
@@ -81,9 +84,11 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
         plan = plan_prefill(prompts, copies, keep_prefix)
-    check(prompts, plan)
-    assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
-    assert len({*plan.sizes}) <= 4
+        check(prompts, plan)
+        assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
+        assert len({*plan.sizes}) <= 4
+        for n, size in enumerate(plan.sizes):
+            assert read_pages(plan, n) <= max_stored_pages(size)
 
 
 @settings(max_examples=40, deadline=None)
@@ -108,6 +113,7 @@ def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
             computed[i * side : (i + 1) * side, first * side : end * side] = True
     index = np.arange(size)
     sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
+    assert not computed[:before].any()
     assert (computed[before:, before:] | ~sees).all()
     assert computed[before:, : len(plan.prefix)][np.asarray(tree.ends) > 0].all()
 
@@ -132,12 +138,8 @@ def judged(seed: int, mean: float, sigma: float, instructions: int = 96) -> list
 
 
 def slowest_copy(plan: PrefillPlan) -> float:
-    """The tokens that the slowest copy of the weights reads, relative to the mean, if every copy
-    takes the next read when it has finished one."""
-    busy = [0] * plan.copies
-    for size in plan.sizes:
-        busy[busy.index(min(busy))] += size
-    return max(busy) / (sum(busy) / plan.copies)
+    """The tokens that the slowest copy of the weights reads, relative to the mean."""
+    return calls_of_slowest_copy(plan) / (len(plan.sizes) / plan.copies)
 
 
 @pytest.mark.parametrize("copies, bound", [(1, 1.2), (8, 1.3)])

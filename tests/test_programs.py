@@ -82,5 +82,5 @@ def test_programs_are_compiled_before_a_call(mesh, platform, copies):
     assert before == (of_prefix | {"decode": 1} if platform == "cpu" else after)
     before, after, again = verdicts
     assert before == after == again
-    # The prefix is read by a program that the samples' prompts have needed, too.
+    # The prefix is read by the program that has read the samples' prefix.
     assert "prefill" not in before and copies <= before["next_logp"]

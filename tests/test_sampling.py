@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seif_jax import models
+from seif_jax.models.paged_attention import page_tokens
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
 from seif_jax.sampling import Engine, methods, prefill_plan, row_keys
@@ -46,7 +47,7 @@ def plain_forward(tokens):
 
 def full_logp(ids, temperature=1.0):
     """One sequence through the plain forward pass, no prefix and no cache, numpy [len, V]."""
-    tokens = np.zeros((1, 160), np.int32)
+    tokens = np.zeros((1, 192), np.int32)
     tokens[0, : len(ids)] = ids
     logp = np.asarray(plain_forward(tokens))[: len(ids)] / temperature
     return logp - np.log(np.exp(logp).sum(-1, keepdims=True))
@@ -122,10 +123,11 @@ def families(seed: int, instructions: tuple[int, ...], shots: int = 40) -> list[
     return prompts
 
 
-@pytest.mark.parametrize("shots", [3, 40])
+@pytest.mark.parametrize("shots", [3, 40, 100])
 @pytest.mark.parametrize("read_tokens", [200, 5000])
 def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
-    """With and without a common prefix, in one read and in several."""
+    """With and without a common prefix, and with one that is longer than the row of 64 tokens in
+    which a prefix is read; in one read and in several."""
     monkeypatch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
     prompts = families(1, (3, 1, 2), shots)
     got = engine().next_logp(prompts, (4, 60))
@@ -177,6 +179,25 @@ def test_samples_of_prompts_that_share_starts(monkeypatch, batch_size):
         np.testing.assert_allclose(alone.logp, out[i].logp, atol=1e-5)
     starts = {tuple(prompt[:end]) for prompt in prompts for end in range(1, len(prompt) + 1)}
     assert model.prompt_tokens.distinct == len(starts)
+
+
+def test_many_short_prompts_after_a_long_start(monkeypatch):
+    """The start is longer than a prefix may be, and ends just before the end of a page, so that
+    each prompt of two pages has few tokens."""
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
+    start = np.random.default_rng(0).integers(3, 96, 64 + 2 * page_tokens() - 1).tolist()
+    prompts = [[*start, 3 + i, 7, 4] for i in range(40)]
+    model, keys = engine(), row_keys(jax.random.key(1), range(len(prompts)))
+    out = model.sample(
+        prompts, keys, group=1, max_tokens=3, method=PLAIN, stop_ids=(), batch_size=40
+    )
+    for i in (0, 17, 39):
+        (alone,) = engine().sample(
+            prompts[i : i + 1], keys[i : i + 1], group=1, max_tokens=3, method=PLAIN, stop_ids=(),
+            batch_size=1,
+        )  # fmt: skip
+        np.testing.assert_array_equal(alone.tokens, out[i].tokens)
+        np.testing.assert_allclose(alone.logp, out[i].logp, atol=1e-5)
 
 
 def test_sample_depends_on_its_key_alone():

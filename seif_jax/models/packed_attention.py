@@ -22,16 +22,17 @@ RUNS = 8  # runs of key tiles per query tile in the kernel; further runs are joi
 def plan_kernel_tiles(
     ends: Int[np.ndarray, "N"], prefix_length: int, prefix_size: int
 ) -> tree_attention_kernels.TileRuns:
-    """What `xla_attention.plan_tiles` plans, for the kernel. Its rows are the prefix's tokens, too,
-    so that queries are in the order of the keys; nothing is computed for these queries."""
+    """Plans for the kernel what `xla_attention.plan_tiles` plans for XLA. Here the prefix's tokens
+    are queries, too, so that queries and keys have the same indices. Their tiles get no runs:
+    nothing is computed for them, and what the kernel returns for them may be NaN."""
     index = np.arange(1, prefix_size + len(ends) + 1)
     ends = np.where(ends > 0, prefix_size + ends, index[prefix_size:])
-    before = np.where(index[:prefix_size] <= prefix_length, len(index), index[:prefix_size])
-    tiles = tree_attention_kernels.plan_tiles(np.concatenate([before, ends]), len(index))
+    prefix_ends = np.where(index[:prefix_size] <= prefix_length, len(index), index[:prefix_size])
+    tiles = tree_attention_kernels.plan_tiles(np.concatenate([prefix_ends, ends]), len(index))
     runs = np.asarray(tiles.runs)
     joined = np.zeros((len(runs), RUNS, 2), np.int32)
-    before = prefix_size // tree_attention_kernels.TILE
-    for row, tile_runs in zip(joined[before:], runs[before:], strict=True):
+    prefix_tiles = prefix_size // tree_attention_kernels.TILE
+    for row, tile_runs in zip(joined[prefix_tiles:], runs[prefix_tiles:], strict=True):
         nonempty = tile_runs[tile_runs[:, 0] < tile_runs[:, 1]]
         gaps = nonempty[1:, 0] - nonempty[:-1, 1]
         widest = np.sort(np.argsort(-gaps, kind="stable")[: RUNS - 1])

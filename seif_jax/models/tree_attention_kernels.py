@@ -25,7 +25,7 @@ from seif_jax.models.matmul import platform
 
 TILE = 64  # queries and keys per tile; small, so that short sequences waste few scores
 VMEM_BYTES = 64 << 20  # of a TPU core; must hold entire rows of keys and values twice
-MASKED = -1e30  # the score of a key that a query does not see; finite, so that no row gives NaN
+MASKED = -1e30  # the score of a key that a query does not see; finite, so as not to give NaN
 KERNELS = {  # name of a kernel -> its number of matrix products per tile
     "forward_kernel": 2,
     "query_kernel": 3,

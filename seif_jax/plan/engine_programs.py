@@ -14,10 +14,10 @@ from seif_jax.plan.engine_calls import EngineCall
 from seif_jax.plan.layout import Bytes, Layout
 from seif_jax.plan.planned_call import PlannedCall
 from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program, without
-from seif_jax.plan.reads import read_pairs
+from seif_jax.plan.reads import calls_of_slowest_copy, read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.prefill_plan import attention_pairs
+from seif_jax.sampling.prefill_plan import attention_pairs, prefix_size
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
@@ -70,13 +70,13 @@ def _prefill_program(planned: PlannedCall) -> Program:
     calls = planned.slowest(lambda work: len(work.reads))
     others, options = without(planned.session_bytes, "prefix"), {"dtype": planned.call.dtype}
     program = planned.program(
-        "prefill", prefill.prefill, _arguments(planned), calls, others, options
+        "prefill", prefill.prefill, _read_arguments(planned), calls, others, options
     )
     return _with_reads(planned, program, 0)
 
 
-def _arguments(planned: PlannedCall) -> tuple[object, ...]:
-    """Those of a program that reads prompts."""
+def _read_arguments(planned: PlannedCall) -> tuple[object, ...]:
+    """The arguments of a program that reads prompts."""
     return planned.config, planned.params, planned.prefix, shapes_of(planned.tree)
 
 
@@ -109,8 +109,9 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
 
 
 def _read_sizes(planned: PlannedCall) -> int:
-    """How many different sizes the reads have."""
-    return len({size for reads in planned.reads for size in reads.sizes})
+    """How many different sizes the reads have, and the row of the prefix."""
+    sizes = {size for reads in planned.reads for size in reads.sizes}
+    return len(sizes | {prefix_size() for reads in planned.reads if reads.prefix_tokens})
 
 
 def _store_programs(planned: PlannedCall) -> Iterator[Program]:
@@ -201,11 +202,11 @@ def _slot_programs(planned: PlannedCall) -> Iterator[Program]:
 
 def _verdict_program(planned: PlannedCall) -> Program:
     """A forward pass over prompts."""
-    calls = [max(-(-len(reads.sizes) // reads.copies) for _, reads in x) for x in planned.shares]
+    calls = [max(calls_of_slowest_copy(reads) for _, reads in step) for step in planned.shares]
     program = planned.program(
         "verdicts",
         prefill.next_logp,
-        _arguments(planned),
+        _read_arguments(planned),
         float(np.mean(calls)),
         {},
         {"options": OPTION_IDS, "dtype": planned.call.dtype},

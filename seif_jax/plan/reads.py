@@ -21,6 +21,15 @@ def divided(
     return divide(order, lengths.prompts, lengths.shared, distinct, *options)
 
 
+def calls_of_slowest_copy(reads: Reads) -> float:
+    """The reads, counted in reads of mean size, of the copy of the weights that computes most, if
+    each takes the next one when it has finished one."""
+    busy = [0] * reads.copies
+    for size in reads.sizes:
+        busy[busy.index(min(busy))] += size
+    return max(busy) / float(np.mean(reads.sizes))
+
+
 def read_pairs(lengths: CallLengths, reads: Reads, kernel: bool) -> list[int]:
     """For each read, the pairs of a query and a key for which attention computes a score.
 

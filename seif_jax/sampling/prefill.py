@@ -27,7 +27,8 @@ class PackedKV(NamedTuple):
 
 
 class PrefixKV(NamedTuple):
-    """The keys and values of the prefix that all prompts share, P tokens with padding."""
+    """The keys and values of the prefix that all prompts share, padded to `prefix_size()`
+    tokens."""
 
     kv: PackedKV
     length: Int[Array, ""]  # without padding; may be 0

@@ -5,9 +5,10 @@ into reads. A read is one call of the prefill program: a tree of prompts, packed
 row of tokens. Planning and packing take time linear in the number of tokens. Rows have few sizes,
 because each size is compiled.
 
-The start that all prompts share, the prefix, is computed first. Its keys and values are an input of
-every read, with as many tokens as the smallest row, so that programs do not depend on its length.
-If it is longer, each read has the rest in its tree.
+The start that all prompts share is computed first, as the prefix. Its keys and values are an input
+of every read and are padded to the smallest row, so that programs do not depend on its length. If
+the common start is longer than that row, the rest stays in the reads; if it is very short, all of
+it does.
 """
 
 from collections.abc import Sequence
@@ -36,8 +37,8 @@ TOKENS_PER_PROMPT = 16  # a row has room for one prompt per this many tokens, up
 # The sizes of rows, as shares of `read_tokens()`. If prompts may be longer, there is one more size.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
 ROW_UNIT = 64  # tokens; all sizes are multiples of it
-# A prefix of less than this share of the smallest row, in which it is computed, would cost more
-# than it saves.
+# A shorter start stays in the reads: a prefix takes an entire row of the smallest size, which is
+# more than it saves unless a copy of the weights has many reads.
 MIN_PREFIX_SHARE = 1 / 16
 # With several copies of the weights, the goal is READS_PER_COPY reads per copy. There are fewer,
 # but at least one, if reads would have fewer than MIN_READ_TOKENS, too few to keep a device busy.
@@ -81,9 +82,8 @@ class Reads:
     copies: int  # the number of copies of the weights that get reads
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
-    shared: Int[
-        np.ndarray, "n"
-    ]  # leading tokens that each shares with the one before it in the reads
+    # Leading tokens that each shares with the one before it in its read; of no use for the first.
+    shared: Int[np.ndarray, "n"]
 
     @property
     def computed_tokens(self) -> int:
@@ -103,7 +103,7 @@ class PrefillPlan(Reads):
     def pack(self, n: int) -> Read:
         """Packs the prompts of read n."""
         rows = [self.rows[i] for i in self.reads[n]]
-        return Read(self.reads[n], *pack(rows, len(self.prefix), self.sizes[n], self.kernel))
+        return Read(self.reads[n], *pack(rows, self.prefix_tokens, self.sizes[n], self.kernel))
 
 
 def plan_prefill(
@@ -134,8 +134,8 @@ def plan_prefill(
 
 
 def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) -> int:
-    """The number of leading tokens that all prompts share and that at least one token of each
-    follows. It is 0 if there is only one prompt.
+    """How many leading tokens all prompts share, such that every prompt has at least one more. It
+    is 0 if there is only one prompt.
 
     shared: the number of leading tokens that each prompt shares with the one before it.
     """
@@ -143,7 +143,7 @@ def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) ->
 
 
 def prefix_size() -> int:
-    """The tokens of the row in which a prefix is computed, with padding: those of the smallest."""
+    """The tokens of the smallest row: the prefix is computed in such a row, and padded to it."""
     return row_sizes(0)[0]
 
 
@@ -166,8 +166,8 @@ def divide(
     prompt in any call that shares programs with this one; 0: in this call. max_read_pages: limit on
     the pages of several prompts in one read.
     """
-    start, size = common_start(lengths, shared), prefix_size()
-    prefix = min(start, size) if start >= max(size * MIN_PREFIX_SHARE, MIN_STEM) else 0
+    start, room = common_start(lengths, shared), prefix_size()
+    prefix = min(start, room) if start >= max(room * MIN_PREFIX_SHARE, MIN_STEM) else 0
     repeated = np.maximum(shared - prefix, 0)
     new = lengths - prefix - repeated
     goal = distinct - prefix
@@ -180,19 +180,24 @@ def divide(
     shared_pages = repeated // page_tokens()
     pages = -(-(lengths - prefix) // page_tokens()) - shared_pages
     most_prompts = min(max_prompts(sizes[-1]), max(len(new) // copies, 1))
+    max_read_pages = min(max_read_pages, max_stored_pages(sizes[-1]))
     cuts = cut(new, repeated, goal, sizes, pages, shared_pages, max_read_pages, most_prompts)
-    if len(cuts) == 2 and not keep_prefix and prefix + new.sum() <= sizes[-1]:
-        new[0], prefix = new[0] + prefix, 0
-    tokens = np.array([new[a:b].sum() + repeated[a] for a, b in pairwise(cuts)])
-    rows = padded_sizes(tokens, np.diff(cuts), sizes)
+    starts = cuts[:-1]
+    tokens = np.add.reduceat(new, starts) + repeated[starts]
+    by_read = np.diff(cuts), np.add.reduceat(pages, starts) + shared_pages[starts]
+    rows = padded_sizes(tokens, *by_read, sizes)
+    if len(rows) == 1 and not keep_prefix and prefix + tokens[0] <= sizes[-1]:
+        merged = padded_sizes(tokens + prefix, *by_read, sizes)
+        if merged[0] <= rows[0] + room:
+            rows, prefix = merged, 0
     # Copies take the largest reads first, so that they finish at about the same time.
-    queue = np.argsort(-rows if copies > 1 else np.zeros_like(rows), kind="stable")
+    by_size = np.argsort(-rows, kind="stable") if copies > 1 else np.arange(len(rows))
     lengths_by_prompt, shared_by_prompt = np.zeros((2, len(lengths)), int)
     lengths_by_prompt[order], shared_by_prompt[order] = lengths, shared
     return Reads(
         prefix,
-        [list(order[cuts[n] : cuts[n + 1]]) for n in queue],
-        rows[queue].tolist(),
+        [list(order[cuts[n] : cuts[n + 1]]) for n in by_size],
+        rows[by_size].tolist(),
         goal,
         min(copies, len(tokens)),
         distinct,
@@ -253,7 +258,7 @@ def cut(
 
     The cuts are those with the lowest total cost. The cost of a read is the size of its row, plus
     that of the smallest row, because many small reads take longer than a few large ones, plus the
-    the number of its tokens above `goal`, so that copies of the weights get equal work.
+    number of its tokens above `goal`, so that copies of the weights get equal work.
     """
     totals, page_totals = (np.concatenate([[0], np.cumsum(x)]) for x in (new, pages))
     n, starts, before = len(new), np.arange(len(new)), totals[:-1] - repeated
@@ -266,7 +271,8 @@ def cut(
     for start in reversed(range(n)):
         ends = np.arange(latest[start], start, -1)  # longest first: argmin prefers it if costs tie
         tokens = totals[ends] - before[start]
-        rows = padded_sizes(tokens, ends - start, sizes)
+        pages_of_read = page_totals[ends] - page_totals[start] + shared_pages[start]
+        rows = padded_sizes(tokens, ends - start, pages_of_read, sizes)
         costs = rows + sizes[0] + np.maximum(tokens - goal, 0) + lowest[ends]
         best = np.argmin(costs)
         lowest[start], end[start] = costs[best], ends[best]
@@ -289,16 +295,27 @@ def row_sizes(max_prompt_tokens: int) -> list[int]:
 
 
 def padded_sizes(
-    tokens: Int[np.ndarray, "n"], prompts: Int[np.ndarray, "n"], sizes: Sequence[int]
+    tokens: Int[np.ndarray, "n"],
+    prompts: Int[np.ndarray, "n"],
+    pages: Int[np.ndarray, "n"],
+    sizes: Sequence[int],
 ) -> Int[np.ndarray, "n"]:
-    """The size of each read's row, given the numbers of its tokens and prompts."""
-    needed = np.maximum(tokens, prompts * TOKENS_PER_PROMPT)
-    return np.array(sizes)[np.searchsorted(sizes, np.minimum(needed, sizes[-1]))]
+    """The size of each read's row, given the numbers of its tokens, prompts and pages."""
+    needed = np.minimum(np.maximum(tokens, prompts * TOKENS_PER_PROMPT), sizes[-1])
+    by_pages = np.searchsorted([max_stored_pages(size) for size in sizes], pages)
+    index = np.maximum(np.searchsorted(sizes, needed), np.minimum(by_pages, len(sizes) - 1))
+    return np.array(sizes)[index]
 
 
 def max_prompts(size: int) -> int:
     """The number of prompts that a row of this size has room for."""
     return min(size // TOKENS_PER_PROMPT, READ_PROMPTS)
+
+
+def max_stored_pages(size: int) -> int:
+    """The number of pages that the prompts of a row of this size may fill. Programs that copy a row
+    to pages are compiled for this number."""
+    return size // page_tokens() + max_prompts(size)
 
 
 def pack(rows: Sequence[Row], prefix: int, size: int, kernel: bool) -> tuple[list[Row], PromptTree]:

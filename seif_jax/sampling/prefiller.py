@@ -21,15 +21,13 @@ class Prefiller:
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: PrefillPlan):
         """Prefills the prefix, if there is one."""
         self.config, self.params, self.dtype = config, params, dtype
-        self._follow(zeros(prefix_structs(config, params, dtype).kv), 0)
+        self.prefix = PrefixKV(
+            zeros(prefix_structs(config, params, dtype).kv), cast(jax.Array, np.int32(0))
+        )
         if plan.prefix_tokens:
             _, tree = pack([plan.prefix], 0, prefix_size(), plan.kernel)
             _, kv = self.prefill(tree)
-            self._follow(kv, plan.prefix_tokens)
-
-    def _follow(self, kv: PackedKV, length: int) -> None:
-        """Lets the next trees follow this prefix."""
-        self.prefix = PrefixKV(kv, cast(jax.Array, np.array(length, np.int32)))
+            self.prefix = PrefixKV(kv, cast(jax.Array, np.int32(plan.prefix_tokens)))
 
     def prefill(self, tree: PromptTree) -> tuple[Float[jax.Array, "B D"], PackedKV]:
         """The final hidden state of each prompt's last token, and all keys and values."""

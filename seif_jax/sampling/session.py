@@ -16,14 +16,14 @@ from seif_jax.sampling.decode import decode
 from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Prefix, Results, empty_entries, unpack
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
-from seif_jax.sampling.prefill_plan import PrefillPlan
+from seif_jax.sampling.prefill_plan import PrefillPlan, max_stored_pages
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.prompt_pages import arrays_for, store
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
-from seif_jax.sampling.session_arrays import SessionArrays, max_stored_pages, zeros
+from seif_jax.sampling.session_arrays import SessionArrays, zeros
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
 
@@ -115,7 +115,7 @@ class Session:
             arrays.start[i] = len(self.plan.rows[prompt])
             arrays.limit[i] = schedule.limits[entry.sample]
             arrays.key[i] = self.keys[entry.sample]
-            arrays.prompt_tokens[i] = len(self.plan.rows[prompt]) - len(self.plan.prefix)
+            arrays.prompt_tokens[i] = len(self.plan.rows[prompt]) - self.plan.prefix_tokens
             arrays.prompt_pages[i, : len(pages)] = pages
             arrays.pages[i] = TRASH  # where a page is not needed yet
             array, row = self.last[prompt]

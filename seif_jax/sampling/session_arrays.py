@@ -23,7 +23,7 @@ from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
 from seif_jax.sampling.prefill import PackedKV, PrefixKV
-from seif_jax.sampling.prefill_plan import max_prompts, prefix_size
+from seif_jax.sampling.prefill_plan import max_prompts, max_stored_pages, prefix_size
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sharding import kv_sharding, output_sharding, replicated_sharding
@@ -37,8 +37,8 @@ Tree = TypeVar("Tree")
 class SessionArrays:
     """The arrays of a session.
 
-    Each method `of_PROGRAM` returns the arguments of that program. tokens: of a packed row, with
-    padding.
+    Each method `of_PROGRAM` returns the arguments of that program. tokens: the size of a packed
+    row.
     """
 
     config: ModelConfig
@@ -114,11 +114,6 @@ def table_widths(max_prompt_tokens: int, max_tokens: int) -> tuple[int, int]:
     return prompt_table_width(max_prompt_tokens), max(pages_for_age(max_tokens), 1)
 
 
-def max_stored_pages(tokens: int) -> int:
-    """The most pages that the prompts of a row can fill; `store` is compiled for this number."""
-    return tokens // page_tokens() + max_prompts(tokens)
-
-
 def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> PackedKV:
     """The keys and values of a row of tokens."""
     shape, sharding = (c.layers, tokens, c.kv_heads, c.head_dim), params["layers"]["k"].sharding
@@ -131,7 +126,7 @@ def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int
 
 
 def prefix_structs(c: ModelConfig, params: Params, dtype: DTypeLike) -> PrefixKV:
-    """The prefix that is an input of every read."""
+    """The shapes of the prefix, an input of every read."""
     return PrefixKV(packed_structs(c, params, dtype, prefix_size()), cast(Array, ints()))
 
 
