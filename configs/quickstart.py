@@ -2,8 +2,8 @@
 
     bash launch/quickstart.sh
 
-Hardware: a CPU. Measured on 2 shared AMD cores (2026-11-27): 2m44s, a quarter of it spent
-compiling, and 4.9 GB. Expected result: the table in the README. The run shows every stage and
+Hardware: a CPU. Measured on 2 shared AMD cores (2026-11-28): 3m10s, a fifth of it spent
+compiling, and 4.5 GB. Expected result: the table in the README. The run shows every stage and
 writes samples to read, but it is far too short to learn much; configs/follower_rules.py learns.
 """
 
