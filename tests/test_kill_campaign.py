@@ -46,6 +46,14 @@ def test_five_cases(tmp_path):
         assert secret.encode() not in written
 
 
+def test_a_campaign_is_not_continued_with_other_code(tmp_path):
+    (tmp_path / "code.txt").write_text("other")
+    command = [sys.executable, str(TOOL), "--kills=1", f"--out={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "the code has changed" in done.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["code.txt"]
+
+
 @pytest.mark.parametrize(
     ("code", "err", "may_abort", "problem"),
     [

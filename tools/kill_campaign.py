@@ -93,6 +93,10 @@ def main() -> int:
             parser.error(f"--what must be some of: {', '.join(KINDS)} (got {kind!r})")
     folder = Path(args.out or tempfile.mkdtemp(prefix="kill_campaign_")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    digest, of_references = code_digest(), folder / "code.txt"
+    if of_references.exists() and of_references.read_text() != digest:
+        parser.error(f"the code has changed since the campaign in {folder} began; remove it first")
+    of_references.write_text(digest)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     campaign = Campaign(folder, args.seed)
@@ -106,6 +110,14 @@ def main() -> int:
     table = campaign.table()
     print(table)
     return int(any(case["outcome"] == "FAILED" for case in campaign.done.values()))
+
+
+def code_digest() -> str:
+    """A checksum of the code that the results of cases depend on: other code may round sums in
+    another order, so that its runs differ from a campaign's references."""
+    root = Path(__file__).parents[1]
+    files = [*root.glob("seif_jax/**/*.py"), *root.glob("tests/*.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 class Campaign:
