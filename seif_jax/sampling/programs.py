@@ -19,11 +19,7 @@ from seif_jax.sampling.prefill_plan import PrefillPlan, blank_tree, prefix_size
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
-from seif_jax.sampling.session_arrays import (
-    SessionArrays,
-    prefix_structs,
-    shapes_of,
-)
+from seif_jax.sampling.session_arrays import SessionArrays, prefix_structs, shapes_of
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import mesh_of
 
