@@ -20,7 +20,7 @@ from seif_jax.sampling import Engine, prefill_plan, programs, row_keys
 from seif_jax.sampling.methods import Method
 
 MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
-NAMES = ("prefill", "store", "copy_rows", "decode", "take_slots", "next_logp")
+NAMES = ("prefill", "insert", "store", "copy_rows", "decode", "take_slots", "next_logp")
 GROUP, SLOTS = 3, 24
 COMPILED_NOW = tiny.count_compiled(NAMES)
 
@@ -37,10 +37,11 @@ def weights(mesh_sizes: dict[str, int], seed: int) -> models.Params:
 
 
 def call(engine: Engine, verdicts: bool) -> None:
-    """Prompts with a common start, in reads of different sizes; of the samples, few are long."""
+    """Prompts with a common start, in reads of different shapes: one is computed in pieces. Of the
+    samples, few are long."""
     rng = np.random.default_rng(7)
     start = list(range(3, 83 if verdicts else 43))
-    lengths = [390] * 5 if verdicts else [150, 300, 100, 70]
+    lengths = [390] * 5 + [700] if verdicts else [150, 300, 70, 700]
     prompts = [start + rng.integers(3, 96, n).tolist() for n in lengths]
     if verdicts:
         engine.next_logp(prompts, (5, 9, 11))

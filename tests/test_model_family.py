@@ -18,7 +18,7 @@ from seif_jax.models.io import hf_config
 from seif_jax.models.layers import rms_norm, weight
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
-from seif_jax.sampling import Engine, row_keys
+from seif_jax.sampling import Engine, prefill_plan, row_keys
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import split
 
@@ -155,6 +155,16 @@ def test_prefill_and_decoding(toy, greedy):
         wanted = logp64(params, [*prompt, *tokens])[len(prompt) - 1 : -1]
         np.testing.assert_array_equal(tokens, wanted.argmax(axis=1))
         np.testing.assert_allclose(greedy.logp[row], wanted.max(axis=1), atol=1e-4)
+
+
+def test_long_prompts_in_pieces(toy, monkeypatch):
+    """The window of a token may begin in the piece before its own."""
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 64)
+    c, params = toy
+    prompts = [np.random.default_rng(n).integers(3, 96, n).tolist() for n in (64, 70, 150)]
+    got = Engine(c, params, jnp.float32).next_logp(prompts, (4, 60))
+    for prompt, row in zip(prompts, got, strict=True):
+        np.testing.assert_allclose(row, logp64(params, prompt)[-1, [4, 60]], atol=1e-4)
 
 
 def test_the_tree_forward(toy, greedy):

@@ -8,7 +8,8 @@ import pytest
 from seif_jax.models.attention import causal
 from seif_jax.models.packed_attention import attend
 from seif_jax.models.xla_attention import Keys
-from seif_jax.sampling.prefill_plan import plan_prefill, prefix_size
+from seif_jax.sampling import prefill_plan
+from seif_jax.sampling.prefill_plan import PromptTree, Read, ReadShape, plan_prefill
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -27,9 +28,27 @@ def test_values(kernel, shots):
             reply = instruction + text(int(rng.integers(1, 150)))
             prompts += [reply + text(7), reply + text(30)]
     plan = plan_prefill(prompts, kernel=kernel)
-    tree, size, prefix = plan.pack(0).tree, plan.sizes[0], len(plan.prefix)
-    assert prefix == shots and len(plan.reads) == 1
-    before = prefix_size()
+    assert len(plan.prefix) == shots and len(plan.reads) == 1
+    check(plan.pack(0), [shots], rng)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_pieces_of_a_long_prompt(kernel, monkeypatch):
+    """What precedes a piece has more tokens than a row, and is padded."""
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 256)
+    rng = np.random.default_rng(4)
+    plan = plan_prefill([rng.integers(0, 90, 900).tolist()], kernel=kernel)
+    check(plan.pack(0), [0, 256, 512, 768], rng)
+
+
+def check(read: Read, starts: list[int], rng: np.random.Generator) -> None:
+    """Each row of the read, which begins after so many tokens, against a full mask."""
+    for prefix, tree in zip(starts, read.trees, strict=True):
+        check_row(tree, prefix, read.shape, rng)
+
+
+def check_row(tree: PromptTree, prefix: int, shape: ReadShape, rng: np.random.Generator) -> None:
+    size, before = shape
     shapes = (1, size, 6, 8), (1, before + size, 2, 8), (1, before + size, 2, 8)
     q, k, v = (jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes)
     ends = np.concatenate([np.where(np.arange(before) < prefix, size, 0), tree.ends])

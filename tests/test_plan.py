@@ -56,9 +56,9 @@ def test_operations_are_those_that_are_counted():
     traced = forward.trace(model.config, models.shapes(model), tokens, tokens, dtype=jnp.float32)
     expected = roofline.forward_flops(model.config, 3 * 40, 3 * 40 * 40, 0)
     assert cost.count_flops(traced.jaxpr.jaxpr) == expected
-    tree = plan_prefill([[i] * 1000 for i in range(5)]).pack(0).tree
-    shapes = models.shapes(model)
-    prefix = prefix_structs(model.config, shapes, jnp.float32)
+    read, shapes = plan_prefill([[i] * 1000 for i in range(5)]).pack(0), models.shapes(model)
+    (tree,) = read.trees
+    prefix = prefix_structs(model.config, shapes, jnp.float32, read.shape.before)
     traced = prefill.prefill.trace(model.config, shapes, prefix, tree, dtype=jnp.float32)
     pairs = attention_pairs(tree)
     expected = roofline.forward_flops(model.config, len(tree.tokens), pairs, 0)

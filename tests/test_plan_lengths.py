@@ -29,7 +29,7 @@ from seif_jax.sampling.decode import decode
 from seif_jax.sampling.memory import page_count
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_needed
-from seif_jax.sampling.prefill_plan import largest_tree, plan_prefill
+from seif_jax.sampling.prefill_plan import blank_tree, largest_shape, plan_prefill
 from seif_jax.sampling.session_arrays import SessionArrays
 from seif_jax.sampling.weights import decoding_structs
 
@@ -360,11 +360,14 @@ def test_a_plan_for_drawn_lengths(model, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("kernel", [False, True])
-@pytest.mark.parametrize("copies", [1, 2])
-def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(copies, kernel, monkeypatch):
+@pytest.mark.parametrize("copies, read_tokens", [(1, 2048), (2, 2048), (1, 512)])
+def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(
+    copies, read_tokens, kernel, monkeypatch
+):
     """The reads of prompts with these lengths and shared starts, and the scores that attention
-    computes for each; longer prompts need more than their share of tokens."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 2048)
+    computes for each; longer prompts need more than their share of tokens. In rows of 512 tokens,
+    some are computed in pieces."""
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
     random = np.random.default_rng(4)
     answered = unrelated(random.integers(40, 300, 6), random.integers(1, 900, (6, 2)))
     prompts, shared = judged(answered, 3)
@@ -375,13 +378,14 @@ def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(copies, kernel, 
     plan = plan_prefill(ids, copies, kernel=kernel)
     reads = divided(call, copies, keep_prefix=True)
     np.testing.assert_equal(vars(reads), {name: vars(plan)[name] for name in vars(reads)})
-    packed = [plan.pack(n).tree for n in range(len(plan.reads))]
+    packed = [plan.pack(n) for n in range(len(plan.reads))]
     pairs = read_pairs(call, reads, kernel)
-    assert pairs == [prefill_plan.attention_pairs(tree) for tree in packed]
+    assert pairs == [sum(map(prefill_plan.attention_pairs, read.trees)) for read in packed]
     assert sum(pairs) > call.prompt_pairs and len(pairs) > 1
-    largest = largest_tree([reads], kernel)
+    largest = blank_tree(largest_shape([reads]), kernel)
+    (tree, *_) = max(packed, key=lambda read: read.shape).trees
     assert [np.shape(x) for x in jax.tree.leaves(largest)] == [
-        np.shape(x) for x in jax.tree.leaves(max(packed, key=lambda tree: len(tree.tokens)))
+        np.shape(x) for x in jax.tree.leaves(tree)
     ]
 
 

@@ -17,8 +17,10 @@ from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.page_needs import read_pages
 from seif_jax.sampling.prefill_plan import (
     PrefillPlan,
+    PromptTree,
     attention_pairs,
-    largest_tree,
+    blank_tree,
+    largest_shape,
     max_stored_pages,
     plan_prefill,
     prefix_size,
@@ -40,31 +42,48 @@ def starts(prompts: list[Prompt]) -> set[tuple[int, ...]]:
 
 def check(prompts: list[Prompt], plan: PrefillPlan) -> None:
     """Every prompt is in one read, its path holds its tokens, and its tokens see each other and
-    nothing else."""
+    nothing else. The pieces of a long prompt are consecutive."""
     assert sorted(i for read in plan.reads for i in read) == list(range(len(prompts)))
     prefix = len(plan.prefix)
     for n in range(len(plan.reads)):
         read = plan.pack(n)
-        tree, size = read.tree, plan.sizes[n]
-        assert isinstance(tree.tiles, TilePairs)
-        index = np.arange(size)
-        sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
-        tile = tile_side(tree.tiles, prefix_size() + size)
-        computed = np.zeros((size, prefix_size() + size), bool)
-        queries, keys, rounds, _ = map(np.asarray, tree.tiles)
-        for g, r in np.argwhere(np.arange(keys.shape[1]) < rounds[:, None]):
-            for i, j in zip(queries[g] * tile, keys[g, r] * tile, strict=True):
-                assert not computed[i : i + tile, j : j + tile].any()
-                computed[i : i + tile, j : j + tile] = True
-        before = prefix_size()
-        for row, (i, path) in enumerate(zip(read.prompts, read.paths, strict=True)):
-            assert [*plan.prefix, *np.asarray(tree.tokens)[path]] == prompts[i]
-            assert np.asarray(tree.positions)[path].tolist() == list(range(prefix, len(prompts[i])))
-            assert path[-1] == tree.last[row]
-            for depth, token in enumerate(path):
-                assert np.flatnonzero(sees[token]).tolist() == path[: depth + 1].tolist()
-                assert computed[token, before + path[: depth + 1]].all()
-                assert computed[token, :prefix].all()
+        size, before = read.shape
+        assert len(read.trees) == plan.pieces(n) and size * len(read.trees) == plan.sizes[n]
+        if len(read.trees) == 1:
+            check_row(plan.prefix.tolist(), read.trees[0], read.paths, before)
+            texts = [np.asarray(read.trees[0].tokens)[path].tolist() for path in read.paths]
+            assert [[*plan.prefix, *text] for text in texts] == [prompts[i] for i in read.prompts]
+        else:
+            (i,), (path,) = read.prompts, read.paths
+            assert path.tolist() == list(range(prefix, len(prompts[i])))
+            for first, tree in zip(path[::size], read.trees, strict=True):
+                piece = prompts[i][first : first + size]
+                assert np.asarray(tree.tokens)[: len(piece)].tolist() == piece
+                check_row(prompts[i][:first], tree, [np.arange(len(piece))], before)
+            assert first + size <= before
+
+
+def check_row(start: Prompt, tree: PromptTree, paths: list[np.ndarray], before: int) -> None:
+    """The prompts of a row with these paths follow `start`, which is padded to `before` tokens."""
+    size = len(tree.tokens)
+    assert isinstance(tree.tiles, TilePairs)
+    index = np.arange(size)
+    sees = (index <= index[:, None]) & (index[:, None] < np.asarray(tree.ends))
+    tile = tile_side(tree.tiles, size)
+    computed = np.zeros((size, before + size), bool)
+    queries, keys, rounds, _ = map(np.asarray, tree.tiles)
+    for g, r in np.argwhere(np.arange(keys.shape[1]) < rounds[:, None]):
+        for i, j in zip(queries[g] * tile, keys[g, r] * tile, strict=True):
+            assert not computed[i : i + tile, j : j + tile].any()
+            computed[i : i + tile, j : j + tile] = True
+    for row, path in enumerate(paths):
+        positions = np.asarray(tree.positions)[path].tolist()
+        assert positions == list(range(len(start), len(start) + len(path)))
+        assert path[-1] == tree.last[row]
+        for depth, token in enumerate(path):
+            assert np.flatnonzero(sees[token]).tolist() == path[: depth + 1].tolist()
+            assert computed[token, before + path[: depth + 1]].all()
+            assert computed[token, : len(start)].all()
 
 
 prompt = st.lists(st.integers(0, 2), min_size=1, max_size=90)
@@ -86,9 +105,9 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
         plan = plan_prefill(prompts, copies, keep_prefix)
         check(prompts, plan)
         assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens
-        assert len({*plan.sizes}) <= 4
-        for n, size in enumerate(plan.sizes):
-            assert read_pages(plan, n) <= max_stored_pages(size)
+        assert len(plan.shapes) <= 5  # four rows, and one for the pieces of long prompts
+        for n in range(len(plan.sizes)):
+            assert read_pages(plan, n) <= max_stored_pages(plan.shape(n).returned)
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,7 +121,7 @@ def test_the_kernel_has_all_tiles_that_it_needs(stem, tails, runs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed_attention, "RUNS", runs)
         plan = plan_prefill(prompts, kernel=True)
-        tree = plan.pack(0).tree
+        (tree,) = plan.pack(0).trees
     assert isinstance(tree.tiles, tree_attention_kernels.TileRuns)
     side, before, size = tree_attention_kernels.TILE, prefix_size(), plan.sizes[0]
     computed = np.zeros((before + size, before + size), bool)
@@ -204,7 +223,7 @@ def test_the_largest_tree(prompts, tokens, copies, size, last, kernel, accelerat
     """It has room for every read of the call and, if prompts that fit worse than shorter ones were
     shorter, for a read of as many tokens as the division aims at."""
     plan = plan_prefill([[i] * tokens for i in range(prompts)], copies, kernel=kernel)
-    tree = largest_tree([plan], kernel)
+    tree = blank_tree(largest_shape([plan]), kernel)
     assert (len(tree.tokens), len(tree.last)) == (size, last)
     assert size >= max(plan.sizes) and size >= plan.goal
     causal = sum(range(1, size // 64 + 1)) * 64**2 if kernel else None

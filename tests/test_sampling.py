@@ -135,6 +135,29 @@ def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
         np.testing.assert_allclose(row, full_logp(prompt)[-1, [4, 60]], atol=1e-4)
 
 
+@pytest.mark.parametrize("shots", [0, 40, 70])
+def test_long_prompts_are_computed_in_pieces(monkeypatch, shots):
+    """Rows of 64 tokens, prompts of up to three of them: probabilities and samples are those of the
+    full forward pass. With and without a common prefix, and with one that is longer than a row."""
+    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 64)
+    rng = np.random.default_rng(shots)
+    prompts = [
+        [*range(5, 5 + shots), *rng.integers(3, 96, n).tolist()] for n in (110, 1, 20, 64, 65)
+    ]
+    plan = prefill_plan.plan_prefill(prompts)
+    assert {plan.pieces(n) for n in range(len(plan.reads))} >= {1, 2}
+    got = engine().next_logp(prompts, (4, 60))
+    out = draw(prompts, group=2, tokens=8)
+    for i, prompt in enumerate(prompts):
+        np.testing.assert_allclose(got[i], full_logp(prompt)[-1, [4, 60]], atol=1e-4)
+        for row in (2 * i, 2 * i + 1):
+            full = full_logp([*prompt, *out.tokens[row]])[len(prompt) - 1 : -1]
+            sampled = full[np.arange(8), out.tokens[row]]
+            np.testing.assert_allclose(out.logp[row], sampled, atol=1e-4)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(out.tokens, draw(prompts, group=2, tokens=8).tokens)
+
+
 def test_shared_starts_change_no_probability(monkeypatch):
     """Whatever the other prompts are, in whatever order, in several reads."""
     monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)

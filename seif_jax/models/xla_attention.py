@@ -72,9 +72,9 @@ def prompt_shape() -> TileShape:
     return PROMPT_SHAPES.get(platform(), OTHER_SHAPE)
 
 
-def tile_side(tiles: TilePairs, num_keys: int) -> int:
-    """The keys, and the queries, per tile: num_keys are those of the padded prefix and the row."""
-    return num_keys // tiles.keys.shape[-2]
+def tile_side(tiles: TilePairs, tokens: int) -> int:
+    """The queries, and the keys, per tile of a row of `tokens`."""
+    return tokens // tiles.places.shape[-1]
 
 
 def plan_tiles(
@@ -116,11 +116,11 @@ def plan_tiles(
     return TilePairs(*cast(tuple[Array, Array, Array, Array], arrays))
 
 
-def computed_pairs(tiles: TilePairs, tokens: int, prefix: int = 0) -> int:
-    """The pairs of a query and a key whose scores are computed for a row of `tokens` after a
-    padded prefix, each head's alike."""
+def computed_pairs(tiles: TilePairs, tokens: int) -> int:
+    """The pairs of a query and a key whose scores are computed for a row of `tokens`, each head's
+    alike."""
     num_tiles = int(np.asarray(tiles.rounds).sum()) * tiles.queries.shape[-1]
-    return num_tiles * tile_side(tiles, prefix + tokens) ** 2
+    return num_tiles * tile_side(tiles, tokens) ** 2
 
 
 def attend(
@@ -263,7 +263,7 @@ class _Tiles:
     ):
         self.tiles, self.dtype, self.visible = tiles, dtype, visible
         self.before = k.shape[0] - q.shape[0]
-        self.size = tile_side(tiles, k.shape[0])
+        self.size = tile_side(tiles, q.shape[0])
         self.key_heads = k.shape[1]
         positions, ends = (x.reshape(-1, self.size) for x in keys)
         self.key_positions, self.ends = positions, ends

@@ -17,7 +17,8 @@ from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program,
 from seif_jax.plan.reads import calls_of_slowest_copy, read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.prefill_plan import attention_pairs, prefix_size
+from seif_jax.sampling.prefill_plan import attention_pairs
+from seif_jax.sampling.programs import likely_shapes
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
@@ -67,7 +68,7 @@ def _processes(mesh: Mesh) -> int:
 
 
 def _prefill_program(planned: PlannedCall) -> Program:
-    calls = planned.slowest(lambda work: len(work.reads))
+    calls = planned.slowest(lambda work: work.rows)
     others, options = without(planned.session_bytes, "prefix"), {"dtype": planned.call.dtype}
     program = planned.program(
         "prefill", prefill.prefill, _read_arguments(planned), calls, others, options
@@ -90,7 +91,7 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
     rows = logits * len(tree.last)
     shares = [share for step in planned.shares for share in step]
     computed_pairs = sum(sum(read_pairs(*share, kernel)) for share in shares)
-    calls, tokens = sum(len(x.sizes) for x in reads), sum(sum(x.sizes) for x in reads)
+    calls, tokens = sum(x.num_rows for x in reads), sum(sum(x.sizes) for x in reads)
     mean = forward_flops(config, round(tokens / calls), round(computed_pairs / calls), rows)
     distinct = sum(x.distinct_tokens for x in reads)
     pairs = sum(lengths.prompt_pairs for lengths in call.lengths)
@@ -104,35 +105,35 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
         needed_flops=needed / calls,
         mean_call=MeanCall(mean / forward_flops(config, len(tree.tokens), compiled_pairs, rows)),
         waste=judged if call.name in VERDICT_CALLS else {},
-        smaller_sizes=_read_sizes(planned) - 1,
+        smaller_sizes=_smaller_shapes(planned),
     )
 
 
-def _read_sizes(planned: PlannedCall) -> int:
-    """How many different sizes the reads have, and the row of the prefix."""
-    sizes = {size for reads in planned.reads for size in reads.sizes}
-    return len(sizes | {prefix_size() for reads in planned.reads if reads.prefix_tokens})
+def _smaller_shapes(planned: PlannedCall) -> int:
+    """How many shapes there are besides the largest, that of the prefix included."""
+    shapes = {x for reads in planned.reads for x in (*likely_shapes(reads), *reads.shapes_before)}
+    return len(shapes - {planned.read_shape})
 
 
 def _store_programs(planned: PlannedCall) -> Iterator[Program]:
     """The programs that copy what a prefill returns: keys and values to pages, and the prompts'
     hidden states to entries."""
     arrays, weights = planned.arrays, {planned.call.weights: device_bytes(planned.params)}
-    session, tree = planned.session_bytes, planned.tree
-    arguments = arrays.of_store(len(tree.tokens))
+    session, read = planned.session_bytes, planned.read_shape
+    arguments = arrays.of_store(read)
     calls = planned.slowest(lambda work: len(work.reads))
     others = weights | without(session, "pages")
     program = planned.program("store", store, arguments, calls, others, {})
     sizes = [size for reads in planned.reads for size in reads.sizes]
-    mean_share = float(np.mean(sizes)) / len(tree.tokens)
-    moved = 2 * mean_share * device_bytes(arrays.packed_kv(len(tree.tokens)))
+    mean_share = float(np.mean(sizes)) / read.returned
+    moved = 2 * mean_share * device_bytes(arrays.packed_kv(read))
     yield replace(
         program,
         counted_call=CountedCall(0.0, moved),  # XLA's text shows all pages
-        smaller_sizes=_read_sizes(planned) - 1,
+        smaller_sizes=_smaller_shapes(planned),
     )
     others = session | {"slots": session["slots"] - device_bytes(arrays.prompt_hidden)}
-    arguments = arrays.of_copy_rows(len(tree.tokens))
+    arguments = arrays.of_copy_rows(read)
     calls = planned.slowest(lambda work: work.copies)
     yield planned.program("copy_rows", copy_rows, arguments, calls, weights | others, {})
 
@@ -141,7 +142,7 @@ def _decode_program(planned: PlannedCall) -> Program:
     call, config, arrays = planned.call, planned.config, planned.arrays
     # While samples decode, the next prompts may be read already.
     in_flight = IN_FLIGHT.get(platform(), OTHER_IN_FLIGHT)
-    packed_kv = arrays.packed_kv(len(planned.tree.tokens))
+    packed_kv = arrays.packed_kv(planned.read_shape)
     ahead = {"prompts read ahead": device_bytes(packed_kv)} if in_flight else {}
     program = planned.program(
         "decode",

@@ -24,7 +24,7 @@ from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import PrefixKV
-from seif_jax.sampling.prefill_plan import PromptTree, Reads, largest_tree
+from seif_jax.sampling.prefill_plan import PromptTree, Reads, ReadShape, blank_tree, largest_shape
 from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session_arrays import SessionArrays, prefix_structs, table_widths
 from seif_jax.sampling.weights import decoding_structs
@@ -110,9 +110,14 @@ class PlannedCall:
         return np.full(lengths.completions.size, self.call.decoding.max_tokens)
 
     @cached_property
+    def read_shape(self) -> ReadShape:
+        """The shape of the largest read."""
+        return largest_shape(self.reads)
+
+    @cached_property
     def tree(self) -> PromptTree:
         """A tree of the shape of the largest read."""
-        return largest_tree(self.reads, attends_by_kernel(self.config))
+        return blank_tree(self.read_shape, attends_by_kernel(self.config))
 
     @cached_property
     def arrays(self) -> SessionArrays:
@@ -141,8 +146,8 @@ class PlannedCall:
 
     @property
     def prefix(self) -> PrefixKV:
-        """An input of every program that reads prompts."""
-        return prefix_structs(self.config, self.params, self.call.dtype)
+        """What precedes the rows of the largest read."""
+        return prefix_structs(self.config, self.params, self.call.dtype, self.read_shape.before)
 
     @property
     def decoding_weights(self) -> tuple[Params, list[Params], jax.ShapeDtypeStruct]:

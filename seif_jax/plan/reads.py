@@ -5,7 +5,15 @@ from functools import lru_cache
 import numpy as np
 
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.prefill_plan import UNLIMITED, Reads, Row, attention_pairs, divide, pack
+from seif_jax.sampling.prefill_plan import (
+    UNLIMITED,
+    Reads,
+    ReadShape,
+    Row,
+    attention_pairs,
+    divide,
+    pack_read,
+)
 
 
 def divided(
@@ -22,12 +30,12 @@ def divided(
 
 
 def calls_of_slowest_copy(reads: Reads) -> float:
-    """The reads, counted in reads of mean size, of the copy of the weights that computes most, if
-    each takes the next one when it has finished one."""
+    """The rows, counted in rows of mean size, of the copy of the weights that computes most, if
+    each takes the next read when it has finished one."""
     busy = [0] * reads.copies
     for size in reads.sizes:
         busy[busy.index(min(busy))] += size
-    return max(busy) / float(np.mean(reads.sizes))
+    return max(busy) * reads.num_rows / sum(reads.sizes)
 
 
 def read_pairs(lengths: CallLengths, reads: Reads, kernel: bool) -> list[int]:
@@ -40,16 +48,16 @@ def read_pairs(lengths: CallLengths, reads: Reads, kernel: bool) -> list[int]:
             tuple(lengths.prompts[prompts].tolist()),
             tuple(lengths.shared[prompts].tolist()),
             reads.prefix_tokens,
-            size,
+            reads.shape(n),
             kernel,
         )
-        for prompts, size in zip(reads.reads, reads.sizes, strict=True)
+        for n, prompts in enumerate(reads.reads)
     ]
 
 
 @lru_cache(maxsize=1 << 12)
 def _pairs(
-    lengths: tuple[int, ...], shared: tuple[int, ...], prefix: int, size: int, kernel: bool
+    lengths: tuple[int, ...], shared: tuple[int, ...], prefix: int, shape: ReadShape, kernel: bool
 ) -> int:
     """The pairs of one read, packed from tokens that are shared as these lengths say."""
     rows: list[Row] = []
@@ -58,4 +66,5 @@ def _pairs(
         if rows:
             row[:common] = rows[-1][:common]
         rows.append(row)
-    return attention_pairs(pack(rows, prefix, size, kernel)[1])
+    trees = pack_read(rows, prefix, shape, kernel)[1]
+    return sum(map(attention_pairs, trees))

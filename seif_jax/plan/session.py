@@ -26,6 +26,7 @@ class SessionWork:
 
     slots: int  # that it begins with
     reads: list[int] = field(default_factory=list)  # of prompts, in the call's division
+    rows: int = 0  # of these reads
     calls: int = 0  # of the decoding program
     blocks: int = 0
     steps: int = 0
@@ -95,6 +96,7 @@ class SimulatedSession:
 
     def read(self, n: int) -> None:
         self.work.reads.append(n)
+        self.work.rows += self.reads.pieces(n)
         self.work.clock += self.reads.sizes[n] / BLOCK_TOKENS
 
     def start(self, entries: Sequence[int]) -> None:

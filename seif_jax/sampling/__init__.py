@@ -168,9 +168,8 @@ class Engine:
                 prefiller = Prefiller(self.config, self.replicas[copy], self.dtype, plan)
                 while (n := queue.take(copy)) is not None:
                     queue.advance(copy, plan.sizes[n])
-                    read = plan.pack(n)
-                    logp = prefiller.next_logp(read.tree, options)
-                    result[read.prompts] = logp[: len(read.prompts)]
+                    in_read, logp = prefiller.next_logp(n, options)
+                    result[in_read] = logp
             finally:
                 queue.leave(copy)
 

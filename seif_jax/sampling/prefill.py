@@ -27,8 +27,8 @@ class PackedKV(NamedTuple):
 
 
 class PrefixKV(NamedTuple):
-    """The keys and values of the prefix that all prompts share, padded to `prefix_size()`
-    tokens."""
+    """The keys and values of the tokens before a row: the prefix that all prompts share, or a long
+    prompt's earlier pieces. They are padded to `ReadShape.before` tokens."""
 
     kv: PackedKV
     length: Int[Array, ""]  # without padding; may be 0
@@ -44,6 +44,12 @@ def prefill(
     packed tokens.
     """
     return _read(c, params, prefix, tree, dtype)
+
+
+@partial(jax.jit, donate_argnames="kv")
+def insert(kv: PackedKV, new: PackedKV, start: Int[Array, ""]) -> PackedKV:
+    """Overwrites the keys and values from token `start` on, in place."""
+    return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, start, 1), kv, new)
 
 
 @partial(jax.jit, static_argnames=("c", "options", "dtype"))

@@ -3,7 +3,8 @@
 Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
 into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
 row of tokens. Planning and packing take time linear in the number of tokens. Rows have few sizes,
-because each size is compiled.
+because each size is compiled. A prompt that is longer than the largest row is computed in pieces:
+each is a row that follows the pieces before it.
 
 The start that all prompts share is computed first, as the prefix. Its keys and values are an input
 of every read and are padded to the smallest row, so that programs do not depend on its length. If
@@ -14,7 +15,7 @@ it does.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ READ_TOKENS = {"cpu": 1 << 12}
 DEFAULT_READ_TOKENS = 1 << 14
 READ_PROMPTS = 1 << 8  # limit on the prompts in one read
 TOKENS_PER_PROMPT = 16  # a row has room for one prompt per this many tokens, up to READ_PROMPTS
-# The sizes of rows, as shares of `read_tokens()`. If prompts may be longer, there is one more size.
+# The sizes of rows, as shares of `read_tokens()`.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
 ROW_UNIT = 64  # tokens; all sizes are multiples of it
 # A shorter start stays in the reads: a prefix takes an entire row of the smallest size, which is
@@ -61,13 +62,33 @@ class PromptTree:
     last: Int[Array, "B"]  # where each prompt's last token is in the row; 0 for padding
 
 
+class ReadShape(NamedTuple):
+    """What the programs of a read are compiled for."""
+
+    tokens: int  # of a row, with padding
+    before: int  # the tokens that precede a row, with padding: a prefix, or pieces of a long prompt
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the rows are the pieces of a long prompt."""
+        return self.before > prefix_size()
+
+    @property
+    def returned(self) -> int:
+        """The number of tokens whose keys and values the read returns."""
+        return self.before if self.is_long else self.tokens
+
+
 @dataclass(frozen=True)
 class Read:
-    """Prompts that one call of the prefill program computes."""
+    """Prompts that are computed together: in one row, or one long prompt in several."""
 
     prompts: list[int]  # their indices among all prompts
-    paths: list[Row]  # for each prompt, where its tokens after the prefix are in the packed row
-    tree: PromptTree
+    # For each prompt, where its tokens after the prefix are among the keys and values that the read
+    # returns. Those of a long prompt begin with the prefix.
+    paths: list[Row]
+    trees: list[PromptTree]  # one, or the pieces of a long prompt
+    shape: ReadShape  # of each tree
 
 
 @dataclass(frozen=True)
@@ -77,19 +98,47 @@ class Reads:
 
     prefix_tokens: int  # of the prefix, which each copy computes once; 0: there is none
     reads: list[list[int]]  # the indices of each read's prompts
-    sizes: list[int]  # tokens per read, with padding; there are few different sizes
+    sizes: list[int]  # tokens per read, with padding: of its row, or of the rows of its pieces
     goal: int  # tokens per read that the division aims at: a size of rows, or less than all sizes
     copies: int  # the number of copies of the weights that get reads
     distinct_tokens: int  # tokens to compute if every shared start is computed only once
     lengths: Int[np.ndarray, "n"]  # of each prompt
     # Leading tokens that each shares with the one before it in its read; of no use for the first.
     shared: Int[np.ndarray, "n"]
+    max_prompt_tokens: int  # of the longest prompt in any call that shares programs with this one
 
     @property
     def computed_tokens(self) -> int:
         """Tokens that all copies compute, including padding and starts computed more than once."""
         prefix = prefix_size() if self.prefix_tokens else 0
         return self.copies * prefix + sum(self.sizes)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows in all reads."""
+        return sum(map(self.pieces, range(len(self.sizes))))
+
+    def pieces(self, n: int) -> int:
+        """The number of rows in which read n is computed: more than one for a long prompt."""
+        return max(self.sizes[n] // row_sizes()[-1], 1)
+
+    def shape(self, n: int) -> ReadShape:
+        if self.pieces(n) == 1:
+            return row_shape(self.sizes[n])
+        before = prefix_size() + round_up_pow2(self.max_prompt_tokens)
+        return ReadShape(row_sizes()[-1], before)
+
+    @property
+    def shapes(self) -> set[ReadShape]:
+        """The different shapes of the reads."""
+        return {*map(self.shape, range(len(self.sizes)))}
+
+    @property
+    def shapes_before(self) -> set[ReadShape]:
+        """The different shapes of the rows that are computed before the last one of a read: of the
+        prefix, and of pieces."""
+        of_prefix = {row_shape(prefix_size())} if self.prefix_tokens else set()
+        return of_prefix | {shape for shape in self.shapes if shape.is_long}
 
 
 @dataclass(frozen=True)
@@ -102,8 +151,9 @@ class PrefillPlan(Reads):
 
     def pack(self, n: int) -> Read:
         """Packs the prompts of read n."""
-        rows = [self.rows[i] for i in self.reads[n]]
-        return Read(self.reads[n], *pack(rows, self.prefix_tokens, self.sizes[n], self.kernel))
+        rows, shape = [self.rows[i] for i in self.reads[n]], self.shape(n)
+        paths, trees = pack_read(rows, self.prefix_tokens, shape, self.kernel)
+        return Read(self.reads[n], paths, trees, shape)
 
 
 def plan_prefill(
@@ -144,7 +194,12 @@ def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) ->
 
 def prefix_size() -> int:
     """The tokens of the smallest row: the prefix is computed in such a row, and padded to it."""
-    return row_sizes(0)[0]
+    return row_sizes()[0]
+
+
+def row_shape(tokens: int) -> ReadShape:
+    """The shape of a row that follows the prefix."""
+    return ReadShape(tokens, prefix_size())
 
 
 def divide(
@@ -174,7 +229,7 @@ def divide(
     if copies > 1:
         share = goal // copies
         goal = max(share // READS_PER_COPY, min(share, MIN_READ_TOKENS), 1)
-    sizes = row_sizes(max(max_prompt_tokens, int(lengths.max())))
+    sizes = row_sizes()
     goal = min(goal, read_tokens())
     goal = max(size for size in sizes if size <= 2 * goal) if goal > sizes[0] else goal
     shared_pages = repeated // page_tokens()
@@ -203,18 +258,19 @@ def divide(
         distinct,
         lengths_by_prompt,
         shared_by_prompt,
+        max(max_prompt_tokens, int(lengths.max())),
     )
 
 
-def largest_tree(reads: Sequence[Reads], kernel: bool) -> PromptTree:
-    """A tree with the shape of the largest read that these calls, or others with the same goals,
-    can have."""
-    return blank_tree(max(max(*call.sizes, call.goal) for call in reads), kernel)
+def largest_shape(reads: Sequence[Reads]) -> ReadShape:
+    """The shape of the largest read that these calls, or others with the same goals, can have."""
+    goals = {row_shape(call.goal) for call in reads}
+    return max(goals.union(*(call.shapes for call in reads)))
 
 
-def blank_tree(size: int, kernel: bool) -> PromptTree:
-    """A tree of one prompt, with the shape of all reads of `size` tokens."""
-    return pack([np.zeros(size, np.int32)], 0, size, kernel)[1]
+def blank_tree(shape: ReadShape, kernel: bool) -> PromptTree:
+    """A tree of one prompt in a row of this shape."""
+    return pack([np.zeros(shape.tokens, np.int32)], 0, shape, kernel)[1]
 
 
 def shared_lengths(rows: Sequence[Row]) -> Int[np.ndarray, "n"]:
@@ -287,11 +343,11 @@ def read_tokens() -> int:
     return READ_TOKENS.get(platform(), DEFAULT_READ_TOKENS)
 
 
-def row_sizes(max_prompt_tokens: int) -> list[int]:
-    """The sizes of rows of tokens, from small to large. The largest has room for every prompt."""
+def row_sizes() -> list[int]:
+    """The sizes of rows of tokens, from small to large."""
     units = (-(-int(share * read_tokens()) // ROW_UNIT) for share in SHARES)
     shares = {max(count, 1) * ROW_UNIT for count in units}
-    return sorted(shares | {round_up_pow2(max(read_tokens(), max_prompt_tokens, ROW_UNIT))})
+    return sorted(shares | {round_up_pow2(max(read_tokens(), ROW_UNIT))})
 
 
 def padded_sizes(
@@ -300,11 +356,13 @@ def padded_sizes(
     pages: Int[np.ndarray, "n"],
     sizes: Sequence[int],
 ) -> Int[np.ndarray, "n"]:
-    """The size of each read's row, given the numbers of its tokens, prompts and pages."""
-    needed = np.minimum(np.maximum(tokens, prompts * TOKENS_PER_PROMPT), sizes[-1])
+    """The size of each read, given the numbers of its tokens, prompts and pages: one of `sizes`, or
+    a multiple of the largest for a prompt that is computed in pieces."""
+    largest, needed = sizes[-1], np.maximum(tokens, prompts * TOKENS_PER_PROMPT)
     by_pages = np.searchsorted([max_stored_pages(size) for size in sizes], pages)
-    index = np.maximum(np.searchsorted(sizes, needed), np.minimum(by_pages, len(sizes) - 1))
-    return np.array(sizes)[index]
+    index = np.maximum(np.searchsorted(sizes, needed), by_pages)
+    rows = np.array(sizes)[np.minimum(index, len(sizes) - 1)]
+    return np.where(tokens > largest, -(-tokens // largest) * largest, rows)
 
 
 def max_prompts(size: int) -> int:
@@ -318,9 +376,26 @@ def max_stored_pages(size: int) -> int:
     return size // page_tokens() + max_prompts(size)
 
 
-def pack(rows: Sequence[Row], prefix: int, size: int, kernel: bool) -> tuple[list[Row], PromptTree]:
-    """Packs prompts, without the first `prefix` tokens, into a row of `size` tokens, as a tree in
-    which neighbours share their starts. Returns the prompts' paths (see `Read`) and the tree."""
+def pack_read(
+    rows: Sequence[Row], prefix: int, shape: ReadShape, kernel: bool
+) -> tuple[list[Row], list[PromptTree]]:
+    """Packs the prompts of a read of this shape, without the first `prefix` tokens. Returns the
+    `paths` and `trees` of `Read`."""
+    if not shape.is_long:
+        paths, tree = pack(rows, prefix, shape, kernel)
+        return paths, [tree]
+    (row,) = rows
+    starts = range(prefix, len(row), shape.tokens)
+    pieces = [pack([row[: start + shape.tokens]], start, shape, kernel)[1] for start in starts]
+    return [np.arange(prefix, len(row))], pieces
+
+
+def pack(
+    rows: Sequence[Row], prefix: int, shape: ReadShape, kernel: bool
+) -> tuple[list[Row], PromptTree]:
+    """Packs prompts, without the first `prefix` tokens, into a row, as a tree in which neighbours
+    share their starts. Returns where each prompt's tokens are in the row, and the tree."""
+    size = shape.tokens
     tokens, positions, ends = np.zeros((3, size), np.int32)
     path = np.zeros(max(map(len, rows)), np.int32)  # the packed tokens of the current prompt
     paths, last, count, depth = [], np.zeros(max_prompts(size), np.int32), 0, prefix
@@ -334,9 +409,9 @@ def pack(rows: Sequence[Row], prefix: int, size: int, kernel: bool) -> tuple[lis
         last[n], count = path[depth - 1], new.stop
     ends[path[prefix:depth]] = count
     if kernel:
-        tiles = plan_kernel_tiles(ends, prefix, prefix_size())
+        tiles = plan_kernel_tiles(ends, prefix, shape.before)
     else:
-        tiles = plan_tiles(ends, count, prefix, prefix_size())
+        tiles = plan_tiles(ends, count, prefix, shape.before)
     arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends))
     return paths, PromptTree(*arrays, tiles, cast(Array, last))
 
@@ -345,4 +420,4 @@ def attention_pairs(tree: PromptTree) -> int:
     """The pairs of a query and a key for which attention computes a score, in each head."""
     if isinstance(tree.tiles, tree_attention_kernels.TileRuns):
         return tree_attention_kernels.computed_pairs(tree.tiles)
-    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens), prefix_size())
+    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens))

@@ -9,9 +9,16 @@ from jaxtyping import Float
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.sampling.prefill import PackedKV, PrefixKV, next_logp, prefill
-from seif_jax.sampling.prefill_plan import PrefillPlan, PromptTree, pack, prefix_size
-from seif_jax.sampling.session_arrays import prefix_structs, zeros
+from seif_jax.sampling.prefill import PackedKV, PrefixKV, insert, next_logp, prefill
+from seif_jax.sampling.prefill_plan import (
+    PrefillPlan,
+    PromptTree,
+    Read,
+    pack,
+    prefix_size,
+    row_shape,
+)
+from seif_jax.sampling.session_arrays import packed_structs, zeros
 from seif_jax.sharding import use_mesh_of
 
 
@@ -20,24 +27,61 @@ class Prefiller:
 
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: PrefillPlan):
         """Prefills the prefix, if there is one."""
-        self.config, self.params, self.dtype = config, params, dtype
-        self.prefix = PrefixKV(
-            zeros(prefix_structs(config, params, dtype).kv), cast(jax.Array, np.int32(0))
-        )
+        self.config, self.params, self.dtype, self.plan = config, params, dtype, plan
+        self.prefix = self._prefix(self._zeros(prefix_size()), 0)
         if plan.prefix_tokens:
-            _, tree = pack([plan.prefix], 0, prefix_size(), plan.kernel)
-            _, kv = self.prefill(tree)
-            self.prefix = PrefixKV(kv, cast(jax.Array, np.int32(plan.prefix_tokens)))
+            _, tree = pack([plan.prefix], 0, row_shape(prefix_size()), plan.kernel)
+            _, kv = self._prefill(self.prefix, tree)
+            self.prefix = self._prefix(kv, plan.prefix_tokens)
 
-    def prefill(self, tree: PromptTree) -> tuple[Float[jax.Array, "B D"], PackedKV]:
-        """The final hidden state of each prompt's last token, and all keys and values."""
-        with use_mesh_of(self.params):
-            return prefill(self.config, self.params, self.prefix, tree, dtype=self.dtype)
+    def prefill(self, n: int) -> tuple[Read, Float[jax.Array, "B D"], PackedKV]:
+        """Computes read n. Returns it with the final hidden state of each prompt's last token, and
+        all keys and values."""
+        read = self.plan.pack(n)
+        before = self._before_last(read)
+        last, kv = self._prefill(before, read.trees[-1])
+        if len(read.trees) > 1:
+            kv = self._insert(before.kv, kv, int(before.length))
+        return read, last, kv
 
-    def next_logp(self, tree: PromptTree, options: tuple[int, ...]) -> Float[np.ndarray, "B O"]:
-        """The log-probability of each option as the next token of each prompt."""
+    def next_logp(
+        self, n: int, options: tuple[int, ...]
+    ) -> tuple[list[int], Float[np.ndarray, "B O"]]:
+        """The prompts of read n, and for each the log-probability of each option as the next
+        token."""
+        read = self.plan.pack(n)
+        before, tree = self._before_last(read), read.trees[-1]
         with use_mesh_of(self.params):
             logp = next_logp(
-                self.config, self.params, self.prefix, tree, options=options, dtype=self.dtype
+                self.config, self.params, before, tree, options=options, dtype=self.dtype
             )
-        return np.asarray(logp)
+        return read.prompts, np.asarray(logp)[: len(read.prompts)]
+
+    def _before_last(self, read: Read) -> PrefixKV:
+        """What precedes the last piece of a read, which this computes. For all other reads, that is
+        the prefix."""
+        if len(read.trees) == 1:
+            return self.prefix
+        kv, length = self._zeros(read.shape.before), int(self.prefix.length)
+        kv = self._insert(kv, self.prefix.kv, 0)
+        for tree in read.trees[:-1]:
+            _, new = self._prefill(self._prefix(kv, length), tree)
+            kv = self._insert(kv, new, length)
+            length += read.shape.tokens
+        return self._prefix(kv, length)
+
+    def _prefill(
+        self, before: PrefixKV, tree: PromptTree
+    ) -> tuple[Float[jax.Array, "B D"], PackedKV]:
+        with use_mesh_of(self.params):
+            return prefill(self.config, self.params, before, tree, dtype=self.dtype)
+
+    def _insert(self, kv: PackedKV, new: PackedKV, start: int) -> PackedKV:
+        with use_mesh_of(self.params):
+            return insert(kv, new, np.int32(start))
+
+    def _zeros(self, tokens: int) -> PackedKV:
+        return zeros(packed_structs(self.config, self.params, self.dtype, tokens))
+
+    def _prefix(self, kv: PackedKV, length: int) -> PrefixKV:
+        return PrefixKV(kv, cast(jax.Array, np.int32(length)))

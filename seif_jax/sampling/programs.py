@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from operator import attrgetter
 from typing import cast
 
 import jax
@@ -14,12 +15,26 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.matmul import platform
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.prefill import prefill
-from seif_jax.sampling.prefill_plan import PrefillPlan, blank_tree, prefix_size
+from seif_jax.sampling.prefill import insert, prefill
+from seif_jax.sampling.prefill_plan import (
+    PrefillPlan,
+    Reads,
+    ReadShape,
+    blank_tree,
+    prefix_size,
+    row_shape,
+    row_sizes,
+)
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
-from seif_jax.sampling.session_arrays import SessionArrays, prefix_structs, shapes_of
+from seif_jax.sampling.session_arrays import (
+    SessionArrays,
+    ints,
+    packed_structs,
+    prefix_structs,
+    shapes_of,
+)
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import mesh_of
 
@@ -42,11 +57,11 @@ def session_signatures(
     for size in sizes:
         yield signature(decode, size.of_decode(*weights), options)
     yield from read_signatures(prefill, arrays.config, params, plan, {"dtype": arrays.dtype})
-    for size in row_sizes(plan):
-        yield signature(store, arrays.of_store(size))
-        yield signature(copy_rows, arrays.of_copy_rows(size))
+    for read in likely_shapes(plan):
+        yield signature(store, arrays.of_store(read))
+        yield signature(copy_rows, arrays.of_copy_rows(read))
     if plan.prefix_tokens:
-        yield signature(store, arrays.of_store(prefix_size()))
+        yield signature(store, arrays.of_store(row_shape(prefix_size())))
     for size, smaller in pairwise(sizes):
         yield signature(take_slots, size.of_take_slots(), {"size": smaller.slots})
 
@@ -58,23 +73,36 @@ def read_signatures(
     plan: PrefillPlan,
     options: Mapping[str, object],
 ) -> Iterator[Signature]:
-    """The programs that compute the reads of a plan, and the prefix that comes before them.
+    """The programs that compute the reads of a plan, and what precedes them.
 
     function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
     """
     dtype = cast(DTypeLike, options["dtype"])
-    prefix = prefix_structs(config, params, dtype)
-    programs = [(function, size, options) for size in row_sizes(plan)]
-    if plan.prefix_tokens:
-        programs.append((prefill, prefix_size(), {"dtype": dtype}))
-    for program, size, static in programs:
-        tree = shapes_of(blank_tree(size, plan.kernel))
-        yield Signature(mesh_of(params), program, (config, params, prefix, tree), static)
+    signature = partial(Signature, mesh_of(params))
+    programs = [(function, read, options) for read in likely_shapes(plan)]
+    programs += [(prefill, read, {"dtype": dtype}) for read in plan.shapes_before]
+    for program, read, static in programs:
+        before = prefix_structs(config, params, dtype, read.before)
+        tree = shapes_of(blank_tree(read, plan.kernel))
+        yield signature(program, (config, params, before, tree), static)
+    for read in filter(attrgetter("is_long"), plan.shapes):
+        kv, prefix, piece = (
+            packed_structs(config, params, dtype, tokens)
+            for tokens in (read.before, prefix_size(), read.tokens)
+        )
+        yield signature(insert, (kv, prefix, ints()))
+        yield signature(insert, (kv, piece, ints()))
 
 
-def row_sizes(plan: PrefillPlan) -> list[int]:
-    """The different sizes of a plan's reads."""
-    return sorted({*plan.sizes}, reverse=True)
+def likely_shapes(reads: Reads) -> list[ReadShape]:
+    """The shapes of the reads that this call and later ones have, largest first. On GPUs and TPUs
+    these are all rows up to the largest of this call. On CPUs only those of this call: compiling
+    the others would delay it."""
+    shapes = reads.shapes
+    if platform() != "cpu":
+        largest = max(shapes)
+        shapes |= {row_shape(size) for size in row_sizes() if size <= largest.tokens}
+    return sorted(shapes, reverse=True)
 
 
 def likely_slots(arrays: SessionArrays, max_tokens: int) -> list[int]:

@@ -95,8 +95,7 @@ class Session:
 
     def read(self, n: int) -> None:
         """Prefills the prompts of read n into their pages."""
-        read = self.plan.pack(n)
-        last, kv = self.prefiller.prefill(read.tree)
+        read, last, kv = self.prefiller.prefill(n)
         prompts = [self.schedule.prompts[i] for i in read.prompts]
         pages, shared = [x.pages for x in prompts], [x.shared for x in prompts]
         self._store(kv, read.paths, pages, shared)

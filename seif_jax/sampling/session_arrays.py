@@ -23,7 +23,7 @@ from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
 from seif_jax.sampling.prefill import PackedKV, PrefixKV
-from seif_jax.sampling.prefill_plan import max_prompts, max_stored_pages, prefix_size
+from seif_jax.sampling.prefill_plan import ReadShape, max_prompts, max_stored_pages
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
 from seif_jax.sharding import kv_sharding, output_sharding, replicated_sharding
@@ -37,8 +37,7 @@ Tree = TypeVar("Tree")
 class SessionArrays:
     """The arrays of a session.
 
-    Each method `of_PROGRAM` returns the arguments of that program. tokens: the size of a packed
-    row.
+    Each method `of_PROGRAM` returns the arguments of that program, for a read of some shape.
     """
 
     config: ModelConfig
@@ -67,16 +66,16 @@ class SessionArrays:
         shape, sharding = (self.entries, self.config.width), self.params["norm"].sharding
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated_sharding(sharding))
 
-    def packed_kv(self, tokens: int) -> PackedKV:
-        """What a prefill of a row of tokens returns."""
-        return packed_structs(self.config, self.params, self.dtype, tokens)
+    def packed_kv(self, read: ReadShape) -> PackedKV:
+        """The keys and values that a read returns."""
+        return packed_structs(self.config, self.params, self.dtype, read.returned)
 
-    def of_store(self, tokens: int) -> tuple[object, ...]:
-        pages = max_stored_pages(tokens)
-        return self.state.pages, self.packed_kv(tokens), ints(pages), ints(pages, page_tokens())
+    def of_store(self, read: ReadShape) -> tuple[object, ...]:
+        pages, kv = max_stored_pages(read.returned), self.packed_kv(read)
+        return self.state.pages, kv, ints(pages), ints(pages, page_tokens())
 
-    def of_copy_rows(self, tokens: int) -> tuple[object, ...]:
-        shape = max_prompts(tokens), self.config.width
+    def of_copy_rows(self, read: ReadShape) -> tuple[object, ...]:
+        shape = max_prompts(read.tokens), self.config.width
         sharding = output_sharding(self.params["norm"])
         last = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
         return self.prompt_hidden, last, ints(self.entries), ints(self.entries)
@@ -125,9 +124,9 @@ def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int
     return PackedKV(*cast(tuple[Array, Array], (struct, struct.update())))
 
 
-def prefix_structs(c: ModelConfig, params: Params, dtype: DTypeLike) -> PrefixKV:
-    """The shapes of the prefix, an input of every read."""
-    return PrefixKV(packed_structs(c, params, dtype, prefix_size()), cast(Array, ints()))
+def prefix_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> PrefixKV:
+    """The shapes of what precedes a row, padded to so many tokens."""
+    return PrefixKV(packed_structs(c, params, dtype, tokens), cast(Array, ints()))
 
 
 def slot_structs(
