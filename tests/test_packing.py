@@ -92,6 +92,8 @@ def test_every_trained_token_is_in_one_part(prompts, tokens, random):
         others = np.setdiff1d(np.arange(len(mask)), part.rows)
         assert not mask[others].any() and not inside[:, mask.shape[1] :].any()
         assert part.work.tokens <= max(tokens, largest)
+        padded = max(tokens, round_up_row(int(largest)))
+        assert part.work.positions <= padded + -padded % 32
     shapes = {tuple(x.shape for x in jax.tree.leaves(micro)) for micro in micros}
     assert len(shapes) <= 1
     if len(parts) == 1:

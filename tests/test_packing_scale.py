@@ -7,7 +7,7 @@ import workload
 
 from seif_jax import plan
 from seif_jax.bench.roofline import forward_flops
-from seif_jax.rl.packing import RowLimits, pack, round_up_row, share
+from seif_jax.rl.packing import RowLimits, blank_parts, pack, round_up_row, share, usual_lengths
 
 TOKENS = 16384  # per row
 
@@ -80,9 +80,7 @@ def test_what_is_computed_over_what_is_needed(mean, sigma, parts, by_kernel):
 
 def row_length(batch, limits):
     """The length of the batch's rows, which alone determines the shapes of its programs."""
-    lengths = batch.lengths.reshape(len(batch.prompts), -1)
-    rows = share(0, batch.prompt_lengths, lengths, limits)
-    return round_up_row(max(tokens_of(row, batch) for row in rows))
+    return next(pack(batch, limits)).work.positions
 
 
 @pytest.mark.parametrize("mean, sigma", [(300, 1.0), (1000, 1.4)])
@@ -97,20 +95,27 @@ def test_shapes_depend_on_the_row_length_alone(mean, sigma):
 
 
 def test_gradient_programs_of_a_stage():
-    """At every setting, at most 4 programs in 8 steps of 4 updates. The first step compiles all but
-    one at most settings, never all but three, and 9 of 10 later updates need no other program."""
-    missing, known = [], []
+    """At every setting, at most 4 programs in 8 steps of 4 updates. All are known before the first
+    step: six lengths, of which those of the steps are some."""
     for mean, sigma in workload.SETTINGS:
         for parts in (8, 16):
             limits = RowLimits(TOKENS, workload.CAP, parts)
             batches = workload.batches(mean, sigma, seed=9, count=32)
-            sizes = [row_length(batch, limits) for batch in batches]
-            first = {*sizes[:4]}
-            assert len({*sizes}) <= 4
-            missing.append(len({*sizes} - first))
-            known += [size in first for size in sizes[4:]]
-    assert max(missing) <= 2 and sum(n <= 1 for n in missing) >= 8
-    assert np.mean(known) >= 0.9
+            sizes = {row_length(batch, limits) for batch in batches}
+            usual = usual_lengths(limits)
+            assert len(usual) == 6 and len(sizes) <= 4
+            assert sizes <= {*usual}, (mean, sigma, parts)
+
+
+@pytest.mark.parametrize("by_kernel, sequence_shards", [(True, 1), (False, 1), (True, 2)])
+def test_blank_parts_have_the_shapes_of_a_batch(by_kernel, sequence_shards):
+    (batch,) = workload.batches(1000, 1.4, seed=5, count=1)
+    limits = RowLimits(TOKENS, workload.CAP, 8, sequence_shards, by_kernel)
+    blank = blank_parts(len(batch.prompts), 5, limits)
+    assert [part.work.positions for part in blank] == usual_lengths(limits)
+    part = next(pack(batch, limits))
+    (same,) = (x for x in blank if x.work.positions == part.work.positions)
+    assert shapes_of(same) == shapes_of(part) and same.work.tokens == 1
 
 
 def test_equal_groups_are_shared_evenly():

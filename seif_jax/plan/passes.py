@@ -30,6 +30,7 @@ class PlannedPasses:
     """The passes of all optimizer batches of the steps that are planned."""
 
     micros: MicroBatch  # of the largest pass, as `jax.ShapeDtypeStruct`
+    length: int  # of its rows
     per_batch: float  # passes per optimizer batch, on average
     work: Work  # of all passes
     rows: int  # of that work
@@ -65,6 +66,7 @@ def plan_passes(
     tokens, needed_pairs, needed_targets = (needed / passes).tolist()
     return PlannedPasses(
         _shapes(learner, largest),
+        row.work.positions,
         passes / batches,
         work,
         rows,

@@ -29,7 +29,7 @@ from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, RowLimits, Work, pack
+from seif_jax.rl.packing import PackedPart, RowLimits, Work, blank_parts, pack
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics that are summed over the updates of a step
 Pass = Sequence[PackedPart]  # the micro-batches that one pass computes
@@ -127,6 +127,16 @@ class Learner:
         """The optimizer state as `jax.ShapeDtypeStruct` with shardings."""
         return optim.shapes(self.optimizer, self.shapes)
 
+    def policy_shapes(self) -> Params:
+        """The weights to sample from as `jax.ShapeDtypeStruct` with shardings."""
+        cast = jax.tree.map(
+            lambda x: x.update(
+                dtype=self.config.dtype, sharding=sharding.sampling_sharding(x.sharding)
+            ),
+            self.shapes,
+        )
+        return lora.join(self.frozen, cast)
+
     def policy(self, params: Params) -> Params:
         """The weights to sample from. Frozen weights are shared, not copied."""
         return lora.join(self.frozen, self.cast(params))
@@ -134,18 +144,30 @@ class Learner:
     def compile(self, state: TrainState, batches: Iterable[tuple[Batch, Sequence[Params]]]) -> None:
         """Compiles in parallel the large programs that the next calls will run: `update` on each
         optimizer batch, and before it `logp` with each of the weights that come with the batch."""
-        compile_in_parallel(self._signatures(state, batches))
+        # All passes of a batch have the same shapes. There are none if nothing is trained on.
+        first = ((next(self.passes(batch), None), weights) for batch, weights in batches)
+        self._compile(state, ((parts, weights) for parts, weights in first if parts))
+
+    def compile_usual(
+        self, state: TrainState, prompts: int, group_size: int, weights: Sequence[Params]
+    ) -> None:
+        """Does this before there is a batch, for all lengths that rows usually have.
+
+        prompts, group_size: of optimizer batches. weights: with which `logp` will be called.
+        """
+        parts = blank_parts(prompts, group_size, self.row_limits)
+        self._compile(state, (([part] * self.parts_per_pass, weights) for part in parts))
+
+    def _compile(self, state: TrainState, passes: Iterable[tuple[Pass, Sequence[Params]]]) -> None:
+        compile_in_parallel(self._signatures(state, passes))
         metrics_log.trim()  # frees the compiler's memory before the peak of memory use
 
     def _signatures(
-        self, state: TrainState, batches: Iterable[tuple[Batch, Sequence[Params]]]
+        self, state: TrainState, passes: Iterable[tuple[Pass, Sequence[Params]]]
     ) -> Iterator[Signature]:
-        signature = partial(Signature, self.mesh)
-        for batch, weights in batches:
-            parts = next(self.passes(batch), None)  # the other passes have the same shapes
-            if parts is None:
-                continue  # nothing is trained on
-            micros, totals = self.place(parts), self.totals(batch)
+        signature, totals = partial(Signature, self.mesh), BatchTotals.of([], 0)
+        for parts, weights in passes:
+            micros = self.place(parts)
             arguments = state.params, self.frozen, micros, np.bool_(True), totals
             yield signature(self.gradient, arguments)
             for of_logp in weights:
@@ -203,17 +225,19 @@ class Learner:
     def passes(self, batch: Batch) -> Iterator[Pass]:
         """The batch as micro-batches, grouped by the pass that computes them side by side. Each
         pass is packed when it is asked for: all at once may take gigabytes on the host."""
-        size = self.parts_per_pass
-        limits = RowLimits(
+        parts = pack(batch, self.row_limits)
+        while of_pass := list(islice(parts, self.parts_per_pass)):
+            yield of_pass
+
+    @property
+    def row_limits(self) -> RowLimits:
+        return RowLimits(
             self.config.micro_tokens,
             self.config.max_response_tokens,
-            size,
+            self.parts_per_pass,
             self.mesh.shape["sequence"],
             attends_by_kernel(self.model),
         )
-        parts = pack(batch, limits)
-        while of_pass := list(islice(parts, size)):
-            yield of_pass
 
     def totals(self, batch: Batch) -> BatchTotals:
         """The totals of an optimizer batch, by which the loss is divided."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
@@ -52,19 +52,23 @@ def pack(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
         len(batch.prefix) + sum(int(batch.prompt_lengths[i]) - len(row[i]) for i in row) + count
         for row, count in zip(rows, targets, strict=True)
     ]
-    num_positions = round_up_row(max(positions))
-    tile = tree_attention_kernels.TILE if limits.by_kernel else xla_attention.sample_shape().side
-    num_positions += -num_positions % math.lcm(limits.sequence_shards, tile)
-    # Shapes depend on the length of the row alone.
-    shape = _Shape(
-        most_prompts(len(batch.prompts), limits.multiple),
-        limits.max_response_tokens,
-        num_positions,
-        max(num_positions, *targets),
-        limits.by_kernel,
-    )
+    shape = _shape(len(batch.prompts), _row_length(max(positions), limits), limits)
+    shape = replace(shape, targets=max(shape.targets, *targets))
     for row, num_tokens in zip(rows, positions, strict=True):
         yield _part(batch, row, num_tokens, shape)
+
+
+def blank_parts(prompts: int, group_size: int, limits: RowLimits) -> list[PackedPart]:
+    """Micro-batches of a single token, of every shape that those of a batch usually have. prompts:
+    in the batch."""
+    tokens, logp = np.zeros((group_size, 1), np.int32), np.zeros((group_size, 1), np.float32)
+    first = np.arange(group_size) == 0
+    batch = Batch(
+        tokens[0, :0], tokens[:1], np.ones(1, np.int32), tokens, first.astype(np.int32),
+        logp, logp, logp, logp[:, 0], first,
+    )  # fmt: skip
+    shapes = (_shape(prompts, length, limits) for length in usual_lengths(limits))
+    return [_part(batch, {0: [0]}, 1, shape) for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,13 @@ class _Shape:
     positions: int  # of tokens
     targets: int  # positions whose next token is a completion's
     by_kernel: bool  # whether a kernel computes attention
+
+
+def _shape(prompts: int, length: int, limits: RowLimits) -> _Shape:
+    """The sizes of micro-batches with rows of this length, on which alone they depend. prompts: in
+    the batch."""
+    count = most_prompts(prompts, limits.multiple)
+    return _Shape(count, limits.max_response_tokens, length, length, limits.by_kernel)
 
 
 def _part(batch: Batch, row: Row, num_tokens: int, shape: _Shape) -> PackedPart:
@@ -134,6 +145,23 @@ def round_up_row(n: int) -> int:
     return next(size for size in sizes if size >= n)
 
 
+def usual_lengths(limits: RowLimits) -> list[int]:
+    """The lengths of rows from half of `limits.tokens` to all of it, longest first. Only a batch
+    whose tokens fill less than half of a pass has shorter rows."""
+    tokens = _rounded_lengths(limits.tokens // 2 + 1, limits.tokens)
+    return sorted({_row_length(n, limits) for n in tokens}, reverse=True)
+
+
+def _row_length(tokens: int, limits: RowLimits) -> int:
+    """The length of rows of which the longest has so many tokens: more than `limits.tokens` only if
+    the row has, or to divide it evenly."""
+    length = round_up_row(tokens)
+    if tokens <= limits.tokens:
+        length = min(length, limits.tokens)
+    tile = tree_attention_kernels.TILE if limits.by_kernel else xla_attention.sample_shape().side
+    return length + -length % math.lcm(limits.sequence_shards, tile)
+
+
 def share(
     prefix_tokens: int,
     prompt_lengths: Int[np.ndarray, "P"],
@@ -155,7 +183,7 @@ def share(
     count += -count % limits.multiple
     while True:
         mean = -(-total // count)
-        for size in _row_lengths(prefix_tokens + mean, limit):
+        for size in _rounded_lengths(prefix_tokens + mean, limit):
             room = size - prefix_tokens
             # The groups that stay together, first all that fit, then only smaller ones.
             for max_unsplit in (room, room // 2, room // 4):
@@ -167,7 +195,7 @@ def share(
         count += limits.multiple
 
 
-def _row_lengths(size: int, limit: int) -> Iterator[int]:
+def _rounded_lengths(size: int, limit: int) -> Iterator[int]:
     """The lengths of rows from `size` up to `limit`."""
     size = round_up_row(size)
     while size < limit:

@@ -15,7 +15,7 @@ from seif_jax.rl import guards
 from seif_jax.rl.learner import Learner
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.stage import Stage, StageInfo, make_learner, make_policy
-from seif_jax.rl.train_step import train_step
+from seif_jax.rl.train_step import compile_learner, train_step
 from seif_jax.run_clock import CLOCK
 
 ROWS_PER_BATCH = 1000  # rows whose prompts are encoded together; bounds memory
@@ -51,6 +51,8 @@ def run_stage(
         display.start_stage(info.round, info.rounds, info.name, steps, done)
         if not done:
             evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
+        if done < steps:
+            compile_learner(stage, learner, state, prompts)
         for step in range(done + 1, steps + 1):
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)

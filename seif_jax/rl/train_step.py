@@ -10,6 +10,7 @@ from seif_jax import metrics_log, processes
 from seif_jax.chat import ChatModel
 from seif_jax.metrics_log import Phases
 from seif_jax.models import Params
+from seif_jax.models.matmul import platform
 from seif_jax.rewards.judge import Judge
 from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
@@ -71,6 +72,21 @@ def train_step(
     }
     rollout_metrics = {**sampled.metrics, **rates, **waste, **secs, **metrics_log.host()}
     return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
+
+
+def compile_learner(stage: Stage, learner: Learner, state: TrainState, prompts: int) -> None:
+    """Compiles the learner's large programs before the first step, for all lengths that rows
+    usually have. On CPUs this is left to `optimizer_batches`, which compiles only what it needs.
+
+    prompts: in a step.
+    """
+    if platform() == "cpu":
+        return
+    of_update = min(prompts, stage.batching.optimizer_prompts)
+    of_policy = [learner.policy_shapes()] if prompts > of_update else []
+    references = [stage.model.reference().params] if learner.config.loss.kl_coef else []
+    group_size = stage.rollout.grouping.size
+    learner.compile_usual(state, of_update, group_size, [*of_policy, *references])
 
 
 def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:
