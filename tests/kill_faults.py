@@ -26,7 +26,7 @@ from ports import free_port
 
 OPERATIONS = ("replace", "rename", "fsync", "mkdir", "unlink", "rmdir")  # and opening to write
 DAY = 86400
-ENDLESS = 1 << 30  # requests to a store: the fault lasts until it is mended
+ENDLESS = 1 << 30  # requests to a store, or seconds: the fault lasts until it is mended
 SILENT_SECS = 20  # how long a store does not answer: longer than its client waits
 
 
@@ -157,16 +157,20 @@ def store(rng: random.Random, disk: Path, totals: ReferenceTotals) -> Iterator[F
     # A client repeats a request up to 10 times, so only longer faults stop a run. An endless one
     # lasts until the command is repeated.
     count = rng.choice((1, 2, 4, ENDLESS) if how == "silent" else (1, 5, 25, ENDLESS))
+    secs = rng.choice((15, 60, 150, ENDLESS)) if count == ENDLESS else ENDLESS
     first = rng.randint(1, 2 * totals.operations)
+    which = f"{'all' if count == ENDLESS else count} requests from number {first} on"
+    if secs < ENDLESS:
+        which += f", for {secs} s"
     with s3_server(how) as (variables, faulty):
-        faulty[:] = first, first + count
+        faulty[:] = first, first + count, secs
 
         def mend() -> None:
-            faulty[:] = 0, 0
+            faulty[:] = 0, 0, 0
 
         yield Fault(
             "s3://bucket/case",
-            f"{'all' if count == ENDLESS else count} requests from number {first} on: {how}",
+            f"{which}: {how}",
             before_repeat=(mend,),
             before_reading=mend,  # an endless fault may begin only after the run has ended
             variables={**variables, "XDG_CACHE_HOME": str(disk)},
@@ -253,10 +257,11 @@ def unmount(disk: Path) -> None:
 def s3_server(how: str) -> Iterator[tuple[dict[str, str], Any]]:
     """A server of S3's API in a process of its own, with the bucket `bucket`.
 
-    Yields the variables by which it is found, and the numbers of the first faulty request and of
-    the next one without a fault, counted from 1. Both may be changed while the server runs.
+    Yields the variables by which it is found, and three numbers that may be changed while the
+    server runs: those of the first faulty request and of the next one without a fault, counted from
+    1, and for how many seconds after the first one requests may be faulty.
     """
-    port, faulty = free_port(), multiprocessing.get_context("fork").Array("l", [0, 0])
+    port, faulty = free_port(), multiprocessing.get_context("fork").Array("l", [0, 0, 0])
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
@@ -284,10 +289,14 @@ def _serve_s3(port: int, how: str, faulty: Any) -> None:
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
     app, count = DomainDispatcherApplication(create_backend_app), itertools.count(1)
+    begun: list[float] = []  # when the first faulty request came
 
     def with_faults(environ: dict[str, Any], start: Callable[..., Any]) -> Any:
-        first, end = faulty[:]
+        first, end, secs = faulty[:]
         if not first <= next(count) < end:
+            return app(environ, start)
+        begun.append(time.monotonic())
+        if begun[-1] - begun[0] > secs:
             return app(environ, start)
         if how == "silent":
             time.sleep(SILENT_SECS)
