@@ -1,6 +1,6 @@
 """Shows on the display which programs a stage is compiling, and counts them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import jax
@@ -9,8 +9,8 @@ from seif_jax.display import Display
 from seif_jax.metrics_log import CompileTimer
 from seif_jax.run_clock import COMPILED
 
-# The programs that take long to compile, in the order in which a step first runs them: the name
-# that JAX reports -> the name that the display shows.
+# The programs that take long to compile: the name that JAX reports -> the name that the display
+# shows.
 PROGRAMS = {
     "prefill": "prefill",
     "decode": "decoding",
@@ -24,12 +24,14 @@ PROGRAMS = {
 class Compiles(CompileTimer):
     """Listens to JAX's compilation events inside the `with` block.
 
-    programs: the keys of PROGRAMS that the stage runs. JAX also reports programs that it reads from
-    its cache, and it reports every shape of a program separately.
+    programs: the keys of PROGRAMS that the stage runs, in the order in which they are compiled. JAX
+    also reports programs that it reads from its cache, and it reports every shape of a program
+    separately.
     """
 
-    def __init__(self, programs: Iterable[str], display: Display):
+    def __init__(self, programs: Sequence[str], display: Display):
         super().__init__()
+        self._order = list(programs)
         self._left = set(programs)  # not compiled yet
         self._running: list[str] = []  # being compiled, in the order in which they started
         self._display = display
@@ -51,11 +53,11 @@ class Compiles(CompileTimer):
         name = _name(details)
         if event != COMPILED or name not in PROGRAMS:
             return
-        order = list(PROGRAMS)
         with self._lock:
             # Programs earlier in the order that were not compiled here were compiled by an earlier
             # stage, or are compiling in parallel with this one.
-            self._left &= {*order[order.index(name) + 1 :]}
+            if name in self._order:
+                self._left &= {*self._order[self._order.index(name) + 1 :]}
             self._running.append(name)
             self._show()
 

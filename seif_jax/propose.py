@@ -59,7 +59,7 @@ def propose_instructions(
     writer.resume(info.round, info.name, done + 1)
     display.start_stage(info.round, info.rounds, info.name, steps, done)
     verdicts = {"next_logp" for judge in stage.task.judges() if judge.mode == "verdict"}
-    with Compiles({"prefill", "decode"} | verdicts, display):
+    with Compiles(["prefill", "decode", *verdicts], display):
         for step in range(done + 1, steps + 1):
             rows = range(seeds)[(step - 1) * stage.seeds_per_step : step * stage.seeds_per_step]
             with profiler.step(str(info), step):

@@ -1,5 +1,5 @@
 """Run by test_sharding.py with eight devices of the CPU: losses and greedy tokens on a mesh.
-`Learner.compile_usual` compiles the programs in NAMES; none is compiled later.
+`Learner.compile` compiles the programs in NAMES; none is compiled later.
 
 usage: meshes.py MESH …     each "data=2,tensor=4"; prints a JSON object
 """
@@ -19,6 +19,7 @@ from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig
 from seif_jax.rl.optim import OptimizerConfig
+from seif_jax.rl.packing import BatchSizes
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
 
@@ -32,6 +33,7 @@ CONFIG = LearnerConfig(
 )
 MODEL = models.describe({**tiny.tiny_config(96), "num_attention_heads": 8, "head_dim": 8})
 STEPS, PROMPTS, GROUP = 5, 16, 2
+SIZES = BatchSizes(PROMPTS, GROUP, max_prompt_tokens=15)
 NAMES = ("gradient", "completion_logp", "change")
 COMPILED_NOW = tiny.count_compiled(NAMES)
 
@@ -66,10 +68,10 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
     for step in range(STEPS):
         sampled, policy = batch(step), learner.policy(state.params)
         if step == 0:
-            learner.compile_usual(state, PROMPTS, GROUP, [learner.policy_shapes()])
+            learner.compile(state, [(sampled, [policy])])
             ahead = COMPILED_NOW.total()
             assert ahead, "compiled ahead"
-        learner.compile(state, [(sampled, [policy])])
+            learner.compile_usual(state, SIZES, [learner.policy_shapes()])  # the same programs
         reference = learner.logp(policy, sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
         state, update = learner.update(state, sampled, on_policy=True)

@@ -33,16 +33,19 @@ def test_values(kernel, shots):
 
 
 @pytest.mark.parametrize("kernel", [False, True])
-def test_pieces_of_a_long_prompt(kernel, monkeypatch):
-    """What precedes a piece has more tokens than a row, and is padded."""
+@pytest.mark.parametrize("shots", [0, 41])
+def test_pieces_of_a_long_prompt(kernel, shots, monkeypatch):
+    """After a prefix, they do not begin at the edge of a tile. The buffer before them is padded."""
     monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 256)
     rng = np.random.default_rng(4)
-    plan = plan_prefill([rng.integers(0, 90, 900).tolist()], kernel=kernel)
-    check(plan.pack(0), [0, 256, 512, 768], rng)
+    start = [1] * shots
+    plan = plan_prefill([start + rng.integers(2, 90, n).tolist() for n in (900, 9)], kernel=kernel)
+    (n,) = (n for n in range(len(plan.reads)) if plan.pieces(n) > 1)
+    check(plan.pack(n), [shots + i for i in (0, 256, 512, 768)], rng)
 
 
 def check(read: Read, starts: list[int], rng: np.random.Generator) -> None:
-    """Each row of the read, which begins after so many tokens, against a full mask."""
+    """Checks each row, which follows `starts[i]` tokens, against a full mask."""
     for prefix, tree in zip(starts, read.trees, strict=True):
         check_row(tree, prefix, read.shape, rng)
 

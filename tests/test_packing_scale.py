@@ -7,9 +7,18 @@ import workload
 
 from seif_jax import plan
 from seif_jax.bench.roofline import forward_flops
-from seif_jax.rl.packing import RowLimits, blank_parts, pack, round_up_row, share, usual_lengths
+from seif_jax.rl.packing import (
+    BatchSizes,
+    RowLimits,
+    blank_parts,
+    pack,
+    round_up_row,
+    share,
+    usual_lengths,
+)
 
 TOKENS = 16384  # per row
+SIZES = BatchSizes(96, 5, max_prompt_tokens=2048)
 
 
 def tokens_of(row, batch):
@@ -95,14 +104,14 @@ def test_shapes_depend_on_the_row_length_alone(mean, sigma):
 
 
 def test_gradient_programs_of_a_stage():
-    """At every setting, at most 4 programs in 8 steps of 4 updates. All are known before the first
-    step: six lengths, of which those of the steps are some."""
+    """At every setting, at most 4 programs in 8 steps of 4 updates, all of them among six lengths
+    that are known before the first step."""
     for mean, sigma in workload.SETTINGS:
         for parts in (8, 16):
             limits = RowLimits(TOKENS, workload.CAP, parts)
             batches = workload.batches(mean, sigma, seed=9, count=32)
             sizes = {row_length(batch, limits) for batch in batches}
-            usual = usual_lengths(limits)
+            usual = usual_lengths(SIZES, limits)
             assert len(usual) == 6 and len(sizes) <= 4
             assert sizes <= {*usual}, (mean, sigma, parts)
 
@@ -111,8 +120,8 @@ def test_gradient_programs_of_a_stage():
 def test_blank_parts_have_the_shapes_of_a_batch(by_kernel, sequence_shards):
     (batch,) = workload.batches(1000, 1.4, seed=5, count=1)
     limits = RowLimits(TOKENS, workload.CAP, 8, sequence_shards, by_kernel)
-    blank = blank_parts(len(batch.prompts), 5, limits)
-    assert [part.work.positions for part in blank] == usual_lengths(limits)
+    blank = [*blank_parts(SIZES, limits)]
+    assert [part.work.positions for part in blank] == usual_lengths(SIZES, limits)
     part = next(pack(batch, limits))
     (same,) = (x for x in blank if x.work.positions == part.work.positions)
     assert shapes_of(same) == shapes_of(part) and same.work.tokens == 1

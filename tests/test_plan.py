@@ -22,7 +22,7 @@ from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
 from seif_jax.sampling.prefill_plan import attention_pairs, plan_prefill
-from seif_jax.sampling.session_arrays import prefix_structs
+from seif_jax.sampling.session_arrays import earlier_structs
 from seif_jax.sampling.shapes import SIZES, round_up
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "default.py"
@@ -58,7 +58,7 @@ def test_operations_are_those_that_are_counted():
     assert cost.count_flops(traced.jaxpr.jaxpr) == expected
     read, shapes = plan_prefill([[i] * 1000 for i in range(5)]).pack(0), models.shapes(model)
     (tree,) = read.trees
-    prefix = prefix_structs(model.config, shapes, jnp.float32, read.shape.before)
+    prefix = earlier_structs(model.config, shapes, jnp.float32, read.shape.before)
     traced = prefill.prefill.trace(model.config, shapes, prefix, tree, dtype=jnp.float32)
     pairs = attention_pairs(tree)
     expected = roofline.forward_flops(model.config, len(tree.tokens), pairs, 0)

@@ -379,6 +379,7 @@ def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(
     reads = divided(call, copies, keep_prefix=True)
     np.testing.assert_equal(vars(reads), {name: vars(plan)[name] for name in vars(reads)})
     packed = [plan.pack(n) for n in range(len(plan.reads))]
+    assert (max(len(read.trees) for read in packed) > 1) == (read_tokens == 512)
     pairs = read_pairs(call, reads, kernel)
     assert pairs == [sum(map(prefill_plan.attention_pairs, read.trees)) for read in packed]
     assert sum(pairs) > call.prompt_pairs and len(pairs) > 1

@@ -70,8 +70,8 @@ def test_a_run_is_started_changed_and_continued(place, tmp_path, by_name):
 
 
 def test_the_learner_is_compiled_before_the_first_step(place, monkeypatch):
-    """On accelerators, all of its large programs: those of a step with two updates and a reference,
-    if rows fill more than half of `micro_tokens`."""
+    """On accelerators, all large programs of a step with two updates and a reference are, if rows
+    fill more than half of `micro_tokens`."""
     changes = {**FOLLOWER, "eval.sets": {}, "data.limit": 2, "follower.micro_tokens": 128}
     read = seif_jax.read_config(str(place.config))
     stage = python_api.open_stage(config_parsing.replace(read, changes), "follower")

@@ -73,7 +73,7 @@ def prompt_shape() -> TileShape:
 
 
 def tile_side(tiles: TilePairs, tokens: int) -> int:
-    """The queries, and the keys, per tile of a row of `tokens`."""
+    """The side of the tiles, in tokens, of a row of `tokens`."""
     return tokens // tiles.places.shape[-1]
 
 

@@ -69,7 +69,10 @@ def _processes(mesh: Mesh) -> int:
 
 def _prefill_program(planned: PlannedCall) -> Program:
     calls = planned.slowest(lambda work: work.rows)
-    others, options = without(planned.session_bytes, "prefix"), {"dtype": planned.call.dtype}
+    # The prefix is an argument, except for the pieces of a long prompt.
+    arguments = () if planned.read_shape.is_long else ("prefix",)
+    others = without(planned.session_bytes, *arguments)
+    options = {"dtype": planned.call.dtype}
     program = planned.program(
         "prefill", prefill.prefill, _read_arguments(planned), calls, others, options
     )
@@ -78,7 +81,7 @@ def _prefill_program(planned: PlannedCall) -> Program:
 
 def _read_arguments(planned: PlannedCall) -> tuple[object, ...]:
     """The arguments of a program that reads prompts."""
-    return planned.config, planned.params, planned.prefix, shapes_of(planned.tree)
+    return planned.config, planned.params, planned.earlier, shapes_of(planned.tree)
 
 
 def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
@@ -110,7 +113,7 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
 
 
 def _smaller_shapes(planned: PlannedCall) -> int:
-    """How many shapes there are besides the largest, that of the prefix included."""
+    """The number of other shapes that a run compiles, including that of the prefix's row."""
     shapes = {x for reads in planned.reads for x in (*likely_shapes(reads), *reads.shapes_before)}
     return len(shapes - {planned.read_shape})
 
@@ -124,7 +127,7 @@ def _store_programs(planned: PlannedCall) -> Iterator[Program]:
     calls = planned.slowest(lambda work: len(work.reads))
     others = weights | without(session, "pages")
     program = planned.program("store", store, arguments, calls, others, {})
-    sizes = [size for reads in planned.reads for size in reads.sizes]
+    sizes = [x.shape(n).returned for x in planned.reads for n in range(len(x.sizes))]
     mean_share = float(np.mean(sizes)) / read.returned
     moved = 2 * mean_share * device_bytes(arrays.packed_kv(read))
     yield replace(
@@ -209,7 +212,7 @@ def _verdict_program(planned: PlannedCall) -> Program:
         prefill.next_logp,
         _read_arguments(planned),
         float(np.mean(calls)),
-        {},
+        planned.piece_bytes,
         {"options": OPTION_IDS, "dtype": planned.call.dtype},
     )
     return _with_reads(planned, program, 1)

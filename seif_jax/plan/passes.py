@@ -5,21 +5,20 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
 from jaxtyping import Int
 
-from seif_jax import sharding, stage_settings
+from seif_jax import stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
+from seif_jax.models.matmul import platform
 from seif_jax.plan.program import MeanCall
 from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.learner import Learner, Pass, total_work
-from seif_jax.rl.packing import Work
+from seif_jax.rl.packing import BatchSizes, Work
 from seif_jax.rl.rollout import make_batch
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
-from seif_jax.sampling.session_arrays import shapes_of
 
 Prompts = Int[np.ndarray, "P"]
 Completions = Int[np.ndarray, "P G"]
@@ -29,8 +28,8 @@ Completions = Int[np.ndarray, "P G"]
 class PlannedPasses:
     """The passes of all optimizer batches of the steps that are planned."""
 
-    micros: MicroBatch  # of the largest pass, as `jax.ShapeDtypeStruct`
-    length: int  # of its rows
+    micros: MicroBatch  # of the largest pass that a run compiles, as `jax.ShapeDtypeStruct`
+    lengths: list[int]  # of rows, for which a run compiles programs before its first step
     per_batch: float  # passes per optimizer batch, on average
     work: Work  # of all passes
     rows: int  # of that work
@@ -59,14 +58,17 @@ def plan_passes(
             positions += sum(part.work.positions for part in parts)
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
+    sizes = BatchSizes(role.optimizer_prompts, role.group_size, role.max_prompt_tokens)
+    ahead = [] if platform() == "cpu" else [*learner.blank_passes(sizes)]
+    largest = max([largest, *ahead], key=lambda parts: parts[0].work.positions)
     row, pairs = largest[0], work.pairs / rows
     compiled = row.work.positions, round(pairs), _num_targets(row.micro)
     mean = round(positions / rows), round(pairs), round(targets / rows)
     share = forward_flops(learner.model, *mean) / forward_flops(learner.model, *compiled)
     tokens, needed_pairs, needed_targets = (needed / passes).tolist()
     return PlannedPasses(
-        _shapes(learner, largest),
-        row.work.positions,
+        learner.shapes_of_pass(largest),
+        [parts[0].work.positions for parts in ahead],
         passes / batches,
         work,
         rows,
@@ -125,15 +127,3 @@ def _num_targets(micro: MicroBatch) -> int:
 
 def _size(parts: Pass) -> int:
     return sum(x.nbytes for part in parts for x in jax.tree.leaves(part.micro))
-
-
-def _shapes(learner: Learner, parts: Pass) -> MicroBatch:
-    """The micro-batches of a pass as `jax.ShapeDtypeStruct`."""
-    micros = [part.micro for part in parts]
-    if len(micros) == 1:
-        return shapes_of(sharding.stack_micro_batches(micros))
-
-    def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return sharding.shard_micro_batches(learner.mesh, micros, shape_of)

@@ -23,10 +23,17 @@ from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
 from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
 from seif_jax.sampling.page_needs import pages_needed
-from seif_jax.sampling.prefill import PrefixKV
-from seif_jax.sampling.prefill_plan import PromptTree, Reads, ReadShape, blank_tree, largest_shape
+from seif_jax.sampling.prefill import EarlierKV
+from seif_jax.sampling.prefill_plan import (
+    PromptTree,
+    Reads,
+    ReadShape,
+    blank_tree,
+    largest_shape,
+    prefix_size,
+)
 from seif_jax.sampling.schedule import first_slots
-from seif_jax.sampling.session_arrays import SessionArrays, prefix_structs, table_widths
+from seif_jax.sampling.session_arrays import SessionArrays, earlier_structs, table_widths
 from seif_jax.sampling.weights import decoding_structs
 
 
@@ -141,13 +148,23 @@ class PlannedCall:
         return {
             "pages": device_bytes(state.pages),
             "slots": device_bytes(slots),
-            "prefix": device_bytes(self.prefix),
+            "prefix": device_bytes(self._earlier(prefix_size())),
         }
 
     @property
-    def prefix(self) -> PrefixKV:
-        """What precedes the rows of the largest read."""
-        return prefix_structs(self.config, self.params, self.call.dtype, self.read_shape.before)
+    def earlier(self) -> EarlierKV:
+        """The input of the largest read's program besides its tokens."""
+        return self._earlier(self.read_shape.before)
+
+    @property
+    def piece_bytes(self) -> Bytes:
+        """What an earlier piece of a long prompt returns, if there are such prompts."""
+        if not self.read_shape.is_long:
+            return {}
+        return {"a piece's keys and values": device_bytes(self._earlier(self.read_shape.tokens).kv)}
+
+    def _earlier(self, tokens: int) -> EarlierKV:
+        return earlier_structs(self.config, self.params, self.call.dtype, tokens)
 
     @property
     def decoding_weights(self) -> tuple[Params, list[Params], jax.ShapeDtypeStruct]:

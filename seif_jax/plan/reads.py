@@ -30,8 +30,8 @@ def divided(
 
 
 def calls_of_slowest_copy(reads: Reads) -> float:
-    """The rows, counted in rows of mean size, of the copy of the weights that computes most, if
-    each takes the next read when it has finished one."""
+    """The work of the busiest copy of the weights, in rows of mean size, if each copy takes the
+    next read when it is free."""
     busy = [0] * reads.copies
     for size in reads.sizes:
         busy[busy.index(min(busy))] += size

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from seif_jax import sharding, stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.length_distribution import Lengths
-from seif_jax.models.matmul import platform
 from seif_jax.plan.cost import device_bytes
 from seif_jax.plan.engine_calls import ROLLOUT, EngineCall, engine_calls, sampled_lengths
 from seif_jax.plan.engine_programs import engine_programs
@@ -23,7 +22,6 @@ from seif_jax.plan.step_lengths import Draw, draws
 from seif_jax.rl import optim
 from seif_jax.rl.grpo import BatchTotals
 from seif_jax.rl.learner import Learner
-from seif_jax.rl.packing import usual_lengths
 from seif_jax.run_config import RunConfig
 from seif_jax.sampling.session_arrays import shapes_of
 
@@ -67,6 +65,7 @@ def learner_programs(
     )  # fmt: skip
     planned = plan_passes(config, role, learner, steps)
     micros, passes = planned.micros, planned.per_batch
+    length = micros.packed.tree.tokens.shape[-1]
     updates = role.rollout_prompts // role.optimizer_prompts
 
     program = partial(Program, stage, num_devices=mesh.size, mesh=mesh, closure=role.temperature)
@@ -81,7 +80,7 @@ def learner_programs(
             rows=planned.rows,
             needed_flops=needed_flops,
             mean_call=planned.mean_call,
-            smaller_sizes=_smaller_rows(learner, planned.length),
+            smaller_sizes=sum(n < length for n in planned.lengths),
             waste={"attention": tuple(pairs)},
         )
 
@@ -116,13 +115,6 @@ def learner_programs(
     }
     change = optim.make_change(learner.optimizer)
     yield program("update", change, arguments, calls / device_bytes(weight), others)
-
-
-def _smaller_rows(learner: Learner, length: int) -> int:
-    """How many lengths of rows, less than this one, a run compiles programs for at its start."""
-    if platform() == "cpu":
-        return 0
-    return sum(n < length for n in usual_lengths(learner.row_limits))
 
 
 def gradient_flops(layout: Layout, needed: tuple[int, int, int]) -> float:

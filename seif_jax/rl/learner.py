@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -29,7 +29,7 @@ from seif_jax.rl import grpo, optim
 from seif_jax.rl.batch import Batch, MicroBatch
 from seif_jax.rl.grpo import BatchTotals, LossConfig
 from seif_jax.rl.optim import OptimizerConfig, TrainState
-from seif_jax.rl.packing import PackedPart, RowLimits, Work, blank_parts, pack
+from seif_jax.rl.packing import BatchSizes, PackedPart, RowLimits, Work, blank_parts, pack
 
 SUMMED = ("skipped_updates", "trained_tokens")  # metrics that are summed over the updates of a step
 Pass = Sequence[PackedPart]  # the micro-batches that one pass computes
@@ -149,14 +149,13 @@ class Learner:
         self._compile(state, ((parts, weights) for parts, weights in first if parts))
 
     def compile_usual(
-        self, state: TrainState, prompts: int, group_size: int, weights: Sequence[Params]
+        self, state: TrainState, sizes: BatchSizes, weights: Sequence[Params]
     ) -> None:
-        """Does this before there is a batch, for all lengths that rows usually have.
+        """Like `compile`, but before there is a batch: for all usual lengths of rows.
 
-        prompts, group_size: of optimizer batches. weights: with which `logp` will be called.
+        weights: that `logp` will be called with, or their shapes.
         """
-        parts = blank_parts(prompts, group_size, self.row_limits)
-        self._compile(state, (([part] * self.parts_per_pass, weights) for part in parts))
+        self._compile(state, ((parts, weights) for parts in self.blank_passes(sizes)))
 
     def _compile(self, state: TrainState, passes: Iterable[tuple[Pass, Sequence[Params]]]) -> None:
         compile_in_parallel(self._signatures(state, passes))
@@ -167,7 +166,7 @@ class Learner:
     ) -> Iterator[Signature]:
         signature, totals = partial(Signature, self.mesh), BatchTotals.of([], 0)
         for parts, weights in passes:
-            micros = self.place(parts)
+            micros = self.shapes_of_pass(parts)
             arguments = state.params, self.frozen, micros, np.bool_(True), totals
             yield signature(self.gradient, arguments)
             for of_logp in weights:
@@ -229,6 +228,11 @@ class Learner:
         while of_pass := list(islice(parts, self.parts_per_pass)):
             yield of_pass
 
+    def blank_passes(self, sizes: BatchSizes) -> Iterator[Pass]:
+        """A pass of single-token micro-batches for each usual length of rows, longest first."""
+        for part in blank_parts(sizes, self.row_limits):
+            yield [part] * self.parts_per_pass
+
     @property
     def row_limits(self) -> RowLimits:
         return RowLimits(
@@ -249,6 +253,18 @@ class Learner:
         if self.parts_per_pass == 1:
             return sharding.stack_micro_batches(micros)
         return sharding.shard_micro_batches(self.mesh, micros)
+
+    def shapes_of_pass(self, parts: Pass) -> MicroBatch:
+        """What `place` returns, as `jax.ShapeDtypeStruct`."""
+        micros = [part.micro for part in parts]
+        if self.parts_per_pass == 1:
+            stacked = sharding.stack_micro_batches(micros)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), stacked)
+
+        def shape_of(x: np.ndarray, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return sharding.shard_micro_batches(self.mesh, micros, shape_of)
 
 
 @dataclass(frozen=True)

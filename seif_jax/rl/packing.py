@@ -26,6 +26,15 @@ class RowLimits:
 
 
 @dataclass(frozen=True)
+class BatchSizes:
+    """What is known of a batch before it is sampled."""
+
+    prompts: int
+    group_size: int  # samples per prompt
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class PackedPart:
     """A micro-batch, and which of its rows hold which samples of the batch."""
 
@@ -58,17 +67,17 @@ def pack(batch: Batch, limits: RowLimits) -> Iterator[PackedPart]:
         yield _part(batch, row, num_tokens, shape)
 
 
-def blank_parts(prompts: int, group_size: int, limits: RowLimits) -> list[PackedPart]:
-    """Micro-batches of a single token, of every shape that those of a batch usually have. prompts:
-    in the batch."""
+def blank_parts(sizes: BatchSizes, limits: RowLimits) -> Iterator[PackedPart]:
+    """One micro-batch of a single token for each of the usual lengths of rows."""
+    group_size = sizes.group_size
     tokens, logp = np.zeros((group_size, 1), np.int32), np.zeros((group_size, 1), np.float32)
     first = np.arange(group_size) == 0
     batch = Batch(
         tokens[0, :0], tokens[:1], np.ones(1, np.int32), tokens, first.astype(np.int32),
         logp, logp, logp, logp[:, 0], first,
     )  # fmt: skip
-    shapes = (_shape(prompts, length, limits) for length in usual_lengths(limits))
-    return [_part(batch, {0: [0]}, 1, shape) for shape in shapes]
+    for length in usual_lengths(sizes, limits):
+        yield _part(batch, {0: [0]}, 1, _shape(sizes.prompts, length, limits))
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,7 @@ class _Shape:
 
 
 def _shape(prompts: int, length: int, limits: RowLimits) -> _Shape:
-    """The sizes of micro-batches with rows of this length, on which alone they depend. prompts: in
-    the batch."""
+    """The sizes of micro-batches with rows of this length. prompts: in the batch."""
     count = most_prompts(prompts, limits.multiple)
     return _Shape(count, limits.max_response_tokens, length, length, limits.by_kernel)
 
@@ -145,16 +153,23 @@ def round_up_row(n: int) -> int:
     return next(size for size in sizes if size >= n)
 
 
-def usual_lengths(limits: RowLimits) -> list[int]:
-    """The lengths of rows from half of `limits.tokens` to all of it, longest first. Only a batch
-    whose tokens fill less than half of a pass has shorter rows."""
-    tokens = _rounded_lengths(limits.tokens // 2 + 1, limits.tokens)
-    return sorted({_row_length(n, limits) for n in tokens}, reverse=True)
+def usual_lengths(sizes: BatchSizes, limits: RowLimits) -> list[int]:
+    """The lengths of rows that a batch of these sizes has if its tokens fill more than half of a
+    pass, longest first. There are none if they cannot."""
+    response = limits.max_response_tokens - 1
+    all_tokens = sizes.prompts * (sizes.max_prompt_tokens + sizes.group_size * response)
+    # `share` puts hardly more into a row than the mean and one more sample.
+    most = -(-all_tokens // limits.multiple) + sizes.max_prompt_tokens + response
+    longest = _row_length(min(most, limits.tokens), limits)
+    lengths = {
+        _row_length(n, limits) for n in _rounded_lengths(limits.tokens // 2 + 1, limits.tokens)
+    }
+    return sorted((n for n in lengths if n <= longest), reverse=True)
 
 
 def _row_length(tokens: int, limits: RowLimits) -> int:
-    """The length of rows of which the longest has so many tokens: more than `limits.tokens` only if
-    the row has, or to divide it evenly."""
+    """The padded length of rows of which the fullest has so many tokens. It exceeds
+    `limits.tokens` only if they do, or to fill the last tile."""
     length = round_up_row(tokens)
     if tokens <= limits.tokens:
         length = min(length, limits.tokens)
@@ -196,7 +211,7 @@ def share(
 
 
 def _rounded_lengths(size: int, limit: int) -> Iterator[int]:
-    """The lengths of rows from `size` up to `limit`."""
+    """The lengths of rows from `size` up to `limit`, before the last tile is filled."""
     size = round_up_row(size)
     while size < limit:
         yield size

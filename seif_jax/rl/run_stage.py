@@ -10,6 +10,7 @@ from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics_log import Phases, Writer
+from seif_jax.models.matmul import platform
 from seif_jax.profiling import Profiler
 from seif_jax.rl import guards
 from seif_jax.rl.learner import Learner
@@ -49,10 +50,10 @@ def run_stage(
         writer.resume(info.round, info.name, done + 1 if done else 0)
         sample_files.cut(samples_path, done + 1)
         display.start_stage(info.round, info.rounds, info.name, steps, done)
-        if not done:
-            evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
         if done < steps:
             compile_learner(stage, learner, state, prompts)
+        if not done:
+            evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
         for step in range(done + 1, steps + 1):
             step_rows = [rows[i] for i in order[step - 1]]
             phases = Phases(display.phase)
@@ -132,14 +133,15 @@ def restore(
     return 0, learner.start(stage.model.load())
 
 
-def main_programs(stage: Stage) -> set[str]:
-    """The names in `compile_progress.PROGRAMS` of the programs that the stage runs."""
-    programs, batching = {"prefill", "decode", "gradient", "change"}, stage.batching
-    if stage.learner.loss.kl_coef or batching.rollout_prompts > batching.optimizer_prompts:
-        programs.add("completion_logp")
+def main_programs(stage: Stage) -> list[str]:
+    """The names in `compile_progress.PROGRAMS` of the programs that the stage runs, in the order in
+    which they are compiled."""
+    sampler, learner, batching = ["prefill", "decode"], ["gradient", "change"], stage.batching
     if any(judge.mode == "verdict" for judge in stage.task.judges()):
-        programs.add("next_logp")
-    return programs
+        sampler.append("next_logp")
+    if stage.learner.loss.kl_coef or batching.rollout_prompts > batching.optimizer_prompts:
+        learner.insert(0, "completion_logp")
+    return [*sampler, *learner] if platform() == "cpu" else [*learner, *sampler]
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.learner import Learner, Update, step_metrics
 from seif_jax.rl.optim import TrainState
+from seif_jax.rl.packing import BatchSizes
 from seif_jax.rl.rollout import rollout
 from seif_jax.rl.stage import Stage, make_policy
 from seif_jax.sampling import Counters, Engine, PromptTokens
@@ -75,18 +76,19 @@ def train_step(
 
 
 def compile_learner(stage: Stage, learner: Learner, state: TrainState, prompts: int) -> None:
-    """Compiles the learner's large programs before the first step, for all lengths that rows
-    usually have. On CPUs this is left to `optimizer_batches`, which compiles only what it needs.
+    """Compiles the learner's large programs before the first step, for all usual lengths of rows.
+    On CPUs this is left to `optimizer_batches`, which compiles only what it needs.
 
-    prompts: in a step.
+    prompts: the number of prompts per step.
     """
     if platform() == "cpu":
         return
     of_update = min(prompts, stage.batching.optimizer_prompts)
     of_policy = [learner.policy_shapes()] if prompts > of_update else []
     references = [stage.model.reference().params] if learner.config.loss.kl_coef else []
-    group_size = stage.rollout.grouping.size
-    learner.compile_usual(state, of_update, group_size, [*of_policy, *references])
+    group_size, longest = stage.rollout.grouping.size, stage.rollout.decoding.max_prompt_tokens
+    sizes = BatchSizes(of_update, group_size, longest)
+    learner.compile_usual(state, sizes, [*of_policy, *references])
 
 
 def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:

@@ -26,7 +26,7 @@ class PackedKV(NamedTuple):
     v: Float[Array, "L N K H"]
 
 
-class PrefixKV(NamedTuple):
+class EarlierKV(NamedTuple):
     """The keys and values of the tokens before a row: the prefix that all prompts share, or a long
     prompt's earlier pieces. They are padded to `ReadShape.before` tokens."""
 
@@ -36,14 +36,14 @@ class PrefixKV(NamedTuple):
 
 @partial(jax.jit, static_argnames=("c", "dtype"))
 def prefill(
-    c: ModelConfig, params: Params, prefix: PrefixKV, tree: PromptTree, *, dtype: DTypeLike
+    c: ModelConfig, params: Params, earlier: EarlierKV, tree: PromptTree, *, dtype: DTypeLike
 ) -> tuple[Float[Array, "B D"], PackedKV]:
-    """Computes a tree of prompts that follow the prefix.
+    """Computes a tree of prompts that follow earlier tokens.
 
     Returns the final hidden state of each prompt's last token, and the keys and values of all
     packed tokens.
     """
-    return _read(c, params, prefix, tree, dtype)
+    return _read(c, params, earlier, tree, dtype)
 
 
 @partial(jax.jit, donate_argnames="kv")
@@ -56,7 +56,7 @@ def insert(kv: PackedKV, new: PackedKV, start: Int[Array, ""]) -> PackedKV:
 def next_logp(
     c: ModelConfig,
     params: Params,
-    prefix: PrefixKV,
+    earlier: EarlierKV,
     tree: PromptTree,
     *,
     options: tuple[int, ...],
@@ -64,19 +64,19 @@ def next_logp(
 ) -> Float[Array, "B O"]:
     """The log-probability, in float32, of each token id in `options` as the next token after each
     prompt of a tree."""
-    last, _ = _read(c, params, prefix, tree, dtype)  # XLA removes the unused keys and values
+    last, _ = _read(c, params, earlier, tree, dtype)  # XLA removes the unused keys and values
     logp = jax.nn.log_softmax(logits(params, last, dtype), axis=-1)
     return constrain(logp[:, jnp.array(options)])  # which every process reads
 
 
 def _read(
-    c: ModelConfig, params: Params, prefix: PrefixKV, tree: PromptTree, dtype: DTypeLike
+    c: ModelConfig, params: Params, earlier: EarlierKV, tree: PromptTree, dtype: DTypeLike
 ) -> tuple[Float[Array, "B D"], PackedKV]:
     model = c.architecture
-    before = jnp.arange(prefix.kv.k.shape[1])
+    before = jnp.arange(earlier.kv.k.shape[1])
     keys = Keys(
         jnp.concatenate([before, tree.positions]),
-        jnp.concatenate([jnp.where(before < prefix.length, len(tree.tokens), 0), tree.ends]),
+        jnp.concatenate([jnp.where(before < earlier.length, len(tree.tokens), 0), tree.ends]),
     )
     rope = model.rope(c, tree.positions[None])
 
@@ -85,14 +85,14 @@ def _read(
     ) -> tuple[Float[Array, "1 N D"], PackedKV]:
         w, cached = jax.tree.map(from_bits, scanned)
 
-        def attend_with_prefix(q: Array, k: Array, v: Array) -> tuple[Array, PackedKV]:
+        def attend_with_earlier(q: Array, k: Array, v: Array) -> tuple[Array, PackedKV]:
             new = PackedKV(*(y[0].astype(cache_dtype(dtype)) for y in (k, v)))
             k, v = (jnp.concatenate(y)[None] for y in zip(cached, new, strict=True))
             return attend(q, k, v, keys, tree.tiles, dtype, model.visible), new
 
-        return model.layer(c, w, x, rope, attend_with_prefix, dtype)
+        return model.layer(c, w, x, rope, attend_with_earlier, dtype)
 
     x = model.embed(c, params["embed"], tree.tokens[None])
-    x, kv = lax.scan(layer, x, jax.tree.map(as_bits, (params["layers"], prefix.kv)))
+    x, kv = lax.scan(layer, x, jax.tree.map(as_bits, (params["layers"], earlier.kv)))
     last = jnp.take(x[0], tree.last, axis=0)
     return model.norm(c, last, params["norm"]), kv

@@ -1,10 +1,10 @@
 """Plans how the prompts of a call are prefilled: as trees, so that shared tokens are computed once.
 
 Prompts are ordered so that those with the longest common starts are adjacent, and the list is cut
-into reads. A read is one call of the prefill program: a tree of prompts, packed depth first into a
-row of tokens. Planning and packing take time linear in the number of tokens. Rows have few sizes,
-because each size is compiled. A prompt that is longer than the largest row is computed in pieces:
-each is a row that follows the pieces before it.
+into reads. A read is usually one call of the prefill program: a tree of prompts, packed depth first
+into a row of tokens. Planning and packing take time linear in the number of tokens. Rows have few
+sizes, because each size is compiled. A prompt that is longer than the largest row is computed in
+pieces: each is a row that follows the pieces before it.
 
 The start that all prompts share is computed first, as the prefix. Its keys and values are an input
 of every read and are padded to the smallest row, so that programs do not depend on its length. If
@@ -66,7 +66,7 @@ class ReadShape(NamedTuple):
     """What the programs of a read are compiled for."""
 
     tokens: int  # of a row, with padding
-    before: int  # the tokens that precede a row, with padding: a prefix, or pieces of a long prompt
+    before: int  # of the buffer of earlier tokens: the prefix, or a long prompt's earlier pieces
 
     @property
     def is_long(self) -> bool:
@@ -85,7 +85,7 @@ class Read:
 
     prompts: list[int]  # their indices among all prompts
     # For each prompt, where its tokens after the prefix are among the keys and values that the read
-    # returns. Those of a long prompt begin with the prefix.
+    # returns. Those of a long prompt include the prefix's.
     paths: list[Row]
     trees: list[PromptTree]  # one, or the pieces of a long prompt
     shape: ReadShape  # of each tree
@@ -135,9 +135,9 @@ class Reads:
 
     @property
     def shapes_before(self) -> set[ReadShape]:
-        """The different shapes of the rows that are computed before the last one of a read: of the
-        prefix, and of pieces."""
-        of_prefix = {row_shape(prefix_size())} if self.prefix_tokens else set()
+        """The different shapes of rows that are computed only for a later one: the prefix's, and
+        those of a long prompt's pieces but the last."""
+        of_prefix = {prefix_shape()} if self.prefix_tokens else set()
         return of_prefix | {shape for shape in self.shapes if shape.is_long}
 
 
@@ -195,6 +195,11 @@ def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) ->
 def prefix_size() -> int:
     """The tokens of the smallest row: the prefix is computed in such a row, and padded to it."""
     return row_sizes()[0]
+
+
+def prefix_shape() -> ReadShape:
+    """The shape of the row in which the prefix is computed."""
+    return row_shape(prefix_size())
 
 
 def row_shape(tokens: int) -> ReadShape:
@@ -312,7 +317,7 @@ def cut(
     number that it does share beyond the prefix, which are computed again if a read starts at this
     prompt. pages, shared_pages: the numbers of pages that its new and its repeated tokens fill.
 
-    The cuts are those with the lowest total cost. The cost of a read is the size of its row, plus
+    The cuts are those with the lowest total cost. The cost of a read is the size of its rows, plus
     that of the smallest row, because many small reads take longer than a few large ones, plus the
     number of its tokens above `goal`, so that copies of the weights get equal work.
     """

@@ -9,14 +9,14 @@ from jaxtyping import Float
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.sampling.prefill import PackedKV, PrefixKV, insert, next_logp, prefill
+from seif_jax.sampling.prefill import EarlierKV, PackedKV, insert, next_logp, prefill
 from seif_jax.sampling.prefill_plan import (
     PrefillPlan,
     PromptTree,
     Read,
     pack,
+    prefix_shape,
     prefix_size,
-    row_shape,
 )
 from seif_jax.sampling.session_arrays import packed_structs, zeros
 from seif_jax.sharding import use_mesh_of
@@ -28,11 +28,11 @@ class Prefiller:
     def __init__(self, config: ModelConfig, params: Params, dtype: DTypeLike, plan: PrefillPlan):
         """Prefills the prefix, if there is one."""
         self.config, self.params, self.dtype, self.plan = config, params, dtype, plan
-        self.prefix = self._prefix(self._zeros(prefix_size()), 0)
+        self.prefix = self._earlier(self._zeros(prefix_size()), 0)
         if plan.prefix_tokens:
-            _, tree = pack([plan.prefix], 0, row_shape(prefix_size()), plan.kernel)
+            _, tree = pack([plan.prefix], 0, prefix_shape(), plan.kernel)
             _, kv = self._prefill(self.prefix, tree)
-            self.prefix = self._prefix(kv, plan.prefix_tokens)
+            self.prefix = self._earlier(kv, plan.prefix_tokens)
 
     def prefill(self, n: int) -> tuple[Read, Float[jax.Array, "B D"], PackedKV]:
         """Computes read n. Returns it with the final hidden state of each prompt's last token, and
@@ -57,21 +57,21 @@ class Prefiller:
             )
         return read.prompts, np.asarray(logp)[: len(read.prompts)]
 
-    def _before_last(self, read: Read) -> PrefixKV:
-        """What precedes the last piece of a read, which this computes. For all other reads, that is
-        the prefix."""
+    def _before_last(self, read: Read) -> EarlierKV:
+        """The keys and values before the last row of a read. Computes the earlier pieces of a long
+        prompt; for other reads, returns the prefix."""
         if len(read.trees) == 1:
             return self.prefix
         kv, length = self._zeros(read.shape.before), int(self.prefix.length)
         kv = self._insert(kv, self.prefix.kv, 0)
         for tree in read.trees[:-1]:
-            _, new = self._prefill(self._prefix(kv, length), tree)
+            _, new = self._prefill(self._earlier(kv, length), tree)
             kv = self._insert(kv, new, length)
             length += read.shape.tokens
-        return self._prefix(kv, length)
+        return self._earlier(kv, length)
 
     def _prefill(
-        self, before: PrefixKV, tree: PromptTree
+        self, before: EarlierKV, tree: PromptTree
     ) -> tuple[Float[jax.Array, "B D"], PackedKV]:
         with use_mesh_of(self.params):
             return prefill(self.config, self.params, before, tree, dtype=self.dtype)
@@ -83,5 +83,5 @@ class Prefiller:
     def _zeros(self, tokens: int) -> PackedKV:
         return zeros(packed_structs(self.config, self.params, self.dtype, tokens))
 
-    def _prefix(self, kv: PackedKV, length: int) -> PrefixKV:
-        return PrefixKV(kv, cast(jax.Array, np.int32(length)))
+    def _earlier(self, kv: PackedKV, length: int) -> EarlierKV:
+        return EarlierKV(kv, cast(jax.Array, np.int32(length)))

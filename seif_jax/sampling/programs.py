@@ -21,6 +21,7 @@ from seif_jax.sampling.prefill_plan import (
     Reads,
     ReadShape,
     blank_tree,
+    prefix_shape,
     prefix_size,
     row_shape,
     row_sizes,
@@ -30,9 +31,9 @@ from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
 from seif_jax.sampling.session_arrays import (
     SessionArrays,
+    earlier_structs,
     ints,
     packed_structs,
-    prefix_structs,
     shapes_of,
 )
 from seif_jax.sampling.weights import decoding_layers, embedding_table
@@ -61,7 +62,7 @@ def session_signatures(
         yield signature(store, arrays.of_store(read))
         yield signature(copy_rows, arrays.of_copy_rows(read))
     if plan.prefix_tokens:
-        yield signature(store, arrays.of_store(row_shape(prefix_size())))
+        yield signature(store, arrays.of_store(prefix_shape()))
     for size, smaller in pairwise(sizes):
         yield signature(take_slots, size.of_take_slots(), {"size": smaller.slots})
 
@@ -82,7 +83,7 @@ def read_signatures(
     programs = [(function, read, options) for read in likely_shapes(plan)]
     programs += [(prefill, read, {"dtype": dtype}) for read in plan.shapes_before]
     for program, read, static in programs:
-        before = prefix_structs(config, params, dtype, read.before)
+        before = earlier_structs(config, params, dtype, read.before)
         tree = shapes_of(blank_tree(read, plan.kernel))
         yield signature(program, (config, params, before, tree), static)
     for read in filter(attrgetter("is_long"), plan.shapes):
@@ -95,9 +96,9 @@ def read_signatures(
 
 
 def likely_shapes(reads: Reads) -> list[ReadShape]:
-    """The shapes of the reads that this call and later ones have, largest first. On GPUs and TPUs
-    these are all rows up to the largest of this call. On CPUs only those of this call: compiling
-    the others would delay it."""
+    """The shapes of this call's reads and, on GPUs and TPUs, those that later calls will probably
+    need: all rows up to the largest of this call. Largest first. On CPUs, compiling the others
+    would delay the call."""
     shapes = reads.shapes
     if platform() != "cpu":
         largest = max(shapes)

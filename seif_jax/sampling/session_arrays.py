@@ -22,7 +22,7 @@ from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
-from seif_jax.sampling.prefill import PackedKV, PrefixKV
+from seif_jax.sampling.prefill import EarlierKV, PackedKV
 from seif_jax.sampling.prefill_plan import ReadShape, max_prompts, max_stored_pages
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
@@ -37,7 +37,8 @@ Tree = TypeVar("Tree")
 class SessionArrays:
     """The arrays of a session.
 
-    Each method `of_PROGRAM` returns the arguments of that program, for a read of some shape.
+    Each method `of_PROGRAM` returns the arguments of that program. Those of `store` and `copy_rows`
+    depend on the shape of the read.
     """
 
     config: ModelConfig
@@ -124,9 +125,9 @@ def packed_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int
     return PackedKV(*cast(tuple[Array, Array], (struct, struct.update())))
 
 
-def prefix_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> PrefixKV:
-    """The shapes of what precedes a row, padded to so many tokens."""
-    return PrefixKV(packed_structs(c, params, dtype, tokens), cast(Array, ints()))
+def earlier_structs(c: ModelConfig, params: Params, dtype: DTypeLike, tokens: int) -> EarlierKV:
+    """The keys and values of the tokens before a row, padded to so many."""
+    return EarlierKV(packed_structs(c, params, dtype, tokens), cast(Array, ints()))
 
 
 def slot_structs(
