@@ -18,8 +18,8 @@ other measurements are left out.
                  checkpoint no more
     peer         one of two processes gets SIGKILL or SIGSTOP; the other one must end, by an
                  error or because JAX aborts it
-    store        the run's folder is in a server of S3's API, which for some requests answers 503,
-                 sends no answer, or closes the connection (needs moto and boto3)
+    store        the run's folder is in a server of S3's API, which for some requests or some time
+                 answers 503, sends no answer, or closes the connection (needs moto and boto3)
 
 A fault that comes after the end of its run has no effect, and counts as one that the run survived.
 Case i of a kind depends only on --seed, the kind and i. Cases that FOLDER/cases.jsonl has are not
