@@ -115,9 +115,10 @@ def compile_all(topology: str | None, text: str, names: list[str]) -> dict[str, 
     shape = {**HEADS, "num_hidden_layers": int(options.get("layers", 1))}
     if "width" in options:
         shape["hidden_size"], shape["intermediate_size"] = int(options["width"]), 1024
+    rows = {"follower__micro_tokens": int(options["tokens"])} if "tokens" in options else {}
     config, model = shrunk.read(
         "smollm2", shape, stages=("follower",), instructor__epochs=(1,),
-        lora__rank=int(options.get("lora", 0)),
+        lora__rank=int(options.get("lora", 0)), **rows,
         **{f"mesh__{axis}": size for axis, size in sizes.items()},
     )  # fmt: skip
     devices, results = chip_specs.devices_of(topology), {}
