@@ -63,19 +63,19 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
     start = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), models.init(MODEL, 0), shapes)
     learner = Learner(MODEL.config, mesh, shapes, CONFIG, temperature=1.0, updates=STEPS)
     state = learner.start(start)
-    losses, norms, ahead = [], [], 0
+    losses, norms = [], []
     COMPILED_NOW.clear()
     for step in range(STEPS):
         sampled, policy = batch(step), learner.policy(state.params)
-        if step == 0:
-            learner.compile(state, [(sampled, [policy])])
-            ahead = COMPILED_NOW.total()
-            assert ahead, "compiled ahead"
-            learner.compile_usual(state, SIZES, [learner.policy_shapes()])  # the same programs
+        before = COMPILED_NOW.total()
+        learner.compile(state, [(sampled, [policy])])
+        ahead = COMPILED_NOW.total() - before
+        assert bool(ahead) == (step == 0), COMPILED_NOW
+        learner.compile_usual(state, SIZES, [learner.policy_shapes()])  # the same programs
         reference = learner.logp(policy, sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
         state, update = learner.update(state, sampled, on_policy=True)
-        assert COMPILED_NOW.total() == ahead, "compiled later"
+        assert COMPILED_NOW.total() == before + ahead, "compiled later"
         losses.append(update.metrics["loss"])
         norms.append(update.metrics["grad_norm"])
     engine = Engine(MODEL.config, learner.policy(state.params), jnp.float32)
