@@ -1,13 +1,14 @@
 """Chat models: an engine with a tokenizer, from dialogues to replies or probabilities."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int, Key
 
+from seif_jax.compilation import Signature
 from seif_jax.errors import UserError
 from seif_jax.roles.reply_format import Message, whole_reply
 from seif_jax.sampling import Address, Engine, Sample, row_keys
@@ -87,6 +88,9 @@ class Replier(Protocol):
         dialogue_ids: Iterable[Address] | None,
         /,
     ) -> list[Reply | None]: ...
+    def reply_signatures(
+        self, num_dialogues: int, decoding: Decoding, group: int, /
+    ) -> Iterator[Signature]: ...
 
 
 class ChatModel:
@@ -171,16 +175,31 @@ class ChatModel:
         self.engine.sample(
             [prompts[i] for i in fit],
             row_keys(decoding.stream(key), addresses),
-            group=group,
-            max_tokens=decoding.max_tokens,
-            method=decoding.method,
-            stop_ids=self.tokenizer.stop_ids,
-            batch_size=decoding.batch_size,
-            max_prompt_tokens=decoding.max_prompt_tokens,
-            memory=decoding.memory,
+            **self._settings(decoding, group),
             on_sample=store,
         )
         return replies
+
+    def reply_signatures(
+        self, num_dialogues: int, decoding: Decoding, group: int = 1
+    ) -> Iterator[Signature]:
+        """The programs of calls of `reply` with at most so many dialogues, which are known before
+        the dialogues are. See `Engine.sample_signatures`."""
+        if num_dialogues:
+            settings = self._settings(decoding, group)
+            yield from self.engine.sample_signatures(num_dialogues, **settings)
+
+    def _settings(self, decoding: Decoding, group: int) -> dict[str, Any]:
+        """The arguments of `Engine.sample` on which its programs depend."""
+        return {
+            "group": group,
+            "max_tokens": decoding.max_tokens,
+            "method": decoding.method,
+            "stop_ids": self.tokenizer.stop_ids,
+            "batch_size": decoding.batch_size,
+            "max_prompt_tokens": decoding.max_prompt_tokens,
+            "memory": decoding.memory,
+        }
 
     def next_token_probs(
         self,
@@ -196,7 +215,7 @@ class ChatModel:
         A thought that the prompt opens is closed before the prefill. Raises UserError if an option
         is not a single token there.
         """
-        ids = tuple(one_token(self.tokenizer, prefill, option) for option in options)
+        ids = self._option_ids(prefill, options)
         encoded = self.tokenizer.encode_chats(dialogues, prefill, close_thought=True)
         prompts = [prompt.ids for prompt in encoded]
         fit = [i for i, tokens in enumerate(prompts) if len(tokens) <= max_prompt_tokens]
@@ -206,6 +225,17 @@ class ChatModel:
             for i, row in zip(fit, np.exp(logp.astype(np.float64)), strict=True):
                 probs[i] = row.tolist()
         return probs
+
+    def next_token_signatures(
+        self, num_dialogues: int, prefill: str, options: tuple[str, ...], *, max_prompt_tokens: int
+    ) -> Iterator[Signature]:
+        """The programs of calls of `next_token_probs` with at most so many dialogues."""
+        if num_dialogues:
+            ids = self._option_ids(prefill, options)
+            yield from self.engine.next_logp_signatures(num_dialogues, ids, max_prompt_tokens)
+
+    def _option_ids(self, prefill: str, options: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(one_token(self.tokenizer, prefill, option) for option in options)
 
     def coin_flips(
         self, ids: Sequence[Address], decoding: Decoding, key: Key[jax.Array, ""]

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from seif_jax.models.matmul import platform
 from seif_jax.run_clock import CLOCK
 from seif_jax.sharding import use_mesh
 
@@ -39,6 +40,12 @@ class Signature:
         """Signatures with equal keys have the same program."""
         leaves, structure = jax.tree.flatten((self.arguments, dict(self.options)))
         return self.mesh, self.function, structure, *map(_leaf_key, leaves)
+
+
+def compiles_ahead() -> bool:
+    """Whether programs are compiled that will probably be needed later. Not on CPUs, whose cores
+    would be kept from what is needed now."""
+    return platform() != "cpu"
 
 
 def compile_in_parallel(signatures: Iterable[Signature]) -> None:

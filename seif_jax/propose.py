@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import jax
 
 from seif_jax import data, diversity, metrics_log, processes, sample_files, signals
 from seif_jax.chat import Decoding, Replier, Reply
+from seif_jax.compilation import compile_in_parallel, compiles_ahead
 from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.instruction import SOFT
@@ -60,6 +62,8 @@ def propose_instructions(
     display.start_stage(info.round, info.rounds, info.name, steps, done)
     verdicts = {"next_logp" for judge in stage.task.judges() if judge.mode == "verdict"}
     with Compiles(["prefill", "decode", *verdicts], display):
+        if done < steps:
+            _compile(stage)
         for step in range(done + 1, steps + 1):
             rows = range(seeds)[(step - 1) * stage.seeds_per_step : step * stage.seeds_per_step]
             with profiler.step(str(info), step):
@@ -100,6 +104,19 @@ def explain_drops(reasons: Sequence[str]) -> str:
     advice = ADVICE.get(counts[0][0], "read the completions in generate/samples.parquet")
     dropped = sum(count for _, count in counts)
     return f"{dropped} of {len(reasons)} instructions dropped ({listed}); {advice}"
+
+
+def _compile(stage: ProposeStage) -> None:
+    """Compiles the programs of all steps in parallel, before the first step. On CPUs each is
+    compiled when it is needed."""
+    if compiles_ahead():
+        local = len(processes.share(stage.seeds_per_step, stage.chat_model.processes_per_copy))
+        compile_in_parallel(
+            chain(
+                stage.chat_model.reply_signatures(local, stage.decoding, 1),
+                stage.task.signatures(local),
+            )
+        )
 
 
 def _step(

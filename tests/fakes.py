@@ -1,6 +1,6 @@
 """Chat models without weights: what they reply is a function of the last turn's text."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -74,6 +74,14 @@ class FakeChatModel:
         max_prompt_tokens: int,
     ) -> list[list[float] | None]:
         return self._answers(dialogues, prefill, options, max_prompt_tokens)
+
+    def reply_signatures(self, num_dialogues: int, decoding: Any, group: int = 1) -> Iterator[Any]:
+        return iter(())
+
+    def next_token_signatures(
+        self, num_dialogues: int, prefill: str, options: tuple[str, ...], *, max_prompt_tokens: int
+    ) -> Iterator[Any]:
+        return iter(())
 
     def coin_flips(self, ids: Sequence[Any], decoding: Any, key: Any) -> list[bool]:
         self.calls.append((ids, decoding, key))

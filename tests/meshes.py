@@ -15,6 +15,7 @@ import numpy as np
 import tiny
 
 from seif_jax import models, sharding
+from seif_jax.compilation import compile_in_parallel
 from seif_jax.rl.batch import Batch
 from seif_jax.rl.grpo import LossConfig
 from seif_jax.rl.learner import Learner, LearnerConfig
@@ -71,7 +72,8 @@ def run(sizes: dict[str, int]) -> dict[str, Any]:
         learner.compile(state, [(sampled, [policy])])
         ahead = COMPILED_NOW.total() - before
         assert bool(ahead) == (step == 0), COMPILED_NOW
-        learner.compile_usual(state, SIZES, [learner.policy_shapes()])  # the same programs
+        usual = learner.usual_signatures(state, SIZES, [learner.policy_shapes()])
+        compile_in_parallel(usual)  # the same programs
         reference = learner.logp(policy, sampled)
         sampled = replace(sampled, ref_logp=reference * np.float32(1.01))
         state, update = learner.update(state, sampled, on_policy=True)

@@ -84,6 +84,14 @@ def run(options, rest):
 __main__.COMMANDS["run"] = run
 sys.exit(__main__.main(["run", "--config=x", "--workdir=x", *sys.argv[1:]]))
 """
+# `python -m seif_jax` that compiles ahead, as on accelerators.
+AHEAD = """
+import sys
+from seif_jax import __main__, compilation
+
+compilation.platform = lambda: "gpu"
+sys.exit(__main__.main(sys.argv[1:]))
+"""
 
 
 def python(*arguments, devices=1):
@@ -165,22 +173,27 @@ def test_two_processes_are_one(place, one):
 
 
 @pytest.mark.parametrize(
-    "devices, stages", [(4, ("instructor", "generate", "follower")), (2, ("generate", "follower"))]
+    "devices, stages, program",
+    [
+        (4, ("instructor", "generate", "follower"), ("-m", "seif_jax")),
+        (2, ("generate", "follower"), ("-c", AHEAD)),
+    ],
 )
-def test_a_copy_of_the_weights_spans_processes(place, devices, stages):
+def test_a_copy_of_the_weights_spans_processes(place, devices, stages, program):
     """Two processes, which share one copy, sample and train as one process with their devices, in
-    all roles; the Judger writes its analysis, and the Filter gives verdicts."""
+    all roles; the Judger writes its analysis, and the Filter gives verdicts. The two also do if
+    they compile a stage's programs before its first step."""
     model = tiny_run.model_folder(place.folder / f"wide_{devices}", num_attention_heads=8)
-    run = ["-m", "seif_jax", "run", f"--config={place.config}", "--config.rounds=1"]
+    run = ["run", f"--config={place.config}", "--config.rounds=1"]
     run += [f"--config.model={model}", f"--config.mesh.tensor={2 * devices}"]
     run += ["--config.judger.mode=generate", "--config.eval.every_steps=3"]
     run.append(f"--config.stages={stages}")
     # Adam turns a rounding error in a gradient of almost 0 into an update of this size.
     run.append("--config.optim.learning_rate=1e-6")
     one, two = (place.folder / f"{devices}_{name}" for name in ("one", "two"))
-    alone = python(*run, f"--workdir={one}", devices=2 * devices)
+    alone = python("-m", "seif_jax", *run, f"--workdir={one}", devices=2 * devices)
     outputs = [alone.communicate(timeout=1200)]
-    running = joined(*run, f"--workdir={two}", devices=devices)
+    running = joined(*program, *run, f"--workdir={two}", devices=devices)
     outputs += [process.communicate(timeout=1200) for process in running]
     assert [process.returncode for process in (alone, *running)] == [0, 0, 0], outputs
     expected, found = numbers(one), numbers(two)

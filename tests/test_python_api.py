@@ -9,14 +9,12 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tiny
 
 import seif_jax
 from seif_jax import config_parsing, python_api
 from seif_jax.metrics_log import Phases
-from seif_jax.rl import train_step as train_step_module
 from seif_jax.rl.stage import make_learner, make_policy
-from seif_jax.rl.train_step import compile_learner, train_step
+from seif_jax.rl.train_step import train_step
 
 PROGRAM = """
 import json, sys
@@ -67,24 +65,6 @@ def test_a_run_is_started_changed_and_continued(place, tmp_path, by_name):
     assert {sample["step"] for sample in samples} == {1, 2}
     with pytest.raises(seif_jax.UserError, match="data.limit is 4 there, 6 here"):
         seif_jax.run(config, tmp_path / "run", {**FOLLOWER, "eval.sets": {}})
-
-
-def test_the_learner_is_compiled_before_the_first_step(place, monkeypatch):
-    """On accelerators, all large programs of a step with two updates and a reference are, if rows
-    fill more than half of `micro_tokens`."""
-    changes = {**FOLLOWER, "eval.sets": {}, "data.limit": 2, "follower.micro_tokens": 128}
-    read = seif_jax.read_config(str(place.config))
-    stage = python_api.open_stage(config_parsing.replace(read, changes), "follower")
-    learner = make_learner(stage, updates=2)
-    state = learner.start(stage.model.load())
-    compiled = tiny.count_compiled(("gradient", "completion_logp", "change"))
-    compile_learner(stage, learner, state, prompts=2)
-    assert not compiled, "on CPUs"
-    monkeypatch.setattr(train_step_module, "platform", lambda: "gpu")
-    compile_learner(stage, learner, state, prompts=2)
-    ahead = dict(compiled)
-    state, metrics, _ = train_step(stage, learner, state, [0, 1], 1, Phases())
-    assert metrics["updates"] == 2 and dict(compiled) == ahead, (ahead, compiled, metrics)
 
 
 def test_a_step_by_hand_is_the_step_of_a_run(place, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -178,6 +179,9 @@ class Policy:
 
     def __init__(self, replies: list[Reply]):
         self.replies = replies
+
+    def reply_signatures(self, num_dialogues: Any, decoding: Any, group: Any) -> Iterator[Any]:
+        return iter(())
 
     def reply(
         self, dialogues: Any, decoding: Any, key: Any, group: int, ended: Any, numbers: Any

@@ -1,6 +1,6 @@
 """The inputs of benchmarks: texts of exact lengths, dialogues for the Judger, a stage to train."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from seif_jax.models import Model, Params
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.io.to_device import ShardingRule, single_device
 from seif_jax.rewards.constraint_writer import instructions
-from seif_jax.rewards.judge import Judge, Key, ReplyLike
+from seif_jax.rewards.judge import Judge, Key, ReplyLike, Signature
 from seif_jax.rewards.score import Score
 from seif_jax.rl.stage import Stage, StageInfo, TrainedModel
 from seif_jax.roles import judger
@@ -127,6 +127,9 @@ class LowercaseTask:
 
     def dialogues(self, row: int) -> list[list[Message]]:
         return [self.dialogue(row, 0)]
+
+    def signatures(self, num_replies: int) -> Iterator[Signature]:
+        return iter(())
 
     def dialogue(self, row: int, step: int) -> list[Message]:
         return [{"role": "user", "content": self.rows[row]}]

@@ -5,7 +5,7 @@ few steps, and the suites of `seif evaluate`, which are scored before the first 
 after each one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,6 +14,7 @@ import jax
 
 from seif_jax import processes
 from seif_jax.chat import ChatModel, Decoding
+from seif_jax.compilation import Signature
 from seif_jax.errors import UserError
 from seif_jax.evaluate.compare import main_scores
 from seif_jax.evaluate.journal import Store
@@ -45,6 +46,10 @@ class Moment:
 @runtime_checkable
 class Scorer(Protocol):
     def due(self, moment: Moment) -> bool: ...
+    def signatures(self, policy: ChatModel) -> Iterator[Signature]:
+        """The large programs that are known before the first evaluation."""
+        ...
+
     def score(
         self, policy: ChatModel, key: jax.Array, moment: Moment, progress: Progress
     ) -> tuple[Metrics, Rows]:
@@ -62,6 +67,11 @@ class Evaluation:
     def due(self, moment: Moment) -> list[Scorer]:
         return [scorer for scorer in self.scorers if scorer.due(moment)]
 
+    def signatures(self, policy: ChatModel) -> Iterator[Signature]:
+        """The large programs that are known before the first evaluation."""
+        for scorer in self.scorers:
+            yield from scorer.signatures(policy)
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -75,6 +85,13 @@ class EvaluationSet:
     def due(self, moment: Moment) -> bool:
         every = self.every_steps
         return bool(every) and (moment.step % every == 0 or moment.step == moment.steps)
+
+    def signatures(self, policy: ChatModel) -> Iterator[Signature]:
+        """Those of sampling and of scoring, if the set is ever scored."""
+        if self.every_steps:
+            local = len(processes.share(len(self.task.rows), policy.processes_per_copy))
+            yield from policy.reply_signatures(local, self.decoding)
+            yield from self.task.signatures(local)
 
     def score(
         self, policy: ChatModel, key: jax.Array, moment: Moment, progress: Progress
@@ -135,6 +152,10 @@ class RunSuites:
     def due(self, moment: Moment) -> bool:
         base = moment.round == 1 and moment.step == 0
         return bool(self.suites) and (base or moment.step == moment.steps)
+
+    def signatures(self, policy: ChatModel) -> Iterator[Signature]:
+        """None: a suite decides what it samples while it runs."""
+        return iter(())
 
     def score(
         self, policy: ChatModel, key: jax.Array, moment: Moment, progress: Progress

@@ -18,7 +18,7 @@ from seif_jax.plan.reads import calls_of_slowest_copy, read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.prefill_plan import attention_pairs
-from seif_jax.sampling.programs import likely_shapes
+from seif_jax.sampling.programs import likely_shapes, likely_shapes_before
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
@@ -114,7 +114,11 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
 
 def _smaller_shapes(planned: PlannedCall) -> int:
     """The number of other shapes that a run compiles, including that of the prefix's row."""
-    shapes = {x for reads in planned.reads for x in (*likely_shapes(reads), *reads.shapes_before)}
+    shapes = {
+        shape
+        for reads in planned.reads
+        for shape in (*likely_shapes(reads), *likely_shapes_before(reads))
+    }
     return len(shapes - {planned.read_shape})
 
 

@@ -10,13 +10,13 @@ from jaxtyping import Int
 from seif_jax import stage_settings
 from seif_jax.bench.roofline import forward_flops
 from seif_jax.chat import Reply
-from seif_jax.models.matmul import platform
+from seif_jax.compilation import compiles_ahead
 from seif_jax.plan.program import MeanCall
 from seif_jax.plan.step_lengths import Draw
 from seif_jax.rewards.score import Score
 from seif_jax.rl.batch import MicroBatch
 from seif_jax.rl.learner import Learner, Pass, total_work
-from seif_jax.rl.packing import BatchSizes, Work
+from seif_jax.rl.packing import BatchSizes, Work, usual_lengths
 from seif_jax.rl.rollout import make_batch
 from seif_jax.run_config import RunConfig, TrainedRoleConfig
 
@@ -59,8 +59,9 @@ def plan_passes(
             targets += sum(_num_targets(part.micro) for part in parts)
             largest = max(largest, parts, key=_size)
     sizes = BatchSizes(role.optimizer_prompts, role.group_size, role.max_prompt_tokens)
-    ahead = [] if platform() == "cpu" else [*learner.blank_passes(sizes)]
-    largest = max([largest, *ahead], key=lambda parts: parts[0].work.positions)
+    lengths = usual_lengths(sizes, learner.row_limits) if compiles_ahead() else []
+    if lengths and lengths[0] > largest[0].work.positions:
+        largest = next(learner.blank_passes(sizes))
     row, pairs = largest[0], work.pairs / rows
     compiled = row.work.positions, round(pairs), _num_targets(row.micro)
     mean = round(positions / rows), round(pairs), round(targets / rows)
@@ -68,7 +69,7 @@ def plan_passes(
     tokens, needed_pairs, needed_targets = (needed / passes).tolist()
     return PlannedPasses(
         learner.shapes_of_pass(largest),
-        [parts[0].work.positions for parts in ahead],
+        lengths,
         passes / batches,
         work,
         rows,

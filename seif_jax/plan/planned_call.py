@@ -21,7 +21,12 @@ from seif_jax.plan.program import Program
 from seif_jax.plan.reads import divided
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts
+from seif_jax.sampling.memory import (
+    page_bytes,
+    page_count,
+    room_for_prompts,
+    slots_with_room,
+)
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import EarlierKV
 from seif_jax.sampling.prefill_plan import (
@@ -32,7 +37,6 @@ from seif_jax.sampling.prefill_plan import (
     largest_shape,
     prefix_size,
 )
-from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session_arrays import SessionArrays, earlier_structs, table_widths
 from seif_jax.sampling.weights import decoding_structs
 
@@ -69,7 +73,7 @@ class PlannedCall:
         if call.mode == "verdict":
             return divided(lengths, copies, False, longest)
         samples, slots = lengths.completions.size, call.decoding.batch_size
-        slots = first_slots(samples, slots, call.group_size, copies)
+        slots = slots_with_room(samples, slots, call.group_size, copies)
         return divided(lengths, copies, True, longest, room_for_prompts(slots, longest))
 
     @property

@@ -1,6 +1,6 @@
 """Questions that a frozen model answers with [[1]] or [[0]]: the Filter's and the Judger's."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,9 +12,10 @@ OPTIONS = ("0", "1")
 PREFILL = "[["
 MIN_MASS = 0.01  # verdict mode: with less probability on 0 and 1, there is no verdict
 
-# Text modules must not import JAX, and only pass these two on.
+# Text modules must not import JAX, and only pass these on.
 Key = Any  # jax.Array
 Decoding = Any  # chat.Decoding
+Signature = Any  # compilation.Signature
 
 Address = int | Sequence[int]  # identifies a stream of random numbers
 
@@ -55,6 +56,12 @@ class ChatModelLike(Protocol):
     def coin_flips(
         self, ids: Sequence[Address], decoding: Decoding, key: Key
     ) -> Sequence[bool]: ...
+    def reply_signatures(
+        self, num_dialogues: int, decoding: Decoding, group: int = ...
+    ) -> Iterator[Signature]: ...
+    def next_token_signatures(
+        self, num_dialogues: int, prefill: str, options: tuple[str, ...], *, max_prompt_tokens: int
+    ) -> Iterator[Signature]: ...
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,18 @@ class Judge:
             return [_from_probs(probs) for probs in option_probs]
         replies = self.chat_model.reply(dialogues, self.decoding, key, dialogue_ids=question_ids)
         return [_from_reply(reply) for reply in replies]
+
+    def signatures(self, num_questions: int) -> Iterator[Signature]:
+        """The programs with which at most so many questions are answered."""
+        if self.mode == "generate":
+            yield from self.chat_model.reply_signatures(num_questions, self.decoding)
+        elif self.mode == "verdict":
+            yield from self.chat_model.next_token_signatures(
+                num_questions,
+                self.decoding.prefill + PREFILL,
+                OPTIONS,
+                max_prompt_tokens=self.decoding.max_prompt_tokens,
+            )
 
 
 def _from_probs(probs: list[float] | None) -> Verdict:

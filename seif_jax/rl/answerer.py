@@ -1,11 +1,11 @@
 """The frozen Follower's answers to instructions, which the Instructor's reward is computed from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from seif_jax.instruction import Instruction
 from seif_jax.rewards.checker import CheckedAnswer, Checker
-from seif_jax.rewards.judge import ChatModelLike, Decoding, Key, ReplyLike
+from seif_jax.rewards.judge import ChatModelLike, Decoding, Key, ReplyLike, Signature
 from seif_jax.rewards.score import Answer, Mark
 from seif_jax.roles import follower
 from seif_jax.roles.prompts import Prompts
@@ -47,6 +47,10 @@ class Answerer:
         if dialogues:
             self.chat_model.reply(dialogues, self.decoding, key, self.samples, on_reply, sample_ids)
         return [answers[n] for n in range(len(answers))]
+
+    def signatures(self, num_instructions: int) -> Iterator[Signature]:
+        """The programs with which at most so many instructions are answered."""
+        yield from self.chat_model.reply_signatures(num_instructions, self.decoding, self.samples)
 
 
 def read_answer(reply: ReplyLike | None, format: str) -> Answer:

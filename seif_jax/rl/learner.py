@@ -146,20 +146,19 @@ class Learner:
         optimizer batch, and before it `logp` with each of the weights that come with the batch."""
         # All passes of a batch have the same shapes. There are none if nothing is trained on.
         first = ((next(self.passes(batch), None), weights) for batch, weights in batches)
-        self._compile(state, ((parts, weights) for parts, weights in first if parts))
+        passes = ((parts, weights) for parts, weights in first if parts)
+        compile_in_parallel(self._signatures(state, passes))
+        metrics_log.trim()  # frees the compiler's memory before the peak of memory use
 
-    def compile_usual(
+    def usual_signatures(
         self, state: TrainState, sizes: BatchSizes, weights: Sequence[Params]
-    ) -> None:
-        """Like `compile`, but before there is a batch: for all usual lengths of rows.
+    ) -> Iterator[Signature]:
+        """The programs that `compile` compiles for a batch of these sizes, before there is one: for
+        all usual lengths of rows.
 
         weights: that `logp` will be called with, or their shapes.
         """
-        self._compile(state, ((parts, weights) for parts in self.blank_passes(sizes)))
-
-    def _compile(self, state: TrainState, passes: Iterable[tuple[Pass, Sequence[Params]]]) -> None:
-        compile_in_parallel(self._signatures(state, passes))
-        metrics_log.trim()  # frees the compiler's memory before the peak of memory use
+        yield from self._signatures(state, ((parts, weights) for parts in self.blank_passes(sizes)))
 
     def _signatures(
         self, state: TrainState, passes: Iterable[tuple[Pass, Sequence[Params]]]

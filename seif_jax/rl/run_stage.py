@@ -4,19 +4,19 @@ from pathlib import Path
 
 from seif_jax import data, metrics_log, processes, sample_files, signals
 from seif_jax.checkpoint import Checkpoints, DamagedCheckpoint, open_checkpoints
+from seif_jax.compilation import compiles_ahead
 from seif_jax.compile_progress import Compiles
 from seif_jax.display import Display
 from seif_jax.errors import UserError
 from seif_jax.evaluate.in_run import Moment
 from seif_jax.evaluate.progress import PhaseProgress
 from seif_jax.metrics_log import Phases, Writer
-from seif_jax.models.matmul import platform
 from seif_jax.profiling import Profiler
 from seif_jax.rl import guards
 from seif_jax.rl.learner import Learner
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.stage import Stage, StageInfo, make_learner, make_policy
-from seif_jax.rl.train_step import compile_learner, train_step
+from seif_jax.rl.train_step import compile_stage, train_step
 from seif_jax.run_clock import CLOCK
 
 ROWS_PER_BATCH = 1000  # rows whose prompts are encoded together; bounds memory
@@ -51,7 +51,7 @@ def run_stage(
         sample_files.cut(samples_path, done + 1)
         display.start_stage(info.round, info.rounds, info.name, steps, done)
         if done < steps:
-            compile_learner(stage, learner, state, prompts)
+            compile_stage(stage, learner, state, prompts)
         if not done:
             evaluate(stage, learner, state, Moment(info.round, 0, steps), writer, display)
         for step in range(done + 1, steps + 1):
@@ -141,7 +141,7 @@ def main_programs(stage: Stage) -> list[str]:
         sampler.append("next_logp")
     if stage.learner.loss.kl_coef or batching.rollout_prompts > batching.optimizer_prompts:
         learner.insert(0, "completion_logp")
-    return [*sampler, *learner] if platform() == "cpu" else [*learner, *sampler]
+    return [*learner, *sampler] if compiles_ahead() else [*sampler, *learner]
 
 
 def evaluate(

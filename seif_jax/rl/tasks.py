@@ -4,7 +4,7 @@ Instructor and Follower are trained by the same stage; only their `Task` differs
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -12,7 +12,7 @@ from seif_jax.instruction import SOFT, Instruction, Seed
 from seif_jax.rewards import score as scoring
 from seif_jax.rewards.checker import CheckedAnswer, Checker
 from seif_jax.rewards.instructor_reward import InstructorReward
-from seif_jax.rewards.judge import Judge, Key, ReplyLike, Verdict
+from seif_jax.rewards.judge import Judge, Key, ReplyLike, Signature, Verdict
 from seif_jax.rewards.score import Answer, Score
 from seif_jax.rl.answerer import Answerer, read_answer, with_marks
 from seif_jax.roles import filter, follower, instructor
@@ -31,6 +31,10 @@ class Prompter(Protocol[Parsed_co]):
     def rows(self) -> Sequence[object]: ...
     def judges(self) -> list[Judge]:
         """The frozen models that are asked for verdicts."""
+        ...
+
+    def signatures(self, num_replies: int) -> Iterator[Signature]:
+        """The programs with which the frozen models help to score at most so many replies."""
         ...
 
     def dialogues(self, row: int) -> list[list[Message]]:
@@ -77,6 +81,11 @@ class FollowerTask:
 
     def judges(self) -> list[Judge]:
         return self.checker.judges()
+
+    def signatures(self, num_replies: int) -> Iterator[Signature]:
+        most_constraints = max(len(row.constraints) for row in self.rows)
+        for judge in self.judges():
+            yield from judge.signatures(num_replies * most_constraints)
 
     def dialogues(self, row: int) -> list[list[Message]]:
         return [self.dialogue(row, 0)]
@@ -146,6 +155,10 @@ class Proposer:
 
     def judges(self) -> list[Judge]:
         return [self.filter] if self.filter else []
+
+    def signatures(self, num_replies: int) -> Iterator[Signature]:
+        if self.filter:
+            yield from self.filter.signatures(num_replies)
 
     def variant(self, row: int, step: int) -> str:
         draw = random.Random(f"{self.seed}/{step}/{row}").random()
@@ -219,6 +232,13 @@ class InstructorTask(Proposer):
 
     def judges(self) -> list[Judge]:
         return super().judges() + self.checker.judges()
+
+    def signatures(self, num_replies: int) -> Iterator[Signature]:
+        yield from super().signatures(num_replies)
+        yield from self.answerer.signatures(num_replies)
+        num_answers = num_replies * self.answerer.samples
+        for judge in self.checker.judges():
+            yield from judge.signatures(num_answers * max(instructor.VARIANTS.values()))
 
     def score(self, parsed: Sequence[Proposal], sample_ids: Sequence[int], key: Key) -> list[Score]:
         proposals = self.propose(parsed, sample_ids, key)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import jax
 import numpy as np
 
 from seif_jax import metrics_log, processes
 from seif_jax.chat import ChatModel
+from seif_jax.compilation import compile_in_parallel, compiles_ahead
 from seif_jax.metrics_log import Phases
 from seif_jax.models import Params
-from seif_jax.models.matmul import platform
 from seif_jax.rewards.judge import Judge
 from seif_jax.rl import guards
 from seif_jax.rl.batch import Batch
@@ -75,20 +76,32 @@ def train_step(
     return state, {**step_metrics(updates), **rollout_metrics}, sampled.samples
 
 
-def compile_learner(stage: Stage, learner: Learner, state: TrainState, prompts: int) -> None:
-    """Compiles the learner's large programs before the first step, for all usual lengths of rows.
-    On CPUs this is left to `optimizer_batches`, which compiles only what it needs.
+def compile_stage(stage: Stage, learner: Learner, state: TrainState, prompts: int) -> None:
+    """Compiles the large programs of all steps in parallel, before the first step: the learner's
+    for all usual lengths of rows, and those of rollouts, of the frozen models and of evaluation
+    sets. On CPUs each is compiled when it is needed.
 
     prompts: the number of prompts per step.
     """
-    if platform() == "cpu":
+    if not compiles_ahead():
         return
     of_update = min(prompts, stage.batching.optimizer_prompts)
     of_policy = [learner.policy_shapes()] if prompts > of_update else []
     references = [stage.model.reference().params] if learner.config.loss.kl_coef else []
     group_size, longest = stage.rollout.grouping.size, stage.rollout.decoding.max_prompt_tokens
     sizes = BatchSizes(of_update, group_size, longest)
-    learner.compile_usual(state, sizes, [*of_policy, *references])
+    # The policy is in memory, so that the sampler finds as much free memory as in a step.
+    policy = make_policy(stage, learner, state)
+    local = len(processes.share(prompts, policy.processes_per_copy))
+    compile_in_parallel(
+        chain(
+            learner.usual_signatures(state, sizes, [*of_policy, *references]),
+            policy.reply_signatures(local, stage.rollout.decoding, group_size),
+            stage.task.signatures(local * group_size),
+            stage.evaluation.signatures(policy),
+        )
+    )
+    metrics_log.trim()  # frees the compiler's memory
 
 
 def prompt_tokens(judges: Sequence[Judge]) -> PromptTokens:

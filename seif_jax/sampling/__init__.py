@@ -2,7 +2,7 @@
 
 import pickle
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
@@ -14,15 +14,28 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float, Key
 
-from seif_jax.compilation import compile_in_parallel
+from seif_jax.compilation import Signature, compile_in_parallel
 from seif_jax.errors import RunError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.models.tree_forward import attends_by_kernel
-from seif_jax.sampling.memory import free_bytes, page_bytes, page_count, room_for_prompts
+from seif_jax.sampling.memory import (
+    free_bytes,
+    page_bytes,
+    page_count,
+    room_for_prompts,
+    slots_with_room,
+    usual_page_count,
+)
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.prefill import next_logp
-from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
+from seif_jax.sampling.prefill_plan import (
+    UNLIMITED,
+    PrefillPlan,
+    Reads,
+    plan_prefill,
+    reads_of_longest,
+)
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.programs import read_signatures, session_signatures
@@ -100,8 +113,8 @@ class Engine:
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         max_prompt_tokens = max(max_prompt_tokens, *map(len, prompts))
-        most_slots = first_slots(total, batch_size, group, len(self.replicas))
-        room = room_for_prompts(most_slots, max_prompt_tokens)
+        with_room = slots_with_room(total, batch_size, group, len(self.replicas))
+        room = room_for_prompts(with_room, max_prompt_tokens)
         self._check_same_call(prompts, key_data, limits)
         plan = self._plan(prompts, max_prompt_tokens, True, room)
         queue = PrefillQueue(len(plan.reads), plan.copies)
@@ -109,14 +122,9 @@ class Engine:
         pages = page_count(plan, np.array(limits), batch_size, group, budget, max_prompt_tokens)
         widths = table_widths(max_prompt_tokens, max(limits))
         slots = first_slots(total, batch_size, group, plan.copies)
-        arrays = [
-            SessionArrays(self.config, params, self.dtype, batch_size, slots, pages, widths)
-            for params in self.replicas[: plan.copies]
-        ]
+        arrays = self._arrays(plan, batch_size, slots, pages, widths)
         options = decode_options(group, method, stop_ids, self.dtype)
-        compile_in_parallel(
-            signature for x in arrays for signature in session_signatures(x, plan, limits, options)
-        )
+        compile_in_parallel(self._of_sessions(arrays, plan, options))
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -145,6 +153,34 @@ class Engine:
         run_concurrently(run, plan.copies)
         return [samples[i] for i in range(total)]
 
+    def sample_signatures(
+        self,
+        num_prompts: int,
+        *,
+        group: int,
+        max_tokens: int,
+        method: Method,
+        stop_ids: tuple[int, ...],
+        batch_size: int,
+        max_prompt_tokens: int,
+        memory: float = 0.8,
+    ) -> Iterator[Signature]:
+        """The programs of calls of `sample` with these arguments and at most `num_prompts` prompts,
+        for the memory that is free now. If there is less during a call, or if its prompts are far
+        longer than usual, it needs other programs. Processes that share a copy of the weights
+        must call this in the same order."""
+        total, copies = num_prompts * group, len(self.replicas)
+        with_room = slots_with_room(total, batch_size, group, copies)
+        room = room_for_prompts(with_room, max_prompt_tokens)
+        reads = reads_of_longest(num_prompts, max_prompt_tokens, copies, True, room)
+        budget = int(memory * self._free_pages())
+        pages = usual_page_count(max_tokens, with_room, budget, max_prompt_tokens)
+        widths = table_widths(max_prompt_tokens, max_tokens)
+        slots = first_slots(total, batch_size, group, reads.copies)
+        arrays = self._arrays(reads, batch_size, slots, pages, widths)
+        options = decode_options(group, method, stop_ids, self.dtype)
+        yield from self._of_sessions(arrays, reads, options)
+
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], max_prompt_tokens: int = 0
     ) -> Float[np.ndarray, "n O"]:
@@ -156,12 +192,7 @@ class Engine:
         plan = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
-        static = {"options": options, "dtype": self.dtype}
-        compile_in_parallel(
-            signature
-            for params in self.replicas[: plan.copies]
-            for signature in read_signatures(next_logp, self.config, params, plan, static)
-        )
+        compile_in_parallel(self._of_next_logp(plan, options))
 
         def run(copy: int) -> None:
             try:
@@ -175,6 +206,36 @@ class Engine:
 
         run_concurrently(run, plan.copies)
         return result
+
+    def next_logp_signatures(
+        self, num_prompts: int, options: tuple[int, ...], max_prompt_tokens: int
+    ) -> Iterator[Signature]:
+        """The programs of calls of `next_logp` with these arguments and at most `num_prompts`
+        prompts."""
+        copies = len(self.replicas)
+        reads = reads_of_longest(num_prompts, max_prompt_tokens, copies, keep_prefix=False)
+        yield from self._of_next_logp(reads, options)
+
+    def _arrays(
+        self, reads: Reads, batch_size: int, slots: int, pages: int, widths: tuple[int, int]
+    ) -> list[SessionArrays]:
+        """The arrays of the sessions of all copies of the weights."""
+        return [
+            SessionArrays(self.config, params, self.dtype, batch_size, slots, pages, widths)
+            for params in self.replicas[: reads.copies]
+        ]
+
+    def _of_sessions(
+        self, arrays: Sequence[SessionArrays], reads: Reads, options: dict[str, object]
+    ) -> Iterator[Signature]:
+        kernel = attends_by_kernel(self.config)
+        for of_session in arrays:
+            yield from session_signatures(of_session, reads, kernel, options)
+
+    def _of_next_logp(self, reads: Reads, options: tuple[int, ...]) -> Iterator[Signature]:
+        static, kernel = {"options": options, "dtype": self.dtype}, attends_by_kernel(self.config)
+        for params in self.replicas[: reads.copies]:
+            yield from read_signatures(next_logp, self.config, params, reads, kernel, static)
 
     def _plan(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Int
 
+from seif_jax.compilation import compiles_ahead
 from seif_jax.errors import UserError
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
@@ -54,12 +55,11 @@ def page_count(
     budget: int,
     max_prompt_tokens: int,
 ) -> int:
-    """The number of pages that a call of `Engine.sample` allocates in each copy of the weights.
+    """The number of pages that a call of `Engine.sample` allocates in each copy of the weights:
+    `usual_page_count`, unless the prompts are far longer than usual.
 
-    Programs are compiled for this number, so it does not depend on the lengths of the prompts
-    unless they are far longer than usual. budget: the number of pages that fit into memory, which
-    is not exceeded. limits: the maximum number of tokens of each sample. slots: see `Schedule`.
-    group: samples per prompt. max_prompt_tokens: see `Engine.sample`.
+    limits: the maximum number of tokens of each sample. slots: see `Schedule`. group: samples per
+    prompt. budget, max_prompt_tokens: see `usual_page_count`.
 
     Raises UserError if the prefix, the largest read of prompts and the longest sample do not fit
     together.
@@ -72,25 +72,46 @@ def page_count(
             f"sample of {limits.max():,} tokens and the prompts that are prefilled together need "
             f"{smallest * size:,}"
         )
-    # Rounded down, because free memory varies a little between calls.
-    step = 1 << max(budget.bit_length() - 4, 0)
-    available = max(budget // step * step, smallest)
-    slots = first_slots(len(limits), slots, group, reads.copies)
-    longest = pages_for_age(int(limits.max()))
-    prompts = room_for_prompts(slots, max_prompt_tokens)
-    by_read = [read_pages(reads, n) for n in range(len(reads.reads))]
+    slots = slots_with_room(len(limits), slots, group, reads.copies)
+    prompts, by_read = 0, [read_pages(reads, n) for n in range(len(reads.reads))]
     if sum(by_read) > 2 * typical_prompt_pages() * len(limits):
         # So long that slots would be idle. (Shorter prompts fit into what short samples leave.)
-        prompts = max(prompts, sum(by_read) * ready_samples(slots) // len(limits) + max(by_read))
+        prompts = sum(by_read) * ready_samples(slots) // len(limits) + max(by_read)
+    usual = usual_page_count(int(limits.max()), slots, budget, max_prompt_tokens, prompts)
+    return max(usual, smallest)
+
+
+def usual_page_count(
+    max_tokens: int, slots: int, budget: int, max_prompt_tokens: int, prompt_pages: int = 0
+) -> int:
+    """The number of pages that a call allocates in each copy of the weights, if its prompts are not
+    far longer than usual. Programs are compiled for this number, so it does not depend on the
+    prompts.
+
+    max_tokens: of the longest sample. slots: see `slots_with_room`. budget: the number of pages
+    that fit into memory, which is not exceeded. max_prompt_tokens: see `Engine.sample`.
+    prompt_pages: for which there is room at least.
+    """
+    # Rounded down, because free memory varies a little between calls.
+    step = 1 << max(budget.bit_length() - 4, 0)
+    prompts = max(room_for_prompts(slots, max_prompt_tokens), prompt_pages)
+    of_samples = ENTRIES_PER_SLOT * slots * pages_for_age(max_tokens)
     # The 1 is the page TRASH.
-    useful = 1 + pages_for(max_prompt_tokens) + prompts + ENTRIES_PER_SLOT * slots * longest
-    return min(available, round_up_pow2(max(useful, smallest)))
+    useful = 1 + pages_for(max_prompt_tokens) + prompts + of_samples
+    return min(budget // step * step, round_up_pow2(useful))
+
+
+def slots_with_room(samples: int, batch_size: int, group: int, copies: int) -> int:
+    """The number of slots that there are pages for. If programs are compiled ahead, it does not
+    depend on the number of samples, so that calls of all sizes share programs. Otherwise a small
+    call needs less memory."""
+    return batch_size if compiles_ahead() else first_slots(samples, batch_size, group, copies)
 
 
 def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
-    """The number of pages for prompts in a copy of the weights that begins a call with this many
-    slots, unless the prompts of a call are far longer than usual. A read of several prompts has at
-    most as many."""
+    """The number of pages for prompts in a copy of the weights that has room for this many slots,
+    unless the prompts of a call are far longer than usual. A read of several prompts has at most as
+    many."""
     longest = pages_for(max_prompt_tokens)
     return max(slots * min(typical_prompt_pages(), longest), longest)
 

@@ -267,6 +267,19 @@ def divide(
     )
 
 
+def reads_of_longest(
+    count: int,
+    max_prompt_tokens: int,
+    copies: int,
+    keep_prefix: bool,
+    max_read_pages: int = UNLIMITED,
+) -> Reads:
+    """The reads of `count` prompts of maximum length without a common start. See `divide`."""
+    lengths, shared = np.full(count, max_prompt_tokens), np.zeros(count, int)
+    limits = max_prompt_tokens, max_read_pages
+    return divide(range(count), lengths, shared, int(lengths.sum()), copies, keep_prefix, *limits)
+
+
 def largest_shape(reads: Sequence[Reads]) -> ReadShape:
     """The shape of the largest read that these calls, or others with the same goals, can have."""
     goals = {row_shape(call.goal) for call in reads}

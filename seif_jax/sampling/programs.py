@@ -1,6 +1,6 @@
-"""The programs of a sampling call, which are compiled in parallel when it begins."""
+"""The programs of a sampling call, which are compiled in parallel when it begins, or earlier."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -10,14 +10,12 @@ from typing import cast
 import jax
 from jax.typing import DTypeLike
 
-from seif_jax.compilation import Signature
+from seif_jax.compilation import Signature, compiles_ahead
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
-from seif_jax.models.matmul import platform
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.prefill import insert, prefill
 from seif_jax.sampling.prefill_plan import (
-    PrefillPlan,
     Reads,
     ReadShape,
     blank_tree,
@@ -27,7 +25,7 @@ from seif_jax.sampling.prefill_plan import (
     row_sizes,
 )
 from seif_jax.sampling.prompt_pages import store
-from seif_jax.sampling.schedule import WORTH_TOKENS, slot_sizes
+from seif_jax.sampling.schedule import slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
 from seif_jax.sampling.session_arrays import (
     SessionArrays,
@@ -42,26 +40,27 @@ from seif_jax.sharding import mesh_of
 
 def session_signatures(
     arrays: SessionArrays,
-    plan: PrefillPlan,
-    limits: Sequence[int],
+    reads: Reads,
+    kernel: bool,
     options: Mapping[str, object],
 ) -> Iterator[Signature]:
     """The programs of a session: decoding, which takes longest to compile, and then those of all
     reads of the call.
 
-    limits: the maximum number of tokens of each sample. options: see `decode_options`.
+    kernel: whether a kernel computes attention in reads. options: see `decode_options`.
     """
     params = arrays.params
     signature = partial(Signature, mesh_of(params))
     weights = params, decoding_layers(params["layers"]), embedding_table(params["embed"])
-    sizes = [replace(arrays, slots=size) for size in likely_slots(arrays, max(limits))]
+    sizes = [replace(arrays, slots=size) for size in likely_slots(arrays)]
     for size in sizes:
         yield signature(decode, size.of_decode(*weights), options)
-    yield from read_signatures(prefill, arrays.config, params, plan, {"dtype": arrays.dtype})
-    for read in likely_shapes(plan):
+    of_prefill = {"dtype": arrays.dtype}
+    yield from read_signatures(prefill, arrays.config, params, reads, kernel, of_prefill)
+    for read in likely_shapes(reads):
         yield signature(store, arrays.of_store(read))
         yield signature(copy_rows, arrays.of_copy_rows(read))
-    if plan.prefix_tokens:
+    if reads.prefix_tokens:
         yield signature(store, arrays.of_store(prefix_shape()))
     for size, smaller in pairwise(sizes):
         yield signature(take_slots, size.of_take_slots(), {"size": smaller.slots})
@@ -71,22 +70,25 @@ def read_signatures(
     function: jax.stages.Wrapped,
     config: ModelConfig,
     params: Params,
-    plan: PrefillPlan,
+    reads: Reads,
+    kernel: bool,
     options: Mapping[str, object],
 ) -> Iterator[Signature]:
-    """The programs that compute the reads of a plan, and what precedes them.
+    """The programs that compute reads, and what precedes them.
 
-    function: `prefill` or `next_logp`, which computes the reads. options: its static arguments.
+    function: `prefill` or `next_logp`, which computes the reads. kernel: whether a kernel computes
+    attention. options: the function's static arguments.
     """
     dtype = cast(DTypeLike, options["dtype"])
     signature = partial(Signature, mesh_of(params))
-    programs = [(function, read, options) for read in likely_shapes(plan)]
-    programs += [(prefill, read, {"dtype": dtype}) for read in plan.shapes_before]
+    shapes = likely_shapes(reads)
+    programs = [(function, read, options) for read in shapes]
+    programs += [(prefill, read, {"dtype": dtype}) for read in likely_shapes_before(reads)]
     for program, read, static in programs:
         before = earlier_structs(config, params, dtype, read.before)
-        tree = shapes_of(blank_tree(read, plan.kernel))
+        tree = shapes_of(blank_tree(read, kernel))
         yield signature(program, (config, params, before, tree), static)
-    for read in filter(attrgetter("is_long"), plan.shapes):
+    for read in filter(attrgetter("is_long"), shapes):
         kv, prefix, piece = (
             packed_structs(config, params, dtype, tokens)
             for tokens in (read.before, prefix_size(), read.tokens)
@@ -96,19 +98,24 @@ def read_signatures(
 
 
 def likely_shapes(reads: Reads) -> list[ReadShape]:
-    """The shapes of this call's reads and, on GPUs and TPUs, those that later calls will probably
-    need: all rows up to the largest of this call. Largest first. On CPUs, compiling the others
-    would delay the call."""
+    """The shapes of this call's reads and, if programs are compiled ahead, those that later calls
+    will probably need: all rows up to the largest of this call. Largest first."""
     shapes = reads.shapes
-    if platform() != "cpu":
+    if compiles_ahead():
         largest = max(shapes)
         shapes |= {row_shape(size) for size in row_sizes() if size <= largest.tokens}
     return sorted(shapes, reverse=True)
 
 
-def likely_slots(arrays: SessionArrays, max_tokens: int) -> list[int]:
-    """The numbers of slots that a session starts with and will probably shrink to. On CPUs only the
-    first: compiling the others would delay the programs that are needed."""
-    if platform() == "cpu" or max_tokens < WORTH_TOKENS:
+def likely_shapes_before(reads: Reads) -> set[ReadShape]:
+    """The shapes of rows that are computed only for later ones: those of this call and, if programs
+    are compiled ahead, that of a prefix, which later calls may have."""
+    return reads.shapes_before | ({prefix_shape()} if compiles_ahead() else set())
+
+
+def likely_slots(arrays: SessionArrays) -> list[int]:
+    """The number of slots that a session starts with and, if programs are compiled ahead, those
+    that it will probably shrink to and that smaller calls start with."""
+    if not compiles_ahead():
         return [arrays.slots]
     return [size for size in slot_sizes(arrays.batch_size) if size <= arrays.slots]

@@ -1,0 +1,97 @@
+"""What a stage compiles before its first step, on CPUs and as on accelerators."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import tiny
+import tiny_run
+
+import seif_jax
+from seif_jax import compilation, propose
+from seif_jax.rl import run_stage
+from seif_jax.sampling import memory
+
+SAMPLER = ("prefill", "decode", "next_logp", "insert", "store", "copy_rows", "take_slots")
+LEARNER = ("gradient", "completion_logp", "change")
+STAGES = ("instructor", "generate", "follower")
+
+
+class Stages:
+    """Wraps the functions that compile a stage's programs, and those that run and evaluate its
+    steps, and counts the programs that each compiles."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.counts = tiny.count_compiled((*SAMPLER, *LEARNER))
+        self.ahead: list[Counter[str]] = []  # by stage: compiled before the first step
+        self.later: list[Counter[str]] = []  # and in all of its steps and evaluations
+        for module, compile, *later in (
+            (run_stage, "compile_stage", "train_step", "evaluate"),
+            (propose, "_compile", "_step"),
+        ):
+            monkeypatch.setattr(module, compile, self.first(getattr(module, compile)))
+            for name in later:
+                monkeypatch.setattr(module, name, self.next(getattr(module, name)))
+
+    def counted(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, Counter[str]]:
+        before = self.counts.copy()
+        result = function(*arguments)
+        return result, self.counts - before
+
+    def first(self, function: Callable[..., Any]) -> Callable[..., None]:
+        def compile(*arguments: Any) -> None:
+            self.ahead.append(self.counted(function, *arguments)[1])
+            self.later.append(Counter())
+
+        return compile
+
+    def next(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*arguments: Any) -> Any:
+            result, compiled = self.counted(function, *arguments)
+            self.later[-1] += compiled
+            return result
+
+        return step
+
+
+def run(place: tiny_run.Place, folder: Path, filter: str, judger: str) -> None:
+    """A round with two updates per step and a reference model. Rows of the learner fill more than
+    half of `micro_tokens`. filter, judger: their modes."""
+    jax.clear_caches()
+    changes: dict[str, object] = {
+        "rounds": 1, "grpo.kl_coef": 0.1, "filter.mode": filter, "judger.mode": judger,
+        "generate.filter": filter == "verdict", "eval.every_steps": 1, "eval.temperature": 0.0,
+        "instructor.micro_tokens": 256, "follower.micro_tokens": 128,
+    }  # fmt: skip
+    seif_jax.run(str(place.config), folder, changes)
+
+
+# A random model's Filter that writes its analysis keeps nothing.
+@pytest.mark.parametrize(
+    "filter, judger", [("verdict", "verdict"), ("verdict", "generate"), ("generate", "verdict")]
+)
+def test_all_large_programs_are_compiled_before_the_first_step(
+    place: tiny_run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filter: str, judger: str
+) -> None:
+    stages = Stages(monkeypatch)
+    monkeypatch.setattr(compilation, "platform", lambda: "gpu")
+    monkeypatch.delitem(memory.TYPICAL_PROMPT_TOKENS, "cpu")
+    run(place, tmp_path, filter, judger)
+    by_stage = dict(zip(STAGES, stages.ahead, strict=True))
+    assert {name: dict(x) for name, x in zip(STAGES, stages.later, strict=True)} == dict.fromkeys(
+        STAGES, {}
+    ), by_stage
+    assert {*by_stage["instructor"]} >= {"decode", "prefill", *LEARNER}
+    assert "next_logp" in by_stage["instructor"]
+
+
+def test_cpus_compile_only_what_is_needed(
+    place: tiny_run.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Stages(monkeypatch)
+    run(place, tmp_path, "verdict", "verdict")
+    assert stages.ahead == [Counter()] * 3
+    assert stages.later[0]["decode"] and stages.later[2]["gradient"]
