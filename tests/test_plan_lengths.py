@@ -26,7 +26,12 @@ from seif_jax.plan.stage_programs import programs
 from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, CallLengths, Draw, judged, unrelated
 from seif_jax.sampling import prefill_plan
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.memory import page_count
+from seif_jax.sampling.memory import (
+    page_count,
+    room_for_prompts,
+    slots_with_room,
+    usual_page_count,
+)
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill_plan import blank_tree, largest_shape, plan_prefill
@@ -410,3 +415,17 @@ def test_every_process_gets_its_share():
     assert sum(part.completions.sum() for part in parts) == call.completions.sum()
     assert not len(call.of_process(7, 8, rows=6).prompts)
     assert length_distribution.MAX_SIGMA == 5
+
+
+@pytest.mark.parametrize("platform, same", [("cpu", False), ("gpu", True)])
+def test_calls_of_all_sizes_have_equally_many_pages_on_accelerators(platform, same):
+    """Because their programs are compiled before it is known how many samples there are."""
+    counts = set()
+    with target_platform(platform):
+        for prompts in (3, 20, 90, 400):
+            call = unrelated(np.full(prompts, 300), np.full((prompts, 2), 500))
+            room = room_for_prompts(slots_with_room(2 * prompts, 64, 2, 1), 700)
+            reads = divided(call, 1, True, 700, room)
+            counts.add(page_count(reads, np.full(2 * prompts, 500), 64, 2, 10**9, 700))
+        usual = usual_page_count(500, 64, 10**9, max_prompt_tokens=700)
+    assert (counts == {usual}) is same and usual in counts
