@@ -16,7 +16,7 @@ import numpy as np
 import tiny
 
 from seif_jax import compilation, models, sampling, sharding
-from seif_jax.sampling import Engine, prefill_plan, row_keys
+from seif_jax.sampling import Engine, row_keys, row_shapes
 from seif_jax.sampling.methods import Method
 
 MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
@@ -74,6 +74,6 @@ if __name__ == "__main__":
     mesh_sizes, platform = json.loads(sys.argv[1])
     with (
         mock.patch.object(compilation, "platform", lambda: platform),
-        mock.patch.dict(prefill_plan.READ_TOKENS, cpu=512),
+        mock.patch.dict(row_shapes.READ_TOKENS, cpu=512),
     ):
         print(json.dumps([counts(mesh_sizes, verdicts) for verdicts in (False, True)]))

@@ -18,7 +18,7 @@ from seif_jax.models.io import hf_config
 from seif_jax.models.layers import rms_norm, weight
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
-from seif_jax.sampling import Engine, prefill_plan, row_keys
+from seif_jax.sampling import Engine, row_keys, row_shapes
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.shapes import split
 
@@ -159,7 +159,7 @@ def test_prefill_and_decoding(toy, greedy):
 
 def test_long_prompts_in_pieces(toy, monkeypatch):
     """The window of a token may begin in the piece before its own."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 64)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 64)
     c, params = toy
     prompts = [np.random.default_rng(n).integers(3, 96, n).tolist() for n in (64, 70, 150)]
     got = Engine(c, params, jnp.float32).next_logp(prompts, (4, 60))

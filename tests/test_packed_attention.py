@@ -8,8 +8,10 @@ import pytest
 from seif_jax.models.attention import causal
 from seif_jax.models.packed_attention import attend
 from seif_jax.models.xla_attention import Keys
-from seif_jax.sampling import prefill_plan
-from seif_jax.sampling.prefill_plan import PromptTree, Read, ReadShape, plan_prefill
+from seif_jax.sampling import row_shapes
+from seif_jax.sampling.prefill_plan import Read, plan_prefill
+from seif_jax.sampling.prompt_tree import PromptTree
+from seif_jax.sampling.row_shapes import ReadShape
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -36,7 +38,7 @@ def test_values(kernel, shots):
 @pytest.mark.parametrize("shots", [0, 41])
 def test_pieces_of_a_long_prompt(kernel, shots, monkeypatch):
     """After a prefix, they do not begin at the edge of a tile. The buffer before them is padded."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 256)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 256)
     rng = np.random.default_rng(4)
     start = [1] * shots
     plan = plan_prefill([start + rng.integers(2, 90, n).tolist() for n in (900, 9)], kernel=kernel)

@@ -21,7 +21,8 @@ from seif_jax.plan.advice import changes, find_change
 from seif_jax.plan.chip_specs import Chip
 from seif_jax.plan.estimate import Compiler
 from seif_jax.sampling import prefill
-from seif_jax.sampling.prefill_plan import attention_pairs, plan_prefill
+from seif_jax.sampling.prefill_plan import plan_prefill
+from seif_jax.sampling.prompt_tree import attention_pairs
 from seif_jax.sampling.session_arrays import earlier_structs
 from seif_jax.sampling.shapes import SIZES, round_up
 

@@ -24,7 +24,7 @@ from seif_jax.plan.reads import divided, read_pairs
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.stage_programs import programs
 from seif_jax.plan.step_lengths import CONSTRAINT_TOKENS, CallLengths, Draw, judged, unrelated
-from seif_jax.sampling import prefill_plan
+from seif_jax.sampling import prompt_tree, row_shapes
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.memory import (
     page_count,
@@ -34,7 +34,8 @@ from seif_jax.sampling.memory import (
 )
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_needed
-from seif_jax.sampling.prefill_plan import blank_tree, largest_shape, plan_prefill
+from seif_jax.sampling.prefill_plan import largest_shape, plan_prefill
+from seif_jax.sampling.prompt_tree import blank_tree
 from seif_jax.sampling.session_arrays import SessionArrays
 from seif_jax.sampling.weights import decoding_structs
 
@@ -372,7 +373,7 @@ def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(
     """The reads of prompts with these lengths and shared starts, and the scores that attention
     computes for each; longer prompts need more than their share of tokens. In rows of 512 tokens,
     some are computed in pieces."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", read_tokens)
     random = np.random.default_rng(4)
     answered = unrelated(random.integers(40, 300, 6), random.integers(1, 900, (6, 2)))
     prompts, shared = judged(answered, 3)
@@ -386,7 +387,7 @@ def test_pairs_of_reads_are_those_of_the_prompts_they_stand_for(
     packed = [plan.pack(n) for n in range(len(plan.reads))]
     assert (max(len(read.trees) for read in packed) > 1) == (read_tokens == 512)
     pairs = read_pairs(call, reads, kernel)
-    assert pairs == [sum(map(prefill_plan.attention_pairs, read.trees)) for read in packed]
+    assert pairs == [sum(map(prompt_tree.attention_pairs, read.trees)) for read in packed]
     assert sum(pairs) > call.prompt_pairs and len(pairs) > 1
     largest = blank_tree(largest_shape([reads]), kernel)
     (tree, *_) = max(packed, key=lambda read: read.shape).trees

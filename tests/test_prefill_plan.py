@@ -13,18 +13,11 @@ from seif_jax.models import packed_attention, tree_attention_kernels
 from seif_jax.models.matmul import target_platform
 from seif_jax.models.xla_attention import TilePairs, tile_side
 from seif_jax.plan.reads import calls_of_slowest_copy
-from seif_jax.sampling import prefill_plan
+from seif_jax.sampling import row_shapes
 from seif_jax.sampling.page_needs import read_pages
-from seif_jax.sampling.prefill_plan import (
-    PrefillPlan,
-    PromptTree,
-    attention_pairs,
-    blank_tree,
-    largest_shape,
-    max_stored_pages,
-    plan_prefill,
-    prefix_size,
-)  # fmt: skip
+from seif_jax.sampling.prefill_plan import PrefillPlan, largest_shape, plan_prefill
+from seif_jax.sampling.prompt_tree import PromptTree, attention_pairs, blank_tree
+from seif_jax.sampling.row_shapes import max_stored_pages, prefix_size  # fmt: skip
 
 Prompt = list[int]
 
@@ -101,7 +94,7 @@ def test_any_prompts(stem, tails, keep_prefix, read_tokens, copies):
     """With stems, prompts that begin others and equal ones, in reads of all sizes."""
     prompts = [stem + tail for tail in tails] + [stem + tails[0][:1], [1] * 70 + stem]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
+        patch.setitem(row_shapes.READ_TOKENS, "cpu", read_tokens)
         plan = plan_prefill(prompts, copies, keep_prefix)
         check(prompts, plan)
         assert plan.distinct_tokens == len(starts(prompts)) <= plan.computed_tokens

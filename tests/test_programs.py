@@ -15,7 +15,7 @@ from seif_jax import models
 from seif_jax.metrics_log import COMPILED
 from seif_jax.sampling import Engine, row_keys
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.prefill_plan import row_sizes
+from seif_jax.sampling.row_shapes import row_sizes
 
 MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
 SLOTS, LONGEST = 8, 200

@@ -14,7 +14,7 @@ from seif_jax import models
 from seif_jax.models.paged_attention import page_tokens
 from seif_jax.models.token_tree import pack_completions
 from seif_jax.models.tree_forward import completion_logp
-from seif_jax.sampling import Engine, methods, prefill_plan, row_keys
+from seif_jax.sampling import Engine, methods, prefill_plan, row_keys, row_shapes
 from seif_jax.sampling.methods import Method, sample_token
 from seif_jax.sampling.shapes import common_prefix, round_up, split
 
@@ -128,7 +128,7 @@ def families(seed: int, instructions: tuple[int, ...], shots: int = 40) -> list[
 def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
     """With and without a common prefix, and with one that is longer than the row of 64 tokens in
     which a prefix is read; in one read and in several."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: read_tokens)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", read_tokens)
     prompts = families(1, (3, 1, 2), shots)
     got = engine().next_logp(prompts, (4, 60))
     for prompt, row in zip(prompts, got, strict=True):
@@ -139,7 +139,7 @@ def test_next_logp_of_trees(monkeypatch, shots, read_tokens):
 def test_long_prompts_are_computed_in_pieces(monkeypatch, shots, longest, pieces):
     """Rows of 64 tokens, prompts of up to three of them: probabilities and samples are those of the
     full forward pass. With and without a common prefix, and with one that is longer than a row."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 64)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 64)
     rng = np.random.default_rng(shots)
     lengths = (longest, 1, 20, 64, 65)
     prompts = [[*range(5, 5 + shots), *rng.integers(3, 96, n).tolist()] for n in lengths]
@@ -160,7 +160,7 @@ def test_long_prompts_are_computed_in_pieces(monkeypatch, shots, longest, pieces
 
 def test_shared_starts_change_no_probability(monkeypatch):
     """Whatever the other prompts are, in whatever order, in several reads."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 500)
     prompts = families(2, (4, 2))
     alone = [engine().next_logp([prompt], (4, 60))[0] for prompt in prompts]
     together = engine().next_logp(prompts, (4, 60))
@@ -186,7 +186,7 @@ def test_prompts_that_begin_or_equal_others():
 def test_samples_of_prompts_that_share_starts(monkeypatch, batch_size):
     """Prompts of very different lengths in trees, more of them than slots: each sample is the one
     that it would be alone, and every token of a prompt is computed about once."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 500)
     prompts = families(3, (3, 2, 1)) + [[5] * 300]
     keys = row_keys(jax.random.key(1), range(len(prompts)))
     model = engine()
@@ -207,7 +207,7 @@ def test_samples_of_prompts_that_share_starts(monkeypatch, batch_size):
 def test_many_short_prompts_after_a_long_start(monkeypatch):
     """The start is longer than a prefix may be, and ends just before the end of a page, so that
     each prompt of two pages has few tokens."""
-    monkeypatch.setattr(prefill_plan, "read_tokens", lambda: 500)
+    monkeypatch.setitem(row_shapes.READ_TOKENS, "cpu", 500)
     start = np.random.default_rng(0).integers(3, 96, 64 + 2 * page_tokens() - 1).tolist()
     prompts = [[*start, 3 + i, 7, 4] for i in range(40)]
     model, keys = engine(), row_keys(jax.random.key(1), range(len(prompts)))

@@ -17,9 +17,9 @@ from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program,
 from seif_jax.plan.reads import calls_of_slowest_copy, read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.prefill_plan import attention_pairs
 from seif_jax.sampling.programs import likely_shapes, likely_shapes_before
 from seif_jax.sampling.prompt_pages import store
+from seif_jax.sampling.prompt_tree import attention_pairs
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
 from seif_jax.sampling.session_arrays import decode_options, shapes_of

@@ -29,14 +29,9 @@ from seif_jax.sampling.memory import (
 )
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import EarlierKV
-from seif_jax.sampling.prefill_plan import (
-    PromptTree,
-    Reads,
-    ReadShape,
-    blank_tree,
-    largest_shape,
-    prefix_size,
-)
+from seif_jax.sampling.prefill_plan import Reads, largest_shape
+from seif_jax.sampling.prompt_tree import PromptTree, blank_tree
+from seif_jax.sampling.row_shapes import ReadShape, prefix_size
 from seif_jax.sampling.session_arrays import SessionArrays, earlier_structs, table_widths
 from seif_jax.sampling.weights import decoding_structs
 

@@ -5,15 +5,9 @@ from functools import lru_cache
 import numpy as np
 
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.prefill_plan import (
-    UNLIMITED,
-    Reads,
-    ReadShape,
-    Row,
-    attention_pairs,
-    divide,
-    pack_read,
-)
+from seif_jax.sampling.prefill_plan import UNLIMITED, Reads, divide
+from seif_jax.sampling.prompt_tree import Row, attention_pairs, pack_read
+from seif_jax.sampling.row_shapes import ReadShape
 
 
 def divided(

@@ -16,7 +16,7 @@ from seif_jax.models.layers import Params
 from seif_jax.models.matmul import as_bits, cache_dtype, from_bits
 from seif_jax.models.packed_attention import attend
 from seif_jax.models.xla_attention import Keys
-from seif_jax.sampling.prefill_plan import PromptTree
+from seif_jax.sampling.prompt_tree import PromptTree
 
 
 class PackedKV(NamedTuple):

@@ -15,29 +15,27 @@ it does.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, cast
 
-import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from seif_jax.models import tree_attention_kernels, xla_attention
-from seif_jax.models.matmul import platform
-from seif_jax.models.packed_attention import plan_kernel_tiles
 from seif_jax.models.paged_attention import page_tokens
 from seif_jax.models.token_tree import round_up_pow2
-from seif_jax.models.xla_attention import TilePairs, plan_tiles
+from seif_jax.sampling.prompt_tree import PromptTree, Row, pack_read, shared_lengths
+from seif_jax.sampling.row_shapes import (
+    TOKENS_PER_PROMPT,
+    ReadShape,
+    max_prompts,
+    max_stored_pages,
+    prefix_shape,
+    prefix_size,
+    read_tokens,
+    row_shape,
+    row_sizes,
+)
 from seif_jax.sampling.shapes import Ids
 
 MIN_STEM = 32  # tokens; a shorter common start makes neither a prefix nor a family
-# Limit on the tokens of several prompts in one read, to bound its memory. Fewer keep CPUs busy.
-READ_TOKENS = {"cpu": 1 << 12}
-DEFAULT_READ_TOKENS = 1 << 14
-READ_PROMPTS = 1 << 8  # limit on the prompts in one read
-TOKENS_PER_PROMPT = 16  # a row has room for one prompt per this many tokens, up to READ_PROMPTS
-# The sizes of rows, as shares of `read_tokens()`.
-SHARES = (1 / 16, 1 / 8, 1 / 4, 1)
-ROW_UNIT = 64  # tokens; all sizes are multiples of it
 # A shorter start stays in the reads: a prefix takes an entire row of the smallest size, which is
 # more than it saves unless a copy of the weights has many reads.
 MIN_PREFIX_SHARE = 1 / 16
@@ -46,37 +44,6 @@ MIN_PREFIX_SHARE = 1 / 16
 READS_PER_COPY, MIN_READ_TOKENS = 8, 1 << 9
 
 UNLIMITED = np.iinfo(np.int32).max
-
-Row = Int[np.ndarray, "_"]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PromptTree:
-    """Prompts without their common prefix, packed depth first: the input of a program."""
-
-    tokens: Int[Array, "N"]
-    positions: Int[Array, "N"]  # for the rotary embedding, counted from the start of the prompt
-    ends: Int[Array, "N"]  # one past each token's last descendant; 0 for padding
-    tiles: TilePairs | tree_attention_kernels.TileRuns  # the attention scores to compute
-    last: Int[Array, "B"]  # where each prompt's last token is in the row; 0 for padding
-
-
-class ReadShape(NamedTuple):
-    """What the programs of a read are compiled for."""
-
-    tokens: int  # of a row, with padding
-    before: int  # of the buffer of earlier tokens: the prefix, or a long prompt's earlier pieces
-
-    @property
-    def is_long(self) -> bool:
-        """Whether the rows are the pieces of a long prompt."""
-        return self.before > prefix_size()
-
-    @property
-    def returned(self) -> int:
-        """The number of tokens whose keys and values the read returns."""
-        return self.before if self.is_long else self.tokens
 
 
 @dataclass(frozen=True)
@@ -192,21 +159,6 @@ def common_start(lengths: Int[np.ndarray, "n"], shared: Int[np.ndarray, "n"]) ->
     return int(min(*shared[1:], lengths.min() - 1)) if len(lengths) > 1 else 0
 
 
-def prefix_size() -> int:
-    """The tokens of the smallest row: the prefix is computed in such a row, and padded to it."""
-    return row_sizes()[0]
-
-
-def prefix_shape() -> ReadShape:
-    """The shape of the row in which the prefix is computed."""
-    return row_shape(prefix_size())
-
-
-def row_shape(tokens: int) -> ReadShape:
-    """The shape of a row that follows the prefix."""
-    return ReadShape(tokens, prefix_size())
-
-
 def divide(
     order: Sequence[int],
     lengths: Int[np.ndarray, "n"],
@@ -286,22 +238,6 @@ def largest_shape(reads: Sequence[Reads]) -> ReadShape:
     return max(goals.union(*(call.shapes for call in reads)))
 
 
-def blank_tree(shape: ReadShape, kernel: bool) -> PromptTree:
-    """A tree of one prompt in a row of this shape."""
-    return pack([np.zeros(shape.tokens, np.int32)], 0, shape, kernel)[1]
-
-
-def shared_lengths(rows: Sequence[Row]) -> Int[np.ndarray, "n"]:
-    """The number of leading tokens that each row shares with the row before it; 0 for the first."""
-    shared = np.zeros(len(rows), int)
-    for i, (before, row) in enumerate(pairwise(rows), 1):
-        length = min(len(before), len(row))
-        differs = before[:length] != row[:length]
-        first = int(differs.argmax()) if length else 0
-        shared[i] = first if length and differs[first] else length
-    return shared
-
-
 def by_family(order: Sequence[int], is_first: Sequence[bool] | np.ndarray) -> list[int]:
     """Sorts families of prompts by the smallest index in each, so that prompts without a common
     start keep the order of the call. A family is a run of `order`; `is_first` is true at the start
@@ -356,18 +292,6 @@ def cut(
     return cuts
 
 
-def read_tokens() -> int:
-    """The largest number of tokens of several prompts in one read."""
-    return READ_TOKENS.get(platform(), DEFAULT_READ_TOKENS)
-
-
-def row_sizes() -> list[int]:
-    """The sizes of rows of tokens, from small to large."""
-    units = (-(-int(share * read_tokens()) // ROW_UNIT) for share in SHARES)
-    shares = {max(count, 1) * ROW_UNIT for count in units}
-    return sorted(shares | {round_up_pow2(max(read_tokens(), ROW_UNIT))})
-
-
 def padded_sizes(
     tokens: Int[np.ndarray, "n"],
     prompts: Int[np.ndarray, "n"],
@@ -381,61 +305,3 @@ def padded_sizes(
     index = np.maximum(np.searchsorted(sizes, needed), by_pages)
     rows = np.array(sizes)[np.minimum(index, len(sizes) - 1)]
     return np.where(tokens > largest, -(-tokens // largest) * largest, rows)
-
-
-def max_prompts(size: int) -> int:
-    """The number of prompts that a row of this size has room for."""
-    return min(size // TOKENS_PER_PROMPT, READ_PROMPTS)
-
-
-def max_stored_pages(size: int) -> int:
-    """The number of pages that the prompts of a row of this size may fill. Programs that copy a row
-    to pages are compiled for this number."""
-    return size // page_tokens() + max_prompts(size)
-
-
-def pack_read(
-    rows: Sequence[Row], prefix: int, shape: ReadShape, kernel: bool
-) -> tuple[list[Row], list[PromptTree]]:
-    """Packs the prompts of a read of this shape, without the first `prefix` tokens. Returns the
-    `paths` and `trees` of `Read`."""
-    if not shape.is_long:
-        paths, tree = pack(rows, prefix, shape, kernel)
-        return paths, [tree]
-    (row,) = rows
-    starts = range(prefix, len(row), shape.tokens)
-    pieces = [pack([row[: start + shape.tokens]], start, shape, kernel)[1] for start in starts]
-    return [np.arange(prefix, len(row))], pieces
-
-
-def pack(
-    rows: Sequence[Row], prefix: int, shape: ReadShape, kernel: bool
-) -> tuple[list[Row], PromptTree]:
-    """Packs prompts, without the first `prefix` tokens, into a row, as a tree in which neighbours
-    share their starts. Returns where each prompt's tokens are in the row, and the tree."""
-    size = shape.tokens
-    tokens, positions, ends = np.zeros((3, size), np.int32)
-    path = np.zeros(max(map(len, rows)), np.int32)  # the packed tokens of the current prompt
-    paths, last, count, depth = [], np.zeros(max_prompts(size), np.int32), 0, prefix
-    for n, (row, shared) in enumerate(zip(rows, shared_lengths(rows), strict=True)):
-        shared = max(int(shared), prefix)
-        ends[path[shared:depth]] = count  # the descendants of these tokens end here
-        new, depth = slice(count, count + len(row) - shared), len(row)
-        path[shared:depth] = np.arange(new.start, new.stop)
-        tokens[new], positions[new] = row[shared:], np.arange(shared, depth)
-        paths.append(path[prefix:depth].copy())
-        last[n], count = path[depth - 1], new.stop
-    ends[path[prefix:depth]] = count
-    if kernel:
-        tiles = plan_kernel_tiles(ends, prefix, shape.before)
-    else:
-        tiles = plan_tiles(ends, count, prefix, shape.before)
-    arrays = cast(tuple[Array, Array, Array], (tokens, positions, ends))
-    return paths, PromptTree(*arrays, tiles, cast(Array, last))
-
-
-def attention_pairs(tree: PromptTree) -> int:
-    """The pairs of a query and a key for which attention computes a score, in each head."""
-    if isinstance(tree.tiles, tree_attention_kernels.TileRuns):
-        return tree_attention_kernels.computed_pairs(tree.tiles)
-    return xla_attention.computed_pairs(tree.tiles, len(tree.tokens))

@@ -10,14 +10,9 @@ from jaxtyping import Float
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.sampling.prefill import EarlierKV, PackedKV, insert, next_logp, prefill
-from seif_jax.sampling.prefill_plan import (
-    PrefillPlan,
-    PromptTree,
-    Read,
-    pack,
-    prefix_shape,
-    prefix_size,
-)
+from seif_jax.sampling.prefill_plan import PrefillPlan, Read
+from seif_jax.sampling.prompt_tree import PromptTree, pack
+from seif_jax.sampling.row_shapes import prefix_shape, prefix_size
 from seif_jax.sampling.session_arrays import packed_structs, zeros
 from seif_jax.sharding import use_mesh_of
 

@@ -15,16 +15,10 @@ from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.prefill import insert, prefill
-from seif_jax.sampling.prefill_plan import (
-    Reads,
-    ReadShape,
-    blank_tree,
-    prefix_shape,
-    prefix_size,
-    row_shape,
-    row_sizes,
-)
+from seif_jax.sampling.prefill_plan import Reads
 from seif_jax.sampling.prompt_pages import store
+from seif_jax.sampling.prompt_tree import blank_tree
+from seif_jax.sampling.row_shapes import ReadShape, prefix_shape, prefix_size, row_shape, row_sizes
 from seif_jax.sampling.schedule import slot_sizes
 from seif_jax.sampling.session import copy_rows, take_slots
 from seif_jax.sampling.session_arrays import (

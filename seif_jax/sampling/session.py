@@ -16,11 +16,12 @@ from seif_jax.sampling.decode import decode
 from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Prefix, Results, empty_entries, unpack
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
-from seif_jax.sampling.prefill_plan import PrefillPlan, max_stored_pages
+from seif_jax.sampling.prefill_plan import PrefillPlan
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.prompt_pages import arrays_for, store
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
+from seif_jax.sampling.row_shapes import max_stored_pages
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.session_arrays import SessionArrays, zeros

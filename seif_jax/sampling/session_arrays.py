@@ -23,9 +23,9 @@ from seif_jax.sampling.decode_arrays import Prefix, Slots, empty_entries
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import ENTRIES_PER_SLOT, pages_for_age, prompt_table_width
 from seif_jax.sampling.prefill import EarlierKV, PackedKV
-from seif_jax.sampling.prefill_plan import ReadShape, max_prompts, max_stored_pages
 from seif_jax.sampling.prompt_pages import page_structs
 from seif_jax.sampling.recent_tokens import Recent, recent_tokens
+from seif_jax.sampling.row_shapes import ReadShape, max_prompts, max_stored_pages
 from seif_jax.sharding import kv_sharding, output_sharding, replicated_sharding
 
 MIN_GROUP = 4  # roles with at most this many samples per prompt share a program
