@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 import tiny_run
 
 import seif_jax
-from seif_jax import compilation, propose
+from seif_jax import compilation, models, propose
 from seif_jax.rl import run_stage
-from seif_jax.sampling import memory
+from seif_jax.sampling import Engine, memory, row_keys
+from seif_jax.sampling.methods import Method
+
+MODEL = models.describe({**tiny.tiny_config(96), "num_hidden_layers": 1})
 
 SAMPLER = ("prefill", "decode", "next_logp", "insert", "store", "copy_rows", "take_slots")
 LEARNER = ("gradient", "completion_logp", "change")
@@ -95,3 +99,22 @@ def test_cpus_compile_only_what_is_needed(
     run(place, tmp_path, "verdict", "verdict")
     assert stages.ahead == [Counter()] * 3
     assert stages.later[0]["decode"] and stages.later[2]["gradient"]
+
+
+def test_nothing_is_compiled_ahead_for_memory_that_is_not_there() -> None:
+    """Then a call is refused, or the number of its pages depends on its prompts."""
+    engine = Engine(MODEL.config, models.init(MODEL, 0), jnp.float32)
+
+    def count(memory: float) -> int:
+        signatures = engine.sample_signatures(
+            20, group=2, max_tokens=3000, method=Method(), stop_ids=(), batch_size=8,
+            max_prompt_tokens=500, memory=memory,
+        )  # fmt: skip
+        return len(list(signatures))
+
+    assert count(0.5) > 0 and count(1e-9) == 0
+    with pytest.raises(seif_jax.UserError, match="sample_memory has room for"):
+        engine.sample(
+            [[5] * 500], row_keys(jax.random.key(0), [0]), group=1, max_tokens=3000,
+            method=Method(), stop_ids=(), batch_size=8, memory=1e-9,
+        )  # fmt: skip

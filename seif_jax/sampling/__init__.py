@@ -28,6 +28,7 @@ from seif_jax.sampling.memory import (
     usual_page_count,
 )
 from seif_jax.sampling.methods import Method
+from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import next_logp
 from seif_jax.sampling.prefill_plan import (
     UNLIMITED,
@@ -167,14 +168,17 @@ class Engine:
     ) -> Iterator[Signature]:
         """The programs of calls of `sample` with these arguments and at most `num_prompts` prompts,
         for the memory that is free now. If there is less during a call, or if its prompts are far
-        longer than usual, it needs other programs. Processes that share a copy of the weights
-        must call this in the same order."""
+        longer than usual, it needs other programs. There are none if prompts of maximum length
+        might not fit into memory. Processes that share a copy of the weights must call this in the
+        same order."""
         total, copies = num_prompts * group, len(self.replicas)
         with_room = slots_with_room(total, batch_size, group, copies)
         room = room_for_prompts(with_room, max_prompt_tokens)
         reads = reads_of_longest(num_prompts, max_prompt_tokens, copies, True, room)
         budget = int(memory * self._free_pages())
         pages = usual_page_count(max_tokens, with_room, budget, max_prompt_tokens)
+        if pages < pages_needed(reads, np.array([max_tokens]), batch_size)[0]:
+            return  # the number of pages depends on the prompts, or the call will be refused
         widths = table_widths(max_prompt_tokens, max_tokens)
         slots = first_slots(total, batch_size, group, reads.copies)
         arrays = self._arrays(reads, batch_size, slots, pages, widths)
