@@ -175,7 +175,7 @@ class ChatModel:
         self.engine.sample(
             [prompts[i] for i in fit],
             row_keys(decoding.stream(key), addresses),
-            **self._settings(decoding, group),
+            **self._sampling_options(decoding, group),
             on_sample=store,
         )
         return replies
@@ -183,13 +183,13 @@ class ChatModel:
     def reply_signatures(
         self, num_dialogues: int, decoding: Decoding, group: int = 1
     ) -> Iterator[Signature]:
-        """The programs of calls of `reply` with at most so many dialogues, which are known before
-        the dialogues are. See `Engine.sample_signatures`."""
+        """Lists the programs that `reply` runs for up to `num_dialogues` dialogues, before these
+        exist. See `Engine.sample_signatures`."""
         if num_dialogues:
-            settings = self._settings(decoding, group)
-            yield from self.engine.sample_signatures(num_dialogues, **settings)
+            options = self._sampling_options(decoding, group)
+            yield from self.engine.sample_signatures(num_dialogues, **options)
 
-    def _settings(self, decoding: Decoding, group: int) -> dict[str, Any]:
+    def _sampling_options(self, decoding: Decoding, group: int) -> dict[str, Any]:
         """The arguments of `Engine.sample` on which its programs depend."""
         return {
             "group": group,
@@ -229,7 +229,7 @@ class ChatModel:
     def next_token_signatures(
         self, num_dialogues: int, prefill: str, options: tuple[str, ...], *, max_prompt_tokens: int
     ) -> Iterator[Signature]:
-        """The programs of calls of `next_token_probs` with at most so many dialogues."""
+        """Lists the programs that `next_token_probs` runs for up to `num_dialogues` dialogues."""
         if num_dialogues:
             ids = self._option_ids(prefill, options)
             yield from self.engine.next_logp_signatures(num_dialogues, ids, max_prompt_tokens)

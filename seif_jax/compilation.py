@@ -43,8 +43,8 @@ class Signature:
 
 
 def compiles_ahead() -> bool:
-    """Whether programs are compiled that will probably be needed later. Not on CPUs, whose cores
-    would be kept from what is needed now."""
+    """Whether to compile programs before they are needed. False on CPUs, where this would delay the
+    programs that are needed now."""
     return platform() != "cpu"
 
 

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from seif_jax.instruction import SOFT
 from seif_jax.metrics_log import Phases, Writer
 from seif_jax.profiling import Profiler
 from seif_jax.rewards.recogniser import recognise
-from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score
+from seif_jax.rl.rollout import UNREADABLE, SampleRow, sample_and_score, sampling_signatures
 from seif_jax.rl.stage import StageInfo
 from seif_jax.rl.tasks import Proposal, Proposer
 from seif_jax.roles import instructor
@@ -107,16 +106,13 @@ def explain_drops(reasons: Sequence[str]) -> str:
 
 
 def _compile(stage: ProposeStage) -> None:
-    """Compiles the programs of all steps in parallel, before the first step. On CPUs each is
-    compiled when it is needed."""
+    """Compiles the large programs of the stage in parallel, before its first step. On CPUs,
+    programs are compiled when they are first needed."""
     if compiles_ahead():
-        local = len(processes.share(stage.seeds_per_step, stage.chat_model.processes_per_copy))
         compile_in_parallel(
-            chain(
-                stage.chat_model.reply_signatures(local, stage.decoding, 1),
-                stage.task.signatures(local),
-            )
+            sampling_signatures(stage.task, stage.chat_model, stage.seeds_per_step, stage.decoding)
         )
+        metrics_log.trim()  # frees the compiler's memory
 
 
 def _step(

@@ -19,9 +19,9 @@ from seif_jax import topologies
 LEARNER = "data=2,fsdp=2,sequence=4,tensor=2/gradient,log-probabilities"
 # All programs, with adapters. test_plan.py and test_plan_gpus.py compile them without.
 ALL = "fsdp=2,sequence=2,tensor=4,lora=4/all"
-# Their layers send more than the rest of the model. For longer rows (704 tokens) with fsdp=8 on
-# v5e, libtpu passes most weights around a ring while it multiplies, which sends an eighth more of
-# them than a gather: 1.22 of what is needed.
+# Their layers send more than the rest of the model. With fsdp=8 on v5e and longer rows (704
+# tokens), libtpu passes most weights around a ring while it multiplies. This sends an eighth more
+# than a gather, in total 1.22 times what is needed.
 BYTES = ["fsdp=4,tensor=2,layers=24/gradient", "fsdp=8,layers=24,tokens=448/gradient"]
 # Two slices, or two nodes with slow links between them.
 ACROSS = "slices=2,fsdp=4,tensor=2/gradient,log-probabilities,sum,slices,update"

@@ -197,7 +197,7 @@ def test_a_plan_for_the_devices_present(planned):
     # The queue of reads is shared; two calls of eight blocks, of which the last one has two.
     assert rows["rollout: decode"]["calls_per_step"] == 2
     assert rows["rollout: decode"]["bytes"]["arguments"] > resident["pages"] + resident["slots"]
-    assert rows["rollout: decode"]["smaller_sizes"] == 1
+    assert rows["rollout: decode"]["other_sizes"] == 1
     forward = rows["log-probabilities"]["flops"]
     # Forward, recomputed, and twice as much backward; attention's backward pass has five products.
     assert 3 * forward < rows["gradient"]["flops"] <= 4.5 * forward

@@ -29,7 +29,7 @@ from seif_jax.sampling.decode import decode
 from seif_jax.sampling.memory import (
     page_count,
     room_for_prompts,
-    slots_with_room,
+    slots_with_pages,
     usual_page_count,
 )
 from seif_jax.sampling.methods import Method
@@ -420,12 +420,12 @@ def test_every_process_gets_its_share():
 
 @pytest.mark.parametrize("platform, same", [("cpu", False), ("gpu", True)])
 def test_calls_of_all_sizes_have_equally_many_pages_on_accelerators(platform, same):
-    """Because their programs are compiled before it is known how many samples there are."""
+    """Programs are compiled there before the number of samples is known."""
     counts = set()
     with target_platform(platform):
         for prompts in (3, 20, 90, 400):
             call = unrelated(np.full(prompts, 300), np.full((prompts, 2), 500))
-            room = room_for_prompts(slots_with_room(2 * prompts, 64, 2, 1), 700)
+            room = room_for_prompts(slots_with_pages(2 * prompts, 64, 2, 1), 700)
             reads = divided(call, 1, True, 700, room)
             counts.add(page_count(reads, np.full(2 * prompts, 500), 64, 2, 10**9, 700))
         usual = usual_page_count(500, 64, 10**9, max_prompt_tokens=700)

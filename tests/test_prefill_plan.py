@@ -14,10 +14,18 @@ from seif_jax.models.matmul import target_platform
 from seif_jax.models.xla_attention import TilePairs, tile_side
 from seif_jax.plan.reads import calls_of_slowest_copy
 from seif_jax.sampling import row_shapes
+from seif_jax.sampling.memory import room_for_prompts
 from seif_jax.sampling.page_needs import read_pages
-from seif_jax.sampling.prefill_plan import PrefillPlan, largest_shape, plan_prefill
+from seif_jax.sampling.prefill_plan import (
+    UNLIMITED,
+    PrefillPlan,
+    divide,
+    largest_shape,
+    plan_prefill,
+)
+from seif_jax.sampling.programs import all_shapes, call_shapes
 from seif_jax.sampling.prompt_tree import PromptTree, attention_pairs, blank_tree
-from seif_jax.sampling.row_shapes import max_stored_pages, prefix_size  # fmt: skip
+from seif_jax.sampling.row_shapes import max_stored_pages, prefix_size
 
 Prompt = list[int]
 
@@ -221,3 +229,31 @@ def test_the_largest_tree(prompts, tokens, copies, size, last, kernel, accelerat
     assert size >= max(plan.sizes) and size >= plan.goal
     causal = sum(range(1, size // 64 + 1)) * 64**2 if kernel else None
     assert causal is None or attention_pairs(tree) == causal
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    prompts=st.integers(1, 90),
+    longest=st.integers(20, 6000),
+    copies=st.sampled_from([1, 2, 4, 8]),
+    batch_size=st.sampled_from([8, 24, 64, 256]),
+    platform=st.sampled_from(["gpu", "tpu"]),
+    verdicts=st.booleans(),
+)
+def test_shapes_compiled_before_a_stage_include_those_of_its_calls(
+    seed, prompts, longest, copies, batch_size, platform, verdicts
+):
+    """For prompts of any lengths up to the longest, with and without a common start."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, prompts + 1))
+    lengths = np.clip(longest * rng.lognormal(-0.7, 0.5, count), 2, longest).astype(int)
+    common = int(rng.choice([0, lengths.min() // 2, lengths.min() - 1]))
+    shared = np.minimum(np.full(count, common), lengths - 1)
+    shared[0] = 0
+    with target_platform(platform):
+        room = UNLIMITED if verdicts else room_for_prompts(batch_size, longest)
+        distinct = int(lengths.sum() - shared.sum())
+        reads = divide(range(count), lengths, shared, distinct, copies, not verdicts, longest, room)
+        known, call = all_shapes(prompts, longest), call_shapes(reads)
+    assert {*call.reads} <= {*known.reads} and call.before <= known.before

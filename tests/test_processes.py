@@ -173,16 +173,16 @@ def test_two_processes_are_one(place, one):
 
 
 @pytest.mark.parametrize(
-    "devices, stages, program",
+    "devices, stages, entry",
     [
         (4, ("instructor", "generate", "follower"), ("-m", "seif_jax")),
         (2, ("generate", "follower"), ("-c", AHEAD)),
     ],
 )
-def test_a_copy_of_the_weights_spans_processes(place, devices, stages, program):
+def test_a_copy_of_the_weights_spans_processes(place, devices, stages, entry):
     """Two processes, which share one copy, sample and train as one process with their devices, in
-    all roles; the Judger writes its analysis, and the Filter gives verdicts. The two also do if
-    they compile a stage's programs before its first step."""
+    all roles; the Judger writes its analysis, and the Filter gives verdicts. With two devices
+    each, they compile a stage's programs before its first step."""
     model = tiny_run.model_folder(place.folder / f"wide_{devices}", num_attention_heads=8)
     run = ["run", f"--config={place.config}", "--config.rounds=1"]
     run += [f"--config.model={model}", f"--config.mesh.tensor={2 * devices}"]
@@ -193,7 +193,7 @@ def test_a_copy_of_the_weights_spans_processes(place, devices, stages, program):
     one, two = (place.folder / f"{devices}_{name}" for name in ("one", "two"))
     alone = python("-m", "seif_jax", *run, f"--workdir={one}", devices=2 * devices)
     outputs = [alone.communicate(timeout=1200)]
-    running = joined(*program, *run, f"--workdir={two}", devices=devices)
+    running = joined(*entry, *run, f"--workdir={two}", devices=devices)
     outputs += [process.communicate(timeout=1200) for process in running]
     assert [process.returncode for process in (alone, *running)] == [0, 0, 0], outputs
     expected, found = numbers(one), numbers(two)

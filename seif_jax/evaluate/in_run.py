@@ -26,7 +26,7 @@ from seif_jax.evaluate.suite import Result, Suite
 from seif_jax.evaluate.summary import summarize
 from seif_jax.metrics_log import Phases
 from seif_jax.rewards.judge import Judge
-from seif_jax.rl.rollout import reply_metrics, sample_and_score
+from seif_jax.rl.rollout import reply_metrics, sample_and_score, sampling_signatures
 from seif_jax.rl.tasks import FollowerTask
 from seif_jax.run_paths import RunPaths
 
@@ -47,7 +47,7 @@ class Moment:
 class Scorer(Protocol):
     def due(self, moment: Moment) -> bool: ...
     def signatures(self, policy: ChatModel) -> Iterator[Signature]:
-        """The large programs that are known before the first evaluation."""
+        """Lists the large programs of its evaluations, as far as they are known in advance."""
         ...
 
     def score(
@@ -68,7 +68,7 @@ class Evaluation:
         return [scorer for scorer in self.scorers if scorer.due(moment)]
 
     def signatures(self, policy: ChatModel) -> Iterator[Signature]:
-        """The large programs that are known before the first evaluation."""
+        """Lists the large programs of all evaluations, as far as they are known in advance."""
         for scorer in self.scorers:
             yield from scorer.signatures(policy)
 
@@ -87,11 +87,9 @@ class EvaluationSet:
         return bool(every) and (moment.step % every == 0 or moment.step == moment.steps)
 
     def signatures(self, policy: ChatModel) -> Iterator[Signature]:
-        """Those of sampling and of scoring, if the set is ever scored."""
+        """Lists the programs that sample and score replies; none if the set is never scored."""
         if self.every_steps:
-            local = len(processes.share(len(self.task.rows), policy.processes_per_copy))
-            yield from policy.reply_signatures(local, self.decoding)
-            yield from self.task.signatures(local)
+            yield from sampling_signatures(self.task, policy, len(self.task.rows), self.decoding)
 
     def score(
         self, policy: ChatModel, key: jax.Array, moment: Moment, progress: Progress
@@ -154,7 +152,7 @@ class RunSuites:
         return bool(self.suites) and (base or moment.step == moment.steps)
 
     def signatures(self, policy: ChatModel) -> Iterator[Signature]:
-        """None: a suite decides what it samples while it runs."""
+        """Lists nothing: a suite decides what it samples while it runs."""
         return iter(())
 
     def score(

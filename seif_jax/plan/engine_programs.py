@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seif_jax.bench.roofline import forward_flops
+from seif_jax.compilation import compiles_ahead
 from seif_jax.models.matmul import platform
 from seif_jax.models.tree_forward import attends_by_kernel
 from seif_jax.plan.cost import device_bytes
@@ -17,7 +18,7 @@ from seif_jax.plan.program import VERDICT_CALLS, CountedCall, MeanCall, Program,
 from seif_jax.plan.reads import calls_of_slowest_copy, read_pairs
 from seif_jax.sampling import prefill
 from seif_jax.sampling.decode import decode
-from seif_jax.sampling.programs import likely_shapes, likely_shapes_before
+from seif_jax.sampling.programs import all_shapes, call_shapes
 from seif_jax.sampling.prompt_pages import store
 from seif_jax.sampling.prompt_tree import attention_pairs
 from seif_jax.sampling.schedule import IN_FLIGHT, OTHER_IN_FLIGHT, slot_sizes
@@ -108,17 +109,18 @@ def _with_reads(planned: PlannedCall, program: Program, logits: int) -> Program:
         needed_flops=needed / calls,
         mean_call=MeanCall(mean / forward_flops(config, len(tree.tokens), compiled_pairs, rows)),
         waste=judged if call.name in VERDICT_CALLS else {},
-        smaller_sizes=_smaller_shapes(planned),
+        other_sizes=_other_shapes(planned),
     )
 
 
-def _smaller_shapes(planned: PlannedCall) -> int:
+def _other_shapes(planned: PlannedCall) -> int:
     """The number of other shapes that a run compiles, including that of the prefix's row."""
-    shapes = {
-        shape
-        for reads in planned.reads
-        for shape in (*likely_shapes(reads), *likely_shapes_before(reads))
-    }
+    if compiles_ahead():
+        most_prompts = max(len(lengths.prompts) for step in planned.shares for lengths, _ in step)
+        compiled = [all_shapes(most_prompts, planned.call.decoding.max_prompt_tokens)]
+    else:
+        compiled = map(call_shapes, planned.reads)
+    shapes = {shape for x in compiled for shape in (*x.reads, *x.before)}
     return len(shapes - {planned.read_shape})
 
 
@@ -137,7 +139,7 @@ def _store_programs(planned: PlannedCall) -> Iterator[Program]:
     yield replace(
         program,
         counted_call=CountedCall(0.0, moved),  # XLA's text shows all pages
-        smaller_sizes=_smaller_shapes(planned),
+        other_sizes=_other_shapes(planned),
     )
     others = session | {"slots": session["slots"] - device_bytes(arrays.prompt_hidden)}
     arguments = arrays.of_copy_rows(read)
@@ -170,7 +172,7 @@ def _decode_program(planned: PlannedCall) -> Program:
         mean_call=MeanCall(collectives=planned.mean_work(lambda work: work.steps)),
         counted_call=_count_decode(planned),
         waste={"kv_read": tuple(map(planned.per_step, reads))},
-        smaller_sizes=sum(size < arrays.slots for size in slot_sizes(arrays.batch_size)),
+        other_sizes=sum(size < arrays.slots for size in slot_sizes(arrays.batch_size)),
     )
 
 
@@ -205,7 +207,7 @@ def _slot_programs(planned: PlannedCall) -> Iterator[Program]:
     others |= {planned.call.weights: device_bytes(planned.params)}
     options = {"size": smaller[0]}
     program = planned.program("take_slots", take_slots, arguments, calls, others, options)
-    yield replace(program, smaller_sizes=len(smaller) - 1)
+    yield replace(program, other_sizes=len(smaller) - 1)
 
 
 def _verdict_program(planned: PlannedCall) -> Program:

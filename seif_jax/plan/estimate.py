@@ -121,7 +121,7 @@ class ProgramEstimate:
             "limit": max(secs, key=lambda resource: secs[resource]),
             "calls_per_step": program.calls_per_step,
             "secs_per_step": self.secs_per_step,
-            "smaller_sizes": program.smaller_sizes,
+            "other_sizes": program.other_sizes,
             **(program.work.metrics if program.work else {}),
         }
 

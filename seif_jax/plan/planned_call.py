@@ -25,7 +25,7 @@ from seif_jax.sampling.memory import (
     page_bytes,
     page_count,
     room_for_prompts,
-    slots_with_room,
+    slots_with_pages,
 )
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import EarlierKV
@@ -68,7 +68,7 @@ class PlannedCall:
         if call.mode == "verdict":
             return divided(lengths, copies, False, longest)
         samples, slots = lengths.completions.size, call.decoding.batch_size
-        slots = slots_with_room(samples, slots, call.group_size, copies)
+        slots = slots_with_pages(samples, slots, call.group_size, copies)
         return divided(lengths, copies, True, longest, room_for_prompts(slots, longest))
 
     @property

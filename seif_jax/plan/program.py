@@ -67,7 +67,7 @@ class Program:
     needed_flops: float = 0.0  # of one call on average, on all its devices
     mean_call: MeanCall = MeanCall()
     counted_call: CountedCall | None = None  # in place of what is counted in the program
-    smaller_sizes: int = 0  # that a run compiles the program for, too
+    other_sizes: int = 0  # that a run compiles the program for, too
     refusal: str | None = None  # why a run would refuse to call it
     waste: Waste = field(default_factory=dict)  # per step
 

@@ -80,7 +80,7 @@ def learner_programs(
             rows=planned.rows,
             needed_flops=needed_flops,
             mean_call=planned.mean_call,
-            smaller_sizes=sum(n < length for n in planned.lengths),
+            other_sizes=sum(n < length for n in planned.lengths),
             waste={"attention": tuple(pairs)},
         )
 

@@ -84,10 +84,8 @@ def _stage_lines(plan: Mapping[str, Any], stage: str) -> list[str]:
         sizes = ", ".join(f"{name} {size:.3g} B" for name, size in sent.items() if size)
         out.append(f"  over the network: {sizes}")
     for row in rows:
-        if row["smaller_sizes"]:
-            out.append(
-                f"  {row['program']}: smaller sizes compiled by a run: {row['smaller_sizes']}"
-            )
+        if row["other_sizes"]:
+            out.append(f"  {row['program']}: other sizes compiled by a run: {row['other_sizes']}")
         if "padding" in row:
             out.append(
                 f"  {row['program']}: {row['padding']:.1%} of token positions are padding, "

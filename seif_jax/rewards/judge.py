@@ -104,26 +104,22 @@ class Judge:
         options = {"shots": self.shots, "mode": self.mode, "prompts": self.prompts}
         dialogues = [messages(*question, **options) for question in questions]
         if self.mode == "verdict":
+            prefill, limit = self.decoding.prefill + PREFILL, self.decoding.max_prompt_tokens
             option_probs = self.chat_model.next_token_probs(
-                dialogues,
-                self.decoding.prefill + PREFILL,
-                OPTIONS,
-                max_prompt_tokens=self.decoding.max_prompt_tokens,
+                dialogues, prefill, OPTIONS, max_prompt_tokens=limit
             )
             return [_from_probs(probs) for probs in option_probs]
         replies = self.chat_model.reply(dialogues, self.decoding, key, dialogue_ids=question_ids)
         return [_from_reply(reply) for reply in replies]
 
     def signatures(self, num_questions: int) -> Iterator[Signature]:
-        """The programs with which at most so many questions are answered."""
+        """Lists the programs that the model runs to answer up to `num_questions` questions."""
         if self.mode == "generate":
             yield from self.chat_model.reply_signatures(num_questions, self.decoding)
         elif self.mode == "verdict":
+            prefill, limit = self.decoding.prefill + PREFILL, self.decoding.max_prompt_tokens
             yield from self.chat_model.next_token_signatures(
-                num_questions,
-                self.decoding.prefill + PREFILL,
-                OPTIONS,
-                max_prompt_tokens=self.decoding.max_prompt_tokens,
+                num_questions, prefill, OPTIONS, max_prompt_tokens=limit
             )
 
 

@@ -49,7 +49,7 @@ class Answerer:
         return [answers[n] for n in range(len(answers))]
 
     def signatures(self, num_instructions: int) -> Iterator[Signature]:
-        """The programs with which at most so many instructions are answered."""
+        """Lists the programs that answer up to `num_instructions` instructions."""
         yield from self.chat_model.reply_signatures(num_instructions, self.decoding, self.samples)
 
 

@@ -153,8 +153,8 @@ class Learner:
     def usual_signatures(
         self, state: TrainState, sizes: BatchSizes, weights: Sequence[Params]
     ) -> Iterator[Signature]:
-        """The programs that `compile` compiles for a batch of these sizes, before there is one: for
-        all usual lengths of rows.
+        """Lists the programs that `compile` would compile for a batch of these sizes, for every
+        usual length of rows.
 
         weights: that `logp` will be called with, or their shapes.
         """

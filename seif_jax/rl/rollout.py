@@ -1,6 +1,6 @@
 """From prompts to samples, scores and a batch: the one place where text meets tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from seif_jax import processes
 from seif_jax.chat import Decoding, Replier, Reply
+from seif_jax.compilation import Signature
 from seif_jax.metrics_log import Phases
 from seif_jax.rewards.score import Score
 from seif_jax.rl.advantages import group_advantages
@@ -153,6 +154,20 @@ def sample_and_score(
         phases.add("scored_early", early_secs)
     gathered = sorted((entry for share in shares for entry in share), key=lambda entry: entry[0])
     return [reply for _, reply, _ in gathered], [result for _, _, result in gathered]
+
+
+def sampling_signatures(
+    prompter: Prompter[Any],
+    chat_model: Replier,
+    num_rows: int,
+    decoding: Decoding,
+    group_size: int = 1,
+) -> Iterator[Signature]:
+    """Lists the programs with which `sample_and_score` samples and scores replies to up to
+    `num_rows` rows."""
+    local = len(processes.share(num_rows, chat_model.processes_per_copy))
+    yield from chat_model.reply_signatures(local, decoding, group_size)
+    yield from prompter.signatures(local * group_size)
 
 
 def reply_metrics(replies: Sequence[Reply], scores: Sequence[Score]) -> dict[str, float]:

@@ -34,7 +34,7 @@ class Prompter(Protocol[Parsed_co]):
         ...
 
     def signatures(self, num_replies: int) -> Iterator[Signature]:
-        """The programs with which the frozen models help to score at most so many replies."""
+        """Lists the programs that the frozen models run to score up to `num_replies` replies."""
         ...
 
     def dialogues(self, row: int) -> list[list[Message]]:
@@ -83,7 +83,7 @@ class FollowerTask:
         return self.checker.judges()
 
     def signatures(self, num_replies: int) -> Iterator[Signature]:
-        most_constraints = max(len(row.constraints) for row in self.rows)
+        most_constraints = max((len(row.constraints) for row in self.rows), default=0)
         for judge in self.judges():
             yield from judge.signatures(num_replies * most_constraints)
 

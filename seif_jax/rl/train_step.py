@@ -18,7 +18,7 @@ from seif_jax.rl.batch import Batch
 from seif_jax.rl.learner import Learner, Update, step_metrics
 from seif_jax.rl.optim import TrainState
 from seif_jax.rl.packing import BatchSizes
-from seif_jax.rl.rollout import rollout
+from seif_jax.rl.rollout import rollout, sampling_signatures
 from seif_jax.rl.stage import Stage, make_policy
 from seif_jax.sampling import Counters, Engine, PromptTokens
 
@@ -77,9 +77,9 @@ def train_step(
 
 
 def compile_stage(stage: Stage, learner: Learner, state: TrainState, prompts: int) -> None:
-    """Compiles the large programs of all steps in parallel, before the first step: the learner's
-    for all usual lengths of rows, and those of rollouts, of the frozen models and of evaluation
-    sets. On CPUs each is compiled when it is needed.
+    """Compiles the large programs of the stage in parallel, before its first step: the learner's,
+    for all usual lengths of rows, and those of rollouts, frozen models and evaluation sets. On
+    CPUs, programs are compiled when they are first needed.
 
     prompts: the number of prompts per step.
     """
@@ -91,13 +91,11 @@ def compile_stage(stage: Stage, learner: Learner, state: TrainState, prompts: in
     group_size, longest = stage.rollout.grouping.size, stage.rollout.decoding.max_prompt_tokens
     sizes = BatchSizes(of_update, group_size, longest)
     # The policy is in memory, so that the sampler finds as much free memory as in a step.
-    policy = make_policy(stage, learner, state)
-    local = len(processes.share(prompts, policy.processes_per_copy))
+    policy, decoding = make_policy(stage, learner, state), stage.rollout.decoding
     compile_in_parallel(
         chain(
             learner.usual_signatures(state, sizes, [*of_policy, *references]),
-            policy.reply_signatures(local, stage.rollout.decoding, group_size),
-            stage.task.signatures(local * group_size),
+            sampling_signatures(stage.task, policy, prompts, decoding, group_size),
             stage.evaluation.signatures(policy),
         )
     )

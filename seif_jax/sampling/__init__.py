@@ -24,22 +24,28 @@ from seif_jax.sampling.memory import (
     page_bytes,
     page_count,
     room_for_prompts,
-    slots_with_room,
+    slots_with_pages,
     usual_page_count,
 )
 from seif_jax.sampling.methods import Method
-from seif_jax.sampling.page_needs import pages_needed
+from seif_jax.sampling.page_needs import pages_for, pages_for_age
 from seif_jax.sampling.prefill import next_logp
 from seif_jax.sampling.prefill_plan import (
     UNLIMITED,
     PrefillPlan,
-    Reads,
     plan_prefill,
-    reads_of_longest,
 )
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
-from seif_jax.sampling.programs import read_signatures, session_signatures
+from seif_jax.sampling.programs import (
+    CallShapes,
+    all_shapes,
+    call_shapes,
+    likely_slots,
+    read_signatures,
+    session_signatures,
+    smaller_slots,
+)
 from seif_jax.sampling.sample import Counters, OnSample, Sample
 from seif_jax.sampling.schedule import first_slots
 from seif_jax.sampling.session import Session
@@ -101,7 +107,8 @@ class Engine:
 
         keys: one per sample. Up to rounding, a sample depends on no other prompts and keys.
         max_tokens: one limit for all samples, or one per sample.
-        batch_size: the largest number of samples that a copy of the weights decodes together.
+        batch_size: the largest number of samples that a copy of the weights decodes together. On
+        GPUs and TPUs, there are pages for so many, however many there are in this call.
         max_prompt_tokens: the length of the longest prompt in all calls that share programs with
         this one; 0 stands for the longest prompt in this call.
         memory: the share (between 0 and 1) of the memory that is free when the call begins that
@@ -114,8 +121,8 @@ class Engine:
         samples: dict[int, Sample] = {}
         key_data, lock = np.asarray(jax.random.key_data(keys)), Lock()
         max_prompt_tokens = max(max_prompt_tokens, *map(len, prompts))
-        with_room = slots_with_room(total, batch_size, group, len(self.replicas))
-        room = room_for_prompts(with_room, max_prompt_tokens)
+        page_slots = slots_with_pages(total, batch_size, group, len(self.replicas))
+        room = room_for_prompts(page_slots, max_prompt_tokens)
         self._check_same_call(prompts, key_data, limits)
         plan = self._plan(prompts, max_prompt_tokens, True, room)
         queue = PrefillQueue(len(plan.reads), plan.copies)
@@ -123,9 +130,16 @@ class Engine:
         pages = page_count(plan, np.array(limits), batch_size, group, budget, max_prompt_tokens)
         widths = table_widths(max_prompt_tokens, max(limits))
         slots = first_slots(total, batch_size, group, plan.copies)
-        arrays = self._arrays(plan, batch_size, slots, pages, widths)
+        arrays = self._arrays(plan.copies, batch_size, slots, pages, widths)
         options = decode_options(group, method, stop_ids, self.dtype)
-        compile_in_parallel(self._of_sessions(arrays, plan, options))
+        shapes, longest = call_shapes(plan), max(limits)
+        compile_in_parallel(
+            signature
+            for x in arrays
+            for signature in session_signatures(
+                x, shapes, likely_slots(x, longest), longest, options
+            )
+        )
 
         def store(i: int, sample: Sample) -> None:
             with lock:
@@ -164,26 +178,29 @@ class Engine:
         stop_ids: tuple[int, ...],
         batch_size: int,
         max_prompt_tokens: int,
-        memory: float = 0.8,
+        memory: float,
     ) -> Iterator[Signature]:
-        """The programs of calls of `sample` with these arguments and at most `num_prompts` prompts,
-        for the memory that is free now. If there is less during a call, or if its prompts are far
-        longer than usual, it needs other programs. There are none if prompts of maximum length
-        might not fit into memory. Processes that share a copy of the weights must call this in the
-        same order."""
-        total, copies = num_prompts * group, len(self.replicas)
-        with_room = slots_with_room(total, batch_size, group, copies)
-        room = room_for_prompts(with_room, max_prompt_tokens)
-        reads = reads_of_longest(num_prompts, max_prompt_tokens, copies, True, room)
+        """Lists the programs that `sample` runs with these arguments and up to `num_prompts`
+        prompts, if the memory that is free now will be free then. A call that finds less, or whose
+        prompts are far longer than usual, compiles its own. Nothing is listed if the longest prompt
+        and the longest sample might not fit together.
+
+        Processes that share a copy of the weights must call this in the same order.
+        """
+        total, copies = num_prompts * group, min(num_prompts, len(self.replicas))
+        page_slots = slots_with_pages(total, batch_size, group, copies)
         budget = int(memory * self._free_pages())
-        pages = usual_page_count(max_tokens, with_room, budget, max_prompt_tokens)
-        if pages < pages_needed(reads, np.array([max_tokens]), batch_size)[0]:
-            return  # the number of pages depends on the prompts, or the call will be refused
+        pages = usual_page_count(max_tokens, page_slots, budget, max_prompt_tokens)
+        if pages <= pages_for(max_prompt_tokens) + pages_for_age(max_tokens):
+            return  # the call will be refused, or its number of pages will depend on its prompts
         widths = table_widths(max_prompt_tokens, max_tokens)
-        slots = first_slots(total, batch_size, group, reads.copies)
-        arrays = self._arrays(reads, batch_size, slots, pages, widths)
+        slots = first_slots(total, batch_size, group, copies)
         options = decode_options(group, method, stop_ids, self.dtype)
-        yield from self._of_sessions(arrays, reads, options)
+        shapes = all_shapes(num_prompts, max_prompt_tokens)
+        for arrays in self._arrays(copies, batch_size, slots, pages, widths):
+            yield from session_signatures(
+                arrays, shapes, smaller_slots(arrays), max_tokens, options
+            )
 
     def next_logp(
         self, prompts: Sequence[Ids], options: tuple[int, ...], max_prompt_tokens: int = 0
@@ -196,7 +213,8 @@ class Engine:
         plan = self._plan(prompts, max_prompt_tokens, keep_prefix=False)
         result = np.zeros((len(prompts), len(options)), np.float32)
         queue = PrefillQueue(len(plan.reads), plan.copies)
-        compile_in_parallel(self._of_next_logp(plan, options))
+        shapes = call_shapes(plan)
+        compile_in_parallel(self._next_logp_programs(plan.copies, shapes, options))
 
         def run(copy: int) -> None:
             try:
@@ -214,32 +232,26 @@ class Engine:
     def next_logp_signatures(
         self, num_prompts: int, options: tuple[int, ...], max_prompt_tokens: int
     ) -> Iterator[Signature]:
-        """The programs of calls of `next_logp` with these arguments and at most `num_prompts`
-        prompts."""
-        copies = len(self.replicas)
-        reads = reads_of_longest(num_prompts, max_prompt_tokens, copies, keep_prefix=False)
-        yield from self._of_next_logp(reads, options)
+        """Lists the programs that `next_logp` runs for up to `num_prompts` prompts."""
+        copies = min(num_prompts, len(self.replicas))
+        shapes = all_shapes(num_prompts, max_prompt_tokens)
+        yield from self._next_logp_programs(copies, shapes, options)
+
+    def _next_logp_programs(
+        self, copies: int, shapes: CallShapes, options: tuple[int, ...]
+    ) -> Iterator[Signature]:
+        static = {"options": options, "dtype": self.dtype}
+        for params in self.replicas[:copies]:
+            yield from read_signatures(next_logp, self.config, params, shapes, static)
 
     def _arrays(
-        self, reads: Reads, batch_size: int, slots: int, pages: int, widths: tuple[int, int]
+        self, copies: int, batch_size: int, slots: int, pages: int, widths: tuple[int, int]
     ) -> list[SessionArrays]:
-        """The arrays of the sessions of all copies of the weights."""
+        """The arrays of the sessions of so many copies of the weights."""
         return [
             SessionArrays(self.config, params, self.dtype, batch_size, slots, pages, widths)
-            for params in self.replicas[: reads.copies]
+            for params in self.replicas[:copies]
         ]
-
-    def _of_sessions(
-        self, arrays: Sequence[SessionArrays], reads: Reads, options: dict[str, object]
-    ) -> Iterator[Signature]:
-        kernel = attends_by_kernel(self.config)
-        for of_session in arrays:
-            yield from session_signatures(of_session, reads, kernel, options)
-
-    def _of_next_logp(self, reads: Reads, options: tuple[int, ...]) -> Iterator[Signature]:
-        static, kernel = {"options": options, "dtype": self.dtype}, attends_by_kernel(self.config)
-        for params in self.replicas[: reads.copies]:
-            yield from read_signatures(next_logp, self.config, params, reads, kernel, static)
 
     def _plan(
         self,

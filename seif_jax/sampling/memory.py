@@ -50,7 +50,7 @@ def free_bytes(memory_stats: Mapping[str, int] | None) -> int:
 def page_count(
     reads: Reads,
     limits: Int[np.ndarray, "n"],
-    slots: int,
+    batch_size: int,
     group: int,
     budget: int,
     max_prompt_tokens: int,
@@ -58,13 +58,13 @@ def page_count(
     """The number of pages that a call of `Engine.sample` allocates in each copy of the weights:
     `usual_page_count`, unless the prompts are far longer than usual.
 
-    limits: the maximum number of tokens of each sample. slots: see `Schedule`. group: samples per
-    prompt. budget, max_prompt_tokens: see `usual_page_count`.
+    limits: the maximum number of tokens of each sample. batch_size: the largest number of slots.
+    group: samples per prompt. budget, max_prompt_tokens: see `usual_page_count`.
 
     Raises UserError if the prefix, the largest read of prompts and the longest sample do not fit
     together.
     """
-    smallest, _ = pages_needed(reads, limits, slots)
+    smallest, _ = pages_needed(reads, limits, batch_size)
     if smallest > budget:
         size = page_tokens()
         raise UserError(
@@ -72,7 +72,7 @@ def page_count(
             f"sample of {limits.max():,} tokens and the prompts that are prefilled together need "
             f"{smallest * size:,}"
         )
-    slots = slots_with_room(len(limits), slots, group, reads.copies)
+    slots = slots_with_pages(len(limits), batch_size, group, reads.copies)
     prompts, by_read = 0, [read_pages(reads, n) for n in range(len(reads.reads))]
     if sum(by_read) > 2 * typical_prompt_pages() * len(limits):
         # So long that slots would be idle. (Shorter prompts fit into what short samples leave.)
@@ -82,27 +82,27 @@ def page_count(
 
 
 def usual_page_count(
-    max_tokens: int, slots: int, budget: int, max_prompt_tokens: int, prompt_pages: int = 0
+    max_tokens: int, slots: int, budget: int, max_prompt_tokens: int, min_prompt_pages: int = 0
 ) -> int:
-    """The number of pages that a call allocates in each copy of the weights, if its prompts are not
+    """The number of pages that a call allocates in each copy of the weights if its prompts are not
     far longer than usual. Programs are compiled for this number, so it does not depend on the
     prompts.
 
-    max_tokens: of the longest sample. slots: see `slots_with_room`. budget: the number of pages
-    that fit into memory, which is not exceeded. max_prompt_tokens: see `Engine.sample`.
-    prompt_pages: for which there is room at least.
+    max_tokens: the limit of the longest sample. slots: see `slots_with_pages`. budget: the number
+    of pages that fit into memory, which is not exceeded. max_prompt_tokens: see `Engine.sample`.
+    min_prompt_pages: the smallest number of pages to reserve for prompts.
     """
     # Rounded down, because free memory varies a little between calls.
     step = 1 << max(budget.bit_length() - 4, 0)
-    prompts = max(room_for_prompts(slots, max_prompt_tokens), prompt_pages)
+    prompts = max(room_for_prompts(slots, max_prompt_tokens), min_prompt_pages)
     of_samples = ENTRIES_PER_SLOT * slots * pages_for_age(max_tokens)
     # The 1 is the page TRASH.
     useful = 1 + pages_for(max_prompt_tokens) + prompts + of_samples
     return min(budget // step * step, round_up_pow2(useful))
 
 
-def slots_with_room(samples: int, batch_size: int, group: int, copies: int) -> int:
-    """The number of slots that there are pages for. If programs are compiled ahead, it does not
+def slots_with_pages(samples: int, batch_size: int, group: int, copies: int) -> int:
+    """The number of slots to allocate pages for. If programs are compiled ahead, it does not
     depend on the number of samples, so that calls of all sizes share programs. Otherwise a small
     call needs less memory."""
     return batch_size if compiles_ahead() else first_slots(samples, batch_size, group, copies)
@@ -110,8 +110,8 @@ def slots_with_room(samples: int, batch_size: int, group: int, copies: int) -> i
 
 def room_for_prompts(slots: int, max_prompt_tokens: int) -> int:
     """The number of pages for prompts in a copy of the weights that has room for this many slots,
-    unless the prompts of a call are far longer than usual. A read of several prompts has at most as
-    many."""
+    unless the prompts of a call are far longer than usual. A read of several prompts fills at
+    most this many."""
     longest = pages_for(max_prompt_tokens)
     return max(slots * min(typical_prompt_pages(), longest), longest)
 

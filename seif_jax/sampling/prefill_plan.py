@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Int
 
 from seif_jax.models.paged_attention import page_tokens
-from seif_jax.models.token_tree import round_up_pow2
 from seif_jax.sampling.prompt_tree import PromptTree, Row, pack_read, shared_lengths
 from seif_jax.sampling.row_shapes import (
     TOKENS_PER_PROMPT,
     ReadShape,
+    long_shape,
     max_prompts,
     max_stored_pages,
     prefix_shape,
@@ -92,8 +92,7 @@ class Reads:
     def shape(self, n: int) -> ReadShape:
         if self.pieces(n) == 1:
             return row_shape(self.sizes[n])
-        before = prefix_size() + round_up_pow2(self.max_prompt_tokens)
-        return ReadShape(row_sizes()[-1], before)
+        return long_shape(self.max_prompt_tokens)
 
     @property
     def shapes(self) -> set[ReadShape]:
@@ -217,19 +216,6 @@ def divide(
         shared_by_prompt,
         max(max_prompt_tokens, int(lengths.max())),
     )
-
-
-def reads_of_longest(
-    count: int,
-    max_prompt_tokens: int,
-    copies: int,
-    keep_prefix: bool,
-    max_read_pages: int = UNLIMITED,
-) -> Reads:
-    """The reads of `count` prompts of maximum length without a common start. See `divide`."""
-    lengths, shared = np.full(count, max_prompt_tokens), np.zeros(count, int)
-    limits = max_prompt_tokens, max_read_pages
-    return divide(range(count), lengths, shared, int(lengths.sum()), copies, keep_prefix, *limits)
 
 
 def largest_shape(reads: Sequence[Reads]) -> ReadShape:

@@ -60,6 +60,11 @@ def row_shape(tokens: int) -> ReadShape:
     return ReadShape(tokens, prefix_size())
 
 
+def long_shape(max_prompt_tokens: int) -> ReadShape:
+    """The shape of the pieces of long prompts, of which the longest has so many tokens."""
+    return ReadShape(row_sizes()[-1], prefix_size() + round_up_pow2(max_prompt_tokens))
+
+
 def max_prompts(size: int) -> int:
     """The number of prompts that a row of this size has room for."""
     return min(size // TOKENS_PER_PROMPT, READ_PROMPTS)
