@@ -21,12 +21,7 @@ from seif_jax.plan.program import Program
 from seif_jax.plan.reads import divided
 from seif_jax.plan.session import SessionWork, sessions
 from seif_jax.plan.step_lengths import CallLengths
-from seif_jax.sampling.memory import (
-    page_bytes,
-    page_count,
-    room_for_prompts,
-    slots_with_pages,
-)
+from seif_jax.sampling.memory import page_bytes, page_count, room_for_prompts, slots_with_pages
 from seif_jax.sampling.page_needs import pages_needed
 from seif_jax.sampling.prefill import EarlierKV
 from seif_jax.sampling.prefill_plan import Reads, largest_shape

@@ -30,11 +30,7 @@ from seif_jax.sampling.memory import (
 from seif_jax.sampling.methods import Method
 from seif_jax.sampling.page_needs import pages_for, pages_for_age
 from seif_jax.sampling.prefill import next_logp
-from seif_jax.sampling.prefill_plan import (
-    UNLIMITED,
-    PrefillPlan,
-    plan_prefill,
-)
+from seif_jax.sampling.prefill_plan import UNLIMITED, PrefillPlan, plan_prefill
 from seif_jax.sampling.prefill_queue import PrefillQueue
 from seif_jax.sampling.prefiller import Prefiller
 from seif_jax.sampling.programs import (
