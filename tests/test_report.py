@@ -384,6 +384,12 @@ def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
     assert [group.name for group in grouped] == [
         "optim.learning_rate=1e-05", "optim.learning_rate=3e-05",
     ]  # fmt: skip
+    for name in ("a0", "a1"):
+        (tmp_path / name).rename(tmp_path / f"long-seed_{name[1]}")
+    grouped = section_comparison.groups(open_runs([tmp_path]))
+    assert {group.name for group in grouped} == {"long", "optim.learning_rate=3e-05"}
+    for name in ("a0", "a1"):
+        (tmp_path / f"long-seed_{name[1]}").rename(tmp_path / name)
     assert section_comparison.groups(open_runs([tmp_path / "a0"]))[0].name == "a0"
     assert (
         section_comparison.groups(open_runs([tmp_path / "a0", tmp_path / "a1"]))[0].name
@@ -412,6 +418,28 @@ def test_difficulty_is_the_first_and_last_step_of_each_round(run):
         steps = files.steps("follower", round)
         assert before["y"][round - 1] == steps[0]["followed"]
         assert after["y"][round - 1] == steps[-1]["followed"]
+
+
+def test_a_run_has_the_same_colour_in_all_charts(tmp_path):
+    """Also if a run before it has written no instructions."""
+    names = ("r0", "r1", "r2")
+    for name in names:
+        synthetic_run.make(tmp_path / name, rounds=1, steps=2, prompts=1)
+    (tmp_path / "r0" / "round_1" / "instructions.parquet").unlink()
+    runs = open_runs([tmp_path])
+    charts = [
+        section_training.measure(runs, "follower", section_training.MEASURES[0]),
+        *section_instructions.section(runs, {}).blocks,
+    ]
+    shown = [
+        (trace["name"][:2], trace["line"]["color"], chart.id)
+        for chart in charts
+        if isinstance(chart, Chart) and not chart.run
+        for trace in chart.figure["data"]
+        if trace["name"]
+    ]
+    assert {name for name, _, chart in shown if chart == "instructions-length"} == {"r1", "r2"}
+    assert len({(name, colour) for name, colour, _ in shown}) == len(names)
 
 
 def test_suites_are_read_where_they_were_scored(run):

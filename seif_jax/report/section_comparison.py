@@ -1,6 +1,7 @@
 """Section 5: compares runs that differ in their configs, with mean and deviation over seeds."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ TITLES = {
 }
 SHARES = ("reward", "followed")
 SHOWN_KEYS = 3  # maximum number of keys in a group's name
+SEED_OF_NAME = re.compile(r"(.+)[-_]seed[-_]\d+")  # how the sweeps in sweeps/ name their runs
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def flat(config: Row, prefix: str = "") -> dict[str, str]:
 
 
 def groups(runs: Sequence[RunFiles]) -> list[Group]:
-    """Groups the runs by all config keys except the seed. A group is named after the keys in which
-    the groups differ."""
+    """Groups the runs by all config keys except the seed. A group is called NAME if its runs are
+    called NAME-seed_0, NAME-seed_1, …, or else after the keys in which the groups differ."""
     configs = [flat(run.config) for run in runs]
     keys = dict.fromkeys(key for config in configs for key in config if key != "seed")
     varied = [key for key in keys if len({config.get(key) for config in configs}) > 1]
@@ -81,6 +83,9 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
 def _name(keys: Sequence[str], values: Sequence[str | None], runs: Sequence[RunFiles]) -> str:
     if len(runs) == 1:
         return runs[0].name
+    names = {match and match[1] for match in (SEED_OF_NAME.fullmatch(run.name) for run in runs)}
+    if len(names) == 1 and (name := names.pop()):
+        return name
     if not keys:
         return "all runs"
     pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]

@@ -30,7 +30,7 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     chart = difficulty(runs)
     blocks += [chart] if chart else []
     if with_some:
-        blocks += [trend(with_some, by_run, *measure) for measure in MEASURES]
+        blocks += [trend(runs, by_run, *measure) for measure in MEASURES]
     for run in with_some:
         run_blocks = [*of_rounds(by_run[run.name]), *from_models(run)]
         blocks += of_run(run_blocks, run.name, len(runs) > 1)
@@ -61,8 +61,9 @@ def difficulty(runs: Sequence[RunFiles]) -> Chart | None:
         if not rounds or all(value is None for value in before):
             continue
         name = f"{run.name}, " if len(runs) > 1 else ""
-        colour = series_colour(2 * i)
-        series.append(Line(f"{name}first step", rounds, before, figures.GREY, dash="dot"))
+        colour = series_colour(i)
+        light = colour if len(runs) > 1 else figures.GREY
+        series.append(Line(f"{name}first step", rounds, before, light, dash="dot"))
         series.append(Line(f"{name}last step", rounds, after, colour))
         alts.append(f"{name}first step {in_words(before)}, last step {in_words(after)}")
     if not series:
@@ -121,13 +122,14 @@ def trend(
     value: Callable[[RoundInstructions, int], float | None],
     share: bool,
 ) -> Chart:
-    """A chart of a measure by round, with a line per run."""
+    """A chart of a measure by round, with a line per run that has instructions."""
     budget = min(entry.words for run in runs for entry in by_run[run.name])
     series = []
     for i, run in enumerate(runs):
         rounds = by_run[run.name]
-        y = [value(entry, budget) for entry in rounds]
-        series.append(Line(run.name, [entry.round for entry in rounds], y, series_colour(i + 1)))
+        if rounds:
+            y = [value(entry, budget) for entry in rounds]
+            series.append(Line(run.name, [entry.round for entry in rounds], y, series_colour(i)))
     figure = figures.lines(series, x=figures.ROUND, share=share)
     alts = [f"{line.name}: {in_words(line.y)}" for line in series]
     return Chart(f"instructions-{id}", title, figure, f" by round. {'; '.join(alts)}.", note)
