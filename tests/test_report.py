@@ -420,6 +420,13 @@ def test_difficulty_is_the_first_and_last_step_of_each_round(run):
         assert after["y"][round - 1] == steps[-1]["followed"]
 
 
+def test_runs_are_sorted_by_name_and_number(tmp_path):
+    names = ["a_long_name_9", "a_long_name_10", "b_2", "b_10"]
+    for name in reversed(names):
+        synthetic_run.make(tmp_path / name, rounds=1, steps=1, prompts=1)
+    assert [run.name for run in open_runs([tmp_path])] == names
+
+
 def test_a_run_has_the_same_colour_in_all_charts(tmp_path):
     """Also if a run before it has written no instructions."""
     names = ("r0", "r1", "r2")

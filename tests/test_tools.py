@@ -5,7 +5,9 @@ import runpy
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import synthetic_run
 
 SPEED = ["--model=m", "--peer_python=absent"]
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -46,6 +48,7 @@ def test_help(tool, name):
             "--data=absent.parquet: no such file",
         ),
         ("evaluate_speed", [*SPEED, f"--data={__file__}"], "--peer_python=absent: no such program"),
+        ("training_table", ["{folder}"], "not a run's folder, nor one of runs"),
         ("plan_table", [], "the following arguments are required: FOLDER"),
         ("kill_campaign", ["--what=fire"], "--what must be some of: kill, term"),
         ("convert_speed", ["much"], "invalid float value: 'much'"),
@@ -82,6 +85,29 @@ def test_the_learning_curve(tool, tmp_path):
         "| 0 | 0.500 ± 0.000 | 40.000 ± 0.000 | 0.000 ± 0.000 | 0 |",
         "| 1 | 0.500 ± 0.250 | 40.000 ± 0.000 | 0.000 ± 0.000 | 0.125 ± 0.000 |",
     ]
+
+
+def test_the_training_table(tool, tmp_path):
+    for number in range(2):
+        synthetic_run.make(
+            tmp_path / f"seed_{number}", rounds=2, steps=3, seed=number, reply="Yes."
+        )
+    code, out, _ = tool("training_table", tmp_path, "--reply=Yes.")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+    assert code == 0 and [row[:2] for row in rows[2:]] == [
+        ["seed_0", "1"], ["seed_0", "2"], ["seed_1", "1"], ["seed_1", "2"],
+    ]  # fmt: skip
+    run = tmp_path / "seed_1"
+    kept = pq.read_table(run / "round_2" / "instructions.parquet", filters=[("kept", "=", True)])
+    samples = pq.read_table(run / "round_2" / "follower" / "samples.parquet")
+    steps = [
+        line["kl"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if (line["round"], line["stage"]) == (2, "follower")
+    ]
+    assert rows[-1][2] == str(len(set(kept["prompt"].to_pylist())))
+    assert float(rows[-1][-2]) == pytest.approx(sum(steps) / 3, rel=1e-2)
+    assert float(rows[-1][-1]) == pytest.approx(1 / len(samples), rel=1e-2)
 
 
 def made_plan(command: list[str]) -> dict[str, object]:

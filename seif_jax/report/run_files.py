@@ -111,7 +111,8 @@ def _runs_at(path: Path) -> list[Path]:
 
 def natural(text: str) -> list[tuple[bool, str]]:
     """A sort key that puts run_9 before run_10."""
-    return [(part.isdecimal(), part.zfill(20)) for part in re.split(r"(\d+)", text)]
+    parts = re.split(r"(\d+)", text)
+    return [(part.isdecimal(), part.zfill(20) if part.isdecimal() else part) for part in parts]
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

@@ -1,0 +1,56 @@
+"""Means over the Follower's steps of each round, as a Markdown table with a row per run and round.
+
+Also counts the different instructions that were kept, and the replies that are only --reply.
+"""
+
+import argparse
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from seif_jax import sample_files
+from seif_jax.errors import UserError
+from seif_jax.report.run_files import RunFiles, mean, open_runs
+
+METRICS = {  # of metrics.jsonl: the column's title
+    "followed": "constraints met",
+    "rule_share": "checked by a rule",
+    "judge_agreement": "Judger agrees with the rule",
+    "reply_tokens": "tokens per reply",
+    "kl": "KL",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run or of a sweep"
+    )
+    parser.add_argument("--reply", default="See you soon.")
+    options = parser.parse_args()
+    try:
+        runs = open_runs(options.runs)
+    except UserError as error:
+        parser.error(str(error))
+    columns = ["run", "round", "different instructions", *METRICS.values(), options.reply]
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
+    for run in runs:
+        for round in run.rounds:
+            if run.steps("follower", round):
+                print("|", " | ".join(row(run, round, options.reply)), "|")
+
+
+def row(run: RunFiles, round: int, reply: str) -> list[str]:
+    steps = run.steps("follower", round)
+    instructions = pq.read_table(run.paths.instructions(round), columns=["prompt", "kept"])
+    kept = {entry["prompt"] for entry in instructions.to_pylist() if entry["kept"]}
+    samples = sample_files.rows(run.paths.stage(round, "follower").samples, ["answer"])
+    same = mean(float((sample["answer"] or "").strip() == reply) for sample in samples)
+    values = [*(mean(line.get(metric) for line in steps) for metric in METRICS), same]
+    shown = ["" if value is None else f"{value:.3g}" for value in values]
+    return [run.name, str(round), str(len(kept)), *shown]
+
+
+if __name__ == "__main__":
+    main()
