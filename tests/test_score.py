@@ -244,6 +244,20 @@ def test_metrics_without_a_judger_have_none_of_its() -> None:
     )
 
 
+def test_the_share_of_the_most_frequent_answer() -> None:
+    """Over all answers with a text; there is none if they answer a single instruction."""
+
+    def scores(*answers: tuple[str, str]) -> list[Score]:
+        return [Score(1.0, prompt=prompt, answers=(Answer(text),)) for prompt, text in answers]
+
+    several = scores(("A", "Yes."), ("A", "No."), ("B", " Yes.\n"), ("B", "yes."), ("C", ""))
+    assert metrics([*several, Score(0.0, "format", prompt="D")], False)["same_answer"] == 0.5
+    frozen = Score(1.0, prompt="E", answers=(Answer("No."), Answer("No."), Answer("No.")))
+    assert metrics([*several, frozen], False)["same_answer"] == 4 / 7
+    assert "same_answer" not in metrics(several[:2], False)
+    assert "same_answer" not in metrics(scores(("A", ""), ("B", " ")), False)
+
+
 def test_metrics_where_nothing_was_scored() -> None:
     assert metrics([Score(0.0, "parse"), Score(0.0, "truncated")], True) == {
         "reward": 0.0,

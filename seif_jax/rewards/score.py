@@ -1,5 +1,6 @@
 """Scores of samples: rewards with the verdicts and the reasons behind them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -114,6 +115,9 @@ def metrics(scores: Sequence[Score], judged: bool) -> dict[str, float]:
         "unscored": 1 - len(rewards) / n,
         "followed": sum(shares) / max(len(shares), 1),
     }
+    texts = Counter(a.text.strip() for s in scores for a in s.answers if a.text.strip())
+    if len({s.prompt for s in scores if s.answers}) > 1 and texts:
+        out["same_answer"] = max(texts.values()) / texts.total()
     for reason in sorted({s.reason for s in scores} - {""}):
         out[f"reason/{reason}"] = sum(s.reason == reason for s in scores) / n
     marks = [m for s in scores for m in s.marks]

@@ -41,14 +41,25 @@ def check_finite(where: str, metrics: Mapping[str, float], params: Params) -> No
 
 
 def warn(display: Display, stage: str, metrics: Mapping[str, float], max_tokens: int) -> None:
-    """Warns of problems that do not stop a run: replies that are cut off, skipped updates."""
+    """Warns of problems that do not stop a run: replies that are cut off, the same answer to most
+    instructions, skipped updates."""
     clipped, skipped = metrics["clipped_share"], metrics["skipped_updates"]
-    display.warn_of_step(
-        "clipped_share",
-        clipped > 0.5 and math.ceil(4 * clipped),  # warns again when another quarter is reached
-        f"{clipped:.0%} of the completions are cut off at "
-        f"config.{stage}.max_response_tokens={max_tokens}",
-    )
+    same = metrics.get("same_answer", 0.0)
+    for name, share, text in (
+        (
+            "clipped_share",
+            clipped,
+            f"{clipped:.0%} of the completions are cut off at "
+            f"config.{stage}.max_response_tokens={max_tokens}",
+        ),
+        (
+            "same_answer",
+            same,
+            f"{same:.0%} of the answers, to different instructions, are the same",
+        ),
+    ):
+        # Warns again when another quarter is reached.
+        display.warn_of_step(name, share > 0.5 and math.ceil(4 * share), text)
     display.warn_of_step(
         "skipped_updates", skipped, f"{skipped:.0f} updates skipped: gradient not finite"
     )
