@@ -454,11 +454,15 @@ def test_suites_are_read_where_they_were_scored(run):
 
     def scored(folder, **models):
         estimates = {
-            model: {"scores": {"strict": value, "strict/kind": value, "loose": value}}
+            model: {"scores": {"loose": halved(value), "strict": value, "strict/kind": value}}
             for model, value in models.items()
         }
         folder.mkdir(parents=True)
-        (folder / "scores.json").write_text(json.dumps({"ifeval": {"models": estimates}}))
+        scores = {"ifeval": {"models": estimates, "score": "strict"}}
+        (folder / "scores.json").write_text(json.dumps(scores))
+
+    def halved(estimate):
+        return {name: value / 2 for name, value in estimate.items()}
 
     def estimate(value):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
@@ -479,4 +483,4 @@ def test_suites_are_read_where_they_were_scored(run):
     assert list(trace["y"]) == [0.2, 0.3, 0.4, 0.3]
     assert list(trace["error_y"]["array"]) == pytest.approx([0.1] * 4)
     assert list(table.columns) == ["suite", "score", "base", "round 1", "round 2", "round 10"]
-    assert table.rows[1][:3] == ["ifeval", "loose", "0.2 (0.1 to 0.3)"]
+    assert table.rows[1][:3] == ["ifeval", "loose", "0.1 (0.05 to 0.15)"]

@@ -18,13 +18,15 @@ Models = dict[str, dict[str, Estimates]]  # {"base" or "round_N": {score: its es
 
 
 def load(run: RunFiles) -> dict[str, Models]:
-    """Reads the scores, {suite: scores by model}; {} if no suite was scored."""
+    """Reads the scores, {suite: scores by model}; {} if no suite was scored. The main score comes
+    first."""
     suites: dict[str, Models] = {}
     for path in (run.folder / SCORES, *sorted(run.folder.glob(f"*/{SCORES}"))):
         for suite, entry in _read(path).items():
             for model, about in entry["models"].items():
                 if model == BASE or model.startswith("round_"):
-                    suites.setdefault(suite, {})[model] = about["scores"]
+                    main = {entry["score"]: about["scores"][entry["score"]]}  # the file is sorted
+                    suites.setdefault(suite, {})[model] = main | about["scores"]
     return {
         suite: {model: models[model] for model in sorted(models, key=_order)}
         for suite, models in suites.items()
