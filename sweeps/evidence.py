@@ -1,4 +1,4 @@
-"""Does self-evolution work, and what does each part add? Eight arms, most with three seeds.
+"""Does self-evolution work, and what does each part add? Nine arms, most with three seeds.
 
     seif sweep --config=evidence_cpu --sweep=evidence --workdir=DIR --launcher=local \
         --config.data.seeds=FILE
@@ -18,11 +18,12 @@ ARMS = {
     "one_round": {"rounds": 1, "instructor.steps": 9, "follower.steps": 24},  # no alternation
     "learnability": {"instructor.reward": "learnability", "answer.samples": 4},
     "rules_only": {"reward.checks": ("ifeval",)},
+    "rules_only_no_evolution": {"reward.checks": ("ifeval",), "stages": ("generate", "follower")},
     # Two attempts to prevent the full arm's collapse to one phrase:
     "high_kl": {"grpo.kl_coef": 0.2},
     "other_examples": {"instructor.prompts": str(EXAMPLES)},
 }
-ONE_SEED = ("learnability", "rules_only")
+ONE_SEED = ("learnability", "rules_only", "rules_only_no_evolution")
 
 
 def sweep(add):

@@ -24,7 +24,7 @@ from seif_jax.report import (
     suite_scores,
 )
 from seif_jax.report.figures import Line, lines
-from seif_jax.report.page_blocks import Chart, Table, script
+from seif_jax.report.page_blocks import Chart, script
 from seif_jax.report.run_files import RunFiles, open_runs
 from seif_jax.report.sample_counts import Agreement, StageCounts
 
@@ -468,7 +468,7 @@ def test_suites_are_read_where_they_were_scored(run):
         return {"value": value, "low": value - 0.1, "high": value + 0.1}
 
     files = RunFiles("r", run)
-    assert suite_scores.load(files) == {} and suite_scores.blocks([files]) == []
+    assert suite_scores.load(files) == {} and suite_scores.charts([files], {"r": {}}) == []
     scored(run / "base/evaluate", base=estimate(0.2))
     scored(run / "round_2/evaluate", round_2=estimate(0.4))
     assert list(suite_scores.load(files)["ifeval"]) == ["base", "round_2"]
@@ -477,8 +477,8 @@ def test_suites_are_read_where_they_were_scored(run):
     models = suite_scores.load(files)["ifeval"]
     assert list(models) == ["base", "round_1", "round_2", "round_10"]
     assert suite_scores.main_scores(models) == ["strict", "loose"]
-    chart, table = suite_scores.blocks([files])
-    assert isinstance(chart, Chart) and isinstance(table, Table)
+    suites = {"r": suite_scores.load(files)}
+    (chart,), table = suite_scores.charts([files], suites), suite_scores.table([files], suites)
     (trace,) = chart.figure["data"]
     assert list(trace["y"]) == [0.2, 0.3, 0.4, 0.3]
     assert list(trace["error_y"]["array"]) == pytest.approx([0.1] * 4)

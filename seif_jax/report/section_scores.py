@@ -36,12 +36,14 @@ def section(runs: Sequence[RunFiles], counts: Mapping[str, Sequence[StageCounts]
     blocks: list[Block] = []
     scores = {run.name: evaluations(counts[run.name]) for run in runs}
     sets = list(dict.fromkeys(name for by_set in scores.values() for name in by_set))
-    widths = {1: ("full",), 2: ("", "double")}.get(len(sets), ("",) * len(sets))
+    suites = {run.name: suite_scores.load(run) for run in runs}
     charts = [score_chart(runs, scores, name) for name in sets]
+    charts += suite_scores.charts(runs, suites)
+    widths = {1: ("full",), 2: ("", "double")}.get(len(charts), ("",) * len(charts))
     blocks += [replace(chart, width=width) for chart, width in zip(charts, widths, strict=True)]
-    from_suites = suite_scores.blocks(runs)
-    blocks += from_suites
-    if not sets and not from_suites:
+    if any(suites.values()):
+        blocks.append(suite_scores.table(runs, suites))
+    if not charts:
         blocks.append(
             Note(
                 "No evaluation set or suite was scored in this run, so whether the model got "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from seif_jax.report import bar_charts, figures
 from seif_jax.report.bar_charts import Bars
-from seif_jax.report.page_blocks import Block, Cell, Chart, Row, Table, columns_and_rows
+from seif_jax.report.page_blocks import Cell, Chart, Row, Table, columns_and_rows
 from seif_jax.report.run_files import RunFiles, natural
 from seif_jax.report.section_training import series_colour
 
@@ -15,6 +15,7 @@ BASE = "base"
 
 Estimates = Mapping[str, float]  # "value", "low", "high": a score with its 95 % interval
 Models = dict[str, dict[str, Estimates]]  # {"base" or "round_N": {score: its estimate}}
+ScoresByRun = Mapping[str, Mapping[str, Models]]  # {run: {suite: its scores}}
 
 
 def load(run: RunFiles) -> dict[str, Models]:
@@ -50,23 +51,17 @@ def main_scores(models: Models) -> list[str]:
     return [name for name in names if "/" not in name]
 
 
-def blocks(runs: Sequence[RunFiles]) -> list[Block]:
-    """A chart of each suite's main score, and a table of all scores."""
-    scores_by_run = {run.name: load(run) for run in runs}
-    names = list(dict.fromkeys(name for suites in scores_by_run.values() for name in suites))
-    if not names:
-        return []
-    charts = [suite_chart(runs, scores_by_run, name) for name in names]
-    return [*charts, suite_table(runs, scores_by_run)]
+def charts(runs: Sequence[RunFiles], scores_by_run: ScoresByRun) -> list[Chart]:
+    """A chart of each suite's main score."""
+    names = dict.fromkeys(name for suites in scores_by_run.values() for name in suites)
+    return [_chart(runs, scores_by_run, name) for name in names]
 
 
 def label_of(model: str) -> str:
     return model.replace("_", " ")
 
 
-def suite_chart(
-    runs: Sequence[RunFiles], scores_by_run: Mapping[str, Mapping[str, Models]], suite: str
-) -> Chart:
+def _chart(runs: Sequence[RunFiles], scores_by_run: ScoresByRun, suite: str) -> Chart:
     series, words, score = [], [], ""
     for i, run in enumerate(runs):
         models = scores_by_run[run.name].get(suite, {})
@@ -91,9 +86,8 @@ def suite_chart(
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
 
 
-def suite_table(
-    runs: Sequence[RunFiles], scores_by_run: Mapping[str, Mapping[str, Models]]
-) -> Table:
+def table(runs: Sequence[RunFiles], scores_by_run: ScoresByRun) -> Table:
+    """All scores, without those of single kinds."""
     rows: list[dict[str, Cell]] = []
     for run in runs:
         for suite, models in scores_by_run[run.name].items():
