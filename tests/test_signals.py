@@ -4,11 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from seif_jax import signals
 from seif_jax.errors import Interrupted, Preempted, exit_code
+from seif_jax.sampling.session import wait_for
 
 WAITS = """
 import signal, time
@@ -88,6 +92,18 @@ def test_a_command_without_safe_points_stops_at_once():
     with pytest.raises(KeyboardInterrupt), signals.stop_at_once():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_command_does_not_wait_for_the_device():
+    """It stops although a call of the sampler goes on for seconds."""
+    long = jax.jit(lambda x: jax.lax.fori_loop(0, 30_000, lambda _, y: y @ x / 128, x))
+    result = long(jnp.ones((128, 128)))
+    sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted), signals.stop_at_once():
+        sender.start()
+        wait_for(result)
+    assert not result.is_ready()
+    assert wait_for(result).max() == pytest.approx(1)
 
 
 def test_an_ignored_sigterm_stops_no_command():

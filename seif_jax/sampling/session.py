@@ -1,5 +1,6 @@
 """One call of the sampler on one copy of the weights: the arrays and programs of a schedule."""
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,6 +28,8 @@ from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.session_arrays import SessionArrays, zeros
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
+
+POLL_SECS = 0.001  # short beside a call
 
 
 class Session:
@@ -163,7 +166,7 @@ class Session:
 
     def collect(self) -> Progress:
         """Waits for the results of the oldest call that has not been collected."""
-        results = unpack(np.asarray(self.sent.popleft()))
+        results = unpack(wait_for(self.sent.popleft()))
         self.results, slot_steps = results, results.steps * results.tokens.shape[2]
         self.counters.slot_steps += slot_steps
         self.counters.kv_read += results.pages_read * page_tokens() + slot_steps * recent_tokens()
@@ -238,3 +241,11 @@ def take_slots(
         return x.reshape(-1, count, *x.shape[1:])[:, keep].reshape(-1, *x.shape[1:])
 
     return entry, age, hidden, jax.tree.map(take, recent)
+
+
+def wait_for(array: jax.Array) -> np.ndarray:
+    """The array's value. Waits for it in such a way that Ctrl-C and SIGTERM are noticed, which JAX
+    does not: on a busy CPU, a call can take a minute."""
+    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+        time.sleep(POLL_SECS)
+    return np.asarray(array)
