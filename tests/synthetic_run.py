@@ -115,7 +115,7 @@ def _metrics(rng: random.Random, stage: str, round: int, progress: float) -> dic
         "reply_tokens_min": 9,
         "reply_tokens_max": 64,
         "clipped_share": 0.1,
-        "same_answer": 0.05,
+        "top_answer_share": 0.05,
         "grad_norm": 1 + rng.random(),
         "sampler_gap": 0.01,
         "equal_groups": 0.25,

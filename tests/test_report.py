@@ -388,6 +388,12 @@ def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
         (tmp_path / name).rename(tmp_path / f"long-seed_{name[1]}")
     grouped = section_comparison.groups(open_runs([tmp_path]))
     assert {group.name for group in grouped} == {"long", "optim.learning_rate=3e-05"}
+    for number, name in enumerate(("b0", "b1", "b2"), 2):
+        (tmp_path / name).rename(tmp_path / f"long-seed_{number}")
+    grouped = section_comparison.groups(open_runs([tmp_path]))  # the name would say nothing
+    assert {group.name for group in grouped} == {
+        "optim.learning_rate=1e-05", "optim.learning_rate=3e-05",
+    }  # fmt: skip
     for name in ("a0", "a1"):
         (tmp_path / f"long-seed_{name[1]}").rename(tmp_path / name)
     assert section_comparison.groups(open_runs([tmp_path / "a0"]))[0].name == "a0"
@@ -427,7 +433,7 @@ def test_runs_are_sorted_by_name_and_number(tmp_path):
     assert [run.name for run in open_runs([tmp_path])] == names
 
 
-def test_a_run_has_the_same_colour_in_all_charts(tmp_path):
+def test_a_run_has_one_colour_in_training_and_instructions(tmp_path):
     """Also if a run before it has written no instructions."""
     names = ("r0", "r1", "r2")
     for name in names:

@@ -12,7 +12,7 @@ import pytest
 
 from seif_jax import signals
 from seif_jax.errors import Interrupted, Preempted, exit_code
-from seif_jax.sampling.session import wait_for
+from seif_jax.sampling.session import fetch
 
 WAITS = """
 import signal, time
@@ -101,9 +101,12 @@ def test_a_command_does_not_wait_for_the_device():
     sender = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
     with pytest.raises(Preempted), signals.stop_at_once():
         sender.start()
-        wait_for(result)
+        try:
+            fetch(result)
+        finally:
+            sender.join()
     assert not result.is_ready()
-    assert wait_for(result).max() == pytest.approx(1)
+    assert fetch(result).max() == pytest.approx(1)
 
 
 def test_an_ignored_sigterm_stops_no_command():

@@ -281,6 +281,9 @@ def test_the_judge_suite_reads_the_samples_of_a_run(tmp_path):
         {"instruction": "j", "answer": "two", "verdicts": [mark("a", False)]},
     ]
     pq.write_table(pa.Table.from_pylist(rows), stage / "samples.parquet")
+    written = tmp_path / "round_1" / "generate"  # the Instructor's, which nobody has answered
+    written.mkdir()
+    pq.write_table(pa.Table.from_pylist([{"completion": "{}"}]), written / "samples.parquet")
     suite = JudgeSuite.load("judge", str(tmp_path))
     assert [(row.question.reply, row.label) for row in suite.rows] == [
         ("one", True),

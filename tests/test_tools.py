@@ -97,17 +97,25 @@ def test_the_training_table(tool, tmp_path):
     assert code == 0 and [row[:2] for row in rows[2:]] == [
         ["seed_0", "1"], ["seed_0", "2"], ["seed_1", "1"], ["seed_1", "2"],
     ]  # fmt: skip
+    titles = rows[0]
+    assert titles[2:5] == ["distinct instructions", "constraints met", "checked by a rule"]
+    assert titles[5:] == ["Judger agrees with the rule", "tokens per reply", "KL", "Yes."]
     run = tmp_path / "seed_1"
     kept = pq.read_table(run / "round_2" / "instructions.parquet", filters=[("kept", "=", True)])
     samples = pq.read_table(run / "round_2" / "follower" / "samples.parquet")
     steps = [
-        line["kl"]
+        line
         for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
         if (line["round"], line["stage"]) == (2, "follower")
     ]
     assert rows[-1][2] == str(len(set(kept["prompt"].to_pylist())))
-    assert float(rows[-1][-2]) == pytest.approx(sum(steps) / 3, rel=1e-2)
+    for column, metric in ((3, "followed"), (5, "judge_agreement"), (6, "reply_tokens"), (7, "kl")):
+        shown = float(rows[-1][column])
+        assert shown == pytest.approx(sum(line[metric] for line in steps) / 3, rel=1e-2)
     assert float(rows[-1][-1]) == pytest.approx(1 / len(samples), rel=1e-2)
+    (run / "round_2" / "instructions.parquet").unlink()
+    code, out, _ = tool("training_table", run)
+    assert code == 0 and out.splitlines()[-1].startswith("| seed_1 | 2 |  |")
 
 
 def made_plan(command: list[str]) -> dict[str, object]:

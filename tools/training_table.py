@@ -1,6 +1,6 @@
 """Means over the Follower's steps of each round, as a Markdown table with a row per run and round.
 
-Also counts the different instructions that were kept, and the replies that are only --reply.
+Also counts the distinct instructions that were kept, and the replies that are only --reply.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main() -> None:
         runs = open_runs(options.runs)
     except UserError as error:
         parser.error(str(error))
-    columns = ["run", "round", "different instructions", *METRICS.values(), options.reply]
+    columns = ["run", "round", "distinct instructions", *METRICS.values(), options.reply]
     print("|", " | ".join(columns), "|")
     print("|---" * len(columns) + "|")
     for run in runs:
@@ -43,13 +43,16 @@ def main() -> None:
 
 def row(run: RunFiles, round: int, reply: str) -> list[str]:
     steps = run.steps("follower", round)
-    instructions = pq.read_table(run.paths.instructions(round), columns=["prompt", "kept"])
-    kept = {entry["prompt"] for entry in instructions.to_pylist() if entry["kept"]}
+    path = run.paths.instructions(round)
+    kept = ""  # with config.data.instructions, the Instructor writes none
+    if path.exists():
+        instructions = pq.read_table(path, columns=["prompt", "kept"]).to_pylist()
+        kept = str(len({entry["prompt"] for entry in instructions if entry["kept"]}))
     samples = sample_files.rows(run.paths.stage(round, "follower").samples, ["answer"])
     same = mean(float((sample["answer"] or "").strip() == reply) for sample in samples)
     values = [*(mean(line.get(metric) for line in steps) for metric in METRICS), same]
     shown = ["" if value is None else f"{value:.3g}" for value in values]
-    return [run.name, str(round), str(len(kept)), *shown]
+    return [run.name, str(round), kept, *shown]
 
 
 if __name__ == "__main__":

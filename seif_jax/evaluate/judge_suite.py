@@ -43,7 +43,7 @@ class SampleRow(TypedDict):
     instruction: str
     answer: str | None
     answers: NotRequired[list[SampleAnswer] | None]
-    verdicts: list[SampleVerdict] | None
+    verdicts: NotRequired[list[SampleVerdict] | None]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _of_run(run: Path) -> Iterator[Labelled]:
 
 def _of_sample(row: SampleRow) -> Iterator[Labelled]:
     answers = row.get("answers") or []
-    for verdict in row["verdicts"] or ():
+    for verdict in row.get("verdicts") or ():  # samples of the data stage have no such column
         number = verdict.get("answer") or 0
         answer = answers[number]["text"] if number < len(answers) else row["answer"]
         if verdict["rule"] is not None and answer:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,7 +29,7 @@ TITLES = {
 }
 SHARES = ("reward", "followed")
 SHOWN_KEYS = 3  # maximum number of keys in a group's name
-SEED_OF_NAME = re.compile(r"(.+)[-_]seed[-_]\d+")  # how the sweeps in sweeps/ name their runs
+NAME_AND_SEED = re.compile(r"(.+)[-_]seed[-_]\d+")  # how the sweeps in sweeps/ name their runs
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,26 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
     members: dict[tuple[str | None, ...], list[RunFiles]] = {}
     for run, config in zip(runs, configs, strict=True):
         members.setdefault(tuple(config.get(key) for key in varied), []).append(run)
-    return [Group(_name(varied, values, alike), alike) for values, alike in members.items()]
+    found = [Group(_name(varied, values, alike), alike) for values, alike in members.items()]
+    prefixes = [_prefix(group.runs) for group in found]
+    return [
+        replace(group, name=prefix)
+        if prefix and len(group.runs) > 1 and prefixes.count(prefix) == 1
+        else group
+        for group, prefix in zip(found, prefixes, strict=True)
+    ]
+
+
+def _prefix(runs: Sequence[RunFiles]) -> str:
+    """NAME if all runs are called NAME-seed_N, else ""."""
+    matches = [NAME_AND_SEED.fullmatch(run.name) for run in runs]
+    names = {match[1] if match else "" for match in matches}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _name(keys: Sequence[str], values: Sequence[str | None], runs: Sequence[RunFiles]) -> str:
     if len(runs) == 1:
         return runs[0].name
-    names = {match and match[1] for match in (SEED_OF_NAME.fullmatch(run.name) for run in runs)}
-    if len(names) == 1 and (name := names.pop()):
-        return name
     if not keys:
         return "all runs"
     pairs = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]

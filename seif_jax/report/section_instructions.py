@@ -62,8 +62,8 @@ def difficulty(runs: Sequence[RunFiles]) -> Chart | None:
             continue
         name = f"{run.name}, " if len(runs) > 1 else ""
         colour = series_colour(i)
-        light = colour if len(runs) > 1 else figures.GREY
-        series.append(Line(f"{name}first step", rounds, before, light, dash="dot"))
+        first = colour if len(runs) > 1 else figures.GREY  # the colour tells runs apart
+        series.append(Line(f"{name}first step", rounds, before, first, dash="dot"))
         series.append(Line(f"{name}last step", rounds, after, colour))
         alts.append(f"{name}first step {in_words(before)}, last step {in_words(after)}")
     if not series:

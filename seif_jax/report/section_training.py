@@ -26,7 +26,7 @@ MEASURES = (
     Measure("kl", "KL to the reference", "Nats per token; should grow slowly"),
     Measure("entropy", "Entropy", "Nats per token; a fall to 0 is a collapse"),
     Measure("reply_tokens", "Reply length", "Tokens; the band reaches from shortest to longest"),
-    Measure("same_answer", "Most frequent answer", "Share of the answers that are the same", True),
+    Measure("top_answer_share", "Most frequent answer", "Share of the step's answers", True),
     Measure("clipped_share", "Cut off", "Share of replies that hit max_response_tokens", True),
     Measure("grad_norm", "Gradient norm", "Before clipping"),
     Measure("sampler_gap", "Sampler gap", "Mean |log p learner − log p sampler| per token"),

@@ -26,8 +26,9 @@ def load(run: RunFiles) -> dict[str, Models]:
         for suite, entry in _read(path).items():
             for model, about in entry["models"].items():
                 if model == BASE or model.startswith("round_"):
-                    main = {entry["score"]: about["scores"][entry["score"]]}  # the file is sorted
-                    suites.setdefault(suite, {})[model] = main | about["scores"]
+                    scores, main = about["scores"], entry["score"]
+                    # The file's keys are in alphabetical order.
+                    suites.setdefault(suite, {})[model] = {main: scores[main], **scores}
     return {
         suite: {model: models[model] for model in sorted(models, key=_order)}
         for suite, models in suites.items()

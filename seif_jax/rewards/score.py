@@ -24,6 +24,9 @@ REASONS = {  # why a sample's reward is 0 (with no_verdict: why it has none)
 }
 
 
+FEWEST_ANSWERS = 8  # fewer say nothing about how varied a step's answers are
+
+
 @dataclass(frozen=True)
 class Mark:
     """The verdicts on one constraint of one answer."""
@@ -115,9 +118,10 @@ def metrics(scores: Sequence[Score], judged: bool) -> dict[str, float]:
         "unscored": 1 - len(rewards) / n,
         "followed": sum(shares) / max(len(shares), 1),
     }
-    texts = Counter(a.text.strip() for s in scores for a in s.answers if a.text.strip())
-    if len({s.prompt for s in scores if s.answers}) > 1 and texts:
-        out["same_answer"] = max(texts.values()) / texts.total()
+    answers = [(s.prompt, text) for s in scores for a in s.answers if (text := a.text.strip())]
+    if len(answers) >= FEWEST_ANSWERS and len({prompt for prompt, _ in answers}) > 1:
+        counts = Counter(text for _, text in answers)
+        out["top_answer_share"] = max(counts.values()) / len(answers)
     for reason in sorted({s.reason for s in scores} - {""}):
         out[f"reason/{reason}"] = sum(s.reason == reason for s in scores) / n
     marks = [m for s in scores for m in s.marks]

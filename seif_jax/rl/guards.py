@@ -44,22 +44,24 @@ def warn(display: Display, stage: str, metrics: Mapping[str, float], max_tokens:
     """Warns of problems that do not stop a run: replies that are cut off, the same answer to most
     instructions, skipped updates."""
     clipped, skipped = metrics["clipped_share"], metrics["skipped_updates"]
-    same = metrics.get("same_answer", 0.0)
-    for name, share, text in (
-        (
-            "clipped_share",
-            clipped,
-            f"{clipped:.0%} of the completions are cut off at "
-            f"config.{stage}.max_response_tokens={max_tokens}",
-        ),
-        (
-            "same_answer",
-            same,
-            f"{same:.0%} of the answers, to different instructions, are the same",
-        ),
-    ):
-        # Warns again when another quarter is reached.
-        display.warn_of_step(name, share > 0.5 and math.ceil(4 * share), text)
+    same = metrics.get("top_answer_share", 0.0)
+    _warn_above_half(
+        display,
+        "clipped_share",
+        clipped,
+        f"of the completions are cut off at config.{stage}.max_response_tokens={max_tokens}",
+    )
+    _warn_above_half(
+        display,
+        "top_answer_share",
+        same,
+        "of the answers are the same text, although their instructions differ: read the samples",
+    )
     display.warn_of_step(
         "skipped_updates", skipped, f"{skipped:.0f} updates skipped: gradient not finite"
     )
+
+
+def _warn_above_half(display: Display, about: str, share: float, text: str) -> None:
+    """Warns of a share above 0.5, and again when it reaches another quarter."""
+    display.warn_of_step(about, share > 0.5 and math.ceil(4 * share), f"{share:.0%} {text}")

@@ -29,7 +29,7 @@ from seif_jax.sampling.session_arrays import SessionArrays, zeros
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
 
-POLL_SECS = 0.001  # short beside a call
+POLL_SECS = 0.001  # a call of the decoding program takes far longer
 
 
 class Session:
@@ -166,7 +166,7 @@ class Session:
 
     def collect(self) -> Progress:
         """Waits for the results of the oldest call that has not been collected."""
-        results = unpack(wait_for(self.sent.popleft()))
+        results = unpack(fetch(self.sent.popleft()))
         self.results, slot_steps = results, results.steps * results.tokens.shape[2]
         self.counters.slot_steps += slot_steps
         self.counters.kv_read += results.pages_read * page_tokens() + slot_steps * recent_tokens()
@@ -243,9 +243,9 @@ def take_slots(
     return entry, age, hidden, jax.tree.map(take, recent)
 
 
-def wait_for(array: jax.Array) -> np.ndarray:
-    """The array's value. Waits for it in such a way that Ctrl-C and SIGTERM are noticed, which JAX
-    does not: on a busy CPU, a call can take a minute."""
-    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+def fetch(array: jax.Array) -> np.ndarray:
+    """Copies an array to the host when it is ready. Polls, because Python cannot handle Ctrl-C and
+    SIGTERM while np.asarray waits; on a busy CPU, that can take a minute."""
+    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue], not in JAX's stubs
         time.sleep(POLL_SECS)
     return np.asarray(array)
