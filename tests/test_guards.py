@@ -22,6 +22,9 @@ def test_a_share_above_a_half_is_warned_of_at_every_quarter() -> None:
     for metrics in steps:
         display.step(metrics)
         guards.warn(display, "follower", metrics, 96)
+    display.start_stage(3, 3, "instructor", steps=1)
+    display.step(quiet)
+    guards.warn(display, "instructor", quiet | {"top_answer_share": 1.0}, 96)  # perhaps of two
     warnings = [line for line in progress.getvalue().splitlines() if "warning" in line]
     where = "warning: round 2/3 follower step"
     same = "of the answers are the same text, although their instructions differ: read the samples"

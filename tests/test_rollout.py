@@ -216,6 +216,7 @@ def test_rollout() -> None:
             "reward": 0.5,
             "unscored": 0.5,
             "followed": 0.75,
+            "top_answer_share": 0.6,  # "So"
             "reason/no_verdict": 0.5,
             "reason/truncated": 1 / 6,
             "rule_share": 2 / 7,

@@ -24,9 +24,6 @@ REASONS = {  # why a sample's reward is 0 (with no_verdict: why it has none)
 }
 
 
-FEWEST_ANSWERS = 8  # fewer say nothing about how varied a step's answers are
-
-
 @dataclass(frozen=True)
 class Mark:
     """The verdicts on one constraint of one answer."""
@@ -119,7 +116,7 @@ def metrics(scores: Sequence[Score], judged: bool) -> dict[str, float]:
         "followed": sum(shares) / max(len(shares), 1),
     }
     answers = [(s.prompt, text) for s in scores for a in s.answers if (text := a.text.strip())]
-    if len(answers) >= FEWEST_ANSWERS and len({prompt for prompt, _ in answers}) > 1:
+    if len({prompt for prompt, _ in answers}) > 1:
         counts = Counter(text for _, text in answers)
         out["top_answer_share"] = max(counts.values()) / len(answers)
     for reason in sorted({s.reason for s in scores} - {""}):
