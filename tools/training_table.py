@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run or of a sweep"
     )
-    parser.add_argument("--reply", default="See you soon.")
+    parser.add_argument("--reply", default="See you soon.", help="count replies with this text")
     options = parser.parse_args()
     try:
         runs = open_runs(options.runs)

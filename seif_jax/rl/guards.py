@@ -44,7 +44,7 @@ def warn(display: Display, stage: str, metrics: Mapping[str, float], max_tokens:
     """Warns of problems that do not stop a run: replies that are cut off, the same answer to most
     instructions, skipped updates."""
     clipped, skipped = metrics["clipped_share"], metrics["skipped_updates"]
-    # In an Instructor's step, it is of the few answers to instructions that are valid.
+    # In an Instructor's step, only valid instructions are answered, perhaps very few.
     same = metrics.get("top_answer_share", 0.0) if stage == "follower" else 0.0
     _warn_above_half(
         display,
