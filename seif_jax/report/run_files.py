@@ -109,10 +109,10 @@ def _runs_at(path: Path) -> list[Path]:
     return sorted(inside, key=lambda run: natural(run.name))
 
 
-def natural(text: str) -> list[tuple[bool, str]]:
+def natural(text: str) -> list[str]:
     """A sort key that puts run_9 before run_10."""
-    parts = re.split(r"(\d+)", text)
-    return [(part.isdecimal(), part.zfill(20) if part.isdecimal() else part) for part in parts]
+    parts = re.split(r"(\d+)", text)  # texts and numbers in turn
+    return [part.zfill(20) if part.isdecimal() else part for part in parts]
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -77,14 +77,12 @@ def groups(runs: Sequence[RunFiles]) -> list[Group]:
     members: dict[tuple[str | None, ...], list[RunFiles]] = {}
     for run, config in zip(runs, configs, strict=True):
         members.setdefault(tuple(config.get(key) for key in varied), []).append(run)
-    found = [Group(_name(varied, values, alike), alike) for values, alike in members.items()]
-    prefixes = [_prefix(group.runs) for group in found]
-    return [
-        replace(group, name=prefix)
-        if prefix and len(group.runs) > 1 and prefixes.count(prefix) == 1
-        else group
-        for group, prefix in zip(found, prefixes, strict=True)
-    ]
+    prefixes = [_prefix(alike) for alike in members.values()]
+    found: list[Group] = []
+    for prefix, (values, alike) in zip(prefixes, members.items(), strict=True):
+        is_name = prefix and len(alike) > 1 and prefixes.count(prefix) == 1
+        found.append(Group(prefix if is_name else _name(varied, values, alike), alike))
+    return found
 
 
 def _prefix(runs: Sequence[RunFiles]) -> str:
@@ -114,8 +112,8 @@ def curve(grouped: Sequence[Group], role: str, key: str) -> Chart | None:
             continue
         longest = max(runs, key=lambda run: len(run.steps(role))).steps(role)
         mean, low, high = mean_and_band(rows)
-        several = f" (n = {len(runs)})" if len(runs) > 1 else ""
-        line = Line(group.name + several, x_of(longest), mean, series_colour(i))
+        seeds = f" (n = {len(runs)})" if len(runs) > 1 else ""
+        line = Line(group.name + seeds, x_of(longest), mean, series_colour(i))
         if len(runs) > 1:
             line = Line(line.name, line.x, mean, line.colour, low, high, labels(longest))
         series.append(line)

@@ -12,7 +12,7 @@ from seif_jax.report.round_instructions import KEPT, RoundInstructions, load
 from seif_jax.report.run_files import RunFiles
 from seif_jax.report.sample_counts import StageCounts
 from seif_jax.report.section_judge_agreement import kind_name
-from seif_jax.report.section_training import in_words, series_colour
+from seif_jax.report.section_training import baseline_colour, in_words, series_colour
 
 CHANGED = 6  # number of kinds that grew most, and that shrank most
 REPEATED = 30  # number of constraints in the table of repeated ones
@@ -62,7 +62,7 @@ def difficulty(runs: Sequence[RunFiles]) -> Chart | None:
             continue
         name = f"{run.name}, " if len(runs) > 1 else ""
         colour = series_colour(i)
-        first = colour if len(runs) > 1 else figures.GREY  # the colour tells runs apart
+        first = baseline_colour(i, runs)
         series.append(Line(f"{name}first step", rounds, before, first, dash="dot"))
         series.append(Line(f"{name}last step", rounds, after, colour))
         alts.append(f"{name}first step {in_words(before)}, last step {in_words(after)}")

@@ -20,7 +20,7 @@ from seif_jax.report.page_blocks import (
 )
 from seif_jax.report.run_files import ORDER, Metrics, RunFiles
 from seif_jax.report.sample_counts import StageCounts
-from seif_jax.report.section_training import series_colour
+from seif_jax.report.section_training import baseline_colour, series_colour
 
 PHASES = {  # "secs/NAME" of metrics.jsonl: its name in the report, and its colour
     "sample": ("sampling", figures.INDIGO),
@@ -90,7 +90,7 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
             continue
         means = [float(np.mean(values)) for values in models.values()]
         low, high = zip(*(interval(values) for values in models.values()), strict=True)
-        base = figures.GREY if len(runs) == 1 else series_colour(i)
+        base = baseline_colour(i, runs)
         colours = [base if model == "base" else series_colour(i) for model in models]
         series.append(Bars(run.name, list(models), means, colours, low, high))
         alt = ", ".join(

@@ -110,6 +110,11 @@ def series_colour(i: int) -> str:
     return figures.SERIES[i % len(figures.SERIES)]
 
 
+def baseline_colour(i: int, runs: Sequence[RunFiles]) -> str:
+    """The colour of what run i is compared with: grey, unless colours have to tell runs apart."""
+    return figures.GREY if len(runs) == 1 else series_colour(i)
+
+
 def in_words(y: Sequence[float | None]) -> str:
     """A description of a curve for screen readers."""
     values = [value for value in y if value is not None]

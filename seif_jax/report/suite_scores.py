@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from seif_jax.report import bar_charts, figures
+from seif_jax.report import bar_charts
 from seif_jax.report.bar_charts import Bars
 from seif_jax.report.page_blocks import Cell, Chart, Row, Table, columns_and_rows
 from seif_jax.report.run_files import RunFiles, natural
-from seif_jax.report.section_training import series_colour
+from seif_jax.report.section_training import baseline_colour, series_colour
 
 SCORES = "evaluate/scores.json"  # in the folder of a run, of its base, or of a round
 BASE = "base"
@@ -42,7 +42,7 @@ def _read(path: Path) -> dict[str, Row]:
         return {}
 
 
-def _order(model: str) -> tuple[bool, list[tuple[bool, str]]]:
+def _order(model: str) -> tuple[bool, list[str]]:
     return model != BASE, natural(model)
 
 
@@ -70,7 +70,7 @@ def _chart(runs: Sequence[RunFiles], scores_by_run: ScoresByRun, suite: str) -> 
         estimates = {model: scores[score] for model, scores in models.items() if score in scores}
         if not estimates:
             continue
-        base = figures.GREY if len(runs) == 1 else series_colour(i)
+        base = baseline_colour(i, runs)
         series.append(
             Bars(
                 run.name,
