@@ -334,13 +334,17 @@ def test_a_model_as_a_judger_of_labelled_rows(models, tmp_path, capsys):
     data = tmp_path / "rows.jsonl"
     rows = [{"prompt": "p", "reply": f"r{n}", "constraint": "c", "label": n % 2} for n in range(6)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluate("--suite=judge", f"--data={data}", f"--model={models[0]}", *OPTIONS, "--json")
+    out = tmp_path / "scores"
+    evaluate("--suite=judge", f"--data={data}", f"--model={models[0]}", *OPTIONS, "--json",
+             f"--out={out}")  # fmt: skip
     found = json.loads(capsys.readouterr().out)["judge"]["models"][str(models[0])]
     assert list(found["scores"])[:3] == [
         "verdict_accuracy", "verdict_balanced_accuracy", "verdict_auroc",
     ]  # fmt: skip
     assert sum(one["count"] for one in found["reliability"]) == 6
     assert found["counts"]["no_verdict_generate"] == 6  # 12 tokens hold no analysis and verdict
+    verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert len(verdicts) == 12 and all(len(row["text"]) < 200 for row in verdicts)  # 12 tokens
 
 
 def test_a_pair_of_one_is_refused(bench, models, refused):

@@ -18,7 +18,7 @@ from seif_jax.roles.reply_format import Message
 
 SLOTS = 64  # sequences decoded together
 JUDGE_SHOTS = 2
-JUDGE_TOKENS = 1024  # of analysis and verdict
+JUDGE_TOKENS = 1024  # of analysis and verdict, for --judge
 QUESTIONS = 256  # that the Judger answers before their verdicts are stored
 
 
@@ -97,7 +97,7 @@ class ModelRespondent:
         self, suite: str, keys: Sequence[str], questions: Sequence[Question], mode: str
     ) -> list[Verdict]:
         def load() -> Judge:
-            return as_judge(self.load(), mode)
+            return as_judge(self.load(), mode, self.decoding.max_tokens)
 
         items = [Item(key, ()) for key in keys]
         judger = JudgerVerdicts(self.label, load, self.key, self.store, self.progress)
@@ -241,8 +241,9 @@ class JudgerVerdicts:
         )
 
 
-def as_judge(model: ChatModel, mode: str) -> Judge:
-    """The model as a Judger, whose prompts may take all positions that its replies leave."""
-    room = model.engine.config.max_positions - JUDGE_TOKENS
-    decoding = Decoding(room, JUDGE_TOKENS, SLOTS, temperature=0.0)
+def as_judge(model: ChatModel, mode: str, max_tokens: int = JUDGE_TOKENS) -> Judge:
+    """The model as a Judger, whose prompts may take all positions that its replies leave.
+    max_tokens: of a reply."""
+    room = model.engine.config.max_positions - max_tokens
+    decoding = Decoding(room, max_tokens, SLOTS, temperature=0.0)
     return Judge(model, mode, JUDGE_SHOTS, decoding)
