@@ -12,7 +12,7 @@ import pytest
 
 from seif_jax import signals
 from seif_jax.errors import Interrupted, Preempted, exit_code
-from seif_jax.sampling.session import fetch
+from seif_jax.sampling.host_copy import fetch
 
 WAITS = """
 import signal, time

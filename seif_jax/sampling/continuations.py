@@ -15,6 +15,7 @@ from seif_jax.models import dense_forward
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
 from seif_jax.sampling import Engine, run_concurrently
+from seif_jax.sampling.host_copy import fetch
 from seif_jax.sampling.shapes import SIZES, Ids, pad, round_up
 from seif_jax.sharding import use_mesh_of
 
@@ -46,7 +47,7 @@ def continuation_logp(
             tokens, at, targets = _arrays([rows[i] for i in indices])
             with use_mesh_of(params):
                 logp, greedy = _logp(engine.config, params, tokens, at, targets, dtype=engine.dtype)
-            logp, greedy = np.asarray(logp, np.float64), np.asarray(greedy)
+            logp, greedy = fetch(logp).astype(np.float64), fetch(greedy)
             for row, i in enumerate(indices):
                 scored = targets[row] >= 0
                 result[i] = float(logp[row, scored].sum()), bool(greedy[row, scored].all())

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from seif_jax.models.decoder import ModelConfig
 from seif_jax.models.layers import Params
+from seif_jax.sampling.host_copy import fetch
 from seif_jax.sampling.prefill import EarlierKV, PackedKV, insert, next_logp, prefill
 from seif_jax.sampling.prefill_plan import PrefillPlan, Read
 from seif_jax.sampling.prompt_tree import PromptTree, pack
@@ -50,7 +51,7 @@ class Prefiller:
             logp = next_logp(
                 self.config, self.params, before, tree, options=options, dtype=self.dtype
             )
-        return read.prompts, np.asarray(logp)[: len(read.prompts)]
+        return read.prompts, fetch(logp)[: len(read.prompts)]
 
     def _before_last(self, read: Read) -> EarlierKV:
         """The keys and values before the last row of a read. Computes the earlier pieces of a long

@@ -1,6 +1,5 @@
 """One call of the sampler on one copy of the weights: the arrays and programs of a schedule."""
 
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ from seif_jax.models.paged_attention import page_tokens
 from seif_jax.sampling.call import Call, Progress
 from seif_jax.sampling.decode import decode
 from seif_jax.sampling.decode_arrays import EMPTY, UNUSED, Prefix, Results, empty_entries, unpack
+from seif_jax.sampling.host_copy import fetch
 from seif_jax.sampling.page_pool import TRASH
 from seif_jax.sampling.prefill import PackedKV
 from seif_jax.sampling.prefill_plan import PrefillPlan
@@ -28,8 +28,6 @@ from seif_jax.sampling.schedule import Schedule
 from seif_jax.sampling.session_arrays import SessionArrays, zeros
 from seif_jax.sampling.weights import decoding_layers, embedding_table
 from seif_jax.sharding import use_mesh_of
-
-POLL_SECS = 0.001  # a call of the decoding program takes far longer
 
 
 class Session:
@@ -241,11 +239,3 @@ def take_slots(
         return x.reshape(-1, count, *x.shape[1:])[:, keep].reshape(-1, *x.shape[1:])
 
     return entry, age, hidden, jax.tree.map(take, recent)
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """Copies an array to the host when it is ready. Polls, because Python cannot handle Ctrl-C and
-    SIGTERM while np.asarray waits; on a busy CPU, that can take a minute."""
-    while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue], not in JAX's stubs
-        time.sleep(POLL_SECS)
-    return np.asarray(array)
