@@ -5,6 +5,7 @@ import runpy
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic_run
@@ -49,6 +50,7 @@ def test_help(tool, name):
         ),
         ("evaluate_speed", [*SPEED, f"--data={__file__}"], "--peer_python=absent: no such program"),
         ("training_table", ["{folder}"], "not a run's folder, nor one of runs"),
+        ("reply_table", ["{folder}"], "no evaluation, it has no responses.parquet"),
         ("plan_table", [], "the following arguments are required: FOLDER"),
         ("kill_campaign", ["--what=fire"], "--what must be some of: kill, term"),
         ("convert_speed", ["much"], "invalid float value: 'much'"),
@@ -99,7 +101,10 @@ def test_the_training_table(tool, tmp_path):
     ]  # fmt: skip
     titles = rows[0]
     assert titles[2:5] == ["distinct instructions", "constraints met", "checked by a rule"]
-    assert titles[5:] == ["Judger agrees with the rule", "tokens per reply", "KL", "Yes."]
+    assert titles[5:] == [
+        "Judger agrees with the rule", "tokens per reply", "KL",
+        "rule says yes", "Judger says yes", "kappa", "Yes.",
+    ]  # fmt: skip
     run = tmp_path / "seed_1"
     kept = pq.read_table(run / "round_2" / "instructions.parquet", filters=[("kept", "=", True)])
     samples = pq.read_table(run / "round_2" / "follower" / "samples.parquet")
@@ -113,9 +118,43 @@ def test_the_training_table(tool, tmp_path):
         shown = float(rows[-1][column])
         assert shown == pytest.approx(sum(line[metric] for line in steps) / 3, rel=1e-2)
     assert float(rows[-1][-1]) == pytest.approx(1 / len(samples), rel=1e-2)
+    both = [
+        (verdict["rule"], verdict["judge"])
+        for verdicts in samples["verdicts"].to_pylist()
+        for verdict in verdicts
+        if None not in (verdict["rule"], verdict["judge"])
+    ]
+    rule, judge, same = (
+        sum(values) / len(both)
+        for values in (*zip(*both, strict=True), [one == other for one, other in both])
+    )
+    chance = rule * judge + (1 - rule) * (1 - judge)
+    expected = (rule, judge, (same - chance) / (1 - chance))
+    assert [float(cell) for cell in rows[-1][8:11]] == pytest.approx(expected, rel=1e-2)
     (run / "round_2" / "instructions.parquet").unlink()
     code, out, _ = tool("training_table", run)
     assert code == 0 and out.splitlines()[-1].startswith("| seed_1 | 2 |  |")
+
+
+def test_the_reply_table(tool, tmp_path):
+    prompt = "Say what you had for breakfast, and say it twice."
+    loop = "on and on " * 5
+    replies = [
+        (prompt, "Tea."),  # fewer than four words
+        (prompt, loop + "on and"),  # "on and on on" five times
+        (prompt, loop + "on and on on"),  # and once more
+        (prompt, "What you had for breakfast, and then more."),  # 3 of 5 are in the prompt
+        (prompt, "What you had for lunch, and then more."),  # 1 of 5
+    ]
+    columns = dict(zip(("prompt", "response"), zip(*replies, strict=True), strict=True))
+    table = pa.table({"model": ["a"] * 4 + ["b"], **{k: list(v) for k, v in columns.items()}})
+    pq.write_table(table, tmp_path / "responses.parquet")
+    code, out, _ = tool("reply_table", tmp_path)
+    assert code == 0
+    assert out.splitlines()[2:] == [
+        f"| {tmp_path.name} | a | 4 | 12.5 | 0.25 | 0.25 |",
+        f"| {tmp_path.name} | b | 1 | 8 | 0.00 | 0.00 |",
+    ]
 
 
 def made_plan(command: list[str]) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Means over the Follower's steps of each round, as a Markdown table with a row per run and round.
 
-Also counts the distinct instructions that were kept, and the replies that are only --reply.
+Also counts the distinct instructions that were kept, the verdicts of rules and Judger on the same
+constraints, and the replies that are only --reply.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 from seif_jax import sample_files
 from seif_jax.errors import UserError
 from seif_jax.report.run_files import RunFiles, mean, open_runs
+from seif_jax.report.sample_counts import Agreement
 
 METRICS = {  # of metrics.jsonl: the column's title
     "followed": "constraints met",
@@ -19,6 +21,7 @@ METRICS = {  # of metrics.jsonl: the column's title
     "reply_tokens": "tokens per reply",
     "kl": "KL",
 }
+VERDICTS = ("rule says yes", "Judger says yes", "kappa")
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
         runs = open_runs(options.runs)
     except UserError as error:
         parser.error(str(error))
-    columns = ["run", "round", "distinct instructions", *METRICS.values(), options.reply]
+    columns = ["run", "round", "distinct instructions", *METRICS.values(), *VERDICTS, options.reply]
     print("|", " | ".join(columns), "|")
     print("|---" * len(columns) + "|")
     for run in runs:
@@ -48,9 +51,14 @@ def row(run: RunFiles, round: int, reply: str) -> list[str]:
     if path.exists():
         instructions = pq.read_table(path, columns=["prompt", "kept"]).to_pylist()
         kept = str(len({entry["prompt"] for entry in instructions if entry["kept"]}))
-    samples = sample_files.rows(run.paths.stage(round, "follower").samples, ["answer"])
-    same = mean(float((sample["answer"] or "").strip() == reply) for sample in samples)
-    values = [*(mean(line.get(metric) for line in steps) for metric in METRICS), same]
+    agreement, same = Agreement(), []
+    path = run.paths.stage(round, "follower").samples
+    for sample in sample_files.rows(path, ["answer", "verdicts"]):
+        same.append(float((sample["answer"] or "").strip() == reply))
+        for verdict in sample["verdicts"] or ():
+            agreement.add(verdict)
+    values = [mean(line.get(metric) for line in steps) for metric in METRICS]
+    values += [agreement.rule_yes, agreement.both_yes, agreement.kappa, mean(same)]
     shown = ["" if value is None else f"{value:.3g}" for value in values]
     return [run.name, str(round), kept, *shown]
 

@@ -1,0 +1,59 @@
+"""Length, repetition and copying of the replies in evaluations, as a Markdown table with a row per
+model.
+
+Repetitive: some sequence of four words occurs more than five times. Copied: at least half of the
+reply's sequences of four words are in the prompt.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from statistics import mean, median
+
+import pyarrow.parquet as pq
+
+NGRAM = 4  # words in a row
+MOST = 5  # times that a reply may contain a sequence
+COPIED = 0.5  # of a reply's sequences are in the prompt
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="--out of `seif evaluate`"
+    )
+    rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for folder in parser.parse_args().folders:
+        path = folder / "responses.parquet"
+        if not path.is_file():
+            parser.error(f"{folder}: no evaluation, it has no {path.name}")
+        for row in pq.read_table(path, columns=["model", "prompt", "response"]).to_pylist():
+            key = (folder.name, row["model"])
+            rows.setdefault(key, []).append((row["prompt"], row["response"]))
+    print("| folder | model | replies | median words | repetitive | copied |")
+    print("|---|---|---|---|---|---|")
+    for (folder, model), pairs in rows.items():
+        words = median(len(reply.split()) for _, reply in pairs)
+        repetitive = mean(is_repetitive(reply) for _, reply in pairs)
+        copied = mean(is_copied(reply, prompt) for prompt, reply in pairs)
+        print(
+            f"| {folder} | {model} | {len(pairs)} | {words:g} | {repetitive:.2f} | {copied:.2f} |"
+        )
+
+
+def is_repetitive(reply: str) -> bool:
+    return max(Counter(ngrams(reply)).values(), default=0) > MOST
+
+
+def is_copied(reply: str, prompt: str) -> bool:
+    own, known = ngrams(reply), set(ngrams(prompt))
+    return bool(own) and mean(ngram in known for ngram in own) >= COPIED
+
+
+def ngrams(text: str) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+
+
+if __name__ == "__main__":
+    main()
