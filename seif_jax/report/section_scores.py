@@ -20,7 +20,6 @@ from seif_jax.report.page_blocks import (
 )
 from seif_jax.report.run_files import ORDER, Metrics, RunFiles
 from seif_jax.report.sample_counts import StageCounts
-from seif_jax.report.section_training import baseline_colour, series_colour
 
 PHASES = {  # "secs/NAME" of metrics.jsonl: its name in the report, and its colour
     "sample": ("sampling", figures.INDIGO),
@@ -88,14 +87,14 @@ def score_chart(runs: Sequence[RunFiles], scores: Mapping[str, Scores], name: st
         models = scores[run.name].get(name, {})
         if not models:
             continue
-        means = [float(np.mean(values)) for values in models.values()]
-        low, high = zip(*(interval(values) for values in models.values()), strict=True)
-        base = baseline_colour(i, runs)
-        colours = [base if model == "base" else series_colour(i) for model in models]
-        series.append(Bars(run.name, list(models), means, colours, low, high))
+        estimates: dict[str, suite_scores.Estimates] = {}
+        for model, values in models.items():
+            low, high = interval(values)
+            estimates[model] = {"value": float(np.mean(values)), "low": low, "high": high}
+        series.append(suite_scores.model_bars(runs, i, estimates))
         alt = ", ".join(
-            f"{model} {mean:.1%} ({a:.1%} to {b:.1%})"
-            for model, mean, a, b in zip(models, means, low, high, strict=True)
+            f"{model} {e['value']:.1%} ({e['low']:.1%} to {e['high']:.1%})"
+            for model, e in estimates.items()
         )
         alts.append(f"{run.name}: {alt}" if len(runs) > 1 else alt)
     figure = bar_charts.bars(series, y="constraints met", share=True)

@@ -67,24 +67,28 @@ def _chart(runs: Sequence[RunFiles], scores_by_run: ScoresByRun, suite: str) -> 
     for i, run in enumerate(runs):
         models = scores_by_run[run.name].get(suite, {})
         score = score or next(iter(main_scores(models)), "")
-        estimates = {model: scores[score] for model, scores in models.items() if score in scores}
-        if not estimates:
-            continue
-        base = baseline_colour(i, runs)
-        series.append(
-            Bars(
-                run.name,
-                [label_of(model) for model in estimates],
-                [estimate["value"] for estimate in estimates.values()],
-                [base if model == BASE else series_colour(i) for model in estimates],
-                [estimate["low"] for estimate in estimates.values()],
-                [estimate["high"] for estimate in estimates.values()],
-            )
-        )
-        words += [f"{run.name} {label_of(m)}: {e['value']:.3g}" for m, e in estimates.items()]
+        estimates = {
+            label_of(model): scores[score] for model, scores in models.items() if score in scores
+        }
+        if estimates:
+            series.append(model_bars(runs, i, estimates))
+        words += [f"{run.name} {model}: {e['value']:.3g}" for model, e in estimates.items()]
     figure = bar_charts.bars(series, y=score)
     note = f"{score.replace('_', ' ')}, with 95 % bootstrap intervals"
     return Chart(f"suite-{suite}", f"Suite {suite}", figure, "; ".join(words), note)
+
+
+def model_bars(runs: Sequence[RunFiles], i: int, estimates: Mapping[str, Estimates]) -> Bars:
+    """The bars of run i, one per model, with their intervals. estimates: by the model's label."""
+    base = baseline_colour(i, runs)
+    return Bars(
+        runs[i].name,
+        list(estimates),
+        [estimate["value"] for estimate in estimates.values()],
+        [base if model == BASE else series_colour(i) for model in estimates],
+        [estimate["low"] for estimate in estimates.values()],
+        [estimate["high"] for estimate in estimates.values()],
+    )
 
 
 def table(runs: Sequence[RunFiles], scores_by_run: ScoresByRun) -> Table:
