@@ -75,7 +75,10 @@ def test_replies_of_a_file(bench, tmp_path, capsys):
     command = ("--suite=ifbench", f"--data={data}", f"--responses={responses}", f"--out={out}")
     evaluate(*command)
     text, err = capsys.readouterr()
-    assert "5 prompts, 6 constraints, 1 unanswered, 1 unscored" in text
+    title, *rows = text.splitlines()
+    assert title == "ifbench: 5 prompts, 6 constraints"
+    counts = [row.split()[:3] for row in rows[-2:]]
+    assert counts == [["responses", "unanswered", "1"], ["responses", "unscored", "1"]]
     assert err == "1 of 5 responses match no prompt of the suites\n"
     scores = json.loads((out / "scores.json").read_text())["ifbench"]
     assert scores["score"] == "prompt_level_strict_acc"
@@ -446,3 +449,20 @@ def test_the_table_of_a_score_without_an_interval(capsys):
     title, *_, row = capsys.readouterr().out.splitlines()
     assert title == "lm-eval:task: 2 documents"
     assert row.split() == ["tiny", "perplexity", "3.5", "-"]
+
+
+def test_the_table_names_every_model_that_gave_no_verdicts(capsys):
+    results = {
+        name: Result(
+            {"generate_accuracy": Constant(0.5)}, ("a", "b"), 1,
+            {"constraints": 250, "no_verdict_verdict": 0, "no_verdict_generate": missing},
+        )
+        for name, missing in (("base", 0), ("round_1", 3), ("round_2", 248))
+    }  # fmt: skip
+    subjects = [Subject(name, i, "model") for i, name in enumerate(results)]
+    tables.show({"judge": summarize(subjects, results)})
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title == "judge: 250 constraints"
+    assert [row.split()[:3] for row in rows if "no_verdict" in row] == [
+        ["round_1", "no_verdict_generate", "3"], ["round_2", "no_verdict_generate", "248"],
+    ]  # fmt: skip

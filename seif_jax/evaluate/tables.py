@@ -12,23 +12,21 @@ from seif_jax.number_format import compact
 
 Cell = str | float | None
 SIZE_COUNTS = ("prompts", "constraints", "documents")
-PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # prefixes of names; shown unless 0
+PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # prefixes; in the table unless 0
 
 
 def show(summaries: Mapping[str, Summary]) -> None:
     """Prints each suite's tables. They leave out the scores of single groups."""
     with Display(io.StringIO()) as display:
         for suite, summary in summaries.items():
-            display.table(f"{suite}: {_counts(summary)}", *_model_table(summary))
+            display.table(f"{suite}: {_size(summary)}", *_model_table(summary))
             for role, runs in summary.runs.items():
                 display.table(f"{suite}: {role} over runs", *_run_table(runs))
 
 
-def _counts(summary: Summary) -> str:
+def _size(summary: Summary) -> str:
     counts = next(iter(summary.models.values())).counts
-    words = [f"{counts[name]} {name}" for name in SIZE_COUNTS if name in counts]
-    words += [f"{n} {name}" for name, n in counts.items() if n and name.startswith(PROBLEM_COUNTS)]
-    return ", ".join(words)
+    return ", ".join(f"{counts[name]} {name}" for name in SIZE_COUNTS if name in counts)
 
 
 def _model_table(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
@@ -42,8 +40,10 @@ def _model_table(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
             row: list[Cell] = [label, name, score.value, _interval(score)]
             if difference and name in difference.scores:
                 row += _difference_cells(difference, name)
-            rows.append([*row, *[None] * (len(columns) - len(row))])
-    return columns, rows
+            rows.append(row)
+        problems = {k: n for k, n in model.counts.items() if n and k.startswith(PROBLEM_COUNTS)}
+        rows += [[label, name, count] for name, count in problems.items()]
+    return columns, [[*row, *[None] * (len(columns) - len(row))] for row in rows]
 
 
 def _difference_cells(difference: Difference, name: str) -> list[Cell]:
