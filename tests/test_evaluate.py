@@ -347,7 +347,7 @@ def test_a_model_as_a_judger_of_labelled_rows(models, tmp_path, capsys):
     assert sum(one["count"] for one in found["reliability"]) == 6
     assert found["counts"]["no_verdict_generate"] == 6  # 12 tokens hold no analysis and verdict
     verdicts = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
-    assert len(verdicts) == 12 and all(len(row["text"]) < 200 for row in verdicts)  # 12 tokens
+    assert len(verdicts) == 12 and all(len(row["text"]) < 200 for row in verdicts)  # of 12 tokens
 
 
 def test_a_pair_of_one_is_refused(bench, models, refused):

@@ -147,13 +147,18 @@ def test_the_reply_table(tool, tmp_path):
         (prompt, "What you had for lunch, and then more."),  # 1 of 5
     ]
     columns = dict(zip(("prompt", "response"), zip(*replies, strict=True), strict=True))
-    table = pa.table({"model": ["a"] * 4 + ["b"], **{k: list(v) for k, v in columns.items()}})
-    pq.write_table(table, tmp_path / "responses.parquet")
-    code, out, _ = tool("reply_table", tmp_path)
+    named = {"suite": ["ifeval"] * 4 + ["ifbench"], "model": ["base"] * 5}
+    table = pa.table(named | {name: list(texts) for name, texts in columns.items()})
+    folders = [tmp_path / run / "evaluate" for run in ("one", "other")]
+    for folder, rows in zip(folders, (table, table.slice(1, 1)), strict=True):
+        folder.mkdir(parents=True)
+        pq.write_table(rows, folder / "responses.parquet")
+    code, out, _ = tool("reply_table", *folders)
     assert code == 0
     assert out.splitlines()[2:] == [
-        f"| {tmp_path.name} | a | 4 | 12.5 | 0.25 | 0.25 |",
-        f"| {tmp_path.name} | b | 1 | 8 | 0.00 | 0.00 |",
+        f"| {folders[0]} | ifeval | base | 4 | 12.5 | 0.25 | 0.25 |",
+        f"| {folders[0]} | ifbench | base | 1 | 8 | 0.00 | 0.00 |",
+        f"| {folders[1]} | ifeval | base | 1 | 17 | 0.00 | 0.00 |",
     ]
 
 

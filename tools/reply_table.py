@@ -1,5 +1,5 @@
 """Length, repetition and copying of the replies in evaluations, as a Markdown table with a row per
-model.
+suite and model.
 
 Repetitive: some sequence of four words occurs more than five times. Copied: at least half of the
 reply's sequences of four words are in the prompt.
@@ -22,23 +22,23 @@ def main() -> None:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="--out of `seif evaluate`"
     )
-    rows: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    rows: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
     for folder in parser.parse_args().folders:
         path = folder / "responses.parquet"
         if not path.is_file():
             parser.error(f"{folder}: no evaluation, it has no {path.name}")
-        for row in pq.read_table(path, columns=["model", "prompt", "response"]).to_pylist():
-            key = (folder.name, row["model"])
+        columns = ["suite", "model", "prompt", "response"]
+        for row in pq.read_table(path, columns=columns).to_pylist():
+            key = (str(folder), row["suite"], row["model"])
             rows.setdefault(key, []).append((row["prompt"], row["response"]))
-    print("| folder | model | replies | median words | repetitive | copied |")
-    print("|---|---|---|---|---|---|")
-    for (folder, model), pairs in rows.items():
+    print("| folder | suite | model | replies | median words | repetitive | copied |")
+    print("|---|---|---|---|---|---|---|")
+    for key, pairs in rows.items():
         words = median(len(reply.split()) for _, reply in pairs)
         repetitive = mean(is_repetitive(reply) for _, reply in pairs)
         copied = mean(is_copied(reply, prompt) for prompt, reply in pairs)
-        print(
-            f"| {folder} | {model} | {len(pairs)} | {words:g} | {repetitive:.2f} | {copied:.2f} |"
-        )
+        cells = [*key, str(len(pairs)), f"{words:g}", f"{repetitive:.2f}", f"{copied:.2f}"]
+        print("|", " | ".join(cells), "|")
 
 
 def is_repetitive(reply: str) -> bool:

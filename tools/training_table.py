@@ -52,8 +52,8 @@ def row(run: RunFiles, round: int, reply: str) -> list[str]:
         instructions = pq.read_table(path, columns=["prompt", "kept"]).to_pylist()
         kept = str(len({entry["prompt"] for entry in instructions if entry["kept"]}))
     agreement, same = Agreement(), []
-    path = run.paths.stage(round, "follower").samples
-    for sample in sample_files.rows(path, ["answer", "verdicts"]):
+    samples = run.paths.stage(round, "follower").samples
+    for sample in sample_files.rows(samples, ["answer", "verdicts"]):
         same.append(float((sample["answer"] or "").strip() == reply))
         for verdict in sample["verdicts"] or ():
             agreement.add(verdict)

@@ -243,7 +243,7 @@ class JudgerVerdicts:
 
 def as_judge(model: ChatModel, mode: str, max_tokens: int = JUDGE_TOKENS) -> Judge:
     """The model as a Judger, whose prompts may take all positions that its replies leave.
-    max_tokens: of a reply."""
+    max_tokens: limit of analysis and verdict together."""
     room = model.engine.config.max_positions - max_tokens
     decoding = Decoding(room, max_tokens, SLOTS, temperature=0.0)
     return Judge(model, mode, JUDGE_SHOTS, decoding)

@@ -12,7 +12,7 @@ from seif_jax.number_format import compact
 
 Cell = str | float | None
 SIZE_COUNTS = ("prompts", "constraints", "documents")
-PROBLEM_COUNTS = ("unanswered", "unscored", "no_verdict")  # prefixes; in the table unless 0
+PROBLEM_PREFIXES = ("unanswered", "unscored", "no_verdict")  # of counts; in the table unless 0
 
 
 def show(summaries: Mapping[str, Summary]) -> None:
@@ -41,7 +41,7 @@ def _model_table(summary: Summary) -> tuple[list[str], list[list[Cell]]]:
             if difference and name in difference.scores:
                 row += _difference_cells(difference, name)
             rows.append(row)
-        problems = {k: n for k, n in model.counts.items() if n and k.startswith(PROBLEM_COUNTS)}
+        problems = {k: n for k, n in model.counts.items() if n and k.startswith(PROBLEM_PREFIXES)}
         rows += [[label, name, count] for name, count in problems.items()]
     return columns, [[*row, *[None] * (len(columns) - len(row))] for row in rows]
 

@@ -10,7 +10,7 @@ POLL_SECS = 0.001  # the programs whose results are fetched take far longer
 
 def fetch(array: jax.Array) -> np.ndarray:
     """Copies an array to the host when it is ready. Polls, because Python cannot handle Ctrl-C and
-    SIGTERM while np.asarray waits; on a busy CPU, that can take a minute."""
+    SIGTERM while np.asarray waits, which can take a minute on a busy CPU."""
     while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue], not in JAX's stubs
         time.sleep(POLL_SECS)
     return np.asarray(array)
