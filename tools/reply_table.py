@@ -12,6 +12,8 @@ from statistics import mean, median
 
 import pyarrow.parquet as pq
 
+from seif_jax.diversity import ngrams
+
 NGRAM = 4  # words in a row
 MOST = 5  # times that a reply may contain a sequence
 COPIED = 0.5  # of a reply's sequences are in the prompt
@@ -42,17 +44,16 @@ def main() -> None:
 
 
 def is_repetitive(reply: str) -> bool:
-    return max(Counter(ngrams(reply)).values(), default=0) > MOST
+    return max(Counter(sequences(reply)).values(), default=0) > MOST
 
 
 def is_copied(reply: str, prompt: str) -> bool:
-    own, known = ngrams(reply), set(ngrams(prompt))
-    return bool(own) and mean(ngram in known for ngram in own) >= COPIED
+    own, known = sequences(reply), set(sequences(prompt))
+    return bool(own) and mean(sequence in known for sequence in own) >= COPIED
 
 
-def ngrams(text: str) -> list[tuple[str, ...]]:
-    words = text.lower().split()
-    return [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+def sequences(text: str) -> list[tuple[str, ...]]:
+    return ngrams(text.lower().split(), NGRAM)
 
 
 if __name__ == "__main__":
